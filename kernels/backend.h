@@ -1,0 +1,58 @@
+// The one seam between the host and the devices. No CUDA header is included here.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "kernels/ops/gather.h"
+#include "kernels/ops/pool.h"
+#include "kernels/ops/score.h"
+#include "kernels/ops/select.h"
+#include "kernels/ops/tally.h"
+
+namespace dkv {
+
+/// Bytes in a backend's memory, given back when this goes.
+class BackendBuffer {
+public:
+    virtual ~BackendBuffer() = default;
+    virtual std::span<std::byte> bytes() noexcept = 0;
+};
+
+/// An ordered queue of work on one device. Ops of one backend run in the order in which they were
+/// called; on a device a call may return before the work is done, and results are there after
+/// synchronize() or download(). Every span in the arguments is the backend's memory (on a CPU: plain
+/// memory), but for lengths, offsets, `keep` and `counts`, which are always the host's.
+/// One thread at a time.
+class Backend {
+public:
+    virtual ~Backend() = default;
+    Backend(Backend const&) = delete;
+    Backend& operator=(Backend const&) = delete;
+
+    /// "cpu (avx512_bf16, 8 threads)": for people.
+    virtual std::string_view name() const noexcept = 0;
+
+    /// Zeroed, aligned to 64 bytes. Errors: LimitExceeded when there is not enough memory.
+    virtual Result<std::unique_ptr<BackendBuffer>> allocate(std::size_t bytes) = 0;
+    virtual Result<void> upload(std::span<std::byte const> source, std::span<std::byte> target) = 0;
+    virtual Result<void> download(std::span<std::byte const> source,
+                                  std::span<std::byte> target) = 0;
+
+    virtual Result<void> score(ScoreArgs const& args) = 0;
+    virtual Result<void> pool(PoolArgs const& args) = 0;
+    virtual Result<void> select(SelectArgs const& args) = 0;
+    virtual Result<void> tally(TallyArgs const& args) = 0;
+    virtual Result<void> gather(GatherArgs const& args) = 0;
+    virtual Result<void> synchronize() = 0;
+
+protected:
+    Backend() = default;
+};
+
+/// The embedded backend: always there, and the oracle for the others. `threads` 0: every core.
+std::unique_ptr<Backend> make_cpu_backend(unsigned threads = 0);
+
+}  // namespace dkv

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor_view.h"
+
+namespace dkv {
+
+/// Copies chosen rows of a cache. Every head has its own number of rows, in its own order.
+///
+///   source        [heads, tokens, head_dim]   any dtype and strides; read
+///   ids           [Σ lengths]                 i32, head after head, each in [0, tokens)
+///   lengths       [heads]                     rows per head
+///   out           bytes                       written: head h's rows, dense, from out_offsets[h] on
+///   out_offsets   [heads]                     bytes from the start of out
+///
+/// `out` must not overlap `source`. Ids are checked: a row outside the source is refused, not read.
+struct GatherArgs {
+    RowsView source;
+    std::span<std::int32_t const> ids;
+    std::span<std::uint32_t const> lengths;
+    std::span<std::byte> out;
+    std::span<std::uint64_t const> out_offsets;
+};
+
+/// Errors: InvalidArgument when a shape disagrees with the table above, an id is outside the source,
+/// or a head's rows do not fit in `out`.
+Result<void> check(GatherArgs const& args);
+
+}  // namespace dkv

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor_view.h"
+#include "protocol/base/score_options.h"
+
+namespace dkv {
+
+/// How much the window's queries attend to each prefix token (DynamicKV §3.2; SnapKV eq. 5).
+///
+///   queries  [q_heads, window, head_dim]    the last `window` prompt tokens, after RoPE; read
+///   keys     [kv_heads, tokens, head_dim]   the same dtype; read, once per group of query heads
+///   scores   [rows, tokens - window]        f32, written; rows = q_heads with None, else kv_heads
+///   mass     [kv_heads, tokens - window]    f32, written; or empty
+///
+/// p = softmax over all `tokens` of scale * q·k (softcap * tanh(· / softcap) when softcap > 0), where
+/// the query of token t sees the tokens up to t: the last `window` columns are causal.
+/// a[query head] = mean of p over the window's queries; scores = a reduced over the group;
+/// mass = mean of p over the window's queries and the group, so that the prefix's and the window's
+/// shares add up to 1 per KV head. f32 accumulators or wider; neither [q_heads, window, tokens] nor
+/// expanded keys are ever stored.
+struct ScoreArgs {
+    RowsView queries;
+    RowsView keys;
+    std::span<float> scores;
+    std::span<float> mass;
+    GroupReduce reduce = GroupReduce::Mean;
+    float scale = 0;    ///< 0: 1/sqrt(head_dim).
+    float softcap = 0;  ///< 0: none.
+    /// [q_heads, window] log-sum-exp of each query's logits, from the engine; empty: computed here.
+    std::span<float const> lse;
+};
+
+/// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when window is
+/// 0 or exceeds tokens, or when q_heads is no multiple of kv_heads.
+Result<void> check(ScoreArgs const& args);
+
+}  // namespace dkv

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "protocol/base/result.h"
+
+namespace dkv {
+
+/// Counts how many of the `total` largest scores of all layers fall in each layer and head: the
+/// progressive update of DynamicKV (§3.2, algorithm 1) needs these counts and nothing else.
+///
+///   layers  [layers] of [heads, tokens]   f32, read; NaN counts as the smallest
+///   counts  [layers, heads]               written; Σ counts == min(total, layers * heads * tokens)
+///
+/// Exact. Equal scores at the threshold: the lower layer first, then the lower head, then the lower
+/// token. Never a sort: one histogram pass per digit, then one for the ties.
+struct TallyArgs {
+    std::span<std::span<float const> const> layers;
+    std::span<std::uint64_t> counts;
+    std::uint32_t heads = 0;
+    std::uint32_t tokens = 0;
+    std::uint64_t total = 0;
+};
+
+/// Errors: InvalidArgument when a span disagrees with the table above.
+Result<void> check(TallyArgs const& args);
+
+}  // namespace dkv

@@ -1,0 +1,107 @@
+// What a policy is: shapes and counts in, budgets out. Pure host arithmetic: no pointer to a cache, no
+// device, clock, IO or log.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "protocol/base/geometry.h"
+#include "protocol/base/result.h"
+#include "sidecar/policy/params.h"
+
+namespace dkv {
+
+/// What one prompt's cache looks like to a policy.
+struct PromptShape {
+    std::uint32_t layers = 0;
+    std::uint32_t kv_heads = 0;
+    std::uint32_t prompt_tokens = 0;  ///< n
+    std::uint32_t window = 0;         ///< ws
+    std::uint32_t prefix() const noexcept { return prompt_tokens - window; }  ///< N = n - ws
+};
+
+/// Prefix tokens per layer and KV head; the window is kept on top of them.
+class HeadBudgets {
+public:
+    HeadBudgets() = default;
+    HeadBudgets(std::uint32_t layers, std::uint32_t kv_heads, std::uint32_t tokens)
+        : kv_heads_(kv_heads), tokens_(std::size_t{layers} * kv_heads, tokens) {}
+
+    std::uint32_t layers() const noexcept {
+        return kv_heads_ == 0 ? 0 : static_cast<std::uint32_t>(tokens_.size() / kv_heads_);
+    }
+    std::uint32_t kv_heads() const noexcept { return kv_heads_; }
+    /// [kv_heads]
+    std::span<std::uint32_t> layer(std::uint32_t index) noexcept {
+        return std::span(tokens_).subspan(std::size_t{index} * kv_heads_, kv_heads_);
+    }
+    std::span<std::uint32_t const> layer(std::uint32_t index) const noexcept {
+        return std::span(tokens_).subspan(std::size_t{index} * kv_heads_, kv_heads_);
+    }
+    std::uint64_t total() const noexcept;
+    bool operator==(HeadBudgets const&) const = default;
+
+private:
+    std::uint32_t kv_heads_ = 0;
+    std::vector<std::uint32_t> tokens_;
+};
+
+/// Which prefix tokens a policy prefers.
+enum class Ranking : std::uint8_t {
+    Scores,    ///< By the window's attention, pooled.
+    Positions  ///< By position alone: ranked_positions() says how.
+};
+
+/// One policy over one prompt with more than `capacity` tokens. The pipeline calls, for each layer in
+/// order: stage_limits(l), and after it has ranked and staged the layer, tally_total(l); where that
+/// has a value, rebalance() with the counts. After the last layer budgets() is final.
+class Policy {
+public:
+    virtual ~Policy() = default;
+
+    virtual Ranking ranking() const noexcept { return Ranking::Scores; }
+
+    /// Ranking::Positions: every prefix position, the one to keep first first. [N]
+    virtual std::vector<std::int32_t> ranked_positions() const { return {}; }
+
+    /// Whether budgets() is final before the first layer: then a layer is cut to its final size as
+    /// soon as it is scored.
+    virtual bool budgets_known() const noexcept = 0;
+
+    /// The most prefix tokens each head of this layer can still get. [kv_heads]
+    virtual std::span<std::uint32_t const> stage_limits(std::uint32_t layer) const noexcept = 0;
+
+    /// After this layer: how many of the largest scores of all layers seen to count, or nothing when
+    /// no update is due.
+    virtual std::optional<std::uint64_t> tally_total(std::uint32_t /*layer*/) const noexcept {
+        return std::nullopt;
+    }
+
+    /// Re-cuts the `layers_seen` first layers. counts [layers_seen, kv_heads], as ops/tally gives
+    /// them. No budget grows beyond what the layer still has staged.
+    virtual void rebalance(std::uint32_t /*layers_seen*/, std::span<std::uint64_t const> /*counts*/) {}
+
+    /// The budgets as they stand. Layers not seen yet have their stage limit.
+    virtual HeadBudgets const& budgets() const noexcept = 0;
+};
+
+/// A line of the registry: what `dkv policy list` shows.
+struct PolicyEntry {
+    std::string_view name;
+    std::string_view summary;
+    /// nullptr: keeps everything (fullkv).
+    std::unique_ptr<Policy> (*make)(PolicyParams const&, PromptShape const&);
+};
+
+/// Every policy, in the order in which `dkv policy list` shows them.
+std::span<PolicyEntry const> policies() noexcept;
+
+/// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <= capacity,
+/// or prompt_tokens <= window. `params` come from resolve().
+std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape);
+
+}  // namespace dkv

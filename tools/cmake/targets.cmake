@@ -1,0 +1,31 @@
+# What every target of dkv shares: warnings, sanitizers, include root.
+
+add_library(dkv_options INTERFACE)
+target_include_directories(dkv_options INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_definitions(dkv_options INTERFACE DKV_VERSION="${PROJECT_VERSION}" SPDLOG_FMT_EXTERNAL)
+target_compile_options(dkv_options INTERFACE
+    -Wall -Wextra -Wpedantic -Wshadow
+    $<$<COMPILE_LANGUAGE:CXX>:-Wconversion -Wnon-virtual-dtor -Woverloaded-virtual>
+    $<$<BOOL:${DKV_WERROR}>:-Werror>)
+if(DKV_SANITIZE)
+    # Also for the shared library: whoever loads it into another process preloads the runtime.
+    add_compile_options(-fsanitize=${DKV_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    add_link_options(-fsanitize=${DKV_SANITIZE})
+endif()
+
+# dkv_library(NAME dependency …): one static library per line of tools/tidy/layers.txt, made of the
+# .cc files of the current folder; the linker checks the same law as tools/tidy/tidy.py.
+function(dkv_library name)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+    add_library(${name} STATIC ${sources})
+    target_link_libraries(${name} PUBLIC dkv_options ${ARGN})
+endfunction()
+
+# dkv_test(NAME dependency …): one doctest program made of the *_test.cc files of the current folder,
+# each of its cases a test of its own.
+function(dkv_test name)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
+    add_executable(${name} ${PROJECT_SOURCE_DIR}/tests/main.cc ${sources})
+    target_link_libraries(${name} PRIVATE dkv_options ${ARGN})
+    doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
+endfunction()
