@@ -1,0 +1,43 @@
+// What a controller can ask a sidecar: one method per request of the wire's controller part. Plain
+// structs of the generated object API come back.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "protocol/base/result.h"
+#include "protocol/schema/dkv_generated.h"
+
+namespace dkv::sdk {
+
+/// A connection for requests, one after another, from one thread. Every method waits at most
+/// `timeout`.
+///
+/// Errors of every method: Unavailable when nobody listens at the endpoint; DeadlineExceeded when
+/// somebody does and does not answer; VersionMismatch; otherwise what the sidecar replied.
+class Controller {
+public:
+    /// Errors: InvalidArgument for an endpoint that is none. Connecting itself never fails.
+    static Result<std::unique_ptr<Controller>> connect(std::string endpoint,
+                                                       std::chrono::milliseconds timeout);
+    virtual ~Controller() = default;
+
+    virtual Result<wire::StatusInfoT> status() = 0;
+    virtual Result<wire::InstanceListT> instances() = 0;
+    /// instance 0: every instance.
+    virtual Result<wire::SessionListT> sessions(std::uint64_t instance) = 0;
+    virtual Result<wire::SavingsInfoT> savings() = 0;
+    virtual Result<wire::PolicyListT> policies() = 0;
+    /// instance 0: all. nullptr: back to the default.
+    virtual Result<void> set_policy(std::uint64_t instance, wire::PolicyT const* policy) = 0;
+    virtual Result<void> stop() = 0;
+    /// From now on next_notice() has something to give.
+    virtual Result<void> subscribe() = 0;
+    /// The next event, or nothing after `wait`. Errors: Unavailable when the sidecar went away.
+    virtual Result<std::optional<wire::NoticeT>> next_notice(std::chrono::milliseconds wait) = 0;
+};
+
+}  // namespace dkv::sdk
