@@ -19,9 +19,9 @@ Result<void> check(Geometry const& geometry) {
     DKV_TRY(check_count("kv_heads", geometry.kv_heads));
     DKV_TRY(check_count("head_dim", geometry.head_dim));
     if (geometry.q_heads % geometry.kv_heads != 0)
-        return Error{ErrorCode::InvalidArgument,
-                     "q_heads is " + std::to_string(geometry.q_heads) + ", no multiple of kv_heads " +
-                         std::to_string(geometry.kv_heads)};
+        return Error{ErrorCode::InvalidArgument, "q_heads is " + std::to_string(geometry.q_heads) +
+                                                     ", no multiple of kv_heads " +
+                                                     std::to_string(geometry.kv_heads)};
     return {};
 }
 

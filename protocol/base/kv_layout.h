@@ -30,10 +30,10 @@ struct StagingLayout {
 /// of head 0, head 1, …, then the V rows in the same order, then the positions (i32) in the same
 /// order. Rows are position-sorted, the window last. Lengths may differ per layer and KV head.
 struct PackedLayer {
-    std::uint64_t keys_offset = 0;       ///< From the start of the region, 64-byte aligned.
-    std::uint64_t values_offset = 0;     ///< Likewise.
-    std::uint64_t positions_offset = 0;  ///< Likewise; i32 per row.
-    std::uint64_t end_offset = 0;        ///< Where the next layer begins.
+    std::uint64_t keys_offset = 0;         ///< From the start of the region, 64-byte aligned.
+    std::uint64_t values_offset = 0;       ///< Likewise.
+    std::uint64_t positions_offset = 0;    ///< Likewise; i32 per row.
+    std::uint64_t end_offset = 0;          ///< Where the next layer begins.
     std::vector<std::uint32_t> head_rows;  ///< [kv_heads + 1], running sum of the lengths.
 };
 

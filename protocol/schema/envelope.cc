@@ -26,7 +26,8 @@ Result<std::unique_ptr<wire::EnvelopeT>> decode(std::span<std::byte const> bytes
                                                  std::to_string(kMessageBytesMax)};
     auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
     // Too short for an offset and an identifier: GetRoot would read past the end.
-    if (bytes.size() < 2 * sizeof(flatbuffers::uoffset_t) || !wire::EnvelopeBufferHasIdentifier(data))
+    if (bytes.size() < 2 * sizeof(flatbuffers::uoffset_t) ||
+        !wire::EnvelopeBufferHasIdentifier(data))
         return Error{ErrorCode::CorruptData, "message of " + size + " bytes is not a DKV1 message"};
     flatbuffers::Verifier verifier(data, bytes.size(), kMessageDepthMax, kMessageTablesMax);
     if (!wire::VerifyEnvelopeBuffer(verifier))

@@ -22,9 +22,10 @@ constexpr std::size_t kMessageTablesMax = 100'000;
 /// The envelope as wire bytes, stamped with kProtocolVersion unless `envelope.version` is set.
 std::vector<std::uint8_t> encode(wire::EnvelopeT const& envelope);
 
-/// Errors: CorruptData when the bytes are too long, no DKV1 message, or fail the verifier (the message
-/// tells how many bytes there were); VersionMismatch, naming both versions, when they are another
-/// version's. Where the id could be read in spite of that, *id holds it, so that it can be answered.
+/// Errors: CorruptData when the bytes are too long, no DKV1 message, or fail the verifier (the
+/// message tells how many bytes there were); VersionMismatch, naming both versions, when they are
+/// another version's. Where the id could be read in spite of that, *id holds it, so that it can be
+/// answered.
 Result<std::unique_ptr<wire::EnvelopeT>> decode(std::span<std::byte const> bytes,
                                                 std::uint64_t* id = nullptr);
 

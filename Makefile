@@ -1,0 +1,76 @@
+# The front door. `make` lists what there is; every target is a line or two you could have typed.
+PRESET ?= release
+BUILD  := build/$(PRESET)
+PYTHON := .venv/bin/python
+CODE    = $(shell git ls-files '*.h' '*.cc' '*.c')
+
+# The demo's own knobs: make demo PROMPT=file.txt POLICY=snapkv CAPACITY=256
+PROMPT ?=
+POLICY ?=
+CAPACITY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench lint \
+	format tidy schema-check install clean
+
+help:         ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY=)
+	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
+		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
+		$(if $(CAPACITY),--capacity '$(CAPACITY)')
+
+test: test-asan test-e2e ## every test: unit tests under sanitizers, then units and end to end
+
+deps:         ## Debian packages and the Python environment (.venv)
+	tools/dev/install_deps.sh
+
+build: deps   ## configure and compile (PRESET=release|dev|asan|tsan)
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET)
+
+test-unit: build ## the unit tests alone
+	ctest --preset $(PRESET) --label-exclude e2e
+
+test-e2e: build ## unit tests, then real processes: dkvd, engines, a real model
+	ctest --preset $(PRESET)
+
+test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
+	cmake --preset asan --log-level=WARNING
+	cmake --build --preset asan
+	ctest --preset asan --label-exclude e2e
+
+test-tsan: deps ## unit tests under the thread sanitizer
+	cmake --preset tsan --log-level=WARNING
+	cmake --build --preset tsan
+	ctest --preset tsan --label-exclude e2e
+
+test-compat: build ## the adapter against transformers 4.57, in an environment of its own
+	tools/dev/compat.sh $(BUILD)
+
+soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
+	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
+
+bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
+	$(PYTHON) tools/bench/run.py --bin $(BUILD)/bin
+
+lint: build   ## formatting, the shape of the tree, clang-tidy
+	clang-format --dry-run --Werror $(CODE)
+	python3 tools/tidy/tidy.py
+	run-clang-tidy -quiet -p $(BUILD) '(cli|kernels|protocol|sidecar|tests|tools)/.*\.cc$$'
+
+format:       ## rewrite the code in the house format
+	clang-format -i $(CODE)
+
+tidy:         ## the shape of the tree: layers, lengths, mirrored kernels
+	python3 tools/tidy/tidy.py
+
+schema-check: ## the wire schema still speaks to every released version
+	tools/dev/schema_check.sh
+
+install: build ## programs, libdkv and the header under PREFIX (/usr/local)
+	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
+
+clean:        ## remove what was built
+	rm -rf build
