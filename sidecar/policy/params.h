@@ -13,24 +13,24 @@ namespace dkv {
 /// A wish. What is left out is the policy's own default.
 struct PolicyRequest {
     std::string name;
-    std::optional<std::uint32_t> capacity;
-    std::optional<std::uint32_t> window;
-    std::optional<std::uint32_t> kernel;
-    std::optional<Pool> pool;
-    std::optional<GroupReduce> reduce;
-    std::optional<double> r_max;
-    std::optional<double> r_min;
-    std::optional<std::uint32_t> update_interval;
-    std::optional<std::uint32_t> sinks;
-    std::optional<double> beta;
+    std::optional<std::uint32_t> capacity = {};
+    std::optional<std::uint32_t> window = {};
+    std::optional<std::uint32_t> kernel = {};
+    std::optional<Pool> pool = {};
+    std::optional<GroupReduce> reduce = {};
+    std::optional<double> r_max = {};
+    std::optional<double> r_min = {};
+    std::optional<std::uint32_t> update_interval = {};
+    std::optional<std::uint32_t> sinks = {};
+    std::optional<double> beta = {};
 };
 
 /// Every number, checked. A policy ignores those it has no use for.
 struct PolicyParams {
     std::string name = "dynamickv";
-    std::uint32_t capacity = 512;       ///< Mean tokens per layer and KV head, window included.
-    std::uint32_t window = 32;          ///< Last prompt tokens: kept, and their queries score.
-    std::uint32_t kernel = 7;           ///< Of the pooling; odd.
+    std::uint32_t capacity = 512;  ///< Mean tokens per layer and KV head, window included.
+    std::uint32_t window = 32;     ///< Last prompt tokens: kept, and their queries score.
+    std::uint32_t kernel = 7;      ///< Of the pooling; odd.
     Pool pool = Pool::Max;
     GroupReduce reduce = GroupReduce::Mean;
     double r_max = 10.0;                ///< A layer stages at most r_max * base prefix tokens.
@@ -46,8 +46,8 @@ struct PolicyParams {
 /// The request with defaults filled in.
 ///
 /// Errors: NotFound for an unknown name (the message lists the known ones). InvalidArgument, naming
-/// the value: capacity below window, window 0 or above 1024, kernel even or above 63, r_max below 1,
-/// r_min outside 0 … 1, update_interval 0, sinks above capacity - window, beta below 1.
+/// the value: capacity below window, window 0 or above 1024, kernel even or above 63, r_max below
+/// 1, r_min outside 0 … 1, update_interval 0, sinks above capacity - window, beta below 1.
 Result<PolicyParams> resolve(PolicyRequest const& request);
 
 }  // namespace dkv

@@ -1,5 +1,5 @@
-// What a policy is: shapes and counts in, budgets out. Pure host arithmetic: no pointer to a cache, no
-// device, clock, IO or log.
+// What a policy is: shapes and counts in, budgets out. Pure host arithmetic: no pointer to a cache,
+// no device, clock, IO or log.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ namespace dkv {
 struct PromptShape {
     std::uint32_t layers = 0;
     std::uint32_t kv_heads = 0;
-    std::uint32_t prompt_tokens = 0;  ///< n
-    std::uint32_t window = 0;         ///< ws
+    std::uint32_t prompt_tokens = 0;                                          ///< n
+    std::uint32_t window = 0;                                                 ///< ws
     std::uint32_t prefix() const noexcept { return prompt_tokens - window; }  ///< N = n - ws
 };
 
@@ -56,9 +56,9 @@ enum class Ranking : std::uint8_t {
     Positions  ///< By position alone: ranked_positions() says how.
 };
 
-/// One policy over one prompt with more than `capacity` tokens. The pipeline calls, for each layer in
-/// order: stage_limits(l), and after it has ranked and staged the layer, tally_total(l); where that
-/// has a value, rebalance() with the counts. After the last layer budgets() is final.
+/// One policy over one prompt with more than `capacity` tokens. The pipeline calls, for each layer
+/// in order: stage_limits(l), and after it has ranked and staged the layer, tally_total(l); where
+/// that has a value, rebalance() with the counts. After the last layer budgets() is final.
 class Policy {
 public:
     virtual ~Policy() = default;
@@ -75,15 +75,16 @@ public:
     /// The most prefix tokens each head of this layer can still get. [kv_heads]
     virtual std::span<std::uint32_t const> stage_limits(std::uint32_t layer) const noexcept = 0;
 
-    /// After this layer: how many of the largest scores of all layers seen to count, or nothing when
-    /// no update is due.
+    /// After this layer: how many of the largest scores of all layers seen to count, or nothing
+    /// when no update is due.
     virtual std::optional<std::uint64_t> tally_total(std::uint32_t /*layer*/) const noexcept {
         return std::nullopt;
     }
 
     /// Re-cuts the `layers_seen` first layers. counts [layers_seen, kv_heads], as ops/tally gives
     /// them. No budget grows beyond what the layer still has staged.
-    virtual void rebalance(std::uint32_t /*layers_seen*/, std::span<std::uint64_t const> /*counts*/) {}
+    virtual void rebalance(std::uint32_t /*layers_seen*/,
+                           std::span<std::uint64_t const> /*counts*/) {}
 
     /// The budgets as they stand. Layers not seen yet have their stage limit.
     virtual HeadBudgets const& budgets() const noexcept = 0;
@@ -93,15 +94,15 @@ public:
 struct PolicyEntry {
     std::string_view name;
     std::string_view summary;
-    /// nullptr: keeps everything (fullkv).
+    /// For a prompt longer than the capacity. Makes nullptr when everything is kept (fullkv).
     std::unique_ptr<Policy> (*make)(PolicyParams const&, PromptShape const&);
 };
 
 /// Every policy, in the order in which `dkv policy list` shows them.
 std::span<PolicyEntry const> policies() noexcept;
 
-/// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <= capacity,
-/// or prompt_tokens <= window. `params` come from resolve().
+/// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <=
+/// capacity, or prompt_tokens <= window. `params` come from resolve().
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape);
 
 }  // namespace dkv

@@ -1,0 +1,16 @@
+// One factory per policy, for the registry. The prompt has more than `capacity` tokens.
+#pragma once
+
+#include <memory>
+
+#include "sidecar/policy/policy.h"
+
+namespace dkv {
+
+std::unique_ptr<Policy> make_fullkv(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_streamingllm(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_snapkv(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_pyramidkv(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape);
+
+}  // namespace dkv

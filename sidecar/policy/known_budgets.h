@@ -1,0 +1,25 @@
+// The policies whose budgets do not depend on scores.
+#pragma once
+
+#include <utility>
+
+#include "sidecar/policy/policy.h"
+
+namespace dkv {
+
+/// Budgets that are final before the first layer.
+class KnownBudgets : public Policy {
+public:
+    explicit KnownBudgets(HeadBudgets budgets) : budgets_(std::move(budgets)) {}
+
+    bool budgets_known() const noexcept override { return true; }
+    std::span<std::uint32_t const> stage_limits(std::uint32_t layer) const noexcept override {
+        return budgets_.layer(layer);
+    }
+    HeadBudgets const& budgets() const noexcept override { return budgets_; }
+
+private:
+    HeadBudgets budgets_;
+};
+
+}  // namespace dkv

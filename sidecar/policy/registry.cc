@@ -1,0 +1,42 @@
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "sidecar/policy/factories.h"
+
+namespace dkv {
+namespace {
+
+constexpr std::array kPolicies{
+    PolicyEntry{"fullkv", "keep every token", make_fullkv},
+    PolicyEntry{"streamingllm", "the first tokens and the most recent ones; needs no queries",
+                make_streamingllm},
+    PolicyEntry{"snapkv", "what the last tokens attend to, as much in every layer", make_snapkv},
+    PolicyEntry{"pyramidkv",
+                "what the last tokens attend to, more in early layers than in late ones",
+                make_pyramidkv},
+    PolicyEntry{"dynamickv",
+                "what the last tokens attend to, more in the layers where attention concentrates",
+                make_dynamickv},
+};
+
+}  // namespace
+
+std::span<PolicyEntry const> policies() noexcept {
+    return kPolicies;
+}
+
+std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {
+    DKV_ASSERT(shape.window == params.window && shape.layers > 0 && shape.kv_heads > 0);
+    if (shape.prompt_tokens <= params.capacity || shape.prompt_tokens <= shape.window)
+        return nullptr;
+    auto const* const entry = std::ranges::find(kPolicies, params.name, &PolicyEntry::name);
+    DKV_ASSERT(entry != kPolicies.end());
+    return entry->make(params, shape);
+}
+
+std::uint64_t HeadBudgets::total() const noexcept {
+    return std::accumulate(tokens_.begin(), tokens_.end(), std::uint64_t{0});
+}
+
+}  // namespace dkv
