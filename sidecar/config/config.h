@@ -16,30 +16,34 @@ namespace dkv {
 /// Everything that can grow has its bound here, and a test that reaches it.
 struct Limits {
     std::uint32_t instances_max = 256;
-    std::uint32_t sessions_max = 1024;         ///< Open at once, over all instances.
-    std::uint32_t regions_max = 8192;          ///< Mapped at once, per instance.
+    std::uint32_t sessions_max = 1024;  ///< Open at once, over all instances.
+    std::uint32_t regions_max = 8192;   ///< Mapped at once, per instance.
     std::uint32_t message_bytes_max = 4U << 20U;
-    std::uint32_t tokens_max = 4U << 20U;      ///< Of one prompt.
-    std::uint32_t sessions_remembered_max = 256;  ///< Closed sessions that `dkv sessions` still shows.
-    std::uint32_t gone_remembered_max = 16;    ///< Engines that went away.
-    std::uint32_t jobs_queued_max = 4096;      ///< Per instance.
+    std::uint32_t tokens_max = 4U << 20U;  ///< Of one prompt.
+    std::uint32_t sessions_remembered_max =
+        256;                                 ///< Closed sessions that `dkv sessions` still shows.
+    std::uint32_t gone_remembered_max = 16;  ///< Engines that went away.
+    std::uint32_t jobs_queued_max = 4096;    ///< Per instance.
+    std::uint32_t subscribers_max = 64;      ///< Controllers that watch.
+    std::uint32_t text_bytes_max = 200;  ///< Of a name or a reason that a peer sends for people.
 };
 
 struct Config {
-    std::string endpoint;            ///< Empty: default_endpoint().
+    std::string endpoint;  ///< Empty: default_endpoint().
     PolicyRequest policy{.name = "dynamickv"};
-    unsigned threads = 0;            ///< Of the CPU backend; 0: every core.
+    unsigned threads = 0;  ///< Of the CPU backend; 0: every core.
     std::uint32_t heartbeat_ms = 1000;
-    std::string metrics_address;     ///< "127.0.0.1:9464" for Prometheus; empty: none.
+    std::string metrics_address;  ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.
     std::string log_level = "info";
-    bool allow_tcp = false;          ///< tcp:// endpoints beyond loopback are refused without it.
+    bool allow_tcp = false;  ///< tcp:// endpoints beyond loopback are refused without it.
     Limits limits;
 };
 
 /// Adds dkvd's flags to `app`; `dkv serve` has the same ones. `config` must outlive the parse.
 void add_flags(CLI::App& app, Config& config);
 
-/// Errors: InvalidArgument (or NotFound for a policy), naming the flag and the value.
+/// Errors: InvalidArgument (NotFound for a policy, Unsupported for an inproc endpoint), naming the
+/// flag and the value.
 Result<void> check(Config const& config);
 
 }  // namespace dkv

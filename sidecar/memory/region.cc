@@ -1,0 +1,144 @@
+#include "sidecar/memory/region.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+#include <limits>
+#include <linux/magic.h>
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <system_error>
+
+namespace dkv {
+namespace {
+
+std::string errno_text(int code) {
+    return std::generic_category().message(code);
+}
+
+Error open_failed(RegionSource const& source, int code) {
+    auto const what = describe(source);
+    switch (code) {
+        case ENOENT:
+        case ESRCH: return {ErrorCode::NotFound, what + " does not exist"};
+        case EMFILE:
+        case ENFILE:
+            return {ErrorCode::LimitExceeded, what + ": the sidecar has too many files open"};
+        default: return {ErrorCode::Io, "cannot open " + what + ": " + errno_text(code)};
+    }
+}
+
+Result<UniqueFd> open_source(RegionSource const& source, bool writable) {
+    int const flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK;
+    if (auto const* const shm = std::get_if<PosixShmSource>(&source)) {
+        if (shm->name.size() < 2 || shm->name.front() != '/' ||
+            shm->name.find('/', 1) != std::string::npos || shm->name.size() > NAME_MAX ||
+            shm->name == "/." || shm->name == "/..")
+            return Error{ErrorCode::InvalidArgument,
+                         "shared memory name '" + shm->name.substr(0, 64) +
+                             "' is not a slash and then a name without one"};
+        UniqueFd file(::shm_open(shm->name.c_str(), flags, 0));
+        if (!file) return open_failed(source, errno);
+        return file;
+    }
+    auto const& memfd = std::get<MemfdSource>(source);
+    if (memfd.pid == 0 || memfd.fd < 0)
+        return Error{ErrorCode::InvalidArgument, describe(source) + " names no descriptor"};
+    auto const path = "/proc/" + std::to_string(memfd.pid) + "/fd/" + std::to_string(memfd.fd);
+    // Looked at before it is opened: opening a pipe or a device of the engine would be felt there.
+    struct stat info {};
+    if (::stat(path.c_str(), &info) != 0) return open_failed(source, errno);
+    if (!S_ISREG(info.st_mode))
+        return Error{ErrorCode::InvalidArgument, describe(source) + " is not shared memory"};
+    UniqueFd file(::open(path.c_str(), flags));
+    if (!file) return open_failed(source, errno);
+    return file;
+}
+
+/// Only memory may be mapped: a file on a disk would block, and is nobody's cache.
+Result<void> check_is_memory(RegionSource const& source, int file, struct stat const& info) {
+    struct statfs system {};
+    bool const known = ::fstatfs(file, &system) == 0;
+    if (!S_ISREG(info.st_mode) ||
+        !(known && (system.f_type == TMPFS_MAGIC || system.f_type == HUGETLBFS_MAGIC)))
+        return Error{ErrorCode::InvalidArgument, describe(source) + " is not shared memory"};
+    return {};
+}
+
+}  // namespace
+
+std::string describe(RegionSource const& source) {
+    if (auto const* const shm = std::get_if<PosixShmSource>(&source))
+        return "shared memory '" + shm->name + "'";
+    auto const& memfd = std::get<MemfdSource>(source);
+    return "memfd " + std::to_string(memfd.fd) + " of process " + std::to_string(memfd.pid);
+}
+
+Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool writable) {
+    if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()))
+        return Error{ErrorCode::InvalidArgument, describe(source) + " cannot be mapped with " +
+                                                     std::to_string(bytes) + " bytes"};
+    auto file = DKV_TRY(open_source(source, writable));
+    struct stat info {};
+    if (::fstat(file.get(), &info) != 0) return open_failed(source, errno);
+    DKV_TRY(check_is_memory(source, file.get(), info));
+    if (auto const* const memfd = std::get_if<MemfdSource>(&source);
+        memfd != nullptr && memfd->inode != info.st_ino)
+        return Error{ErrorCode::InvalidArgument, describe(source) + " has inode " +
+                                                     std::to_string(info.st_ino) + ", not " +
+                                                     std::to_string(memfd->inode)};
+    // A mapping past the end would be a SIGBUS at the first touch, far from its cause.
+    if (static_cast<std::uint64_t>(info.st_size) < bytes)
+        return Error{ErrorCode::InvalidArgument, describe(source) + " has " +
+                                                     std::to_string(info.st_size) + " bytes, not " +
+                                                     std::to_string(bytes)};
+
+    int const protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    void* const data = ::mmap(nullptr, bytes, protection, MAP_SHARED, file.get(), 0);
+    if (data == MAP_FAILED)
+        return Error{ErrorCode::Io, "cannot map " + describe(source) + ": " + errno_text(errno)};
+    std::shared_ptr<MappedRegion> region(new MappedRegion);
+    int const seals = ::fcntl(file.get(), F_GET_SEALS);
+    region->data_ = static_cast<std::byte*>(data);
+    region->bytes_ = bytes;
+    region->device_ = info.st_dev;
+    region->inode_ = info.st_ino;
+    region->writable_ = writable;
+    region->can_shrink_ = seals < 0 || (seals & F_SEAL_SHRINK) == 0;
+    // A sealed file needs no second look; its descriptor is better spent on another region.
+    if (region->can_shrink_) region->file_ = std::move(file);
+    return RegionLease(std::move(region));
+}
+
+MappedRegion::~MappedRegion() {
+    if (data_ != nullptr) ::munmap(data_, bytes_);
+}
+
+bool MappedRegion::same_as(MappedRegion const& other) const noexcept {
+    return device_ == other.device_ && inode_ == other.inode_ && bytes_ == other.bytes_ &&
+           writable_ == other.writable_;
+}
+
+Result<void> MappedRegion::check_size() const {
+    if (!can_shrink_) return {};
+    struct stat info {};
+    if (::fstat(file_.get(), &info) != 0)
+        return Error{ErrorCode::Io, "cannot look at a region: " + errno_text(errno)};
+    if (static_cast<std::uint64_t>(info.st_size) < bytes_)
+        return Error{ErrorCode::InvalidArgument,
+                     "a region of " + std::to_string(bytes_) + " bytes was cut to " +
+                         std::to_string(info.st_size) + " while it was registered"};
+    return {};
+}
+
+void MappedRegion::drop(std::size_t offset, std::size_t bytes) const noexcept {
+    if (offset >= bytes_ || bytes == 0) return;
+    auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    std::size_t const begin = offset / page * page;
+    std::size_t const end = offset + std::min(bytes, bytes_ - offset);
+    ::madvise(data_ + begin, end - begin, MADV_DONTNEED);
+}
+
+}  // namespace dkv

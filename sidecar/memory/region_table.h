@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+
+#include "sidecar/memory/region.h"
+
+namespace dkv {
+
+/// The regions that one engine lent, by number.
+class RegionTable {
+public:
+    explicit RegionTable(std::uint32_t regions_max) noexcept : regions_max_(regions_max) {}
+
+    /// Maps the source and numbers it. The same bytes again get the same number, counted: each add
+    /// needs its remove.
+    /// Errors: those of attach(); LimitExceeded when regions_max are mapped.
+    Result<std::uint64_t> add(RegionSource const& source, std::uint64_t bytes, bool writable);
+
+    /// Forgets the number; leases that are held keep the mapping.
+    /// Errors: NotFound.
+    Result<void> remove(std::uint64_t region);
+
+    /// Errors: NotFound.
+    Result<RegionLease> find(std::uint64_t region) const;
+
+    std::uint32_t count() const noexcept { return static_cast<std::uint32_t>(regions_.size()); }
+    std::uint64_t mapped_bytes() const noexcept;
+
+private:
+    struct Entry {
+        RegionLease lease;
+        std::uint32_t added = 1;
+    };
+    std::uint32_t regions_max_;
+    std::uint64_t last_ = 0;
+    std::map<std::uint64_t, Entry> regions_;
+};
+
+}  // namespace dkv

@@ -1,0 +1,33 @@
+// Rows inside a region, as an engine describes them: checked before a kernel sees a pointer.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/tensor_view.h"
+#include "sidecar/memory/region.h"
+
+namespace dkv {
+
+/// [heads, tokens, head_dim] in a region; strides count elements.
+struct RowsAt {
+    std::uint64_t region = 0;  ///< As the region table numbers it.
+    std::uint64_t offset = 0;  ///< Bytes from the start of the region.
+    Dtype dtype = Dtype::F32;
+    std::uint32_t heads = 0;
+    std::uint32_t tokens = 0;
+    std::uint32_t head_dim = 0;
+    std::uint64_t head_stride = 0;
+    std::uint64_t token_stride = 0;
+    std::uint64_t dim_stride = 1;
+};
+
+/// The rows as a view. It is valid while `region` is mapped.
+///
+/// Errors: InvalidArgument, naming the rows: "keys end at byte 12345, past the region's 12000"; an
+/// offset that is no multiple of the element's size; no element at all; an extent beyond 64 bits.
+Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& region);
+
+/// Lets go of this process's pages of the rows.
+void drop(RowsView const& view, MappedRegion const& region) noexcept;
+
+}  // namespace dkv

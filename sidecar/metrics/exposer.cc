@@ -1,0 +1,35 @@
+#include "sidecar/metrics/exposer.h"
+
+#include <exception>
+#include <prometheus/exposer.h>
+#include <prometheus/registry.h>
+
+namespace dkv {
+namespace {
+
+class PrometheusServer final : public MetricsServer {
+public:
+    PrometheusServer(std::string const& address, Metrics const& metrics)
+        : registry_(metrics.registry()), exposer_(address, 1) {
+        exposer_.RegisterCollectable(registry_);
+    }
+
+private:
+    std::shared_ptr<prometheus::Registry> registry_;
+    prometheus::Exposer exposer_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<MetricsServer>> MetricsServer::start(std::string const& address,
+                                                            Metrics const& metrics) {
+    auto const where = address.find(':') == std::string::npos ? "127.0.0.1:" + address : address;
+    // The HTTP server throws where it cannot listen.
+    try {
+        return std::unique_ptr<MetricsServer>(std::make_unique<PrometheusServer>(where, metrics));
+    } catch (std::exception const& error) {
+        return Error{ErrorCode::Io, "cannot serve metrics at " + where + ": " + error.what()};
+    }
+}
+
+}  // namespace dkv

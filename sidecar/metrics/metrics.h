@@ -1,0 +1,46 @@
+// What Prometheus is told. Passed down by reference; there are no global metrics.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace prometheus {
+class Registry;
+}
+
+namespace dkv {
+
+/// Safe from any thread.
+class Metrics {
+public:
+    Metrics();
+    ~Metrics();
+
+    /// A request was answered. `code` is "ok" or an error's name.
+    void request(std::string_view name, std::string_view code);
+    /// A message could not be sent: the peer reads too slowly, or went away.
+    void message_lost(std::string_view why);
+    /// A session ended: "committed", "adopted", "failed", "whole" or "closed".
+    void session(std::string_view outcome);
+    void bytes_dropped(std::uint64_t bytes);
+    void bytes_returned(std::uint64_t bytes);
+    /// Time in the pipeline: "open", "layer", "pack".
+    void busy(std::string_view step, std::uint64_t nanoseconds);
+    void instances(std::uint32_t count);
+    void sessions_open(std::uint32_t count);
+    void mapped_bytes(std::uint64_t bytes);
+
+    std::shared_ptr<prometheus::Registry> registry() const noexcept { return registry_; }
+
+private:
+    struct Families;
+    std::shared_ptr<prometheus::Registry> registry_;
+    std::unique_ptr<Families> families_;
+};
+
+/// Prometheus' text format of what `metrics` holds now.
+std::string render(Metrics const& metrics);
+
+}  // namespace dkv
