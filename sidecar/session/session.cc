@@ -1,0 +1,232 @@
+#include "sidecar/session/session.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace dkv {
+namespace {
+
+Error wrong(std::string message) {
+    return {ErrorCode::InvalidArgument, std::move(message)};
+}
+
+}  // namespace
+
+Session::Session(Spec spec) : spec_(std::move(spec)), needs_(needs_of(spec_.job)) {
+    auto const& geometry = spec_.job.geometry;
+    lengths_.assign(std::size_t{geometry.layers} * geometry.kv_heads, 0);
+}
+
+SessionFacts Session::facts(Millis now) const {
+    auto const& geometry = spec_.job.geometry;
+    return {.instance = spec_.instance,
+            .session = spec_.session,
+            .state = state_,
+            .policy = spec_.job.params,
+            .prompt_tokens = spec_.job.prompt_tokens,
+            .layers_done = layers_done_,
+            .layers = geometry.layers,
+            .kv_heads = geometry.kv_heads,
+            .lengths = lengths_,
+            .mass_kept = outcome_.mass_kept,
+            .bytes_full = geometry.cache_bytes(spec_.job.prompt_tokens),
+            .bytes_kept = outcome_.bytes_kept,
+            .bytes_block_table = outcome_.bytes_block_table,
+            .bytes_returned = adopted_.returned,
+            .bytes_peak = adopted_.peak,
+            .bytes_final = adopted_.final_,
+            .busy_ns = busy_ns_,
+            .age_ms = now - spec_.opened_at,
+            .error = error_};
+}
+
+bool Session::step(SessionEvent event) noexcept {
+    auto const after = next(state_, event);
+    if (after) state_ = *after;
+    return after.has_value();
+}
+
+Error Session::bad_state(char const* what) const {
+    auto message = "session " + std::to_string(spec_.session) + " is " +
+                   std::string(name_of(state_)) + ": " + what;
+    if (!error_.empty()) message += " (" + error_ + ")";
+    return {ErrorCode::BadState, std::move(message)};
+}
+
+Result<RegionLease> Session::writable(char const* name,
+                                      std::uint64_t region,
+                                      std::uint64_t bytes,
+                                      RegionTable const& regions) const {
+    if (bytes == 0 && region == 0) return RegionLease();
+    auto lease = DKV_TRY(regions.find(region));
+    if (!lease->writable())
+        return wrong(std::string(name) + " region " + std::to_string(region) + " is read-only");
+    if (lease->bytes().size() < bytes)
+        return wrong(std::string(name) + " region " + std::to_string(region) + " has " +
+                     std::to_string(lease->bytes().size()) + " bytes, not " +
+                     std::to_string(bytes));
+    return lease;
+}
+
+Result<void> Session::bind(std::uint64_t staging,
+                           std::uint64_t destination,
+                           RegionTable const& regions,
+                           Strand& strand,
+                           WorkReports& reports,
+                           Metrics& metrics) {
+    if (!needs_.compress) return bad_state("its prompt is kept whole and needs no buffers");
+    if (work_ != nullptr && staging == staging_ && destination == destination_) return {};
+    if (!next(state_, SessionEvent::Bind)) return bad_state("it has its buffers");
+    auto staging_lease = DKV_TRY(writable("staging", staging, needs_.staging_bytes, regions));
+    auto destination_lease =
+        DKV_TRY(writable("destination", destination, needs_.destination_bytes, regions));
+    if (staging_lease != nullptr && staging_lease == destination_lease)
+        return wrong("staging and destination are the same region " + std::to_string(staging));
+
+    step(SessionEvent::Bind);
+    staging_ = staging;
+    destination_ = destination;
+    work_ = std::make_shared<SessionWork>(
+        SessionWork::Spec{.instance = spec_.instance,
+                          .generation = spec_.generation,
+                          .session = spec_.session,
+                          .job = spec_.job,
+                          .staging = std::move(staging_lease),
+                          .destination = std::move(destination_lease)},
+        reports, metrics);
+    strand.post([work = work_](Backend& backend) { work->open(backend); });
+    return {};
+}
+
+Result<void> Session::layer_ready(LayerRequest const& request,
+                                  RegionTable const& regions,
+                                  Strand& strand,
+                                  std::size_t queued_max) {
+    if (work_ != nullptr && request.layer < layers_taken_) return {};
+    if (!next(state_, SessionEvent::Layer))
+        return bad_state(state_ == SessionState::Open ? "it has no buffers for layers yet"
+                                                      : "it takes no more layers");
+    DKV_TRY(check_turn(request.layer));
+    auto layer = DKV_TRY(check_layer(request, regions));
+    if (strand.queued() >= queued_max)
+        return Error{ErrorCode::LimitExceeded, "this engine has " + std::to_string(queued_max) +
+                                                   " layers waiting, which is the limit"};
+
+    step(SessionEvent::Layer);
+    ++layers_taken_;
+    strand.post([work = work_, taken = std::move(layer)](Backend&) { work->layer(taken); });
+    return {};
+}
+
+Result<void> Session::check_turn(std::uint32_t layer) const {
+    if (layer >= spec_.job.geometry.layers)
+        return wrong("layer " + std::to_string(layer) + " is past the model's last, " +
+                     std::to_string(spec_.job.geometry.layers - 1));
+    if (layer == layers_taken_) return {};
+    auto const before = layers_taken_ == 0
+                            ? std::string("comes first")
+                            : "comes after layer " + std::to_string(layers_taken_ - 1);
+    return Error{ErrorCode::BadState, "layer " + std::to_string(layer) + " " + before + "; layer " +
+                                          std::to_string(layers_taken_) + " is next"};
+}
+
+Result<LeasedRows> Session::lease(char const* name,
+                                  RowsAt const& at,
+                                  RegionTable const& regions) const {
+    auto region = DKV_TRY(regions.find(at.region));
+    auto const view = DKV_TRY(rows(name, at, *region));
+    return LeasedRows{view, std::move(region)};
+}
+
+Result<LayerWork> Session::check_layer(LayerRequest const& request,
+                                       RegionTable const& regions) const {
+    auto const& geometry = spec_.job.geometry;
+    auto const tokens = spec_.job.prompt_tokens;
+    LayerWork work{.layer = request.layer,
+                   .keys = DKV_TRY(lease("keys", request.keys, regions)),
+                   .values = DKV_TRY(lease("values", request.values, regions)),
+                   .queries = {},
+                   .scores = {},
+                   .scale = request.scale,
+                   .softcap = request.softcap};
+    auto const check_rows = [&](char const* name, RowsView const& view, std::uint32_t heads,
+                                std::uint32_t count, std::uint32_t dim,
+                                Dtype dtype) -> Result<void> {
+        DKV_TRY(check_shape(name, view, heads, count, dim));
+        if (view.dtype == dtype) return {};
+        return wrong(std::string(name) + " are " + std::string(name_of(view.dtype)) + ", not " +
+                     std::string(name_of(dtype)));
+    };
+    DKV_TRY(check_rows("keys", work.keys.view, geometry.kv_heads, tokens, geometry.head_dim,
+                       geometry.dtype));
+    DKV_TRY(check_rows("values", work.values.view, geometry.kv_heads, tokens, geometry.head_dim,
+                       geometry.dtype));
+    if (request.queries) {
+        work.queries = DKV_TRY(lease("queries", *request.queries, regions));
+        DKV_TRY(check_rows("queries", work.queries.view, geometry.q_heads, needs_.window,
+                           geometry.head_dim, geometry.dtype));
+    }
+    if (request.scores) {
+        work.scores = DKV_TRY(lease("scores", *request.scores, regions));
+        bool const is_per_query_head = work.scores.view.heads == geometry.q_heads;
+        DKV_TRY(check_rows("scores", work.scores.view,
+                           is_per_query_head ? geometry.q_heads : geometry.kv_heads, tokens, 1,
+                           Dtype::F32));
+    }
+    if (needs_.window > 0 && !request.queries && !request.scores)
+        return wrong("layer " + std::to_string(request.layer) +
+                     " has neither queries nor scores, and " + spec_.job.params.name +
+                     " ranks by them");
+    if (!std::isfinite(request.scale) || !std::isfinite(request.softcap) || request.softcap < 0)
+        return wrong("scale " + std::to_string(request.scale) + " and softcap " +
+                     std::to_string(request.softcap) + " are not both finite, softcap at least 0");
+    return work;
+}
+
+bool Session::apply(WorkReport const& report) {
+    busy_ns_ = std::max(busy_ns_, report.busy_ns);
+    auto const heads = spec_.job.geometry.kv_heads;
+    if (auto const* const progress = std::get_if<LayerProgress>(&report.what)) {
+        if (state_ != SessionState::Prefill && state_ != SessionState::Planned) return false;
+        DKV_ASSERT(progress->lengths.size() == heads);
+        std::copy(progress->lengths.begin(), progress->lengths.end(),
+                  lengths_.begin() + static_cast<std::ptrdiff_t>(progress->layer * heads));
+        layers_done_ = std::max(layers_done_, progress->layer + 1);
+        return true;
+    }
+    if (auto const* const plan = std::get_if<WorkPlanned>(&report.what)) {
+        if (!step(SessionEvent::Plan)) return false;
+        lengths_ = plan->lengths;
+        return true;
+    }
+    if (auto const* const done = std::get_if<WorkCommitted>(&report.what)) {
+        if (!step(SessionEvent::Commit)) return false;
+        outcome_ = done->outcome;
+        lengths_ = done->outcome.lengths;
+        return true;
+    }
+    return fail(std::get<Error>(report.what).message);
+}
+
+Result<bool> Session::adopt(AdoptedBytes const& bytes) {
+    if (state_ == SessionState::Adopted) return false;
+    if (!step(SessionEvent::Adopt)) return bad_state("there is nothing to adopt");
+    adopted_ = bytes;
+    return true;
+}
+
+bool Session::fail(std::string error) {
+    if (!step(SessionEvent::Fail)) return false;
+    error_ = std::move(error);
+    if (work_ != nullptr) work_->cancel();
+    return true;
+}
+
+void Session::close(Strand& strand) {
+    step(SessionEvent::Close);
+    if (work_ == nullptr) return;
+    work_->cancel();
+    strand.post([work = std::move(work_)](Backend&) {});
+}
+
+}  // namespace dkv

@@ -1,0 +1,282 @@
+// Engines: attaching, memory, dying; operators' policies. Sessions are in table_sessions.cc.
+#include "sidecar/session/table.h"
+
+#include <algorithm>
+#include <thread>
+
+#include <spdlog/spdlog.h>
+
+#include "protocol/base/geometry.h"
+
+namespace dkv {
+namespace {
+
+constexpr std::uint32_t kHeartbeatsMissedMax = 10;
+
+}  // namespace
+
+Table::Table(Config const& config,
+             Metrics& metrics,
+             Listener& listener,
+             MakeBackend make_backend,
+             std::function<void()> wake)
+    : config_(config),
+      metrics_(metrics),
+      listener_(listener),
+      make_backend_(std::move(make_backend)),
+      backend_name_(make_backend_()->name()),
+      default_(resolve(config.policy).value()),
+      history_(config.limits),
+      reports_(std::move(wake)) {}
+
+Table::~Table() {
+    // Every worker is told before any is waited for.
+    for (auto& [id, instance] : instances_) {
+        for (auto& [number, session] : instance.sessions)
+            session.close(*instance.strand);
+        instance.strand->stop();
+    }
+}
+
+Result<Instance*> Table::find(Caller const& caller, std::uint64_t instance) {
+    auto const found = instances_.find(instance);
+    if (found == instances_.end())
+        return Error{ErrorCode::UnknownInstance,
+                     "no engine " + instance_name(instance) + " is attached: it has to say hello"};
+    found->second.peer = caller.peer;
+    found->second.seen_at = caller.now;
+    return &found->second;
+}
+
+Result<ChosenPolicy> Table::hello(Caller const& caller, EngineHello hello) {
+    if (hello.instance == 0)
+        return Error{ErrorCode::InvalidArgument, "instance 0 is nobody: choose a random number"};
+    DKV_TRY(check(hello.geometry));
+    for (auto* const text : {&hello.engine, &hello.model, &hello.device})
+        *text = printable(*text, config_.limits.text_bytes_max);
+
+    if (instances_.contains(hello.instance)) {
+        Instance& known = *DKV_TRY(find(caller, hello.instance));
+        if (hello.generation < known.hello.generation)
+            return Error{ErrorCode::BadState, "generation " + std::to_string(hello.generation) +
+                                                  " of engine " + instance_name(hello.instance) +
+                                                  " comes after generation " +
+                                                  std::to_string(known.hello.generation)};
+        if (hello.generation > known.hello.generation) reattach(known, std::move(hello));
+        return choose(&known);
+    }
+    if (instances_.size() >= config_.limits.instances_max)
+        return Error{ErrorCode::LimitExceeded, std::to_string(instances_.size()) +
+                                                   " engines are attached, which is the limit"};
+
+    std::uint64_t const id = hello.instance;
+    Instance& added =
+        instances_
+            .try_emplace(id, std::move(hello), caller.peer, caller.now, config_.limits.regions_max)
+            .first->second;
+    if (auto const* const before = history_.find_instance(id)) {
+        added.savings = before->savings;
+        added.sessions_total = before->sessions_total;
+        added.sessions_failed = before->sessions_failed;
+        history_.forget_instance(id);
+    }
+    added.process = deaths_.watch(added.hello.pid, id);
+    added.strand = std::make_unique<Strand>(make_backend_);
+    auto const line = fmt::format("pid {}, {}, {}, {}", added.hello.pid, added.hello.engine,
+                                  added.hello.model, describe(added.hello.geometry));
+    spdlog::info("engine {} attached: {}", instance_name(id), line);
+    tell(NoticeKind::InstanceAttached, added, line);
+    update_gauges();
+    return choose(&added);
+}
+
+void Table::reattach(Instance& instance, EngineHello hello) {
+    Millis const now = instance.seen_at;
+    while (!instance.sessions.empty()) {
+        Session& session = instance.sessions.begin()->second;
+        fail_session(instance, session, {ErrorCode::UnknownInstance, "the engine attached again"},
+                     now);
+        end_session(instance, instance.sessions.begin()->first, now);
+    }
+    instance.regions = RegionTable(config_.limits.regions_max);
+    instance.hello = std::move(hello);
+    instance.process = deaths_.watch(instance.hello.pid, instance.hello.instance);
+    spdlog::info("engine {} attached again, generation {}", instance_name(instance.hello.instance),
+                 instance.hello.generation);
+    update_gauges();
+}
+
+Result<std::uint64_t> Table::register_region(Caller const& caller,
+                                             std::uint64_t instance,
+                                             RegionSource const& source,
+                                             std::uint64_t bytes,
+                                             bool writable) {
+    Instance& engine = *DKV_TRY(find(caller, instance));
+    auto const region = DKV_TRY(engine.regions.add(source, bytes, writable));
+    update_gauges();
+    return region;
+}
+
+Result<void> Table::unregister_region(Caller const& caller,
+                                      std::uint64_t instance,
+                                      std::uint64_t region) {
+    Instance& engine = *DKV_TRY(find(caller, instance));
+    DKV_TRY(engine.regions.remove(region));
+    update_gauges();
+    return {};
+}
+
+Result<void> Table::goodbye(Caller const& caller, std::uint64_t instance) {
+    DKV_TRY(find(caller, instance));
+    drop_instance(instance, "said goodbye", caller.now);
+    return {};
+}
+
+Result<void> Table::heartbeat(Caller const& caller, std::uint64_t instance) {
+    DKV_TRY(find(caller, instance));
+    return {};
+}
+
+void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) {
+    auto const found = instances_.find(id);
+    if (found == instances_.end()) return;
+    Instance& instance = found->second;
+    auto const open = instance.sessions.size();
+    while (!instance.sessions.empty()) {
+        Session& session = instance.sessions.begin()->second;
+        if (session.fail("the engine " + why)) {
+            ++instance.sessions_failed;
+            ++instance.savings.sessions_failed;
+            ++savings_.sessions_failed;
+            metrics_.session("failed");
+        }
+        end_session(instance, instance.sessions.begin()->first, now);
+    }
+    // The worker may be in the middle of a kernel: its leases keep that memory until it is through.
+    instance.strand->stop();
+    retired_.push_back(std::move(instance.strand));
+    instance.regions = RegionTable(config_.limits.regions_max);
+
+    auto facts = instance.facts(now, choose(&instance));
+    facts.alive = false;
+    auto const line =
+        fmt::format("{} (pid {}, {}, {}) {}; {} open sessions dropped", instance_name(id),
+                    facts.hello.pid, facts.hello.engine, facts.hello.model, why, open);
+    spdlog::info("engine gone: {}", line);
+    tell(NoticeKind::InstanceGone, instance, line);
+    instances_.erase(found);
+    history_.add_instance(std::move(facts), line, now);
+    update_gauges();
+}
+
+void Table::tick(Millis now) {
+    Millis const silence_max = Millis{config_.heartbeat_ms} * kHeartbeatsMissedMax;
+    std::vector<std::uint64_t> silent;
+    for (auto const& [id, instance] : instances_)
+        if (!instance.process && now - instance.seen_at > silence_max) silent.push_back(id);
+    for (auto const id : silent)
+        drop_instance(id, fmt::format("was silent for {} ms", silence_max), now);
+    std::erase_if(retired_, [](auto const& strand) { return strand->finished(); });
+}
+
+ChosenPolicy Table::choose(Instance const* instance) const {
+    // They were resolved when they were set, so they resolve now.
+    if (instance != nullptr && instance->policy)
+        return {resolve_or_default(*instance->policy).value(), PolicySource::Instance};
+    if (all_policy_) return {resolve_or_default(*all_policy_).value(), PolicySource::All};
+    return {default_, PolicySource::Default};
+}
+
+Result<PolicyParams> Table::resolve_or_default(PolicyRequest request) const {
+    if (!request.name.empty()) return resolve(request);
+    // No name: the sidecar's own policy, with whatever numbers were given.
+    auto merged = config_.policy;
+    auto const lay_over = [](auto& field, auto const& wish) {
+        if (wish) field = wish;
+    };
+    lay_over(merged.capacity, request.capacity);
+    lay_over(merged.window, request.window);
+    lay_over(merged.kernel, request.kernel);
+    lay_over(merged.pool, request.pool);
+    lay_over(merged.reduce, request.reduce);
+    lay_over(merged.r_max, request.r_max);
+    lay_over(merged.r_min, request.r_min);
+    lay_over(merged.update_interval, request.update_interval);
+    lay_over(merged.sinks, request.sinks);
+    lay_over(merged.beta, request.beta);
+    return resolve(merged);
+}
+
+ChosenPolicy Table::default_policy() const {
+    return choose(nullptr);
+}
+
+Result<void> Table::set_policy(std::uint64_t instance,
+                               std::optional<PolicyRequest> const& request) {
+    auto const found = instances_.find(instance);
+    if (instance != 0 && found == instances_.end())
+        return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is attached"};
+    std::string words = "default";
+    if (request) {
+        auto const params = DKV_TRY(resolve_or_default(*request));
+        words =
+            fmt::format("{}, capacity {}, window {}", params.name, params.capacity, params.window);
+    }
+    if (instance == 0)
+        all_policy_ = request;
+    else
+        found->second.policy = request;
+    auto const whose =
+        instance == 0 ? std::string("every engine") : "engine " + instance_name(instance);
+    spdlog::info("policy of {}: {}", whose, words);
+    listener_.notice({NoticeKind::PolicySet, instance, 0, whose + ": " + words, std::nullopt});
+    return {};
+}
+
+TableFacts Table::facts() const {
+    TableFacts facts{
+        .backend = backend_name_,
+        .threads = config_.threads == 0 ? std::thread::hardware_concurrency() : config_.threads,
+        .policy = default_policy(),
+        .instances = static_cast<std::uint32_t>(instances_.size()),
+        .sessions_open = sessions_open(),
+        .errors_total = errors_total_,
+        .last_error = last_error_,
+        .savings = savings_,
+        .mapped_bytes = 0,
+        .gone = history_.gone_lines()};
+    for (auto const& [id, instance] : instances_)
+        facts.mapped_bytes += instance.regions.mapped_bytes();
+    return facts;
+}
+
+std::vector<InstanceFacts> Table::instances(Millis now) const {
+    std::vector<InstanceFacts> all;
+    for (auto const& [id, instance] : instances_)
+        all.push_back(instance.facts(now, choose(&instance)));
+    for (auto& gone : history_.instances(now))
+        all.push_back(std::move(gone));
+    return all;
+}
+
+void Table::count_error(std::uint64_t instance, Error const& error) {
+    ++errors_total_;
+    last_error_ = error.message;
+    if (auto const found = instances_.find(instance); found != instances_.end())
+        found->second.last_error = error.message;
+}
+
+void Table::tell(NoticeKind kind, Instance const& instance, std::string text) {
+    listener_.notice({kind, instance.hello.instance, 0, std::move(text), std::nullopt});
+}
+
+void Table::update_gauges() {
+    std::uint64_t mapped = 0;
+    for (auto const& [id, instance] : instances_)
+        mapped += instance.regions.mapped_bytes();
+    metrics_.instances(static_cast<std::uint32_t>(instances_.size()));
+    metrics_.sessions_open(sessions_open());
+    metrics_.mapped_bytes(mapped);
+}
+
+}  // namespace dkv

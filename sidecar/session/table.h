@@ -1,0 +1,151 @@
+// Every engine, session and lease: the only mutable state of the sidecar. One thread, the loop's,
+// calls it; workers leave reports that finish_work() takes.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "sidecar/config/config.h"
+#include "sidecar/metrics/metrics.h"
+#include "sidecar/session/death_watch.h"
+#include "sidecar/session/facts.h"
+#include "sidecar/session/history.h"
+#include "sidecar/session/instance.h"
+
+namespace dkv {
+
+/// Who calls, and when.
+struct Caller {
+    Peer peer;
+    Millis now = 0;
+};
+
+struct OpenRequest {
+    std::uint64_t session = 0;
+    std::uint32_t prompt_tokens = 0;
+    bool progressive = true;
+    std::optional<PolicyRequest> wish;
+};
+
+struct OpenedSession {
+    PolicyParams policy;
+    JobNeeds needs;
+};
+
+class Table {
+public:
+    using MakeBackend = std::function<std::unique_ptr<Backend>()>;
+    /// `config` has passed check(). `wake` makes the loop call finish_work(), from any thread.
+    Table(Config const& config,
+          Metrics& metrics,
+          Listener& listener,
+          MakeBackend make_backend,
+          std::function<void()> wake);
+    /// Waits for the workers, then lets go of every engine's memory.
+    ~Table();
+
+    // ------------------------------------------------------------------------------- engines
+    // Errors of all that name an instance: UnknownInstance when it is not attached (any more).
+
+    /// The policy that its sessions get unless they ask for another. A repeated hello changes
+    /// nothing; one of a later generation drops what the earlier one had. Errors: InvalidArgument;
+    /// BadState for an earlier generation; LimitExceeded.
+    Result<ChosenPolicy> hello(Caller const& caller, EngineHello hello);
+    Result<std::uint64_t> register_region(Caller const& caller,
+                                          std::uint64_t instance,
+                                          RegionSource const& source,
+                                          std::uint64_t bytes,
+                                          bool writable);
+    Result<void> unregister_region(Caller const& caller,
+                                   std::uint64_t instance,
+                                   std::uint64_t region);
+    /// Errors: those of resolve(); InvalidArgument; AlreadyExists; LimitExceeded.
+    Result<OpenedSession> open_session(Caller const& caller,
+                                       std::uint64_t instance,
+                                       OpenRequest const& request);
+    Result<void> bind_buffers(Caller const& caller,
+                              std::uint64_t instance,
+                              std::uint64_t session,
+                              std::uint64_t staging,
+                              std::uint64_t destination);
+    Result<void> layer_ready(Caller const& caller,
+                             std::uint64_t instance,
+                             std::uint64_t session,
+                             LayerRequest const& request);
+    Result<void> adopted(Caller const& caller,
+                         std::uint64_t instance,
+                         std::uint64_t session,
+                         AdoptedBytes const& bytes);
+    /// A session that is closed already: nothing happens.
+    Result<void> close_session(Caller const& caller,
+                               std::uint64_t instance,
+                               std::uint64_t session,
+                               std::string const& reason);
+    Result<void> goodbye(Caller const& caller, std::uint64_t instance);
+    Result<void> heartbeat(Caller const& caller, std::uint64_t instance);
+
+    // ------------------------------------------------------------------------------- operators
+
+    /// instance 0: every instance, present and future. Nothing: back to the default.
+    /// Errors: NotFound for an instance or a policy; InvalidArgument.
+    Result<void> set_policy(std::uint64_t instance, std::optional<PolicyRequest> const& request);
+    ChosenPolicy default_policy() const;
+
+    TableFacts facts() const;
+    /// The attached ones, then those that went away.
+    std::vector<InstanceFacts> instances(Millis now) const;
+    /// Open ones, then closed ones that are remembered. instance 0: of every instance.
+    /// Errors: NotFound.
+    Result<std::vector<SessionFacts>> sessions(std::uint64_t instance, Millis now) const;
+
+    // ------------------------------------------------------------------------------- the loop
+
+    /// Takes what the workers have finished, and the engines whose process has ended.
+    void finish_work(Millis now);
+    /// Drops the engines that are silent and cannot be watched otherwise.
+    void tick(Millis now);
+    /// Readable when finish_work() should be called because an engine died.
+    int death_fd() const noexcept { return deaths_.fd(); }
+    /// Remembers that a request failed. instance 0: nobody's.
+    void count_error(std::uint64_t instance, Error const& error);
+
+private:
+    Result<Instance*> find(Caller const& caller, std::uint64_t instance);
+    Result<Session*> find(Instance& instance, std::uint64_t session);
+    ChosenPolicy choose(Instance const* instance) const;
+    Result<PolicyParams> resolve_or_default(PolicyRequest request) const;
+    std::uint32_t sessions_open() const noexcept;
+
+    void reattach(Instance& instance, EngineHello hello);
+    void drop_instance(std::uint64_t instance, std::string const& why, Millis now);
+    void end_session(Instance& instance, std::uint64_t session, Millis now);
+    void fail_session(Instance& instance, Session& session, Error const& error, Millis now);
+    void apply(WorkReport const& report, Millis now);
+    void tell_commit(Instance& instance, Session& session, WorkReport const& report, Millis now);
+    void tell(NoticeKind kind, Instance const& instance, std::string text);
+    void tell(NoticeKind kind, Session const& session, std::string text, Millis now);
+    void update_gauges();
+
+    Config config_;
+    Metrics& metrics_;
+    Listener& listener_;
+    MakeBackend make_backend_;
+    std::string backend_name_;
+    PolicyParams default_;
+    std::optional<PolicyRequest> all_policy_;
+    DeathWatch deaths_;
+    History history_;
+    WorkReports reports_;
+    std::vector<std::unique_ptr<Strand>>
+        retired_;  ///< Of dropped engines, until they have finished.
+    std::map<std::uint64_t, Instance> instances_;
+    std::uint64_t last_op_ = 0;
+    std::uint64_t errors_total_ = 0;
+    std::string last_error_;
+    Savings savings_;
+};
+
+}  // namespace dkv

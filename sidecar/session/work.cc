@@ -1,0 +1,133 @@
+#include "sidecar/session/work.h"
+
+#include <chrono>
+
+namespace dkv {
+namespace {
+
+void drop_rows(LeasedRows const& rows) noexcept {
+    if (rows.lease != nullptr) drop(rows.view, *rows.lease);
+}
+
+void drop_layer(LayerWork const& work) noexcept {
+    for (auto const* const rows : {&work.keys, &work.values, &work.queries, &work.scores})
+        drop_rows(*rows);
+}
+
+std::span<std::byte> bytes_in(RegionLease const& lease) noexcept {
+    return lease == nullptr ? std::span<std::byte>() : lease->bytes();
+}
+
+}  // namespace
+
+void WorkReports::post(WorkReport report) {
+    {
+        std::lock_guard const lock(mutex_);
+        reports_.push_back(std::move(report));
+    }
+    wake_();
+}
+
+std::vector<WorkReport> WorkReports::take() {
+    std::lock_guard const lock(mutex_);
+    return std::exchange(reports_, {});
+}
+
+template <class Step>
+auto SessionWork::timed(char const* name, Step const& step) {
+    auto const begin = std::chrono::steady_clock::now();
+    auto result = step();
+    auto const spent = std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::steady_clock::now() - begin);
+    busy_ns_ += static_cast<std::uint64_t>(spent.count());
+    metrics_.busy(name, static_cast<std::uint64_t>(spent.count()));
+    return result;
+}
+
+void SessionWork::open(Backend& backend) {
+    if (cancelled_) return;
+    auto job = timed("open", [&] {
+        return Job::open(backend, spec_.job, bytes_in(spec_.staging), bytes_in(spec_.destination));
+    });
+    if (!job) return fail(std::move(job).error());
+    job_ = std::move(job).value();
+    packed_.assign(spec_.job.geometry.layers, false);
+}
+
+void SessionWork::layer(LayerWork work) {
+    if (cancelled_ || job_ == nullptr) return;
+    if (auto done = take_layer(work); !done) fail(std::move(done).error());
+}
+
+Result<void> SessionWork::check_sizes(LayerWork const& work) const {
+    for (auto const* const lease : {&work.keys.lease, &work.values.lease, &work.queries.lease,
+                                    &work.scores.lease, &spec_.staging, &spec_.destination})
+        if (*lease != nullptr) DKV_TRY((*lease)->check_size());
+    return {};
+}
+
+Result<void> SessionWork::take_layer(LayerWork& work) {
+    DKV_TRY(check_sizes(work));
+    LayerSource const source{.keys = work.keys.view,
+                             .values = work.values.view,
+                             .queries = work.queries.view,
+                             .scores = work.scores.view,
+                             .scale = work.scale,
+                             .softcap = work.softcap};
+    auto progress = DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, source); }));
+    // The engine's share of these pages must be all of them before it is told to drop the rows.
+    bool const is_kept = !progress.empty() && progress.front().stage == LayerStage::Scored;
+    if (is_kept)
+        kept_sources_.push_back(std::move(work));
+    else
+        drop_layer(work);
+    for (auto& one : progress) {
+        if (one.stage == LayerStage::Committed) packed_[one.layer] = true;
+        report(std::move(one));
+    }
+    if (job_->layers_done() == spec_.job.geometry.layers) return pack_all();
+    return {};
+}
+
+Result<void> SessionWork::pack_all() {
+    report(WorkPlanned{job_->lengths()});
+    for (std::uint32_t layer = 0; layer < spec_.job.geometry.layers; ++layer) {
+        if (cancelled_) return {};
+        for (auto const& source : kept_sources_)
+            DKV_TRY(check_sizes(source));
+        auto progress = DKV_TRY(timed("pack", [&] { return job_->pack(layer); }));
+        if (!packed_[layer]) report(std::move(progress));
+    }
+    auto outcome = DKV_TRY(job_->outcome());
+    drop_sources();
+    report(WorkCommitted{std::move(outcome)});
+    return {};
+}
+
+void SessionWork::drop_sources() {
+    for (auto const& source : kept_sources_)
+        drop_layer(source);
+    kept_sources_.clear();
+    job_.reset();
+    if (spec_.staging != nullptr) spec_.staging->drop_all();
+    if (spec_.destination != nullptr) spec_.destination->drop_all();
+    spec_.staging.reset();
+    spec_.destination.reset();
+}
+
+void SessionWork::report(decltype(WorkReport::what) what) {
+    if (cancelled_) return;
+    reports_.post({.instance = spec_.instance,
+                   .generation = spec_.generation,
+                   .session = spec_.session,
+                   .busy_ns = busy_ns_,
+                   .what = std::move(what)});
+}
+
+void SessionWork::fail(Error error) {
+    drop_sources();
+    report(std::move(error));
+    cancelled_ = true;
+}
+
+}  // namespace dkv
