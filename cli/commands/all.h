@@ -1,0 +1,20 @@
+// The setup function of each command, in files of their names. commands.cc lists them.
+#pragma once
+
+#include "cli/command.h"
+
+namespace dkv::cli {
+
+Run setup_status(CLI::App& app, Context const& context);
+Run setup_instances(CLI::App& app, Context const& context);
+Run setup_sessions(CLI::App& app, Context const& context);
+Run setup_watch(CLI::App& app, Context const& context);
+Run setup_savings(CLI::App& app, Context const& context);
+Run setup_policy(CLI::App& app, Context const& context);
+Run setup_doctor(CLI::App& app, Context const& context);
+Run setup_serve(CLI::App& app, Context const& context);
+Run setup_stop(CLI::App& app, Context const& context);
+Run setup_version(CLI::App& app, Context const& context);
+Run setup_completion(CLI::App& app, Context const& context);
+
+}  // namespace dkv::cli

@@ -1,0 +1,26 @@
+#include "cli/commands/all.h"
+
+namespace dkv::cli {
+namespace {
+
+constexpr Command kCommands[] = {
+    {"status", "the sidecar at a glance: engines, sessions, errors, savings", setup_status},
+    {"instances", "the engines that are attached", setup_instances},
+    {"sessions", "the prompts' caches; with an ID, one of them in detail", setup_sessions},
+    {"watch", "what happens, live", setup_watch},
+    {"savings", "bytes dropped, returned and reclaimable; attention kept; peaks", setup_savings},
+    {"policy", "list, explain and set compression policies", setup_policy},
+    {"doctor", "what this machine can do, in words", setup_doctor},
+    {"serve", "run a sidecar here, in the foreground: the same as dkvd", setup_serve},
+    {"stop", "stop the sidecar; engines go on uncompressed", setup_stop},
+    {"version", "versions of dkv and of the sidecar", setup_version},
+    {"completion", "a completion script for bash, zsh or fish", setup_completion},
+};
+
+}  // namespace
+
+std::span<Command const> commands() {
+    return kCommands;
+}
+
+}  // namespace dkv::cli

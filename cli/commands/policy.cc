@@ -1,0 +1,159 @@
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "cli/commands/all.h"
+#include "cli/ids.h"
+#include "cli/render/json.h"
+#include "cli/render/policies.h"
+#include "cli/render/text.h"
+#include "sidecar/config/policy_flags.h"
+
+namespace dkv::cli {
+namespace {
+
+struct Options {
+    std::string show_name;
+    PolicyRequest request;
+    bool to_default = false;
+    std::string instance;
+    bool all = false;
+};
+
+template <class T>
+flatbuffers::Optional<T> to_wire(std::optional<T> const& value) {
+    return value ? flatbuffers::Optional<T>(*value) : flatbuffers::Optional<T>();
+}
+
+wire::PolicyT to_wire(PolicyRequest const& request) {
+    wire::PolicyT policy;
+    policy.name = request.name;
+    policy.capacity = to_wire(request.capacity);
+    policy.window = to_wire(request.window);
+    policy.kernel = to_wire(request.kernel);
+    if (request.pool) policy.pool = static_cast<wire::Pool>(*request.pool);
+    if (request.reduce) policy.reduce = static_cast<wire::GroupReduce>(*request.reduce);
+    policy.r_max = to_wire(request.r_max);
+    policy.r_min = to_wire(request.r_min);
+    policy.update_interval = to_wire(request.update_interval);
+    policy.sinks = to_wire(request.sinks);
+    policy.beta = to_wire(request.beta);
+    return policy;
+}
+
+bool has_parameters(PolicyRequest const& r) {
+    return r.capacity || r.window || r.kernel || r.pool || r.reduce || r.r_max || r.r_min ||
+           r.update_interval || r.sinks || r.beta;
+}
+
+Result<Output> list(Context const& context) {
+    auto const controller = DKV_TRY(context.connect());
+    auto const policies = DKV_TRY(controller->policies());
+    return Output{policy_list_text(policies, context.style()), to_json(policies)};
+}
+
+/// How a parameter is explained under --json, beside its value.
+Json explained(wire::PolicyInfoT const& policy) {
+    Json json = to_json(policy);
+    json["explained"] = Json::array();
+    for (ParameterWords const& words : parameter_words())
+        if (uses(policy.name, words))
+            json["explained"].push_back({{"name", words.name},
+                                         {"flag", words.flag},
+                                         {"what", words.what},
+                                         {"range", words.range},
+                                         {"source", words.source}});
+    return json;
+}
+
+Result<Output> show(Context const& context, std::string const& wanted) {
+    auto const controller = DKV_TRY(context.connect());
+    auto const policies = DKV_TRY(controller->policies());
+    std::string const in_force = policies.default_policy ? policies.default_policy->name : "";
+    std::string const name = wanted.empty() ? in_force : wanted;
+    std::string known;
+    for (auto const& policy : policies.policies) {
+        if (policy->name == name) {
+            wire::PolicyInfoT shown = *policy;
+            // What is in force may differ from the policy's own defaults: show what will be used.
+            if (name == in_force)
+                shown.policy = std::make_unique<wire::PolicyT>(*policies.default_policy);
+            return Output{policy_text(shown, name == in_force, context.style()), explained(shown)};
+        }
+        known += (known.empty() ? "" : ", ") + policy->name;
+    }
+    return Error{ErrorCode::NotFound, "no policy '" + name + "'; there are " + known};
+}
+
+/// Wrong usage that CLI11 cannot see; thrown while parsing so that it ends like any other.
+void check_set(Options const& options) {
+    if (options.to_default && !options.request.name.empty())
+        throw CLI::ValidationError("--default and NAME exclude each other");
+    if (options.to_default && has_parameters(options.request))
+        throw CLI::ValidationError("--default takes no parameters");
+    if (!options.to_default && options.request.name.empty())
+        throw CLI::ValidationError("NAME is required, or --default");
+}
+
+Result<Output> set(Context const& context, Options const& options, bool to_default) {
+    std::uint64_t const instance =
+        options.instance.empty() ? 0 : DKV_TRY(parse_id(options.instance));
+    auto const controller = DKV_TRY(context.connect());
+    auto const policy = to_wire(options.request);
+    DKV_TRY(controller->set_policy(instance, to_default ? nullptr : &policy));
+    auto const list = DKV_TRY(controller->instances());
+
+    std::string const what =
+        to_default ? std::string("The sidecar's default policy") : policy_line(&policy);
+    std::string const whom = instance == 0 ? std::string("every engine, present and future")
+                                           : "engine " + hex_id(instance);
+    Json reached = Json::array();
+    for (auto const& item : list.instances)
+        if (item->alive &&
+            (instance == 0 ? item->policy_source != "instance" : item->instance == instance))
+            reached.push_back({{"instance", hex_id(item->instance)},
+                               {"pid", item->pid},
+                               {"policy", to_json(item->policy)},
+                               {"policy_source", item->policy_source}});
+    return Output{fmt::format("{} holds from now on for new sessions of {}.\n{}", what, whom,
+                              policy_reach_text(list, instance, context.style())),
+                  {{"instance", instance == 0 ? Json("all") : Json(hex_id(instance))},
+                   {"policy", to_default ? Json() : to_json(policy)},
+                   {"reached", reached}}};
+}
+
+void add_target(CLI::App& app, Options& options) {
+    auto* const one = app.add_option("--instance", options.instance, "only this engine")
+                          ->check(id_validator())
+                          ->type_name("ID");
+    app.add_flag("--all", options.all, "every engine, present and future; so without --instance")
+        ->excludes(one);
+}
+
+}  // namespace
+
+Run setup_policy(CLI::App& app, Context const& context) {
+    auto options = std::make_shared<Options>();
+    app.require_subcommand(1);
+    CLI::App* const list_app = app.add_subcommand("list", "every policy with its parameters");
+    CLI::App* const show_app =
+        app.add_subcommand("show", "explain a policy's parameters; without NAME, the one in force");
+    show_app->add_option("NAME", options->show_name, "a policy");
+    CLI::App* const set_app =
+        app.add_subcommand("set", "change what the next session of running engines gets");
+    set_app->add_option("NAME", options->request.name, "a policy");
+    set_app->add_flag("--default", options->to_default, "back to the sidecar's default");
+    add_target(*set_app, *options);
+    add_policy_flags(*set_app, options->request);
+    set_app->callback([options] { check_set(*options); });
+    CLI::App* const reset_app = app.add_subcommand("reset", "the same as set --default");
+    add_target(*reset_app, *options);
+
+    return [=, &context]() -> Result<Output> {
+        if (list_app->parsed()) return list(context);
+        if (show_app->parsed()) return show(context, options->show_name);
+        return set(context, *options, options->to_default || reset_app->parsed());
+    };
+}
+
+}  // namespace dkv::cli

@@ -1,0 +1,44 @@
+#include <fmt/format.h>
+
+#include "cli/commands/all.h"
+#include "cli/render/text.h"
+#include "protocol/schema/envelope.h"
+#include "protocol/sdk/dkv.h"
+
+namespace dkv::cli {
+namespace {
+
+/// No sidecar is no failure: the question was about versions, and "none" is an answer.
+Result<Output> show(Context const& context) {
+    Output output;
+    output.text = fmt::format("dkv {}\nprotocol {}\nC API {}\n", DKV_VERSION, kProtocolVersion,
+                              DKV_API_VERSION);
+    output.json = {{"dkv", DKV_VERSION},
+                   {"protocol", kProtocolVersion},
+                   {"api", DKV_API_VERSION},
+                   {"sidecar", nullptr}};
+    auto const controller = DKV_TRY(context.connect());
+    auto const status = controller->status();
+    if (status) {
+        output.text +=
+            fmt::format("sidecar {}, protocol {}, at {}\n", one_line(status.value().version),
+                        status.value().protocol, context.globals.endpoint);
+        output.json["sidecar"] = {{"version", status.value().version},
+                                  {"protocol", status.value().protocol},
+                                  {"endpoint", context.globals.endpoint}};
+        return output;
+    }
+    Error const& error = status.error();
+    output.text += "sidecar none: " + one_line(error.message) + "\n";
+    output.json["sidecar_error"] = {{"code", name_of(error.code)}, {"message", error.message}};
+    if (error.code == ErrorCode::VersionMismatch) output.exit_code = kExitVersion;
+    return output;
+}
+
+}  // namespace
+
+Run setup_version(CLI::App& /*app*/, Context const& context) {
+    return [&context] { return show(context); };
+}
+
+}  // namespace dkv::cli

@@ -1,0 +1,194 @@
+#include "cli/render/policies.h"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+
+#include "cli/render/json.h"
+#include "cli/render/table.h"
+#include "cli/render/text.h"
+
+namespace dkv::cli {
+namespace {
+
+constexpr std::string_view kScored = "snapkv pyramidkv dynamickv ";
+constexpr std::string_view kDynamic = "dynamickv ";
+constexpr std::string_view kBudgeted = "streamingllm snapkv pyramidkv dynamickv ";
+
+constexpr std::array kWords{
+    ParameterWords{
+        "capacity", "--capacity",
+        "Tokens kept per layer and KV head, on average over the layers, window included. "
+        "A prompt that is no longer is kept whole.",
+        "at least the window",
+        "the cache budget of every paper; DynamicKV's main results use 64 to 1024", kBudgeted},
+    ParameterWords{
+        "window", "--window",
+        "The last tokens of the prompt. They are always kept, and their queries decide "
+        "which of the others matter, so the window should cover the question.",
+        "1 to 1024, at most capacity",
+        "SnapKV, observation window; DynamicKV publishes 8, dkv's default is larger since "
+        "small models need it",
+        kBudgeted},
+    ParameterWords{"kernel", "--kernel",
+                   "Width of the smoothing along tokens: neighbours of an important token are kept "
+                   "with it. 1 turns it off.",
+                   "odd, 1 to 63", "SnapKV, clustering by pooling; DynamicKV uses 7", kScored},
+    ParameterWords{
+        "pool", "--pool",
+        "How the smoothing works: max spreads a peak to its neighbours, avg flattens it.",
+        "max or avg",
+        "SnapKV, clustering by pooling; DynamicKV takes avg for Llama-3 and InternLM, max "
+        "for Mistral and Qwen2",
+        kScored},
+    ParameterWords{"reduce", "--reduce",
+                   "How the scores of the query heads that share one KV head become one score.",
+                   "mean, max or sum",
+                   "dkv's own: the released codes store every query head instead", kScored},
+    ParameterWords{
+        "r_max", "--r-max",
+        "Most that a layer may hold while later layers are still to come, as a multiple of "
+        "capacity - window. Larger finds better budgets and needs more memory in between.",
+        "1 or more", "DynamicKV, the per-layer maximum; published with 10 (5 for Qwen2-7B)",
+        kDynamic},
+    ParameterWords{"r_min", "--r-min",
+                   "Least that a layer keeps, as a share of capacity - window. It protects layers "
+                   "whose attention looks weak.",
+                   "0 to 1", "dkv's own: the paper's budgets may leave a layer with nothing",
+                   kDynamic},
+    ParameterWords{
+        "update_interval", "--update-interval",
+        "After how many layers the budgets of all layers so far are cut anew. Smaller holds "
+        "less memory during prefill and costs a little time.",
+        "1 or more", "DynamicKV, the progressive update every m layers; published with 4",
+        kDynamic},
+    ParameterWords{"sinks", "--sinks",
+                   "The first tokens of the prompt, which models lean on whatever they say.",
+                   "0 to capacity - window", "StreamingLLM, attention sinks; published with 4",
+                   "streamingllm "},
+    ParameterWords{
+        "beta", "--beta",
+        "Steepness of the pyramid: the last layer gets 1/beta of the mean budget, the first "
+        "layer what is left over.",
+        "1 or more", "PyramidKV, the arithmetic sequence of budgets; published with 20",
+        "pyramidkv "},
+};
+
+std::string value_text(Json const& value) {
+    return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+constexpr std::size_t kMargin = 4;
+
+}  // namespace
+
+std::span<ParameterWords const> parameter_words() {
+    return kWords;
+}
+
+bool uses(std::string_view policy, ParameterWords const& parameter) {
+    if (policy == "fullkv") return false;
+    std::string const word = std::string(policy) + " ";
+    bool const known = kBudgeted.find(word) != std::string_view::npos;
+    return !known || parameter.policies.find(word) != std::string_view::npos;
+}
+
+std::string policy_brief(wire::PolicyT const* policy) {
+    if (policy == nullptr) return "-";
+    auto const name = one_line(policy->name);
+    if (!policy->capacity || name == "fullkv") return name;
+    return fmt::format("{} {}", name, *policy->capacity);
+}
+
+std::string policy_line(wire::PolicyT const* policy) {
+    if (policy == nullptr) return "-";
+    Json const json = to_json(*policy);
+    std::string line = one_line(policy->name);
+    for (ParameterWords const& words : kWords) {
+        auto const found = json.find(std::string(words.name));
+        if (found != json.end() && uses(policy->name, words))
+            line += fmt::format(", {} {}", words.name, value_text(*found));
+    }
+    return line;
+}
+
+std::string policy_list_text(wire::PolicyListT const& policies, Style const& style) {
+    std::string out;
+    std::size_t width = 0;
+    for (auto const& policy : policies.policies)
+        width = std::max(width, display_width(one_line(policy->name)));
+    for (auto const& policy : policies.policies) {
+        auto const name = one_line(policy->name);
+        bool const is_default =
+            policies.default_policy && policies.default_policy->name == policy->name;
+        out += (is_default ? "* " : "  ") + toned(Tone::Bold, name, style) +
+               std::string(width - display_width(name) + 2, ' ');
+        out += wrapped(one_line(policy->summary), style.columns - width - kMargin, width + kMargin);
+        auto const line = policy->policy ? policy_line(policy->policy.get()) : std::string();
+        if (auto const comma = line.find(", "); comma != std::string::npos)
+            out += "\n" + std::string(width + kMargin, ' ') +
+                   toned(Tone::Dim,
+                         wrapped(line.substr(comma + 2), style.columns - width - kMargin,
+                                 width + kMargin),
+                         style);
+        out += "\n";
+    }
+    if (policies.default_policy)
+        out += fmt::format(
+            "\n{}\n", wrapped("* new sessions get " + policy_line(policies.default_policy.get()) +
+                                  (policies.default_source.empty()
+                                       ? std::string()
+                                       : " (from: " + one_line(policies.default_source) + ")"),
+                              style.columns - 2, 2));
+    out += "  dkv policy show NAME explains every parameter\n";
+    return out;
+}
+
+std::string policy_text(wire::PolicyInfoT const& policy, bool is_default, Style const& style) {
+    constexpr std::size_t kIndent = 12;
+    std::size_t const width = style.columns - kIndent;
+    std::string out = toned(Tone::Bold, one_line(policy.name), style) +
+                      (is_default ? " (what new sessions get)" : "") + "\n  " +
+                      wrapped(one_line(policy.summary), style.columns - 2, 2) + "\n";
+    Json const json = policy.policy ? to_json(*policy.policy) : Json::object();
+    for (ParameterWords const& words : kWords) {
+        if (!uses(policy.name, words)) continue;
+        auto const value = json.find(std::string(words.name));
+        out += fmt::format("\n  {}\n", toned(Tone::Bold, words.flag, style));
+        out += fmt::format("    {}\n", wrapped(words.what, style.columns - 4, 4));
+        out += fmt::format("    range   {}\n", wrapped(words.range, width, kIndent));
+        out += fmt::format("    value   {}\n",
+                           value == json.end() ? std::string("-") : value_text(*value));
+        out += fmt::format("    source  {}\n",
+                           toned(Tone::Dim, wrapped(words.source, width, kIndent), style));
+    }
+    if (policy.name == "fullkv") out += "\n  It has no parameters.\n";
+    return out;
+}
+
+std::string policy_reach_text(wire::InstanceListT const& list,
+                              std::uint64_t instance,
+                              Style const& style) {
+    Table table(
+        {{"INSTANCE"}, {"PID", Column::Align::Right}, {"ENGINE"}, {"NEXT SESSION"}, {"FROM"}});
+    std::size_t own = 0;
+    for (auto const& item : list.instances) {
+        if (instance != 0 && item->instance != instance) continue;
+        if (!item->alive) continue;
+        bool const kept_own = instance == 0 && item->policy_source == "instance";
+        own += kept_own ? 1 : 0;
+        table.add({hex_id(item->instance), std::to_string(item->pid),
+                   shortened(one_line(item->engine), 24, style), policy_brief(item->policy.get()),
+                   one_line(item->policy_source)});
+    }
+    if (table.empty()) return "No engine is attached; the next one gets it.\n";
+    std::string out = "\n" + table.text(style);
+    if (own > 0)
+        out += fmt::format(
+            "\n{} {} a setting of its own: dkv policy reset --instance ID removes it.\n",
+            counted(own, "engine"), own == 1 ? "keeps" : "keep");
+    return out;
+}
+
+}  // namespace dkv::cli
