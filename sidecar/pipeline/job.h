@@ -1,5 +1,6 @@
-// One prompt's compression, from its first layer to its packed cache: plan → score → select → gather.
-// The same under the live sidecar and under offline tools. Knows neither sessions nor messages.
+// One prompt's compression, from its first layer to its packed cache: plan → score → select →
+// gather. The same under the live sidecar and under offline tools. Knows neither sessions nor
+// messages.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ struct JobSpec {
 /// Bytes a job needs from the engine. All 0 when the prompt is kept whole.
 struct JobNeeds {
     bool compress = false;
-    std::uint32_t window = 0;            ///< Query rows wanted with each layer.
-    std::uint32_t stage_rows = 0;        ///< rows_max of the staging layout; 0: nothing is staged.
+    std::uint32_t window = 0;      ///< Query rows wanted with each layer.
+    std::uint32_t stage_rows = 0;  ///< rows_max of the staging layout; 0: nothing is staged.
     std::uint64_t staging_bytes = 0;
     std::uint64_t destination_bytes = 0;
 };
@@ -35,10 +36,11 @@ JobNeeds needs_of(JobSpec const& spec);
 /// One layer as the engine has it. Views must stay valid during layer_ready(), and until finish()
 /// when the job is not progressive.
 struct LayerSource {
-    RowsView keys;     ///< [kv_heads, prompt_tokens, head_dim]
-    RowsView values;   ///< [kv_heads, prompt_tokens, head_dim]
-    RowsView queries;  ///< [q_heads, window, head_dim]; data nullptr: none, `scores` stands instead.
-    RowsView scores;   ///< [q_heads or kv_heads, prompt_tokens, 1] f32; data nullptr: none.
+    RowsView keys;    ///< [kv_heads, prompt_tokens, head_dim]
+    RowsView values;  ///< [kv_heads, prompt_tokens, head_dim]
+    RowsView
+        queries;      ///< [q_heads, window, head_dim]; data nullptr: none, `scores` stands instead.
+    RowsView scores;  ///< [q_heads or kv_heads, prompt_tokens, 1] f32; data nullptr: none.
     float scale = 0;
     float softcap = 0;
 };
@@ -56,7 +58,7 @@ struct LayerProgress {
 /// What came of it.
 struct JobOutcome {
     std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads] rows, window included.
-    std::vector<float> mass_kept;        ///< [layers] share of the window's attention; empty: unknown.
+    std::vector<float> mass_kept;  ///< [layers] share of the window's attention; empty: unknown.
     std::uint64_t bytes_full = 0;
     std::uint64_t bytes_kept = 0;
     std::uint64_t bytes_block_table = 0;  ///< What one block table for all layers would give back.

@@ -1,0 +1,99 @@
+#include "sidecar/pipeline/spec.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <string>
+
+namespace dkv {
+namespace {
+
+constexpr std::uint64_t kTokensMax = std::numeric_limits<std::int32_t>::max();  // Ids are i32.
+
+/// The whole cache is below 2^60 bytes. Both regions hold at most its rows, with a position each
+/// and page rounding, so nothing that is computed of them overflows then.
+bool fits_in_offsets(JobSpec const& spec) {
+    std::uint64_t bytes = 0;
+    bool const overflow = __builtin_mul_overflow(spec.geometry.cache_bytes(1),
+                                                 std::uint64_t{spec.prompt_tokens}, &bytes);
+    return !overflow && bytes < (std::uint64_t{1} << 60U);
+}
+
+Result<void> check_region(char const* name, std::size_t bytes, std::uint64_t needed) {
+    if (bytes >= needed) return {};
+    return Error{ErrorCode::InvalidArgument, std::string(name) + " has " + std::to_string(bytes) +
+                                                 " bytes of the " + std::to_string(needed) +
+                                                 " needed"};
+}
+
+bool overlap(std::span<std::byte const> a, std::span<std::byte const> b) {
+    std::less<std::byte const*> const before;
+    return !a.empty() && !b.empty() && before(a.data(), b.data() + b.size()) &&
+           before(b.data(), a.data() + a.size());
+}
+
+}  // namespace
+
+PromptShape shape_of(JobSpec const& spec) {
+    return {.layers = spec.geometry.layers,
+            .kv_heads = spec.geometry.kv_heads,
+            .prompt_tokens = spec.prompt_tokens,
+            .window = spec.params.window};
+}
+
+Waiting waiting_of(JobSpec const& spec, Policy const& policy) {
+    if (policy.budgets_known()) return Waiting::NotAtAll;
+    return spec.progressive ? Waiting::Staged : Waiting::InSource;
+}
+
+StagingLayout staging_layout(JobSpec const& spec, Policy const& policy) {
+    StagingLayout layout{.geometry = spec.geometry, .rows_max = 0};
+    if (waiting_of(spec, policy) != Waiting::Staged) return layout;
+    std::uint32_t limit_max = 0;
+    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
+        limit_max = std::max(limit_max, std::ranges::max(policy.stage_limits(layer)));
+    layout.rows_max = spec.params.window + limit_max;
+    return layout;
+}
+
+JobNeeds needs_of(JobSpec const& spec) {
+    auto const policy = make_policy(spec.params, shape_of(spec));
+    if (policy == nullptr) return {};
+
+    JobNeeds needs{.compress = true, .window = spec.params.window};
+    if (!fits_in_offsets(spec)) {  // No region can be large enough, and open() says why.
+        needs.staging_bytes = needs.destination_bytes = std::numeric_limits<std::uint64_t>::max();
+        return needs;
+    }
+    StagingLayout const layout = staging_layout(spec, *policy);
+    needs.stage_rows = layout.rows_max;
+    needs.staging_bytes = layout.region_bytes();
+    needs.destination_bytes =
+        packed_bytes_max(spec.geometry, std::uint64_t{spec.geometry.layers} *
+                                            spec.geometry.kv_heads * spec.params.capacity);
+    return needs;
+}
+
+Result<void> check(JobSpec const& spec,
+                   std::span<std::byte const> staging,
+                   std::span<std::byte const> destination) {
+    DKV_TRY(check(spec.geometry));
+    if (spec.prompt_tokens > kTokensMax || !fits_in_offsets(spec))
+        return Error{ErrorCode::InvalidArgument,
+                     "prompt_tokens is " + std::to_string(spec.prompt_tokens) +
+                         ", too many to count the bytes of their cache"};
+
+    JobNeeds const needs = needs_of(spec);
+    if (!needs.compress)
+        return Error{ErrorCode::InvalidArgument,
+                     "a prompt of " + std::to_string(spec.prompt_tokens) +
+                         " tokens is kept whole by " + spec.params.name + " at capacity " +
+                         std::to_string(spec.params.capacity)};
+    DKV_TRY(check_region("staging", staging.size(), needs.staging_bytes));
+    DKV_TRY(check_region("destination", destination.size(), needs.destination_bytes));
+    if (overlap(staging, destination))
+        return Error{ErrorCode::InvalidArgument, "staging and destination overlap"};
+    return {};
+}
+
+}  // namespace dkv
