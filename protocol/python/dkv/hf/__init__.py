@@ -1,0 +1,10 @@
+"""dkv for Hugging Face transformers.
+
+    cache = dkv.hf.Cache(model, policy="dynamickv", capacity=512)
+    out = model.generate(**inputs, past_key_values=cache)
+"""
+
+from .cache import Cache
+from .report import Report
+
+__all__ = ["Cache", "Report"]

@@ -1,0 +1,103 @@
+"""python -m dkv.hf [--policy P] [--capacity N] [--endpoint E] [--report FILE] SCRIPT [ARGUMENT …]
+
+Runs a script as it is; every generate() in it that brings no cache of its own gets a dkv cache.
+Options may also be given as DKV_POLICY, DKV_CAPACITY and DKV_ENDPOINT. `-m MODULE` runs a module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import runpy
+import sys
+
+from transformers.generation.utils import GenerationMixin
+
+from .cache import Cache
+from .generate import announced
+
+log = logging.getLogger("dkv.hf")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    reports: list[dict] = []
+    wrap_generate(options.policy, options.capacity, options.endpoint, reports)
+    try:
+        _run(options)
+    finally:
+        if options.report:
+            with open(options.report, "w", encoding="utf-8") as file:
+                json.dump(reports, file, indent=2)
+                file.write("\n")
+
+
+def wrap_generate(policy: str | None, capacity: int | None, endpoint: str | None, reports: list[dict]) -> None:
+    """Every model's generate() without past_key_values gets a Cache; its report is added to `reports`."""
+    original = GenerationMixin.generate
+
+    @functools.wraps(original)
+    def generate(self, *args, **kwargs):
+        reason = _reason_to_leave_alone(self, kwargs)
+        if reason is not None:
+            log.info("dkv: generate() is left alone: %s", reason)
+            return original(self, *args, **kwargs)
+        cache = Cache(self, policy=policy, capacity=capacity, endpoint=endpoint)
+        kwargs["past_key_values"] = cache
+        with announced(cache, args, kwargs):
+            out = original(self, *args, **kwargs)
+        reports.append(cache.report().as_dict())
+        return out
+
+    GenerationMixin.generate = generate
+
+
+def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
+    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+
+    def setting(name: str):
+        return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+    if kwargs.get("past_key_values") is not None:
+        return "it has a cache"
+    if setting("use_cache") is False:
+        return "it uses no cache"
+    if setting("cache_implementation") is not None:
+        return f"it wants a {setting('cache_implementation')} cache"
+    if kwargs.get("assistant_model") is not None:
+        return "it has an assistant model"
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if not getattr(model, "_supports_attention_backend", True):
+        return f"{type(model).__name__} has no exchangeable attention"
+    return None
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dkv.hf", description="Runs a script with dkv caches.")
+    parser.add_argument("--policy", default=os.environ.get("DKV_POLICY"))
+    parser.add_argument("--capacity", type=int, default=os.environ.get("DKV_CAPACITY"))
+    parser.add_argument("--endpoint", default=None, help="default: DKV_ENDPOINT, else this user's sidecar")
+    parser.add_argument("--report", metavar="FILE", help="write what each generate() saved, as JSON")
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    return parser.parse_args(argv)
+
+
+def _run(options: argparse.Namespace) -> None:
+    sys.argv = [options.script, *options.arguments]
+    if options.module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(options.script, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(options.script))
+        runpy.run_path(options.script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

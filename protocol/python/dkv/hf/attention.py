@@ -1,0 +1,217 @@
+"""Attention for dkv's caches, registered with transformers as "dkv".
+
+A layer that is whole is attended by transformers' own SDPA path, so the text does not change by a
+token. A compressed layer has two parts, the kept rows of the prompt and the tail of tokens that came
+after it; one softmax runs over both, and neither is copied.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+NAME = "dkv"
+_QUERY_BLOCK = 256  # Bounds the logits in memory when a long text continues a compressed prompt.
+
+
+@dataclass
+class Prefix:
+    """The kept rows of one layer's prompt.
+
+    `keys` and `values` are [Hkv, rows, D] when all heads keep equally many, else a list of [rows_h, D].
+    """
+
+    lengths: list[int]
+    keys: torch.Tensor | list[torch.Tensor]
+    values: torch.Tensor | list[torch.Tensor]
+
+    @property
+    def uniform(self) -> bool:
+        return isinstance(self.keys, torch.Tensor)
+
+    def head_keys(self, head: int) -> torch.Tensor:
+        return self.keys[head]
+
+    def head_values(self, head: int) -> torch.Tensor:
+        return self.values[head]
+
+
+def two_part_attention(
+    query: torch.Tensor,
+    prefix: Prefix,
+    tail_keys: torch.Tensor,
+    tail_values: torch.Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    tail_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention over prefix and tail with one softmax.
+
+    query       [1, Hq, q, D]    read; the last q tokens, so the last q rows of the tail are theirs
+    prefix      all of it seen by every query
+    tail_keys   [1, Hkv, t, D]   read, t >= q; likewise tail_values
+    tail_mask   [q, t]           bool (True: seen) or additive; None: lower-right causal
+    returns     [1, Hq, q, Dv]
+    """
+    _, q_heads, q_length, head_dim = query.shape
+    kv_heads, tail_length = tail_keys.shape[1], tail_keys.shape[2]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    grouped = query[0].reshape(kv_heads, q_heads // kv_heads, q_length, head_dim)
+    bias = _tail_bias(tail_mask, q_length, tail_length, query.device)
+    pieces = []
+    for begin in range(0, q_length, _QUERY_BLOCK):
+        block = grouped[:, :, begin : begin + _QUERY_BLOCK]
+        block_bias = None if bias is None else bias[begin : begin + _QUERY_BLOCK]
+        if prefix.uniform:
+            pieces.append(
+                _joint_softmax(
+                    block, prefix.keys, prefix.values, tail_keys[0], tail_values[0], scale, softcap, block_bias
+                )
+            )
+            continue
+        heads = [
+            _joint_softmax(
+                block[head : head + 1],
+                prefix.head_keys(head)[None],
+                prefix.head_values(head)[None],
+                tail_keys[0, head : head + 1],
+                tail_values[0, head : head + 1],
+                scale,
+                softcap,
+                block_bias,
+            )
+            for head in range(kv_heads)
+        ]
+        pieces.append(torch.cat(heads))
+    out = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    return out.reshape(1, q_heads, q_length, -1)
+
+
+def lower_right_causal(q_length: int, kv_length: int, device: torch.device) -> torch.Tensor:
+    """[q, kv] bool: the last query sees everything, each earlier one a key less."""
+    return torch.ones(q_length, kv_length, dtype=torch.bool, device=device).tril(kv_length - q_length)
+
+
+def plain_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    **kwargs,
+) -> torch.Tensor:
+    """Over whole rows, as transformers does it. Returns [1, q, Hq, Dv]."""
+    if softcap is None:
+        return _transformers_sdpa()(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
+    return _softcap_attention(query, key, value, attention_mask, scaling, softcap).transpose(1, 2).contiguous()
+
+
+def dkv_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls. Rows that are not from a dkv layer are attended as by "sdpa"."""
+    mark = getattr(key, "_dkv_layer", None)
+    layer = mark() if mark is not None else None
+    if layer is None:
+        return plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs), None
+    return layer.attend(module, query, key, value, attention_mask, scaling, softcap, **kwargs), None
+
+
+@functools.lru_cache(maxsize=1)
+def register() -> None:
+    """Makes "dkv" a name for set_attn_implementation; masks are made as for "sdpa"."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, dkv_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@functools.lru_cache(maxsize=1)
+def _transformers_sdpa():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward
+
+
+def _tail_bias(
+    mask: torch.Tensor | None, q_length: int, tail_length: int, device: torch.device
+) -> torch.Tensor | None:
+    """What is added to the tail's logits, [q, t] f32, or None when every query sees the whole tail."""
+    if mask is None:
+        if q_length == 1:
+            return None
+        mask = lower_right_causal(q_length, tail_length, device)
+    if mask.dtype != torch.bool:
+        return mask.float()
+    if q_length == 1 and bool(mask.all()):
+        return None
+    return torch.zeros(mask.shape, device=device).masked_fill_(~mask, float("-inf"))
+
+
+def _joint_softmax(
+    query: torch.Tensor,
+    prefix_keys: torch.Tensor,
+    prefix_values: torch.Tensor,
+    tail_keys: torch.Tensor,
+    tail_values: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    tail_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """[H, g, q, D] against [H, n, D] and [H, t, D]; all heads of equal length. Returns [H, g, q, Dv]."""
+    heads, group, q_length, _ = query.shape
+    rows = (query * scale).reshape(heads, group * q_length, -1)
+    prefix_length = prefix_keys.shape[1]
+    logits = torch.empty(
+        heads, group * q_length, prefix_length + tail_keys.shape[1], dtype=torch.float32, device=query.device
+    )
+    logits[..., :prefix_length] = rows @ prefix_keys.transpose(1, 2)
+    logits[..., prefix_length:] = rows @ tail_keys.transpose(1, 2)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if tail_bias is not None:
+        logits.view(heads, group, q_length, -1)[..., prefix_length:] += tail_bias
+    weights = logits.softmax(dim=-1).to(query.dtype)
+    out = weights[..., :prefix_length] @ prefix_values
+    out = out + weights[..., prefix_length:] @ tail_values
+    return out.reshape(heads, group, q_length, -1)
+
+
+def _softcap_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with capped logits, which SDPA does not offer, in blocks of queries. [b, Hq, q, Dv]."""
+    batch, q_heads, q_length, head_dim = query.shape
+    kv_heads, kv_length = key.shape[1], key.shape[2]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, q_length, head_dim) * scale
+    if mask is None and q_length > 1:
+        mask = lower_right_causal(q_length, kv_length, query.device)[None, None]
+    pieces = []
+    for begin in range(0, q_length, _QUERY_BLOCK):
+        block = grouped[:, :, :, begin : begin + _QUERY_BLOCK]
+        logits = (block @ key.transpose(-1, -2)[:, :, None]).float()
+        logits = softcap * torch.tanh(logits / softcap)
+        if mask is not None:
+            part = mask[..., begin : begin + _QUERY_BLOCK, :][:, :, None]
+            logits = logits.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else logits + part
+        pieces.append(logits.softmax(dim=-1).to(query.dtype) @ value[:, :, None])
+    return torch.cat(pieces, dim=3).reshape(batch, q_heads, q_length, -1)

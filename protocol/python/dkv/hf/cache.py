@@ -1,0 +1,333 @@
+"""A transformers Cache whose prompt is compressed by the sidecar.
+
+    cache = dkv.hf.Cache(model, policy="dynamickv", capacity=512)
+    out = model.generate(**inputs, past_key_values=cache)
+    print(cache.report())
+
+Whatever fails, generation goes on with the rows there are, and report().failure says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+
+import torch
+import transformers
+from transformers.cache_utils import Cache as TransformersCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+import dkv
+
+from . import attention
+from .generate import announce_prompts
+from .layer import DkvLayer
+from .prompt import Prompt
+from .report import Report
+from .storage import Storage
+
+log = logging.getLogger("dkv.hf")
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_ROOM_TOKENS = 4096  # For what comes after a prompt that is kept whole; only virtual until written.
+_warned: set[tuple[int, str]] = set()
+_engines: "weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, dkv.Engine]]" = weakref.WeakKeyDictionary()
+
+
+class Cache(TransformersCache):
+    """One sequence's cache. Sets the model's attention implementation to "dkv".
+
+    policy, capacity, window and further options (kernel, pool, reduce, r_max, r_min,
+    update_interval, sinks, beta) are wishes: left out, the sidecar decides; what its operator has
+    set goes before them.
+
+    endpoint       the sidecar's; None: DKV_ENDPOINT, else this user's default
+    progressive    layers' full rows are given back while prefill runs, not only at its end
+    engine         a dkv.Engine to use instead of the one that all caches of this model share
+    timeout_s      the longest wait at the end of prefill
+    prompt_tokens  the whole prompt's length, for a prefill that the caller cuts into chunks himself;
+                   generate(prefill_chunk_size=…) needs no help
+    strict         an unknown policy or a bad parameter raises DkvError instead of being logged while
+                   generation goes on uncompressed
+
+    Batch 1 without padding is compressed; anything else is kept as transformers would keep it.
+    The first prompt is compressed; later generate() calls with the same cache continue it.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        policy: str | None = None,
+        capacity: int | None = None,
+        window: int | None = None,
+        *,
+        endpoint: str | None = None,
+        progressive: bool = True,
+        engine: dkv.Engine | None = None,
+        timeout_s: float = 10.0,
+        prompt_tokens: int | None = None,
+        strict: bool = False,
+        **policy_options,
+    ):
+        attention.register()
+        if model.config._attn_implementation != attention.NAME:
+            model.set_attn_implementation(attention.NAME)
+        layers = DynamicCache(config=model.config).layers
+        self._dkv_layers: list[DkvLayer] = []
+        for index, layer in enumerate(layers):
+            if type(layer) is DynamicLayer:
+                layers[index] = DkvLayer(self, index, len(self._dkv_layers))
+                self._dkv_layers.append(layers[index])
+        super().__init__(layers=layers)
+        wish = {"name": policy, "capacity": capacity, "window": window, **policy_options}
+        self._wish = {key: value for key, value in wish.items() if value is not None}
+        self._progressive, self._timeout_s, self._strict = progressive, timeout_s, strict
+        self._prompt_tokens = prompt_tokens
+        self._model = weakref.ref(model)
+        self._config = model.config.get_text_config(decoder=True)
+        self._endpoint = endpoint
+        self._own_engine = engine
+        self._begin()
+        if not self._dkv_layers:
+            self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
+        announce_prompts(model)
+        self._start_engine(model)
+
+    def _begin(self) -> None:
+        self._report = Report(layers=len(self._dkv_layers), layers_left_alone=len(self.layers) - len(self._dkv_layers))
+        self._in_prefill = True
+        self._announced: int | None = None
+        self._prompt: Prompt | None = None
+        self._storage: Storage | None = None
+        self._shape: tuple | None = None
+        self._arenas: list[dkv.Arena] = []
+
+    # ---------------------------------------------------------------- for the user
+
+    def report(self) -> Report:
+        """What was done about the prompt, so far."""
+        report, tokens = self._report, self._report.prompt_tokens
+        if self._shape is None or not tokens:
+            return report
+        kv_heads, head_dim, dtype = self._shape
+        row_bytes = 2 * head_dim * dtype.itemsize
+        report.kept_per_head = [layer.kept_lengths(tokens, kv_heads) for layer in self._dkv_layers]
+        report.kept_per_layer = [_mean(lengths) for lengths in report.kept_per_head]
+        report.mass_kept_per_layer = [layer.mass_kept for layer in self._dkv_layers]
+        report.bytes_full = len(self._dkv_layers) * kv_heads * tokens * row_bytes
+        report.bytes_kept = sum(map(sum, report.kept_per_head)) * row_bytes
+        report.bytes_dropped = report.bytes_full - report.bytes_kept
+        return report
+
+    def kept_positions(self, layer: int) -> list[list[int]] | None:
+        """Of a layer of the model: the prompt positions kept, per KV head, ascending.
+
+        None for a layer that is bounded by its own window, or whose rows are a fallback in no order.
+        """
+        found = self.layers[layer]
+        if not isinstance(found, DkvLayer):
+            return None
+        if found.prefix is not None:
+            return found.positions
+        return [list(range(self._report.prompt_tokens))] * (self._shape[0] if self._shape else 1)
+
+    def reset(self) -> None:
+        """Forgets everything and gives the memory back; the next forward begins a new prompt."""
+        self._let_go("the cache was reset")
+        super().reset()
+        self._begin()
+
+    def __del__(self):
+        try:
+            self._let_go("the cache was dropped")
+        except Exception:  # Half-built, or the interpreter is going down.
+            pass
+
+    # ---------------------------------------------------------------- called by generate.py
+
+    def _announce(self, prompt_tokens: int | None) -> None:
+        """generate() is about to run this prompt, in one piece or in chunks."""
+        if self._in_prefill and self._prompt is None:
+            self._announced = prompt_tokens
+
+    def _generate_ended(self) -> None:
+        self._announced = None
+        if self._prompt is not None:
+            self._go_plain("generate() ended before the prompt did")
+
+    # ---------------------------------------------------------------- called by the layers
+
+    def _accepts(self, layer: DkvLayer, keys: torch.Tensor, values: torch.Tensor) -> bool:
+        """Before a layer's first rows: can dkv hold them? Makes the storage with the first layer."""
+        if not self._in_prefill:
+            return False
+        reason = self._refusal(keys, values)
+        if reason is None and self._storage is None:
+            reason = self._make_storage(keys)
+        if reason is None and self._shape != (keys.shape[1], keys.shape[3], keys.dtype):
+            reason = f"layer {layer.index} is shaped unlike layer {self._dkv_layers[0].index}"
+        if reason is not None:
+            self._go_plain(reason)
+        return reason is None
+
+    def _storage_of(self, ordinal: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._storage.layer(ordinal)
+
+    def _before_attention(self, layer: DkvLayer, query: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if mask is not None and not _sees_everything(mask):
+            self._go_plain("the prompt is padded or has a mask of its own")
+        elif layer.ordinal == 0 and self._prompt is None:
+            self._open_prompt(layer.length, query)
+
+    def _after_attention(self, layer: DkvLayer, query: torch.Tensor, scaling, softcap) -> None:
+        prompt = self._prompt
+        if prompt is None:
+            return
+        if layer.length > prompt.tokens:
+            self._go_plain(f"{layer.length} tokens came where the prompt was said to have {prompt.tokens}")
+            return
+        prompt.push_queries(layer.ordinal, query)
+        if layer.length < prompt.tokens:
+            return
+        prompt.layer_done(layer.ordinal, scaling, softcap)
+        if layer.ordinal + 1 == len(self._dkv_layers):
+            self._end_prompt()
+
+    # ---------------------------------------------------------------- a prompt's life
+
+    def _open_prompt(self, seen: int, query: torch.Tensor) -> None:
+        tokens = self._prompt_tokens or self._announced or seen
+        self._report.prompt_tokens = max(tokens, seen)
+        if max(tokens, seen) == 1:
+            self._in_prefill = False
+            return
+        self._prompt = Prompt(self._dkv_layers, self._storage, max(tokens, seen), self._report, self._timeout_s)
+        engine = self._engine(query)
+        if engine is not None:
+            policy = dkv.Policy(**self._wish) if self._wish else None
+            self._prompt.open(engine, policy, self._progressive, query.shape[1], self._strict)
+
+    def _end_prompt(self) -> None:
+        prompt, self._prompt = self._prompt, None
+        self._in_prefill = False
+        if not prompt.end():
+            self._storage = None
+        self._arenas = prompt.kept_arenas
+        self._warn_once()
+
+    def _go_plain(self, reason: str) -> None:
+        """This text is generated without dkv from here on."""
+        self._in_prefill = False
+        prompt, self._prompt = self._prompt, None
+        if prompt is not None:
+            prompt.abandon(reason)
+            self._arenas = prompt.kept_arenas
+        self._report.failure = self._report.failure or reason
+        self._warn_once()
+
+    def _let_go(self, reason: str) -> None:
+        prompt, self._prompt = self._prompt, None
+        if prompt is not None:
+            prompt.abandon(reason)
+            self._arenas += prompt.kept_arenas
+        if self._storage is not None:
+            self._storage.arena.release(0, self._storage.arena.bytes)
+        for arena in self._arenas:
+            arena.release(0, arena.bytes)
+        self._storage, self._arenas = None, []
+
+    # ---------------------------------------------------------------- helpers
+
+    def _refusal(self, keys: torch.Tensor, values: torch.Tensor) -> str | None:
+        if keys.shape[0] != 1:
+            return f"a batch of {keys.shape[0]}: only batch 1 is compressed"
+        if keys.device.type != "cpu":
+            return f"K and V are on {keys.device}: only the CPU is supported"
+        if keys.dtype not in _DTYPES:
+            return f"K and V are {keys.dtype}: only float32, float16 and bfloat16 are supported"
+        if values.shape != keys.shape or values.dtype != keys.dtype:
+            return f"values are {list(values.shape)}, keys {list(keys.shape)}: they must be alike"
+        if getattr(self._config, "num_kv_shared_layers", 0):
+            return "layers of this model share K and V"
+        return None
+
+    def _make_storage(self, keys: torch.Tensor) -> str | None:
+        tokens = max(self._prompt_tokens or 0, self._announced or 0, keys.shape[2])
+        most = max(tokens, getattr(self._config, "max_position_embeddings", 0) or 0)
+        self._shape = (keys.shape[1], keys.shape[3], keys.dtype)
+        try:
+            with self._report.timed():
+                self._storage = Storage(
+                    len(self._dkv_layers),
+                    keys.shape[1],
+                    keys.shape[3],
+                    min(most, tokens + max(tokens, _ROOM_TOKENS)),
+                    keys.dtype,
+                )
+        except dkv.DkvError as error:
+            return f"no shared memory: {error}"
+        return None
+
+    def _start_engine(self, model: torch.nn.Module) -> None:
+        """Early, so that it is attached when the prompt comes. Its geometry is checked then."""
+        config = self._config
+        q_heads = getattr(config, "num_attention_heads", None)
+        if not self._dkv_layers or not isinstance(q_heads, int):
+            return
+        kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
+        dtype = getattr(model, "dtype", None)
+        if isinstance(kv_heads, int) and isinstance(head_dim, int) and dtype in _DTYPES:
+            self._shared_engine(q_heads, kv_heads, head_dim, dtype)
+
+    def _engine(self, query: torch.Tensor) -> dkv.Engine | None:
+        if self._own_engine is not None:
+            return self._own_engine
+        kv_heads, head_dim, dtype = self._shape
+        return self._shared_engine(query.shape[1], kv_heads, head_dim, dtype)
+
+    def _shared_engine(self, q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> dkv.Engine | None:
+        model = self._model()
+        if self._own_engine is not None or model is None:
+            return self._own_engine
+        geometry = dkv.Geometry(
+            layers=len(self._dkv_layers), q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
+        )
+        key = (os.getpid(), self._endpoint or os.environ.get("DKV_ENDPOINT"), q_heads, kv_heads, head_dim, dtype)
+        known = _engines.setdefault(model, {})
+        if key not in known:
+            name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+            try:
+                known[key] = dkv.Engine(
+                    geometry,
+                    endpoint=self._endpoint,
+                    engine=f"transformers {transformers.__version__}",
+                    model=os.path.basename(str(name).rstrip("/")),
+                )
+            except dkv.DkvError as error:
+                self._report.failure = f"{error.status.name.lower()}: {error}"
+                return None
+            weakref.finalize(model, known[key].close)
+        return known[key]
+
+    def _warn_once(self) -> None:
+        reason = self._report.failure
+        if reason is None:
+            return
+        model = self._model()
+        known = (id(model), reason)
+        if known not in _warned:
+            _warned.add(known)
+            log.warning("dkv: generation goes on without compression: %s", reason)
+
+
+def _sees_everything(mask: torch.Tensor) -> bool:
+    """Whether the last query sees every key: then nothing is padded, and the mask is only causal."""
+    last = mask[..., -1, :]
+    return bool(last.all()) if last.dtype == torch.bool else bool((last == 0).all())
+
+
+def _mean(lengths: list[int]) -> float:
+    total = sum(lengths)
+    return total // len(lengths) if total % len(lengths) == 0 else total / len(lengths)

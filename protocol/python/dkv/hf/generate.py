@@ -1,0 +1,50 @@
+"""Tells a dkv cache how long the prompt is that generate() is about to run.
+
+Without that the first forward on an empty cache is taken for the whole prompt, which is wrong when
+generate() cuts it into chunks (prefill_chunk_size).
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+
+import torch
+
+
+def announce_prompts(model: torch.nn.Module) -> None:
+    """Wraps this one model's generate(); nothing else about it changes."""
+    if not hasattr(model, "generate") or getattr(model.generate, "_announces_dkv", False):
+        return
+    original = type(model).generate
+
+    @functools.wraps(original)
+    def generate(self, *args, **kwargs):
+        with announced(kwargs.get("past_key_values"), args, kwargs):
+            return original(self, *args, **kwargs)
+
+    generate._announces_dkv = True
+    model.generate = generate.__get__(model)
+
+
+@contextmanager
+def announced(cache, args: tuple, kwargs: dict):
+    """Around generate(*args, **kwargs) with this cache, dkv's or not."""
+    begin, end = getattr(cache, "_announce", None), getattr(cache, "_generate_ended", None)
+    if begin is None:
+        yield
+        return
+    begin(prompt_length(args, kwargs))
+    try:
+        yield
+    finally:
+        end()
+
+
+def prompt_length(args: tuple, kwargs: dict) -> int | None:
+    """Tokens of the prompt that generate(*args, **kwargs) was given; None when it cannot be told."""
+    given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]]
+    for tensor in given:
+        if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2:
+            return tensor.shape[1]
+    return None

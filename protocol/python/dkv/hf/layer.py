@@ -1,0 +1,216 @@
+"""One attention layer's rows: whole in shared memory, then, once compressed, kept rows and a tail."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from .attention import Prefix, plain_attention, two_part_attention
+
+_TAIL_ROWS = 64  # First size of a tail; it doubles.
+
+
+class DkvLayer(DynamicLayer):
+    """A full-attention layer of a dkv cache, in one of three states.
+
+    whole       K and V of every token, views of the cache's storage
+    compressed  `prefix` holds the prompt's kept rows, `tail` what came after it
+    heap        as transformers' own DynamicLayer: what dkv does not handle
+
+    get_seq_length() is the logical length in all of them, so that positions stay right.
+    """
+
+    is_compileable = False
+
+    def __init__(self, cache, index: int, ordinal: int):
+        super().__init__()
+        self.index = index  # In the model.
+        self.ordinal = ordinal  # Among the layers that can be compressed.
+        self._cache = weakref.ref(cache)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.length = 0
+        self.heap = False
+        self.prefix: Prefix | None = None
+        self.mass_kept: float | None = None
+        self.positions: list[list[int]] | None = None
+        self._whole_keys = self._whole_values = None
+        self._tail_keys = self._tail_values = None
+        self._tail_length = 0
+        self._unattended = False
+
+    # ---------------------------------------------------------------- what transformers asks
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+        if self.heap:
+            self.keys = torch.empty(0, dtype=self.dtype, device=self.device)
+            self.values = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """[b, Hkv, q, D] twice; returns what attention reads, marked as this layer's."""
+        if not self.is_initialized:
+            cache = self._cache()
+            self.heap = cache is None or not cache._accepts(self, key_states, value_states)
+            self.lazy_initialization(key_states, value_states)
+            if not self.heap:
+                self._whole_keys, self._whole_values = cache._storage_of(self.ordinal)
+        if self.heap:
+            return super().update(key_states, value_states, *args, **kwargs)
+        if self.prefix is not None:
+            return self._append_tail(key_states, value_states)
+        return self._append_whole(key_states, value_states)
+
+    def get_seq_length(self, *args) -> int:
+        return super().get_seq_length() if self.heap else self.length
+
+    def get_mask_sizes(self, query_length) -> tuple[int, int]:
+        """Logical sizes. transformers 4 passes cache positions where 5 passes a length."""
+        if isinstance(query_length, torch.Tensor):
+            query_length = query_length.shape[0]
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:  # transformers 4
+        return -1
+
+    def reset(self) -> None:
+        self._forget()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Negative: that many tokens from the end. Positive, as in transformers 4: down to that length."""
+        length = self.get_seq_length()
+        remove = -tokens_to_remove if tokens_to_remove < 0 else max(0, length - tokens_to_remove)
+        if tokens_to_remove == 0 or remove == 0:
+            return
+        if self.prefix is not None:
+            if remove > self._tail_length:
+                raise ValueError(
+                    f"cannot crop {remove} tokens: layer {self.index} is compressed, and only the "
+                    f"{self._tail_length} tokens after its prompt can be taken away"
+                )
+            self._tail_length -= remove
+            self.length -= remove
+            self._show_tail()
+        elif self.heap:
+            self.keys, self.values = self.keys[..., :-remove, :], self.values[..., :-remove, :]
+        else:
+            self.length -= min(remove, length)
+            self._show_whole()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._need_heap("reorder_cache")
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._need_heap("batch_repeat_interleave")
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._need_heap("batch_select_indices")
+        super().batch_select_indices(indices)
+
+    # ---------------------------------------------------------------- attention
+
+    def attend(self, module, query, key, value, attention_mask, scaling, softcap, **kwargs) -> torch.Tensor:
+        """Called by dkv_attention with what update() returned. Returns [1, q, Hq, D]."""
+        self._unattended = False
+        if self.prefix is not None:
+            mask = None
+            if attention_mask is not None and attention_mask.dim() == 4:
+                mask = attention_mask[0, 0, :, attention_mask.shape[-1] - key.shape[2] :]
+            out = two_part_attention(query, self.prefix, key, value, scaling, softcap, mask)
+            return out.transpose(1, 2).contiguous()
+        cache = self._cache()
+        reporting = cache is not None and cache._in_prefill and getattr(module, "layer_idx", None) == self.index
+        if reporting:
+            cache._before_attention(self, query, attention_mask)
+        out = plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs)
+        if reporting:
+            cache._after_attention(self, query, scaling, softcap)
+        return out
+
+    # ---------------------------------------------------------------- the cache's side
+
+    def adopt(self, prefix: Prefix) -> None:
+        """From now on the prompt is these rows. The logical length stays."""
+        self.prefix = prefix
+        self._whole_keys = self._whole_values = None
+        self._tail_length = 0
+        self.keys = self.values = None
+
+    def kept_lengths(self, prompt_tokens: int, kv_heads: int) -> list[int]:
+        return list(self.prefix.lengths) if self.prefix is not None else [prompt_tokens] * kv_heads
+
+    def to_heap(self) -> None:
+        """Becomes a DynamicLayer with the same rows."""
+        if self.heap or self.prefix is not None:
+            return
+        self.heap = True
+        self._whole_keys = self._whole_values = None
+        if self.keys is not None:
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _append_whole(self, key_states: torch.Tensor, value_states: torch.Tensor):
+        end = self.length + key_states.shape[2]
+        if end > self._whole_keys.shape[2]:
+            self.to_heap()  # Longer than anything that was foreseen: the storage has no more rows.
+            return super().update(key_states, value_states)
+        self._whole_keys[:, :, self.length : end].copy_(key_states.detach())
+        self._whole_values[:, :, self.length : end].copy_(value_states.detach())
+        self.length = end
+        self._show_whole()
+        return self.keys, self.values
+
+    def _append_tail(self, key_states: torch.Tensor, value_states: torch.Tensor):
+        if self._unattended:
+            raise RuntimeError(
+                f"layer {self.index} is compressed and can only be attended by \"dkv\": "
+                "call model.set_attn_implementation(\"dkv\"), or start a new cache"
+            )
+        end = self._tail_length + key_states.shape[2]
+        if self._tail_keys is None or end > self._tail_keys.shape[2]:
+            self._tail_keys = self._grown(self._tail_keys, key_states, end)
+            self._tail_values = self._grown(self._tail_values, value_states, end)
+        self._tail_keys[:, :, self._tail_length : end].copy_(key_states.detach())
+        self._tail_values[:, :, self._tail_length : end].copy_(value_states.detach())
+        self._tail_length = end
+        self.length += key_states.shape[2]
+        self._show_tail()
+        self._unattended = True
+        return self.keys, self.values
+
+    def _grown(self, tail: torch.Tensor | None, like: torch.Tensor, rows: int) -> torch.Tensor:
+        capacity = _TAIL_ROWS if tail is None else 2 * tail.shape[2]
+        batch, heads, _, dim = like.shape
+        grown = torch.empty(batch, heads, max(rows, capacity), dim, dtype=self.dtype, device=self.device)
+        if tail is not None:
+            grown[:, :, : self._tail_length] = tail[:, :, : self._tail_length]
+        return grown
+
+    def _show_whole(self) -> None:
+        self.keys = self._mark(self._whole_keys[:, :, : self.length])
+        self.values = self._whole_values[:, :, : self.length]
+
+    def _show_tail(self) -> None:
+        self.keys = self._mark(self._tail_keys[:, :, : self._tail_length])
+        self.values = self._tail_values[:, :, : self._tail_length]
+
+    def _mark(self, view: torch.Tensor) -> torch.Tensor:
+        view._dkv_layer = weakref.ref(self)  # Not the layer itself: that would be a cycle.
+        return view
+
+    def _need_heap(self, operation: str) -> None:
+        if self.prefix is not None:
+            raise RuntimeError(f"{operation} is not possible: layer {self.index} is compressed (batch 1 only)")
+        self.to_heap()

@@ -1,0 +1,221 @@
+"""One prompt's dealings with the sidecar, from the first layer of its prefill to the adopted rows."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+import dkv
+
+from .attention import Prefix
+from .layer import DkvLayer
+from .report import Report, process_pss
+from .storage import QueryWindow, Storage
+
+log = logging.getLogger("dkv.hf")
+
+_ATTACH_WAIT_S = 1.0  # What a prompt gives an engine that is not attached, before it goes on alone.
+
+
+class Prompt:
+    """Never raises what the sidecar did wrong: after a failure it only keeps out of the way.
+
+    `report.failure` says why. Errors of the wish itself (an unknown policy, a capacity below the
+    window) are raised by open() when `strict`.
+    """
+
+    def __init__(self, layers: list[DkvLayer], storage: Storage, tokens: int, report: Report, timeout_s: float):
+        self.layers, self.storage, self.tokens, self.report = layers, storage, tokens, report
+        self._timeout_s = timeout_s
+        self._session: dkv.Session | None = None
+        self._queries: QueryWindow | None = None
+        self._released: set[int] = set()
+        self._source_returned = 0
+        self.kept_arenas: list[dkv.Arena] = []  # Of the adopted rows; the cache keeps them.
+
+    @property
+    def active(self) -> bool:
+        return self._session is not None
+
+    def open(self, engine: dkv.Engine, policy: dkv.Policy | None, progressive: bool, q_heads: int, strict: bool) -> None:
+        with self.report.timed():
+            try:
+                if not engine.state.attached:
+                    engine.wait_attached(min(_ATTACH_WAIT_S, self._timeout_s))
+                session = engine.open_session(self.tokens, policy=policy, progressive=progressive)
+            except dkv.DkvError as error:
+                if strict and error.status in (dkv.Status.INVALID_ARGUMENT, dkv.Status.NOT_FOUND):
+                    raise
+                self._note_failure(error)
+                return
+            plan = session.plan
+            self.report.policy, self.report.capacity = plan.policy, plan.capacity
+            self.report.window = plan.window
+            if not plan.compress:
+                self.report.kept_whole = f"{plan.policy} keeps all of {self.tokens} tokens"
+                session.close()
+                return
+            try:
+                self._queries = QueryWindow(
+                    len(self.layers), q_heads, self.storage.head_dim, plan.window, self.storage.dtype
+                )
+            except dkv.DkvError as error:
+                session.close(str(error))
+                self._note_failure(error)
+                return
+            self._session = session
+
+    def push_queries(self, ordinal: int, query: torch.Tensor) -> None:
+        if self._session is not None:
+            with self.report.timed():
+                self._queries.push(ordinal, query)
+
+    def layer_done(self, ordinal: int, scaling: float | None, softcap: float | None) -> None:
+        """The layer has all of the prompt's rows. Does not wait."""
+        if self._session is None or self.report.failure is not None:
+            return
+        with self.report.timed():
+            keys, values = self.storage.rows(ordinal, self.tokens)
+            try:
+                self._session.layer_ready(
+                    ordinal,
+                    keys,
+                    values,
+                    queries=self._queries.rows(ordinal),
+                    scale=scaling or 0.0,
+                    softcap=softcap or 0.0,
+                )
+                self._take_events()
+            except dkv.DkvError as error:
+                self._note_failure(error)
+            self._note_peak()
+
+    def end(self) -> bool:
+        """Waits for the packed rows, hands them to the layers and gives the rest back.
+
+        Returns whether a layer still lives in the storage.
+        """
+        session, self._session = self._session, None
+        if session is None:
+            return True
+        with self.report.timed():
+            self.report.pss_before = process_pss()
+            begin = time.perf_counter()
+            try:
+                result = session.finish(self._timeout_s)
+                self._note_result(result)
+            except dkv.DkvError as error:
+                self._note_failure(error)
+            self.report.seconds_waiting += time.perf_counter() - begin
+            whole = self._adopt(session)
+            session.close(self.report.failure)
+            self.report.pss_after = process_pss()
+        return whole
+
+    def abandon(self, reason: str) -> None:
+        """Gives the session up while prefill is running; what was released already is adopted."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        with self.report.timed():
+            self.report.failure = self.report.failure or reason
+            self._adopt(session)
+            session.close(reason)
+
+    # ---------------------------------------------------------------- the end of prefill
+
+    def _adopt(self, session: dkv.Session) -> bool:
+        self._note_peak(session)
+        views = {}
+        arenas: dict[dkv.LayerForm, dkv.Arena] = {}
+        for layer in self.layers:
+            view = session.layer(layer.ordinal)
+            if view.form == dkv.LayerForm.FULL:
+                continue
+            if view.form not in arenas:
+                arenas[view.form] = session.take_arena(view.form)
+            views[layer.ordinal] = view
+        for layer in self.layers:
+            view = views.get(layer.ordinal)
+            if view is None:
+                continue
+            prefix = self._prefix(arenas[view.form], view)
+            layer.mass_kept = view.mass_kept
+            layer.positions = view.positions
+            layer.adopt(prefix)
+            if layer.ordinal not in self._released:
+                self._release(layer.ordinal)
+        whole = len(views) < len(self.layers)
+        self._queries.discard()
+        self.kept_arenas = list(arenas.values())
+        kept_bytes = sum(arena.allocated_bytes for arena in self.kept_arenas)
+        self.report.bytes_final = kept_bytes + self.storage.allocated_bytes()
+        self.report.bytes_returned = max(0, self._source_returned - kept_bytes)
+        if not self.report.failure:
+            self.report.compressed = True
+            try:
+                session.adopted(self.report.bytes_returned, self.report.bytes_peak, self.report.bytes_final)
+            except dkv.DkvError as error:
+                log.info("dkv: the sidecar was not told what came back: %s", error)
+        return whole
+
+    def _prefix(self, arena: dkv.Arena, view) -> Prefix:
+        """Tensors over the arena's rows: one strided view when the heads are alike, else one per head."""
+        dim, dtype = self.storage.head_dim, self.storage.dtype
+        rows = torch.frombuffer(arena.buffer, dtype=dtype)
+        keys_begin = (view.keys - arena.base) // dtype.itemsize
+        values_begin = (view.values - arena.base) // dtype.itemsize
+        heads = [offset // dtype.itemsize for offset in view.head_offset]
+        lengths = list(view.lengths)
+        stride = heads[1] - heads[0] if len(heads) > 1 else lengths[0] * dim
+        alike = len(set(lengths)) == 1 and all(begin == index * stride for index, begin in enumerate(heads))
+        if alike:
+            shape, strides = (len(heads), lengths[0], dim), (stride, dim, 1)
+            return Prefix(
+                lengths, rows.as_strided(shape, strides, keys_begin), rows.as_strided(shape, strides, values_begin)
+            )
+
+        def per_head(begin: int) -> list[torch.Tensor]:
+            return [
+                rows.as_strided((length, dim), (dim, 1), begin + head) for head, length in zip(heads, lengths)
+            ]
+
+        return Prefix(lengths, per_head(keys_begin), per_head(values_begin))
+
+    # ---------------------------------------------------------------- bookkeeping
+
+    def _take_events(self) -> None:
+        while True:
+            event = self._session.poll(0)
+            if event.kind == dkv.EventKind.NONE:
+                return
+            if event.kind == dkv.EventKind.RELEASE:
+                self._release(event.layer)
+            elif event.kind == dkv.EventKind.FAILED:
+                return  # finish() says why.
+
+    def _release(self, ordinal: int) -> None:
+        if ordinal in self._released:
+            return
+        self._note_peak()
+        self._released.add(ordinal)
+        self._source_returned += self.storage.release(ordinal)
+
+    def _note_peak(self, session: dkv.Session | None = None) -> None:
+        session = session or self._session
+        held = self.storage.allocated_bytes()
+        held += self._queries.allocated_bytes() if self._queries is not None else 0
+        held += session.allocated_bytes if session is not None else 0
+        self.report.bytes_peak = max(self.report.bytes_peak, held)
+
+    def _note_result(self, result) -> None:
+        self.report.bytes_block_table = result.bytes_block_table
+        self.report.seconds_sidecar = result.busy_ns * 1e-9
+
+    def _note_failure(self, error: dkv.DkvError) -> None:
+        if self.report.failure is None:
+            self.report.failure = f"{error.status.name.lower()}: {error}"
+            if error.status in (dkv.Status.INVALID_ARGUMENT, dkv.Status.NOT_FOUND):
+                log.error("dkv: the prompt of %d tokens is kept whole: %s", self.tokens, error)

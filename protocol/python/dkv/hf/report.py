@@ -1,0 +1,61 @@
+"""What one prompt's compression did, as numbers that were seen and not computed where possible."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import contextmanager
+
+
+@dataclasses.dataclass
+class Report:
+    """Counts are tokens per KV head; bytes are bytes of this prompt's K and V in compressible layers."""
+
+    policy: str | None = None  # As the sidecar will use it; None: it was never asked.
+    capacity: int | None = None
+    window: int | None = None
+    prompt_tokens: int = 0
+    layers: int = 0  # Compressible ones: sliding layers of a hybrid are bounded already and not counted.
+    layers_left_alone: int = 0
+    compressed: bool = False
+    kept_per_layer: list[float] = dataclasses.field(default_factory=list)  # Mean over the layer's KV heads.
+    kept_per_head: list[list[int]] = dataclasses.field(default_factory=list)
+    mass_kept_per_layer: list[float | None] = dataclasses.field(default_factory=list)
+    bytes_full: int = 0
+    bytes_kept: int = 0
+    bytes_dropped: int = 0
+    bytes_returned: int = 0  # Measured: source blocks the system took back, less what the kept rows occupy.
+    bytes_block_table: int = 0  # What a host with one block table for all layers would get back.
+    bytes_peak: int = 0  # Measured: most blocks held at once, source, queries, staging and destination.
+    bytes_final: int = 0  # Measured: blocks held for this prompt once prefill had ended.
+    pss_before: int = 0  # Of this process, when the last layer was done …
+    pss_after: int = 0  # … and when the packed rows had been adopted.
+    seconds_in_dkv: float = 0.0  # On the engine's thread, waiting at the end of prefill included.
+    seconds_waiting: float = 0.0  # That wait alone.
+    seconds_sidecar: float = 0.0  # The sidecar's own busy time.
+    kept_whole: str | None = None  # Why nothing was to be dropped, when that was the plan.
+    failure: str | None = None  # Why the prompt was not compressed although it should have been.
+
+    def as_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @contextmanager
+    def timed(self):
+        """Adds the time of the block to seconds_in_dkv."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_in_dkv += time.perf_counter() - begin
+
+
+def process_pss() -> int:
+    """Bytes of this process's proportional set size; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as rollup:
+            for line in rollup:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
