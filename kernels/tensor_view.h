@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include "protocol/base/dtype.h"
 #include "protocol/base/result.h"
@@ -11,8 +12,8 @@ namespace dkv {
 
 enum class Place : std::uint8_t { Host, Device };
 
-/// [heads, tokens, head_dim] with named strides, so that HF, vLLM NHD/HND and llama.cpp rows are all
-/// described, not converted. Strides count elements; a dim_stride of 1 is the fast path.
+/// [heads, tokens, head_dim] with named strides, so that HF, vLLM NHD/HND and llama.cpp rows are
+/// all described, not converted. Strides count elements; a dim_stride of 1 is the fast path.
 struct RowsView {
     std::byte* data = nullptr;  ///< Of head 0, token 0, dim 0.
     Dtype dtype = Dtype::F32;
@@ -48,5 +49,15 @@ Result<void> check_shape(char const* name,
                          std::uint32_t heads,
                          std::uint32_t tokens,
                          std::uint32_t head_dim);
+
+/// Errors: InvalidArgument unless `elements` is the product of `extents`:
+/// "scores has 10 elements, not [3, 4]".
+Result<void> check_elements(char const* name,
+                            std::size_t elements,
+                            std::initializer_list<std::uint64_t> extents);
+
+/// Errors: InvalidArgument when `view` has elements but no data, an unknown dtype, or an extent
+/// beyond 64 bits.
+Result<void> check_memory(char const* name, RowsView const& view);
 
 }  // namespace dkv

@@ -12,10 +12,11 @@ namespace dkv {
 ///   source        [heads, tokens, head_dim]   any dtype and strides; read
 ///   ids           [Σ lengths]                 i32, head after head, each in [0, tokens)
 ///   lengths       [heads]                     rows per head
-///   out           bytes                       written: head h's rows, dense, from out_offsets[h] on
-///   out_offsets   [heads]                     bytes from the start of out
+///   out           bytes                       written: head h's rows, dense, from out_offsets[h]
+///   on out_offsets   [heads]                     bytes from the start of out
 ///
-/// `out` must not overlap `source`. Ids are checked: a row outside the source is refused, not read.
+/// `out` must not overlap `source`, nor one head's rows another's. Ids are checked before anything
+/// is written: a row outside the source is refused, not read.
 struct GatherArgs {
     RowsView source;
     std::span<std::int32_t const> ids;
@@ -24,8 +25,10 @@ struct GatherArgs {
     std::span<std::uint64_t const> out_offsets;
 };
 
-/// Errors: InvalidArgument when a shape disagrees with the table above, an id is outside the source,
-/// or a head's rows do not fit in `out`.
+/// Checks all but the ids, which may lie in a device's memory: each backend checks those itself.
+///
+/// Errors: InvalidArgument when a shape disagrees with the table above, a head's rows do not fit in
+/// `out`, or two ranges overlap.
 Result<void> check(GatherArgs const& args);
 
 }  // namespace dkv

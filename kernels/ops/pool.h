@@ -14,7 +14,8 @@ namespace dkv {
 ///   out     [heads, tokens]   f32, written; must not overlap scores
 ///
 /// The kernel is centred. Outside the row: nothing for Max, zeros for Avg, which always divides by
-/// `kernel`, as torch's pool1d with padding kernel/2 does.
+/// `kernel`, as torch's pool1d with padding kernel/2 does. NaN spreads to every output that sees
+/// it.
 struct PoolArgs {
     std::span<float const> scores;
     std::span<float> out;
@@ -24,7 +25,8 @@ struct PoolArgs {
     Pool pool = Pool::Max;
 };
 
-/// Errors: InvalidArgument when a span disagrees with heads and tokens, or kernel is even or 0.
+/// Errors: InvalidArgument when a span disagrees with heads and tokens, kernel is even or
+/// 0, or out overlaps scores.
 Result<void> check(PoolArgs const& args);
 
 }  // namespace dkv

@@ -15,12 +15,13 @@ namespace dkv {
 ///   scores   [rows, tokens - window]        f32, written; rows = q_heads with None, else kv_heads
 ///   mass     [kv_heads, tokens - window]    f32, written; or empty
 ///
-/// p = softmax over all `tokens` of scale * q·k (softcap * tanh(· / softcap) when softcap > 0), where
-/// the query of token t sees the tokens up to t: the last `window` columns are causal.
+/// p = softmax over all `tokens` of scale * q·k (softcap * tanh(· / softcap) when softcap > 0),
+/// where the query of token t sees the tokens up to t: the last `window` columns are causal.
 /// a[query head] = mean of p over the window's queries; scores = a reduced over the group;
 /// mass = mean of p over the window's queries and the group, so that the prefix's and the window's
 /// shares add up to 1 per KV head. f32 accumulators or wider; neither [q_heads, window, tokens] nor
-/// expanded keys are ever stored.
+/// expanded keys are ever stored. A logit that is NaN counts as the smallest finite number and an
+/// infinite one as the nearest finite one, so scores and mass are always finite.
 struct ScoreArgs {
     RowsView queries;
     RowsView keys;
@@ -33,8 +34,9 @@ struct ScoreArgs {
     std::span<float const> lse;
 };
 
-/// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when window is
-/// 0 or exceeds tokens, or when q_heads is no multiple of kv_heads.
+/// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when window
+/// is 0 or exceeds tokens, when q_heads is no multiple of kv_heads, or when scale or softcap is not
+/// finite or softcap is negative.
 Result<void> check(ScoreArgs const& args);
 
 }  // namespace dkv

@@ -1,0 +1,109 @@
+// The vector arithmetic of `score`, compiled for several instruction sets and chosen at run time.
+//
+// One KV head at a time. Its group's queries are the rows of a matrix, rows = group * window, row
+// g * window + w being query w of the group's head g; the keys are met in tiles of kTileKeys. Rows
+// lie along the vector lanes, so that statistics per row need no sum across lanes, and a key's
+// element is one broadcast.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/tensor_view.h"
+
+namespace dkv::cpu {
+
+struct Simd {
+    char const* name;            ///< "avx512"
+    std::size_t lanes;           ///< f32 in a vector.
+    std::size_t panel_vecs_max;  ///< Vectors of rows that a block of accumulators spans at most.
+};
+
+/// What this machine runs.
+Simd simd();
+
+inline constexpr std::size_t kTileKeys = 48;  // Whole blocks, whichever their height; fits in L1.
+inline constexpr std::size_t kPanelVecsMax = 4;
+
+/// Some rows, a whole number of vectors, for all of which a tile's logits are in L1 together.
+struct Panel {
+    std::size_t row;       ///< The first one.
+    std::size_t rows;      ///< A multiple of the lanes.
+    float const* queries;  ///< [head_dim, rows], scaled.
+};
+
+/// The part of a panel that belongs to one query head.
+struct Segment {
+    std::size_t panel;
+    std::size_t head;   ///< In the group.
+    std::size_t begin;  ///< Rows, from the panel's first one.
+    std::size_t end;
+};
+
+/// Which rows go together; the same for every KV head.
+struct RowPlan {
+    RowPlan(std::size_t group, std::size_t window, Simd const& simd);
+
+    std::size_t group;
+    std::size_t window;
+    std::size_t rows;           ///< group * window
+    std::size_t rows_padded;    ///< Up to whole vectors; the rest are queries of zeros.
+    std::vector<Panel> panels;  ///< Without queries.
+    std::vector<Segment> segments;
+};
+
+/// A stretch of one KV head's keys: what a worker takes at a time.
+struct KeyRange {
+    RowsView const* keys;
+    std::uint32_t head;
+    std::uint32_t begin;  ///< Tokens.
+    std::uint32_t end;
+};
+
+/// A worker's memory, aligned to 64 bytes.
+struct TileMemory {
+    float* keys;    ///< [kTileKeys, padded_dim(head_dim)], for keys that are not f32 in place.
+    float* logits;  ///< [kTileKeys, kPanelVecsMax * lanes], and one vector more.
+};
+
+constexpr std::size_t round_up(std::size_t value, std::size_t multiple) noexcept {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+std::size_t padded_dim(std::size_t head_dim);
+std::size_t tile_floats(std::size_t head_dim);  ///< Both parts of TileMemory.
+TileMemory tile_memory(float* memory, std::size_t head_dim);
+
+/// For each row, over a range's tokens: the largest logit, and Σ exp(logit - largest). Causal
+/// inside the window, which begins at token `prefix`.
+void range_statistics(RowPlan const& plan,
+                      float const* queries,
+                      KeyRange const& range,
+                      std::uint32_t prefix,
+                      float softcap,
+                      TileMemory const& memory,
+                      float* largest,
+                      float* sum);
+
+/// Joins the statistics [ranges, 2, rows_padded] of one KV head in their order: the largest logit,
+/// and 1 / Σ exp(logit - largest).
+void join_statistics(RowPlan const& plan,
+                     float const* statistics,
+                     std::size_t ranges,
+                     float* largest,
+                     float* weight);
+
+/// sums[g, token - range.begin] = Σ of weight * exp(logit - largest) over head g's rows. `sums` is
+/// [group, stride].
+void range_sums(RowPlan const& plan,
+                float const* queries,
+                KeyRange const& range,
+                float softcap,
+                float const* largest,
+                float const* weight,
+                TileMemory const& memory,
+                float* sums,
+                std::size_t stride);
+
+}  // namespace dkv::cpu

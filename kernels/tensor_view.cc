@@ -1,0 +1,99 @@
+#include "kernels/tensor_view.h"
+
+#include <string>
+
+namespace dkv {
+namespace {
+
+std::string shape_text(std::initializer_list<std::uint64_t> extents) {
+    std::string text = "[";
+    for (std::uint64_t const extent : extents) {
+        if (text.size() > 1) text += ", ";
+        text += std::to_string(extent);
+    }
+    return text + "]";
+}
+
+Error invalid(std::string message) {
+    return Error{ErrorCode::InvalidArgument, std::move(message)};
+}
+
+}  // namespace
+
+RowsView dense_rows(std::byte* data,
+                    Dtype dtype,
+                    std::uint32_t heads,
+                    std::uint32_t tokens,
+                    std::uint32_t head_dim) {
+    RowsView view;
+    view.data = data;
+    view.dtype = dtype;
+    view.heads = heads;
+    view.tokens = tokens;
+    view.head_dim = head_dim;
+    view.head_stride = std::uint64_t{tokens} * head_dim;
+    view.token_stride = head_dim;
+    return view;
+}
+
+Result<std::uint64_t> extent_bytes(RowsView const& view) {
+    if (view.heads == 0 || view.tokens == 0 || view.head_dim == 0) return std::uint64_t{0};
+    std::uint64_t last = 0;  // Index of the last element.
+    bool wide = false;
+    auto const add = [&](std::uint32_t extent, std::uint64_t stride) {
+        std::uint64_t distance = 0;
+        wide |= __builtin_mul_overflow(std::uint64_t{extent - 1}, stride, &distance);
+        wide |= __builtin_add_overflow(last, distance, &last);
+    };
+    add(view.heads, view.head_stride);
+    add(view.tokens, view.token_stride);
+    add(view.head_dim, view.dim_stride);
+    std::uint64_t bytes = 0;
+    wide |= __builtin_add_overflow(last, std::uint64_t{1}, &bytes);
+    wide |= __builtin_mul_overflow(bytes, std::uint64_t{bytes_of(view.dtype)}, &bytes);
+    if (wide)
+        return invalid("strides [" + std::to_string(view.head_stride) + ", " +
+                       std::to_string(view.token_stride) + ", " + std::to_string(view.dim_stride) +
+                       "] of shape " + shape_text({view.heads, view.tokens, view.head_dim}) +
+                       " reach beyond 64 bits");
+    return bytes;
+}
+
+Result<void> check_shape(char const* name,
+                         RowsView const& view,
+                         std::uint32_t heads,
+                         std::uint32_t tokens,
+                         std::uint32_t head_dim) {
+    if (view.heads == heads && view.tokens == tokens && view.head_dim == head_dim) return {};
+    return invalid(std::string(name) + " is " +
+                   shape_text({view.heads, view.tokens, view.head_dim}) + ", not " +
+                   shape_text({heads, tokens, head_dim}));
+}
+
+Result<void> check_elements(char const* name,
+                            std::size_t elements,
+                            std::initializer_list<std::uint64_t> extents) {
+    std::uint64_t product = 1;
+    bool wide = false;
+    for (std::uint64_t const extent : extents)
+        wide |= __builtin_mul_overflow(product, extent, &product);
+    if (!wide && elements == product) return {};
+    return invalid(std::string(name) + " has " + std::to_string(elements) + " elements, not " +
+                   shape_text(extents));
+}
+
+Result<void> check_memory(char const* name, RowsView const& view) {
+    if (!dtype_from_wire(static_cast<std::uint8_t>(view.dtype)))
+        return invalid(std::string(name) + " has unknown dtype " +
+                       std::to_string(static_cast<unsigned>(view.dtype)));
+    auto const bytes = extent_bytes(view);
+    if (!bytes) return invalid(std::string(name) + ": " + bytes.error().message);
+    if (bytes.value() != 0 && view.data == nullptr)
+        return invalid(std::string(name) + " has no data");
+    std::uint64_t end = 0;
+    if (__builtin_add_overflow(reinterpret_cast<std::uintptr_t>(view.data), bytes.value(), &end))
+        return invalid(std::string(name) + " ends beyond the address space");
+    return {};
+}
+
+}  // namespace dkv

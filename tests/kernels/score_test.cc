@@ -1,0 +1,301 @@
+#include "kernels/ops/score.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+
+#include "tests/support/backends.h"
+#include "tests/support/reference.h"
+
+using namespace dkv;
+using test::Layout;
+using test::Rows;
+
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Shape {
+    std::uint32_t kv_heads;
+    std::uint32_t group;
+    std::uint32_t window;
+    std::uint32_t tokens;
+    std::uint32_t head_dim;
+};
+
+/// One call's memory.
+struct Call {
+    Call(Shape const& shape, Dtype dtype, GroupReduce reduce, Layout layout = Layout::HeadMajor)
+        : queries(dtype, shape.kv_heads * shape.group, shape.window, shape.head_dim, layout),
+          keys(dtype, shape.kv_heads, shape.tokens, shape.head_dim, layout),
+          scores(std::size_t{reduce == GroupReduce::None ? shape.kv_heads * shape.group
+                                                         : shape.kv_heads} *
+                 (shape.tokens - shape.window)),
+          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)) {
+        args.queries = queries.view;
+        args.keys = keys.view;
+        args.scores = scores;
+        args.mass = mass;
+        args.reduce = reduce;
+    }
+    void fill(std::mt19937& random) {
+        queries.fill_normal(random);
+        keys.fill_normal(random);
+    }
+    std::string refusal() const {
+        auto const result = check(args);
+        if (!result) CHECK(result.error().code == ErrorCode::InvalidArgument);
+        return result ? "" : result.error().message;
+    }
+
+    Rows queries;
+    Rows keys;
+    std::vector<float> scores;
+    std::vector<float> mass;
+    ScoreArgs args;
+};
+
+void check_against_reference(Backend& backend, Call& call) {
+    auto const want = test::reference_score(call.queries, call.keys, call.args.reduce,
+                                            call.args.scale, call.args.softcap);
+    double const relative = test::tolerance(call.keys.view.dtype);
+    REQUIRE(backend.score(call.args));
+    CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
+    CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
+
+    std::vector<float> const lse(want.lse.begin(), want.lse.end());
+    ScoreArgs one_pass = call.args;
+    one_pass.lse = lse;
+    REQUIRE(backend.score(one_pass));
+    CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
+    CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
+
+    ScoreArgs no_mass = call.args;
+    no_mass.mass = {};
+    auto const with_mass = call.scores;
+    no_mass.lse = lse;
+    REQUIRE(backend.score(no_mass));
+    CHECK(call.scores == with_mass);
+}
+
+}  // namespace
+
+TEST_CASE("score is the softmax over all tokens, causal inside the window, averaged over it") {
+    test::for_each_backend([](Backend& backend) {
+        // One head, one dimension: q·k = k for both queries, and e^k = 1, 2, 3, 4.
+        Call call({1, 1, 2, 4, 1}, Dtype::F32, GroupReduce::Mean);
+        call.queries.fill([](auto...) { return 1.f; });
+        call.keys.fill(
+            [](auto, auto token, auto) { return std::log(static_cast<float>(token + 1)); });
+
+        REQUIRE(backend.score(call.args));
+
+        // The first query sees 1 + 2 + 3 = 6, the second 10.
+        CHECK(call.scores[0] == doctest::Approx((1.0 / 6 + 1.0 / 10) / 2));
+        CHECK(call.scores[1] == doctest::Approx((2.0 / 6 + 2.0 / 10) / 2));
+        CHECK(call.mass == call.scores);
+    });
+}
+
+TEST_CASE("score reduces the query heads of a group as asked") {
+    test::for_each_backend([](Backend& backend) {
+        // Query head 0 is indifferent; query head 1 sees e^k = 1, 3, and itself 4.
+        auto const scores = [&](GroupReduce reduce) {
+            Call call({1, 2, 1, 3, 1}, Dtype::F32, reduce);
+            call.queries.fill([](auto head, auto, auto) { return static_cast<float>(head); });
+            call.keys.fill([](auto, auto token, auto) {
+                return std::log(std::array{1.f, 3.f, 4.f}[token]);
+            });
+            REQUIRE(backend.score(call.args));
+            CHECK(call.mass[0] == doctest::Approx((1.0 / 3 + 1.0 / 8) / 2));
+            CHECK(call.mass[1] == doctest::Approx((1.0 / 3 + 3.0 / 8) / 2));
+            return call.scores;
+        };
+        auto const near = [](std::vector<float> const& got, std::vector<double> const& want) {
+            CHECK(test::worst_error(got, want, 1e-6) <= 1);
+        };
+        near(scores(GroupReduce::None), {1.0 / 3, 1.0 / 3, 1.0 / 8, 3.0 / 8});
+        near(scores(GroupReduce::Mean), {(1.0 / 3 + 1.0 / 8) / 2, (1.0 / 3 + 3.0 / 8) / 2});
+        near(scores(GroupReduce::Sum), {1.0 / 3 + 1.0 / 8, 1.0 / 3 + 3.0 / 8});
+        near(scores(GroupReduce::Max), {1.0 / 3, 3.0 / 8});
+    });
+}
+
+TEST_CASE("score is the reference at every shape, dtype, layout and reduction") {
+    unsigned const seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    auto const pick = [&](auto const& list) { return list[random() % list.size()]; };
+    test::for_each_backend([&](Backend& backend) {
+        for (int round = 0; round < 60; ++round) {
+            Shape shape{};
+            shape.kv_heads = 1 + static_cast<std::uint32_t>(random() % 3);
+            shape.group = pick(std::array{1u, 3u, 4u, 7u, 8u});
+            shape.head_dim = pick(std::array{1u, 33u, 64u, 80u, 96u, 128u, 256u});
+            shape.window = pick(std::array{1u, 2u, 8u, 15u, 17u, 32u, 64u, 128u});
+            auto const most =
+                700'000 / (shape.kv_heads * shape.group * shape.head_dim * shape.window);
+            shape.tokens = shape.window + static_cast<std::uint32_t>(random() % (most % 600 + 2));
+            auto const dtype = pick(std::array{Dtype::F32, Dtype::F16, Dtype::Bf16});
+            auto const layout = pick(
+                std::array{Layout::HeadMajor, Layout::TokenMajor, Layout::DimMajor, Layout::Odd});
+            auto const reduce = pick(std::array{GroupReduce::Mean, GroupReduce::Max,
+                                                GroupReduce::Sum, GroupReduce::None});
+            Call call(shape, dtype, reduce, layout);
+            call.fill(random);
+            if (round % 3 == 0)
+                call.args.scale = 0.3f / std::sqrt(static_cast<float>(shape.head_dim));
+            if (round % 4 == 0) call.args.softcap = 2;
+            INFO(round, ": ", shape.kv_heads, " kv heads, group ", shape.group, ", window ",
+                 shape.window, ", tokens ", shape.tokens, ", dim ", shape.head_dim, ", ",
+                 name_of(dtype), ", layout ", static_cast<int>(layout), ", reduce ",
+                 name_of(reduce));
+
+            check_against_reference(backend, call);
+        }
+    });
+}
+
+TEST_CASE("the prefix's and the window's mass add up to 1") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(7);
+        Call call({2, 3, 5, 700, 64}, Dtype::F32, GroupReduce::Max);
+        call.fill(random);
+        REQUIRE(backend.score(call.args));
+        auto const want = test::reference_score(call.queries, call.keys, GroupReduce::Max);
+        for (std::uint32_t head = 0; head < 2; ++head) {
+            auto const begin = call.mass.begin() + head * 695;
+            double const prefix = std::accumulate(begin, begin + 695, 0.0);
+            CHECK(prefix + want.window_share[head] == doctest::Approx(1).epsilon(1e-5));
+        }
+    });
+}
+
+TEST_CASE("large logits neither overflow nor vanish") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(11);
+        Call call({1, 4, 32, 400, 64}, Dtype::F32, GroupReduce::Mean);
+        call.fill(random);
+        call.args.scale = 40;  // Logits of some thousands: e^x is far outside f32.
+        auto const want = test::reference_score(call.queries, call.keys, GroupReduce::Mean, 40);
+        REQUIRE(backend.score(call.args));
+        // An f32 logit of 1000 is known to 1e-4, and so is its exponential.
+        CHECK(test::worst_error(call.scores, want.scores, 2e-3) <= 1);
+    });
+}
+
+TEST_CASE("scores are the same bits on any number of threads") {
+    std::mt19937 random(3);
+    for (Dtype const dtype : {Dtype::F32, Dtype::Bf16}) {
+        Call call({3, 3, 32, 2000, 64}, dtype, GroupReduce::Mean);
+        call.fill(random);
+        std::vector<std::vector<float>> all;
+        for (unsigned const threads : {1u, 2u, 3u, 0u, 2u}) {
+            REQUIRE(make_cpu_backend(threads)->score(call.args));
+            all.push_back(call.scores);
+            all.push_back(call.mass);
+        }
+        for (std::size_t i = 2; i < all.size(); ++i)
+            CHECK(all[i] == all[i % 2]);
+    }
+}
+
+TEST_CASE("NaN and infinite inputs give finite scores") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(5);
+        float const nan = std::nanf("");
+        for (Dtype const dtype : {Dtype::F32, Dtype::F16, Dtype::Bf16}) {
+            for (float const poison : {nan, kInfinity, -kInfinity}) {
+                for (bool const all : {false, true}) {
+                    Call call({2, 3, 8, 200, 64}, dtype, GroupReduce::Mean);
+                    call.fill(random);
+                    if (all)
+                        call.keys.fill([&](auto...) { return poison; });
+                    else
+                        call.keys.set(1, 77, 3, poison);
+                    REQUIRE(backend.score(call.args));
+                    auto const finite = [](float x) {
+                        return std::isfinite(x) && x >= 0 && x <= 1;
+                    };
+                    CHECK(std::all_of(call.scores.begin(), call.scores.end(), finite));
+                    CHECK(std::all_of(call.mass.begin(), call.mass.end(), finite));
+
+                    std::vector<float> const lse(6 * 8, poison);
+                    call.args.lse = lse;
+                    REQUIRE(backend.score(call.args));
+                    CHECK(std::all_of(call.scores.begin(), call.scores.end(), finite));
+                }
+            }
+        }
+    });
+}
+
+TEST_CASE("a token whose key is NaN takes nothing from the others") {
+    test::for_each_backend([](Backend& backend) {
+        Call call({1, 1, 1, 3, 1}, Dtype::F32, GroupReduce::Mean);
+        call.queries.fill([](auto...) { return 1.f; });
+        call.keys.fill([](auto, auto token, auto) { return token == 0 ? std::nanf("") : 0.f; });
+        REQUIRE(backend.score(call.args));
+        CHECK(call.scores == std::vector{0.f, 0.5f});
+    });
+}
+
+TEST_CASE("score of a prompt that is all window is nothing") {
+    test::for_each_backend([](Backend& backend) {
+        Call call({2, 2, 8, 8, 16}, Dtype::F32, GroupReduce::Mean);
+        REQUIRE(backend.score(call.args));
+    });
+}
+
+TEST_CASE("score refuses shapes that disagree") {
+    Call const good({2, 3, 4, 10, 8}, Dtype::F16, GroupReduce::Mean);
+    CHECK(good.refusal().empty());
+    auto const refusal = [&](auto change) {
+        Call call({2, 3, 4, 10, 8}, Dtype::F16, GroupReduce::Mean);
+        change(call.args);
+        return call.refusal();
+    };
+    CHECK(refusal([](auto& args) { args.queries.heads = 7; }) ==
+          "q_heads is 7, no multiple of kv_heads 2");
+    CHECK(refusal([](auto& args) { args.keys.heads = 0; }) ==
+          "q_heads is 6, no multiple of kv_heads 0");
+    CHECK(refusal([](auto& args) { args.queries.head_dim = 9; }) ==
+          "queries is [6, 4, 9], not [6, 4, 8]");
+    CHECK(refusal([](auto& args) { args.queries.tokens = 0; }) == "window is 0");
+    CHECK(refusal([](auto& args) { args.queries.tokens = 11; }) ==
+          "window is 11, more than the 10 tokens of keys");
+    CHECK(refusal([](auto& args) { args.queries.head_dim = args.keys.head_dim = 0; }) ==
+          "head_dim is 0");
+    CHECK(refusal([](auto& args) { args.queries.dtype = Dtype::Bf16; }) ==
+          "queries are bf16, keys f16");
+    CHECK(refusal([](auto& args) { args.scores = args.scores.first(11); }) ==
+          "scores has 11 elements, not [2, 6]");
+    CHECK(refusal([](auto& args) { args.reduce = GroupReduce::None; }) ==
+          "scores has 12 elements, not [6, 6]");
+    CHECK(refusal([](auto& args) { args.mass = args.mass.first(11); }) ==
+          "mass has 11 elements, not [2, 6]");
+}
+
+TEST_CASE("score refuses numbers and memory that cannot be") {
+    auto const refusal = [&](auto change) {
+        Call call({2, 3, 4, 10, 8}, Dtype::F16, GroupReduce::Mean);
+        change(call.args);
+        return call.refusal();
+    };
+    std::vector<float> const lse(23);
+    CHECK(refusal([&](auto& args) { args.lse = lse; }) == "lse has 23 elements, not [6, 4]");
+    CHECK(refusal([](auto& args) { args.scale = kInfinity; }) == "scale is inf");
+    CHECK(refusal([](auto& args) { args.softcap = -1; }) == "softcap is -1.000000");
+    CHECK(refusal([](auto& args) { args.keys.data = nullptr; }) == "keys has no data");
+    CHECK(refusal([](auto& args) { args.keys.token_stride = ~0ull; }) ==
+          "keys: strides [80, 18446744073709551615, 1] of shape [2, 10, 8] reach beyond 64 bits");
+
+    Call call({1, 1, 1, 2, 1}, Dtype::F32, GroupReduce::Mean);
+    call.args.keys.place = Place::Device;
+    auto const device = make_cpu_backend(1)->score(call.args);
+    REQUIRE_FALSE(device);
+    CHECK(device.error().message == "queries or keys are in device memory");
+}

@@ -1,0 +1,122 @@
+#include "kernels/ops/tally.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "tests/support/backends.h"
+#include "tests/support/reference.h"
+
+using namespace dkv;
+
+namespace {
+
+using Layers = std::vector<std::vector<float>>;
+
+std::vector<std::uint64_t> tally(Backend& backend,
+                                 Layers const& layers,
+                                 std::uint32_t heads,
+                                 std::uint32_t tokens,
+                                 std::uint64_t total) {
+    std::vector<std::span<float const>> const spans(layers.begin(), layers.end());
+    std::vector<std::uint64_t> counts(layers.size() * heads, 77);
+    REQUIRE(backend.tally({spans, counts, heads, tokens, total}));
+    return counts;
+}
+
+using Counts = std::vector<std::uint64_t>;
+
+}  // namespace
+
+TEST_CASE("tally counts where the largest scores of all layers fall") {
+    test::for_each_backend([](Backend& backend) {
+        Layers const layers{{9, 1, 2,    // layer 0, head 0
+                             3, 8, 7},   //          head 1
+                            {6, 0, 0,    // layer 1, head 0
+                             0, 5, 4}};  //          head 1
+        CHECK(tally(backend, layers, 2, 3, 1) == Counts{1, 0, 0, 0});
+        CHECK(tally(backend, layers, 2, 3, 4) == Counts{1, 2, 1, 0});
+        CHECK(tally(backend, layers, 2, 3, 6) == Counts{1, 2, 1, 2});
+    });
+}
+
+TEST_CASE("tally gives ties to the lower layer, then to the lower head") {
+    test::for_each_backend([](Backend& backend) {
+        Layers const layers{{1, 1, 1, 1}, {1, 2, 1, 1}};
+        CHECK(tally(backend, layers, 2, 2, 1) == Counts{0, 0, 1, 0});
+        CHECK(tally(backend, layers, 2, 2, 2) == Counts{1, 0, 1, 0});
+        CHECK(tally(backend, layers, 2, 2, 4) == Counts{2, 1, 1, 0});
+        CHECK(tally(backend, layers, 2, 2, 6) == Counts{2, 2, 2, 0});
+        CHECK(tally(backend, {{0, -0.f}, {-0.f, 0}}, 1, 2, 3) == Counts{2, 1});
+    });
+}
+
+TEST_CASE("a total of nothing or of more than everything is counted as such") {
+    test::for_each_backend([](Backend& backend) {
+        Layers const layers{{1, 2, 3}, {4, 5, 6}};
+        CHECK(tally(backend, layers, 1, 3, 0) == Counts{0, 0});
+        CHECK(tally(backend, layers, 1, 3, 6) == Counts{3, 3});
+        CHECK(tally(backend, layers, 1, 3, std::numeric_limits<std::uint64_t>::max()) ==
+              Counts{3, 3});
+        CHECK(tally(backend, {{}, {}}, 2, 0, 5) == Counts{0, 0, 0, 0});
+        CHECK(tally(backend, {}, 2, 3, 5).empty());
+    });
+}
+
+TEST_CASE("tally counts NaN as the smallest score") {
+    test::for_each_backend([](Backend& backend) {
+        float const nan = std::nanf("");
+        float const infinity = std::numeric_limits<float>::infinity();
+        Layers const layers{{nan, nan, nan}, {-infinity, nan, -1}};
+        CHECK(tally(backend, layers, 1, 3, 2) == Counts{0, 2});
+        CHECK(tally(backend, layers, 1, 3, 4) == Counts{2, 2});
+    });
+}
+
+TEST_CASE("tally is exact, whatever the scores") {
+    unsigned const seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    test::for_each_backend([&](Backend& backend) {
+        for (std::uint32_t const tokens : {1u, 33u, 900u}) {
+            for (int kind = 0; kind < 3; ++kind) {
+                CAPTURE(tokens);
+                CAPTURE(kind);
+                std::uint32_t const heads = 1 + static_cast<std::uint32_t>(random() % 4);
+                Layers layers(1 + random() % 5);
+                for (auto& layer : layers) {
+                    for (std::uint32_t i = 0; i < heads * tokens; ++i) {
+                        auto const bits = static_cast<std::uint32_t>(random());
+                        layer.push_back(kind == 0 ? std::bit_cast<float>(bits)
+                                        : kind == 1
+                                            ? static_cast<float>(bits % 4)
+                                            : 1.f + static_cast<float>(bits % 99) * 0x1p-23f);
+                    }
+                }
+                auto const total = random() % (layers.size() * heads * tokens + 2);
+                CAPTURE(total);
+
+                auto const counts = tally(backend, layers, heads, tokens, total);
+
+                CHECK(counts == test::reference_tally(layers, heads, tokens, total));
+            }
+        }
+    });
+}
+
+TEST_CASE("tally refuses spans that disagree") {
+    std::vector<float> const six(6);
+    std::vector<float> const five(5);
+    std::array<std::span<float const>, 2> const layers{six, five};
+    std::array<std::uint64_t, 4> counts{};
+    auto const layer = check(TallyArgs{layers, counts, 2, 3, 1});
+    REQUIRE_FALSE(layer);
+    CHECK(layer.error().code == ErrorCode::InvalidArgument);
+    CHECK(layer.error().message == "layers[1] has 5 elements, not [2, 3]");
+
+    auto const count = check(TallyArgs{std::span(layers).first(1), counts, 2, 3, 1});
+    REQUIRE_FALSE(count);
+    CHECK(count.error().message == "counts has 4 elements, not [1, 2]");
+}

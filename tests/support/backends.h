@@ -1,0 +1,33 @@
+// One test body, every backend that this machine has.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "kernels/backend.h"
+#include "tests/support/results.h"
+
+namespace dkv::test {
+
+inline std::vector<std::unique_ptr<Backend>> backends() {
+    std::vector<std::unique_ptr<Backend>> all;
+    all.push_back(make_cpu_backend(1));
+    all.push_back(make_cpu_backend(2));
+    return all;
+}
+
+/// Runs `body` once for each backend; each run is a doctest subcase with the backend's name.
+template <class Body>
+void for_each_backend(Body body) {
+    for (auto const& backend : backends()) {
+        std::string const name(backend->name());
+        DOCTEST_SUBCASE(name.c_str()) {
+            body(*backend);
+        }
+    }
+}
+
+}  // namespace dkv::test
