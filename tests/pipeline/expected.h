@@ -1,0 +1,155 @@
+// What a job should come to, worked out the long way: softmax in double over every row, full sorts.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "tests/pipeline/fake_prompt.h"
+
+namespace dkv {
+
+using Row = std::vector<double>;
+
+struct ExpectedLayer {
+    std::vector<Row> attention;                    ///< [q_heads][prompt] mean over the window.
+    std::vector<Row> pooled;                       ///< [kv_heads][prefix]
+    std::vector<Row> mass;                         ///< [kv_heads][prefix]
+    std::vector<std::vector<std::int32_t>> ranks;  ///< [kv_heads][prefix] the whole order.
+};
+
+struct Expected {
+    std::vector<ExpectedLayer> layers;
+    std::vector<std::vector<std::uint32_t>> budgets;  ///< [layers][kv_heads]
+
+    /// Position-sorted, window last.
+    std::vector<std::int32_t> kept(JobSpec const& spec, std::uint32_t l, std::uint32_t head) const {
+        auto ids = layers[l].ranks[head];
+        ids.resize(budgets[l][head]);
+        for (std::uint32_t t = spec.prompt_tokens - spec.params.window; t < spec.prompt_tokens; ++t)
+            ids.push_back(static_cast<std::int32_t>(t));
+        std::ranges::sort(ids);
+        return ids;
+    }
+
+    double mass_kept(JobSpec const& spec, std::uint32_t l) const {
+        double sum = 0;
+        for (std::uint32_t head = 0; head < spec.geometry.kv_heads; ++head) {
+            Row const& mass = layers[l].mass[head];
+            sum += 1 - std::accumulate(mass.begin(), mass.end(), 0.0);
+            for (std::uint32_t i = 0; i < budgets[l][head]; ++i)
+                sum += mass[static_cast<std::size_t>(layers[l].ranks[head][i])];
+        }
+        return sum / spec.geometry.kv_heads;
+    }
+};
+
+/// Mean over the window's queries of softmax(q·k / sqrt(d)), causal.
+inline Row attention_of(JobSpec const& spec, FakeLayer const& layer, std::uint32_t query_head) {
+    std::uint32_t const window = spec.params.window;
+    std::uint32_t const tokens = spec.prompt_tokens;
+    std::uint32_t const kv_head = query_head / spec.geometry.group();
+    Row mean(tokens, 0.0);
+    for (std::uint32_t q = 0; q < window; ++q) {
+        std::uint32_t const visible = tokens - window + q + 1;
+        Row row(visible);
+        for (std::uint32_t t = 0; t < visible; ++t) {
+            double dot = 0;
+            for (std::uint32_t d = 0; d < spec.geometry.head_dim; ++d)
+                dot += layer.queries.at(query_head, q, d) * layer.keys.at(kv_head, t, d);
+            row[t] = std::exp(dot / std::sqrt(double{1} * spec.geometry.head_dim));
+        }
+        double const sum = std::accumulate(row.begin(), row.end(), 0.0);
+        for (std::uint32_t t = 0; t < visible; ++t)
+            mean[t] += row[t] / sum / window;
+    }
+    return mean;
+}
+
+inline Row pooled_of(Row const& scores, PolicyParams const& params) {
+    auto const reach = static_cast<std::ptrdiff_t>(params.kernel / 2);
+    auto const count = static_cast<std::ptrdiff_t>(scores.size());
+    Row pooled;
+    for (std::ptrdiff_t i = 0; i < count; ++i) {
+        auto const from = scores.begin() + std::max<std::ptrdiff_t>(0, i - reach);
+        auto const to = scores.begin() + std::min(count, i + reach + 1);
+        pooled.push_back(params.pool == Pool::Max ? *std::max_element(from, to)
+                                                  : std::accumulate(from, to, 0.0) / params.kernel);
+    }
+    return pooled;
+}
+
+inline ExpectedLayer expected_layer(JobSpec const& spec,
+                                    FakeLayer const& layer,
+                                    Policy const& policy) {
+    std::uint32_t const prefix = spec.prompt_tokens - spec.params.window;
+    std::uint32_t const group = spec.geometry.group();
+    ExpectedLayer expected;
+    for (std::uint32_t head = 0; head < spec.geometry.kv_heads; ++head) {
+        Row sum(prefix, 0.0);
+        Row max(prefix, 0.0);
+        for (std::uint32_t i = 0; i < group; ++i) {
+            auto const& row =
+                expected.attention.emplace_back(attention_of(spec, layer, head * group + i));
+            for (std::uint32_t t = 0; t < prefix; ++t) {
+                sum[t] += row[t];
+                max[t] = std::max(max[t], row[t]);
+            }
+        }
+        Row mean = sum;
+        for (double& score : mean)
+            score /= group;
+        Row const& scores = spec.params.reduce == GroupReduce::Max   ? max
+                            : spec.params.reduce == GroupReduce::Sum ? sum
+                                                                     : mean;
+        expected.pooled.push_back(pooled_of(scores, spec.params));
+        expected.mass.push_back(mean);
+
+        std::vector<std::int32_t> ranks(prefix);
+        std::iota(ranks.begin(), ranks.end(), 0);
+        auto const& by = expected.pooled.back();
+        std::ranges::stable_sort(ranks, std::greater<>(),
+                                 [&](std::int32_t id) { return by[static_cast<std::size_t>(id)]; });
+        if (policy.ranking() == Ranking::Positions) ranks = policy.ranked_positions();
+        expected.ranks.push_back(ranks);
+    }
+    return expected;
+}
+
+/// How many of the `total` largest scores each layer and head has.
+inline std::vector<std::uint64_t> tally_of(std::vector<ExpectedLayer> const& layers,
+                                           std::uint64_t total) {
+    std::vector<std::tuple<double, std::size_t>> scores;  // Negative, so that sorting is ranking.
+    std::size_t rows = 0;
+    for (ExpectedLayer const& layer : layers)
+        for (Row const& row : layer.pooled) {
+            for (double const score : row)
+                scores.emplace_back(-score, rows);
+            ++rows;
+        }
+    std::ranges::stable_sort(scores);
+    std::vector<std::uint64_t> counts(rows, 0);
+    for (std::size_t i = 0; i < std::min<std::size_t>(total, scores.size()); ++i)
+        ++counts[std::get<1>(scores[i])];
+    return counts;
+}
+
+inline Expected expected_of(JobSpec const& spec, std::vector<FakeLayer> const& prompt) {
+    auto const policy = make_policy(spec.params, {spec.geometry.layers, spec.geometry.kv_heads,
+                                                  spec.prompt_tokens, spec.params.window});
+    Expected expected;
+    for (std::uint32_t l = 0; l < spec.geometry.layers; ++l) {
+        expected.layers.push_back(expected_layer(spec, prompt[l], *policy));
+        if (auto const total = policy->tally_total(l))
+            policy->rebalance(l + 1, tally_of(expected.layers, *total));
+    }
+    for (std::uint32_t l = 0; l < spec.geometry.layers; ++l) {
+        auto const budgets = policy->budgets().layer(l);
+        expected.budgets.emplace_back(budgets.begin(), budgets.end());
+    }
+    return expected;
+}
+
+}  // namespace dkv
