@@ -20,6 +20,8 @@ struct Limits {
     std::uint32_t regions_max = 8192;   ///< Mapped at once, per instance.
     std::uint32_t message_bytes_max = 4U << 20U;
     std::uint32_t tokens_max = 4U << 20U;  ///< Of one prompt.
+    std::uint32_t heads_total_max = 1U
+                                    << 18U;  ///< layers * kv_heads: a plan has to fit in a message.
     std::uint32_t sessions_remembered_max =
         256;                                 ///< Closed sessions that `dkv sessions` still shows.
     std::uint32_t gone_remembered_max = 16;  ///< Engines that went away.

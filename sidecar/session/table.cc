@@ -52,6 +52,11 @@ Result<ChosenPolicy> Table::hello(Caller const& caller, EngineHello hello) {
     if (hello.instance == 0)
         return Error{ErrorCode::InvalidArgument, "instance 0 is nobody: choose a random number"};
     DKV_TRY(check(hello.geometry));
+    if (std::uint64_t{hello.geometry.layers} * hello.geometry.kv_heads >
+        config_.limits.heads_total_max)
+        return Error{ErrorCode::LimitExceeded,
+                     "the model has " + describe(hello.geometry) + ": more KV heads in all than " +
+                         std::to_string(config_.limits.heads_total_max) + ", the limit"};
     for (auto* const text : {&hello.engine, &hello.model, &hello.device})
         *text = printable(*text, config_.limits.text_bytes_max);
 

@@ -157,7 +157,8 @@ Result<void> Table::close_session(Caller const& caller,
         add_savings(savings_, facts);
         metrics_.session("whole");
     }
-    tell(NoticeKind::SessionClosed, found, reason.empty() ? "closed" : found.error(), caller.now);
+    tell(NoticeKind::SessionClosed, found, found.error().empty() ? "closed" : found.error(),
+         caller.now);
     end_session(engine, session, caller.now);
     update_gauges();
     return {};

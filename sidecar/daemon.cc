@@ -1,0 +1,145 @@
+#include "sidecar/daemon.h"
+
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <random>
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+
+#include "kernels/backend.h"
+#include "protocol/base/endpoint.h"
+#include "sidecar/metrics/exposer.h"
+#include "sidecar/metrics/metrics.h"
+#include "sidecar/rpc/server.h"
+#include "sidecar/transport/transport.h"
+
+namespace dkv {
+namespace {
+
+constexpr std::uint32_t kTickMs = 500;
+
+std::uint64_t random_id() {
+    std::random_device source;
+    std::uint64_t id = 0;
+    while (id == 0)
+        id = std::uint64_t{source()} << 32U | source();
+    return id;
+}
+
+std::uint64_t wall_ms() {
+    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
+                                          std::chrono::system_clock::now().time_since_epoch())
+                                          .count());
+}
+
+class DaemonImpl final : public Daemon, private TransportHandler, private rpc::Outbox {
+public:
+    DaemonImpl(Config const& config, std::unique_ptr<Transport> transport)
+        : transport_(std::move(transport)),
+          server_(
+              {.config = config,
+               .endpoint = transport_->endpoint(),
+               .boot_id = random_id(),
+               .started_at = steady_ms(),
+               .wall_offset_ms = wall_ms() - steady_ms()},
+              metrics_,
+              *this,
+              [threads = config.threads] { return make_cpu_backend(threads); },
+              [this] { transport_->wake(); }) {}
+
+    Result<void> serve_metrics(std::string const& address) {
+        metrics_server_ = DKV_TRY(MetricsServer::start(address, metrics_));
+        return {};
+    }
+
+    Result<void> run() override {
+        auto result = transport_->run(*this, server_.death_fd());
+        server_.say_stopping(steady_ms());
+        return result;
+    }
+    void stop() noexcept override { transport_->stop(); }
+    std::string const& endpoint() const noexcept { return transport_->endpoint(); }
+
+private:
+    void on_message(PeerId const& peer,
+                    std::span<std::byte const> bytes,
+                    std::uint64_t now) override {
+        server_.on_message(peer, bytes, now);
+        if (server_.stopping()) transport_->stop();
+    }
+    void on_wake(std::uint64_t now) override { server_.on_wake(now); }
+    void on_tick(std::uint64_t now) override { server_.on_tick(now); }
+
+    Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) override {
+        switch (transport_->send(peer, bytes)) {
+            case SendResult::Sent: return Sent::Yes;
+            case SendResult::Full: return Sent::Full;
+            case SendResult::Gone: return Sent::Gone;
+        }
+        return Sent::Gone;
+    }
+
+    Metrics metrics_;
+    std::unique_ptr<MetricsServer> metrics_server_;
+    std::unique_ptr<Transport> transport_;
+    rpc::Server server_;
+};
+
+/// Regions that can shrink, and pidfds, cost a descriptor each: take as many as there are.
+void raise_file_limit() {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/// The daemon that signals stop. A handler sees nothing but globals.
+std::atomic<Daemon*> signalled = nullptr;
+
+void on_signal(int /*number*/) {
+    if (auto* const daemon = signalled.load()) daemon->stop();
+}
+
+void set_signal_handler(void (*handler)(int)) {
+    struct sigaction action {};
+    action.sa_handler = handler;
+    ::sigemptyset(&action.sa_mask);
+    for (int const number : {SIGINT, SIGTERM})
+        ::sigaction(number, &action, nullptr);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
+    DKV_TRY(check(config));
+    auto transport = DKV_TRY(Transport::listen(
+        {.endpoint = config.endpoint.empty() ? default_endpoint() : config.endpoint,
+         .message_bytes_max = config.limits.message_bytes_max,
+         .tick_ms = std::min(kTickMs, config.heartbeat_ms)}));
+    auto daemon = std::make_unique<DaemonImpl>(config, std::move(transport));
+    if (!config.metrics_address.empty()) DKV_TRY(daemon->serve_metrics(config.metrics_address));
+    spdlog::info("dkvd {} listens at {}", DKV_VERSION, daemon->endpoint());
+    return std::unique_ptr<Daemon>(std::move(daemon));
+}
+
+Result<void> run_daemon(Config const& config) {
+    DKV_TRY(check(config));
+    spdlog::set_default_logger(spdlog::stderr_logger_mt("dkvd"));
+    spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    spdlog::set_level(spdlog::level::from_str(config.log_level));
+    raise_file_limit();
+
+    auto const daemon = DKV_TRY(Daemon::start(config));
+    signalled = daemon.get();
+    set_signal_handler(on_signal);
+    auto result = daemon->run();
+    set_signal_handler(SIG_DFL);
+    signalled = nullptr;
+    spdlog::info("dkvd stops");
+    return result;
+}
+
+}  // namespace dkv

@@ -1,0 +1,37 @@
+// dkvd: argv in, exit code out. 0: stopped as asked; 1: could not start or serve; 2: wrong flags.
+#include <exception>
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+
+#include "sidecar/daemon.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+    CLI::App app("dkvd: compresses the KV caches of inference engines on this machine", "dkvd");
+    app.set_version_flag("--version", "dkvd " DKV_VERSION);
+    dkv::Config config;
+    dkv::add_flags(app, config);
+    try {
+        app.parse(argc, argv);
+    } catch (CLI::ParseError const& error) {
+        return app.exit(error) == 0 ? 0 : 2;
+    }
+    auto const checked = dkv::check(config);
+    auto const result = checked ? dkv::run_daemon(config) : checked;
+    if (result) return 0;
+    std::cerr << "dkvd: " << result.error().message << '\n';
+    return checked ? 1 : 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        return run(argc, argv);
+    } catch (std::exception const& error) {
+        std::cerr << "dkvd: " << error.what() << '\n';
+        return 1;
+    }
+}

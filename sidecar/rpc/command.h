@@ -1,0 +1,61 @@
+// The table of requests: one line per message that a sidecar takes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "protocol/base/result.h"
+#include "protocol/schema/dkv_generated.h"
+#include "sidecar/config/config.h"
+#include "sidecar/rpc/subscribers.h"
+#include "sidecar/session/table.h"
+
+namespace dkv::rpc {
+
+/// What requests may see and touch.
+struct Context {
+    Config const& config;
+    std::string const& endpoint;
+    Millis started_at;
+    Table& table;
+    Subscribers& subscribers;
+    bool& stopping;
+};
+
+using Reply = Result<wire::BodyUnion>;
+
+struct Command {
+    wire::Body body;
+    char const* name;
+    bool from_engine;  ///< Its failures are the engine's `last error`.
+    Reply (*run)(Context& context, Caller const& caller, wire::BodyUnion const& body);
+    std::uint64_t (*instance)(wire::BodyUnion const& body);  ///< 0 where the message names none.
+};
+
+/// A line of the table out of a handler that takes the message's own struct.
+template <class Message, Reply (*handler)(Context&, Caller const&, Message const&)>
+constexpr Command command(char const* name, bool from_engine) {
+    return {wire::BodyUnionTraits<Message>::enum_value, name, from_engine,
+            [](Context& context, Caller const& caller, wire::BodyUnion const& body) {
+                return handler(context, caller, *static_cast<Message const*>(body.value));
+            },
+            [](wire::BodyUnion const& body) -> std::uint64_t {
+                if constexpr (requires(Message const& message) { message.instance; })
+                    return static_cast<Message const*>(body.value)->instance;
+                else
+                    return 0;
+            }};
+}
+
+template <class Message>
+wire::BodyUnion body_of(Message message) {
+    wire::BodyUnion body;
+    body.Set(std::move(message));
+    return body;
+}
+
+std::span<Command const> engine_commands() noexcept;
+std::span<Command const> controller_commands() noexcept;
+
+}  // namespace dkv::rpc

@@ -1,0 +1,245 @@
+#include "sidecar/rpc/convert.h"
+
+#include <algorithm>
+
+namespace dkv::rpc {
+namespace {
+
+/// Of lengths and masses in one list; the limit of a message less room for the rest.
+constexpr std::size_t kListDetailBytesMax = 2U << 20U;
+
+Error wrong(std::string message) {
+    return {ErrorCode::InvalidArgument, std::move(message)};
+}
+
+template <class Enum>
+unsigned number(Enum value) {
+    return static_cast<unsigned>(value);
+}
+
+Result<Dtype> dtype(char const* what, wire::Dtype value) {
+    if (auto const known = dtype_from_wire(static_cast<std::uint8_t>(value))) return *known;
+    return wrong(std::string(what) + " has dtype " + std::to_string(number(value)) +
+                 ", which is none of f32 (1), f16 (2), bf16 (3)");
+}
+
+Result<RowsAt> rows_at(char const* name, wire::RowsT const& rows) {
+    return RowsAt{.region = rows.region,
+                  .offset = rows.offset,
+                  .dtype = DKV_TRY(dtype(name, rows.dtype)),
+                  .heads = rows.heads,
+                  .tokens = rows.tokens,
+                  .head_dim = rows.head_dim,
+                  .head_stride = rows.head_stride,
+                  .token_stride = rows.token_stride,
+                  .dim_stride = rows.dim_stride};
+}
+
+std::size_t detail_bytes(SessionFacts const& facts) noexcept {
+    return facts.lengths.size() * sizeof(std::uint32_t) + facts.mass_kept.size() * sizeof(float);
+}
+
+}  // namespace
+
+Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
+    PolicyRequest request;
+    request.name = printable(policy.name, 64);
+    auto const copy = [](auto const& source, auto& target) {
+        if (source) target = *source;
+    };
+    copy(policy.capacity, request.capacity);
+    copy(policy.window, request.window);
+    copy(policy.kernel, request.kernel);
+    copy(policy.r_max, request.r_max);
+    copy(policy.r_min, request.r_min);
+    copy(policy.update_interval, request.update_interval);
+    copy(policy.sinks, request.sinks);
+    copy(policy.beta, request.beta);
+    if (policy.pool) {
+        if (*policy.pool > wire::Pool::MAX)
+            return wrong("pool " + std::to_string(number(*policy.pool)) +
+                         " is neither max (0) nor avg (1)");
+        request.pool = static_cast<Pool>(*policy.pool);
+    }
+    if (policy.reduce) {
+        if (*policy.reduce > wire::GroupReduce::MAX)
+            return wrong("reduce " + std::to_string(number(*policy.reduce)) +
+                         " is none of mean (0), max (1), sum (2)");
+        request.reduce = static_cast<GroupReduce>(*policy.reduce);
+    }
+    return request;
+}
+
+Result<EngineHello> from_wire(wire::HelloT const& hello) {
+    auto const& geometry = *hello.geometry;
+    return EngineHello{.instance = hello.instance,
+                       .generation = hello.generation,
+                       .group = hello.group,
+                       .pid = hello.pid,
+                       .engine = hello.engine,
+                       .model = hello.model,
+                       .device = hello.device,
+                       .geometry = {.layers = geometry.layers,
+                                    .q_heads = geometry.q_heads,
+                                    .kv_heads = geometry.kv_heads,
+                                    .head_dim = geometry.head_dim,
+                                    .dtype = DKV_TRY(dtype("the geometry", geometry.dtype))}};
+}
+
+Result<RegionSource> from_wire(wire::RegionSourceUnion const& source) {
+    if (auto const* const shm = source.AsPosixShm()) return RegionSource(PosixShmSource{shm->name});
+    if (auto const* const memfd = source.AsMemfd())
+        return RegionSource(MemfdSource{.pid = memfd->pid, .fd = memfd->fd, .inode = memfd->inode});
+    return Error{ErrorCode::Unsupported, "region kind " + std::to_string(number(source.type)) +
+                                             " is neither PosixShm (1) nor Memfd (2)"};
+}
+
+Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
+    LayerRequest request{.layer = ready.layer,
+                         .keys = DKV_TRY(rows_at("keys", *ready.keys)),
+                         .values = DKV_TRY(rows_at("values", *ready.values)),
+                         .queries = std::nullopt,
+                         .scores = std::nullopt,
+                         .scale = ready.scale,
+                         .softcap = ready.softcap};
+    if (ready.queries) request.queries = DKV_TRY(rows_at("queries", *ready.queries));
+    if (ready.scores) request.scores = DKV_TRY(rows_at("scores", *ready.scores));
+    return request;
+}
+
+wire::FailureT to_wire(Error const& error) {
+    wire::FailureT failure;
+    failure.code = static_cast<wire::ErrorCode>(error.code);
+    failure.retryable = is_retryable(error.code);
+    failure.message = error.message;
+    return failure;
+}
+
+std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
+    auto policy = std::make_unique<wire::PolicyT>();
+    policy->name = params.name;
+    policy->capacity = params.capacity;
+    policy->window = params.window;
+    policy->kernel = params.kernel;
+    policy->pool = static_cast<wire::Pool>(params.pool);
+    policy->reduce = static_cast<wire::GroupReduce>(params.reduce);
+    policy->r_max = params.r_max;
+    policy->r_min = params.r_min;
+    policy->update_interval = params.update_interval;
+    policy->sinks = params.sinks;
+    policy->beta = params.beta;
+    return policy;
+}
+
+std::unique_ptr<wire::LimitsT> to_wire(Limits const& limits) {
+    auto out = std::make_unique<wire::LimitsT>();
+    out->sessions_max = limits.sessions_max;
+    out->regions_max = limits.regions_max;
+    out->message_bytes_max = limits.message_bytes_max;
+    out->tokens_max = limits.tokens_max;
+    return out;
+}
+
+std::unique_ptr<wire::SavingsT> to_wire(Savings const& savings) {
+    auto out = std::make_unique<wire::SavingsT>();
+    out->sessions = savings.sessions;
+    out->sessions_failed = savings.sessions_failed;
+    out->prompt_tokens = savings.prompt_tokens;
+    out->bytes_full = savings.bytes_full;
+    out->bytes_dropped = savings.bytes_dropped;
+    out->bytes_returned = savings.bytes_returned;
+    out->bytes_block_table = savings.bytes_block_table;
+    out->bytes_peak = savings.bytes_peak;
+    out->busy_ns = savings.busy_ns;
+    return out;
+}
+
+std::unique_ptr<wire::InstanceInfoT> to_wire(InstanceFacts const& facts) {
+    auto const& geometry = facts.hello.geometry;
+    auto out = std::make_unique<wire::InstanceInfoT>();
+    out->instance = facts.hello.instance;
+    out->generation = facts.hello.generation;
+    out->group = facts.hello.group;
+    out->pid = facts.hello.pid;
+    out->engine = facts.hello.engine;
+    out->model = facts.hello.model;
+    out->device = facts.hello.device;
+    out->geometry = std::make_unique<wire::GeometryT>();
+    out->geometry->layers = geometry.layers;
+    out->geometry->q_heads = geometry.q_heads;
+    out->geometry->kv_heads = geometry.kv_heads;
+    out->geometry->head_dim = geometry.head_dim;
+    out->geometry->dtype = static_cast<wire::Dtype>(geometry.dtype);
+    out->alive = facts.alive;
+    out->attached_ms = facts.attached_ms;
+    out->idle_ms = facts.idle_ms;
+    out->sessions_open = facts.sessions_open;
+    out->sessions_total = facts.sessions_total;
+    out->sessions_failed = facts.sessions_failed;
+    out->mapped_bytes = facts.mapped_bytes;
+    out->regions = facts.regions;
+    out->policy = to_wire(facts.policy.params);
+    out->policy_source = name_of(facts.policy.source);
+    out->last_error = facts.last_error;
+    out->savings = to_wire(facts.savings);
+    return out;
+}
+
+std::unique_ptr<wire::SessionInfoT> to_wire(SessionFacts const& facts) {
+    auto out = std::make_unique<wire::SessionInfoT>();
+    out->instance = facts.instance;
+    out->session = facts.session;
+    out->state = static_cast<wire::SessionState>(facts.state);
+    out->policy = to_wire(facts.policy);
+    out->prompt_tokens = facts.prompt_tokens;
+    out->layers_done = facts.layers_done;
+    out->layers = facts.layers;
+    out->kv_heads = facts.kv_heads;
+    out->lengths = facts.lengths;
+    out->mass_kept = facts.mass_kept;
+    out->bytes_full = facts.bytes_full;
+    out->bytes_kept = facts.bytes_kept;
+    out->bytes_block_table = facts.bytes_block_table;
+    out->bytes_returned = facts.bytes_returned;
+    out->bytes_peak = facts.bytes_peak;
+    out->bytes_final = facts.bytes_final;
+    out->busy_ns = facts.busy_ns;
+    out->age_ms = facts.age_ms;
+    out->error = facts.error;
+    return out;
+}
+
+std::vector<std::unique_ptr<wire::SessionInfoT>> to_wire(std::vector<SessionFacts> const& facts) {
+    // The table gives open sessions first, then closed ones from the oldest on; what is oldest
+    // matters least, so the room is given out by age.
+    std::vector<SessionFacts const*> by_age;
+    for (auto const& one : facts)
+        by_age.push_back(&one);
+    std::stable_sort(by_age.begin(), by_age.end(),
+                     [](auto const* a, auto const* b) { return a->age_ms < b->age_ms; });
+    std::size_t room = kListDetailBytesMax;
+    std::vector<SessionFacts const*> bare;
+    for (auto const* const one : by_age) {
+        if (detail_bytes(*one) <= room)
+            room -= detail_bytes(*one);
+        else
+            bare.push_back(one);
+    }
+    std::vector<std::unique_ptr<wire::SessionInfoT>> out;
+    for (auto const& one : facts) {
+        out.push_back(to_wire(one));
+        if (std::find(bare.begin(), bare.end(), &one) == bare.end()) continue;
+        out.back()->lengths.clear();
+        out.back()->mass_kept.clear();
+    }
+    return out;
+}
+
+std::vector<std::unique_ptr<wire::InstanceInfoT>> to_wire(std::vector<InstanceFacts> const& facts) {
+    std::vector<std::unique_ptr<wire::InstanceInfoT>> out;
+    for (auto const& one : facts)
+        out.push_back(to_wire(one));
+    return out;
+}
+
+}  // namespace dkv::rpc

@@ -1,0 +1,107 @@
+#include <array>
+
+#include "sidecar/rpc/command.h"
+#include "sidecar/rpc/convert.h"
+
+namespace dkv::rpc {
+namespace {
+
+Reply hello(Context& context, Caller const& caller, wire::HelloT const& message) {
+    auto const chosen = DKV_TRY(context.table.hello(caller, DKV_TRY(from_wire(message))));
+    wire::WelcomeT welcome;
+    welcome.heartbeat_ms = context.config.heartbeat_ms;
+    welcome.limits = to_wire(context.config.limits);
+    welcome.policy = to_wire(chosen.params);
+    welcome.version = DKV_VERSION;
+    return body_of(std::move(welcome));
+}
+
+Reply register_region(Context& context,
+                      Caller const& caller,
+                      wire::RegisterRegionT const& message) {
+    wire::RegionRegisteredT registered;
+    registered.region = DKV_TRY(context.table.register_region(caller, message.instance,
+                                                              DKV_TRY(from_wire(message.source)),
+                                                              message.bytes, message.writable));
+    return body_of(std::move(registered));
+}
+
+Reply unregister_region(Context& context,
+                        Caller const& caller,
+                        wire::UnregisterRegionT const& message) {
+    DKV_TRY(context.table.unregister_region(caller, message.instance, message.region));
+    return body_of(wire::DoneT());
+}
+
+Reply open_session(Context& context, Caller const& caller, wire::OpenSessionT const& message) {
+    OpenRequest request{.session = message.session,
+                        .prompt_tokens = message.prompt_tokens,
+                        .progressive = message.progressive,
+                        .wish = std::nullopt};
+    if (message.policy) request.wish = DKV_TRY(from_wire(*message.policy));
+    auto const opened = DKV_TRY(context.table.open_session(caller, message.instance, request));
+    wire::SessionOpenedT reply;
+    reply.policy = to_wire(opened.policy);
+    reply.compress = opened.needs.compress;
+    reply.window = opened.needs.window;
+    reply.stage_rows = opened.needs.stage_rows;
+    reply.staging_bytes = opened.needs.staging_bytes;
+    reply.destination_bytes = opened.needs.destination_bytes;
+    return body_of(std::move(reply));
+}
+
+Reply bind_buffers(Context& context, Caller const& caller, wire::BindBuffersT const& message) {
+    DKV_TRY(context.table.bind_buffers(caller, message.instance, message.session,
+                                       message.staging_region, message.destination_region));
+    return body_of(wire::DoneT());
+}
+
+Reply layer_ready(Context& context, Caller const& caller, wire::LayerReadyT const& message) {
+    DKV_TRY(context.table.layer_ready(caller, message.instance, message.session,
+                                      DKV_TRY(from_wire(message))));
+    return body_of(wire::DoneT());
+}
+
+Reply adopted(Context& context, Caller const& caller, wire::AdoptedT const& message) {
+    DKV_TRY(context.table.adopted(caller, message.instance, message.session,
+                                  {.returned = message.bytes_returned,
+                                   .peak = message.bytes_peak,
+                                   .final_ = message.bytes_final}));
+    return body_of(wire::DoneT());
+}
+
+Reply close_session(Context& context, Caller const& caller, wire::CloseSessionT const& message) {
+    DKV_TRY(context.table.close_session(caller, message.instance, message.session, message.reason));
+    return body_of(wire::DoneT());
+}
+
+Reply goodbye(Context& context, Caller const& caller, wire::GoodbyeT const& message) {
+    DKV_TRY(context.table.goodbye(caller, message.instance));
+    return body_of(wire::DoneT());
+}
+
+Reply heartbeat(Context& context, Caller const& caller, wire::HeartbeatT const& message) {
+    DKV_TRY(context.table.heartbeat(caller, message.instance));
+    return body_of(wire::DoneT());
+}
+
+constexpr std::array kCommands{
+    command<wire::HelloT, hello>("Hello", true),
+    command<wire::RegisterRegionT, register_region>("RegisterRegion", true),
+    command<wire::UnregisterRegionT, unregister_region>("UnregisterRegion", true),
+    command<wire::OpenSessionT, open_session>("OpenSession", true),
+    command<wire::BindBuffersT, bind_buffers>("BindBuffers", true),
+    command<wire::LayerReadyT, layer_ready>("LayerReady", true),
+    command<wire::AdoptedT, adopted>("Adopted", true),
+    command<wire::CloseSessionT, close_session>("CloseSession", true),
+    command<wire::GoodbyeT, goodbye>("Goodbye", true),
+    command<wire::HeartbeatT, heartbeat>("Heartbeat", true),
+};
+
+}  // namespace
+
+std::span<Command const> engine_commands() noexcept {
+    return kCommands;
+}
+
+}  // namespace dkv::rpc

@@ -1,0 +1,176 @@
+#include "sidecar/rpc/server.h"
+
+#include <spdlog/spdlog.h>
+
+#include "sidecar/rpc/convert.h"
+
+namespace dkv::rpc {
+namespace {
+
+Command const* find_command(wire::Body body) noexcept {
+    for (auto const table : {engine_commands(), controller_commands()})
+        for (auto const& command : table)
+            if (command.body == body) return &command;
+    return nullptr;
+}
+
+}  // namespace
+
+Server::Server(Options options,
+               Metrics& metrics,
+               Outbox& outbox,
+               Table::MakeBackend make_backend,
+               std::function<void()> wake)
+    : options_(std::move(options)),
+      metrics_(metrics),
+      outbox_(outbox),
+      subscribers_(options_.config.limits.subscribers_max),
+      table_(options_.config, metrics, *this, std::move(make_backend), std::move(wake)) {}
+
+void Server::on_message(Peer const& peer, std::span<std::byte const> bytes, Millis now) {
+    now_ = now;
+    std::uint64_t id = 0;
+    auto request = decode(bytes, &id);
+    if (!request) {
+        fail("undecodable", 0, request.error());
+        return send(peer, id, body_of(to_wire(request.error())));
+    }
+    auto reply = answer({peer, now}, *request.value());
+    send(peer, id, reply ? std::move(reply).value() : body_of(to_wire(reply.error())));
+}
+
+Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
+    auto const* const command = find_command(request.body.type);
+    if (command == nullptr) {
+        auto const number = static_cast<unsigned>(request.body.type);
+        Error const error{ErrorCode::InvalidArgument,
+                          number == 0
+                              ? std::string("the message has no body")
+                              : "a sidecar takes no message of type " + std::to_string(number)};
+        fail("unknown", 0, error);
+        return error;
+    }
+    // The verifier lets a union pass that names a type and holds nothing.
+    if (request.body.value == nullptr) {
+        Error const error{ErrorCode::CorruptData,
+                          std::string("the message ") + command->name + " holds nothing"};
+        fail(command->name, 0, error);
+        return error;
+    }
+    Context context{.config = options_.config,
+                    .endpoint = options_.endpoint,
+                    .started_at = options_.started_at,
+                    .table = table_,
+                    .subscribers = subscribers_,
+                    .stopping = stopping_};
+    auto reply = command->run(context, caller, request.body);
+    if (reply)
+        metrics_.request(command->name, "ok");
+    else
+        fail(command->name, command->from_engine ? command->instance(request.body) : 0,
+             reply.error());
+    return reply;
+}
+
+void Server::fail(char const* name, std::uint64_t instance, Error const& error) {
+    metrics_.request(name, name_of(error.code));
+    // An engine that outlived a sidecar finds out this way: part of the protocol, not a fault.
+    if (error.code == ErrorCode::UnknownInstance) return;
+    table_.count_error(instance, error);
+    spdlog::warn("{} refused: {}", name, error.message);
+}
+
+void Server::send(Peer const& peer, std::uint64_t id, wire::BodyUnion body) {
+    wire::EnvelopeT envelope;
+    envelope.id = id;
+    envelope.boot_id = options_.boot_id;
+    envelope.body = std::move(body);
+    auto const sent = outbox_.send(peer, encode(envelope));
+    if (sent == Outbox::Sent::Full) metrics_.message_lost("full");
+    if (sent == Outbox::Sent::Gone) metrics_.message_lost("gone");
+}
+
+void Server::on_wake(Millis now) {
+    now_ = now;
+    table_.finish_work(now);
+}
+
+void Server::on_tick(Millis now) {
+    now_ = now;
+    table_.tick(now);
+}
+
+void Server::say_stopping(Millis now) {
+    now_ = now;
+    notice({NoticeKind::Stopping, 0, 0, "the sidecar stops", std::nullopt});
+}
+
+void Server::layer_progress(Peer const& engine,
+                            std::uint64_t session,
+                            LayerProgress const& progress) {
+    wire::LayerProgressT event;
+    event.session = session;
+    event.layer = progress.layer;
+    event.stage = static_cast<wire::LayerStage>(progress.stage);
+    event.lengths = progress.lengths;
+    event.destination_offset = progress.destination_offset;
+    send(engine, 0, body_of(std::move(event)));
+}
+
+void Server::planned(Peer const& engine,
+                     std::uint64_t session,
+                     std::uint64_t op,
+                     std::vector<std::uint32_t> const& lengths) {
+    wire::PlannedT event;
+    event.session = session;
+    event.op = op;
+    event.lengths = lengths;
+    send(engine, 0, body_of(std::move(event)));
+}
+
+void Server::committed(Peer const& engine,
+                       std::uint64_t session,
+                       std::uint64_t op,
+                       JobOutcome const& outcome,
+                       std::uint64_t busy_ns) {
+    wire::CommittedT event;
+    event.session = session;
+    event.op = op;
+    event.lengths = outcome.lengths;
+    event.mass_kept = outcome.mass_kept;
+    event.bytes_full = outcome.bytes_full;
+    event.bytes_kept = outcome.bytes_kept;
+    event.bytes_block_table = outcome.bytes_block_table;
+    event.busy_ns = busy_ns;
+    send(engine, 0, body_of(std::move(event)));
+}
+
+void Server::session_failed(Peer const& engine, std::uint64_t session, Error const& error) {
+    wire::SessionFailedT event;
+    event.session = session;
+    event.failure = std::make_unique<wire::FailureT>(to_wire(error));
+    send(engine, 0, body_of(std::move(event)));
+}
+
+void Server::notice(Notice const& notice) {
+    if (subscribers_.peers().empty()) return;
+    wire::NoticeT message;
+    message.kind = name_of(notice.kind);
+    message.at_ms = now_ + options_.wall_offset_ms;
+    message.instance = notice.instance;
+    message.session = notice.session;
+    message.text = notice.text;
+    if (notice.detail) message.detail = to_wire(*notice.detail);
+    wire::EnvelopeT envelope;
+    envelope.boot_id = options_.boot_id;
+    envelope.body = body_of(std::move(message));
+    auto const bytes = encode(envelope);
+    // A copy: those that went away are taken off while the others are told.
+    for (auto const& peer : std::vector<Peer>(subscribers_.peers())) {
+        auto const sent = outbox_.send(peer, bytes);
+        if (sent == Outbox::Sent::Full) metrics_.message_lost("full");
+        if (sent == Outbox::Sent::Gone) subscribers_.remove(peer);
+    }
+}
+
+}  // namespace dkv::rpc

@@ -1,0 +1,83 @@
+// Bytes ↔ requests: verify, decode, look up, answer. Also turns what becomes of sessions into
+// events.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "protocol/schema/envelope.h"
+#include "sidecar/rpc/command.h"
+#include "sidecar/rpc/subscribers.h"
+#include "sidecar/session/table.h"
+
+namespace dkv::rpc {
+
+/// Where answers and events go: a transport, or a test.
+class Outbox {
+public:
+    enum class Sent : std::uint8_t { Yes, Full, Gone };
+    virtual ~Outbox() = default;
+    /// Never waits. Full: the peer does not read; Gone: there is none.
+    virtual Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) = 0;
+};
+
+class Server final : private Listener {
+public:
+    struct Options {
+        Config config;  ///< Has passed check().
+        std::string endpoint;
+        std::uint64_t boot_id = 0;
+        Millis started_at = 0;
+        std::uint64_t wall_offset_ms = 0;  ///< What makes a wall clock of the steady one.
+    };
+    /// `wake`: any thread calls it, and on_wake() follows.
+    Server(Options options,
+           Metrics& metrics,
+           Outbox& outbox,
+           Table::MakeBackend make_backend,
+           std::function<void()> wake);
+
+    /// Sends exactly one answer to `peer`, and perhaps events.
+    void on_message(Peer const& peer, std::span<std::byte const> bytes, Millis now);
+    void on_wake(Millis now);
+    void on_tick(Millis now);
+
+    /// Somebody asked for the end: true once that is answered.
+    bool stopping() const noexcept { return stopping_; }
+    /// Tells subscribers that it ends.
+    void say_stopping(Millis now);
+    int death_fd() const noexcept { return table_.death_fd(); }
+
+private:
+    Reply answer(Caller const& caller, wire::EnvelopeT const& request);
+    void fail(char const* name, std::uint64_t instance, Error const& error);
+    void send(Peer const& peer, std::uint64_t id, wire::BodyUnion body);
+
+    void layer_progress(Peer const& engine,
+                        std::uint64_t session,
+                        LayerProgress const& progress) override;
+    void planned(Peer const& engine,
+                 std::uint64_t session,
+                 std::uint64_t op,
+                 std::vector<std::uint32_t> const& lengths) override;
+    void committed(Peer const& engine,
+                   std::uint64_t session,
+                   std::uint64_t op,
+                   JobOutcome const& outcome,
+                   std::uint64_t busy_ns) override;
+    void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override;
+    void notice(Notice const& notice) override;
+
+    Options options_;
+    Metrics& metrics_;
+    Outbox& outbox_;
+    Subscribers subscribers_;
+    bool stopping_ = false;
+    Millis now_ = 0;  ///< Of the call under way.
+    Table table_;     // Last: it talks to this while it lives.
+};
+
+}  // namespace dkv::rpc

@@ -1,0 +1,37 @@
+// The place of a Unix socket on disk: a directory that only its owner can write to, and a lock
+// beside the socket, so that two sidecars cannot take the same place at once.
+#pragma once
+
+#include <string>
+
+#include "protocol/base/result.h"
+#include "protocol/base/unique_fd.h"
+
+namespace dkv {
+
+/// Held for as long as a sidecar listens at an ipc:// endpoint. Removes the socket when it goes.
+class SocketPlace {
+public:
+    /// Makes the directory (mode 0700) where it is missing, takes the lock, removes a socket that
+    /// nobody listens at any more. For an endpoint that is not ipc:// there is nothing to do.
+    ///
+    /// Errors: AlreadyExists when a sidecar listens there, or something that is no socket is in the
+    /// way; InvalidArgument, naming the directory, when it belongs to another user or others may
+    /// write to it; Io.
+    static Result<SocketPlace> take(std::string const& endpoint);
+
+    SocketPlace(SocketPlace&& other) noexcept;
+    SocketPlace& operator=(SocketPlace&&) = delete;
+    ~SocketPlace();
+
+    /// After the bind: nobody but the owner may connect.
+    Result<void> protect() const;
+
+private:
+    SocketPlace() = default;
+
+    std::string path_;  ///< Empty: nothing on disk.
+    UniqueFd lock_;
+};
+
+}  // namespace dkv

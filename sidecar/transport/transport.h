@@ -1,0 +1,67 @@
+// Bytes in, bytes out. Knows no message.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "protocol/base/result.h"
+
+namespace dkv {
+
+/// What a message came from: opaque, given back to send().
+using PeerId = std::string;
+
+/// What a sidecar does with what comes. Called by the thread in Transport::run() only. Times are
+/// milliseconds of the steady clock.
+class TransportHandler {
+public:
+    virtual ~TransportHandler() = default;
+    virtual void on_message(PeerId const& peer,
+                            std::span<std::byte const> bytes,
+                            std::uint64_t now) = 0;
+    /// After one or more wake(), or when the watched descriptor is readable.
+    virtual void on_wake(std::uint64_t now) = 0;
+    virtual void on_tick(std::uint64_t now) = 0;
+};
+
+enum class SendResult : std::uint8_t {
+    Sent,
+    Full,  ///< The peer does not read; the message is lost.
+    Gone   ///< There is no such peer any more.
+};
+
+class Transport {
+public:
+    struct Options {
+        std::string endpoint;
+        std::size_t message_bytes_max = 0;  ///< A peer that sends more is disconnected.
+        int messages_queued_max = 4096;     ///< Per peer, towards it.
+        std::uint32_t tick_ms = 1000;
+    };
+
+    /// Binds. Errors: InvalidArgument; AlreadyExists when somebody listens there; Io.
+    static Result<std::unique_ptr<Transport>> listen(Options const& options);
+    virtual ~Transport() = default;
+
+    /// Where it listens: the endpoint, with its port where that was chosen by the system.
+    virtual std::string const& endpoint() const noexcept = 0;
+
+    /// Serves until stop(). `watched_fd` (-1: none) is waited for too.
+    virtual Result<void> run(TransportHandler& handler, int watched_fd) = 0;
+
+    /// Never waits. From the thread in run() only.
+    virtual SendResult send(PeerId const& peer, std::span<std::uint8_t const> bytes) = 0;
+
+    /// From any thread.
+    virtual void wake() noexcept = 0;
+    /// From any thread or a signal handler. What was sent before still goes out.
+    virtual void stop() noexcept = 0;
+};
+
+/// Milliseconds of the steady clock.
+std::uint64_t steady_ms() noexcept;
+
+}  // namespace dkv
