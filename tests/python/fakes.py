@@ -51,7 +51,6 @@ class FakeSession:
     def __init__(self, engine: FakeEngine, tokens: int, policy):
         self.engine, self.tokens, self.policy = engine, tokens, policy
         self.plan = SimpleNamespace(compress=engine.compress, window=engine.window, policy="fake", capacity=0)
-        self.allocated_bytes = 0
         self.queries: dict[int, torch.Tensor] = {}
         self.scales: list[float] = []
         self.closed_with: list[str | None] = []
@@ -60,9 +59,8 @@ class FakeSession:
         self._events: list = []
         self._released: set[int] = set()
         self._failed = False
-        self._form = dkv.LayerForm.FULL
         self._views: dict[int, SimpleNamespace] = {}
-        self._arena = None
+        self._arenas = {form: dkv.Arena(1 << 24) for form in (dkv.LayerForm.STAGED, dkv.LayerForm.PACKED)}
 
     def layer_ready(self, layer, keys, values, queries=None, scale=0.0, softcap=0.0) -> None:
         assert layer == len(self._rows), "layers come in order"
@@ -90,13 +88,12 @@ class FakeSession:
         return SimpleNamespace(committed=True, bytes_full=0, bytes_kept=0, bytes_block_table=0, busy_ns=5)
 
     def layer(self, layer: int):
-        if self._arena is None and self._released:
+        if not self._views and self._released:
             self._pack(sorted(self._released), dkv.LayerForm.STAGED)
         return self._views.get(layer, SimpleNamespace(form=dkv.LayerForm.FULL))
 
     def take_arena(self, form) -> dkv.Arena:
-        assert form == self._form
-        return self._arena
+        return self._arenas[form]
 
     def adopted(self, *numbers) -> None:
         self.adopted_with = numbers
@@ -107,10 +104,9 @@ class FakeSession:
     def _pack(self, layers: list[int], form) -> None:
         if not layers:
             return
-        sizes = {layer: self._rows[layer][0].numel() * 2 for layer in layers}
         dtype = self._rows[layers[0]][0].dtype
-        self._form, self._arena = form, dkv.Arena(sum(sizes.values()) * dtype.itemsize)
-        memory = torch.frombuffer(self._arena.buffer, dtype=dtype)
+        arena = self._arenas[form]
+        memory = torch.frombuffer(arena.buffer, dtype=dtype)
         begin = 0
         for layer in layers:
             keys, values = self._rows[layer]
@@ -123,8 +119,8 @@ class FakeSession:
             row_bytes = keys.shape[2] * dtype.itemsize
             self._views[layer] = SimpleNamespace(
                 form=form,
-                keys=self._arena.base + begin * dtype.itemsize,
-                values=self._arena.base + (begin + total) * dtype.itemsize,
+                keys=arena.base + begin * dtype.itemsize,
+                values=arena.base + (begin + total) * dtype.itemsize,
                 lengths=lengths,
                 head_offset=[sum(lengths[:head]) * row_bytes for head in range(len(lengths))],
                 positions=kept if form == dkv.LayerForm.PACKED else None,

@@ -314,12 +314,12 @@ def test_the_report_counts_what_was_kept_and_what_came_back(tiny_llama, prompt):
     assert report.bytes_kept == sum(kept) * 2 * 2 * 16 * 4
     assert report.bytes_dropped == report.bytes_full - report.bytes_kept
     assert report.bytes_returned >= 0.9 * report.bytes_dropped
-    assert report.bytes_peak >= report.bytes_full
-    assert report.bytes_final <= 1.1 * report.bytes_kept + 16 * 4096
+    assert report.peak_bytes >= report.bytes_full
+    assert report.final_bytes <= 1.1 * report.bytes_kept + 16 * 4096
     assert report.mass_kept_per_layer == [0.5] * 4
-    assert report.seconds_sidecar == pytest.approx(5e-9)
-    assert 0 < report.seconds_waiting <= report.seconds_in_dkv
-    assert engine.sessions[0].adopted_with == (report.bytes_returned, report.bytes_peak, report.bytes_final)
+    assert report.sidecar_seconds == pytest.approx(5e-9)
+    assert 0 < report.waiting_seconds <= report.engine_seconds
+    assert engine.sessions[0].adopted_with == (report.bytes_returned, report.peak_bytes, report.final_bytes)
     assert engine.sessions[0].closed_with == [None]
 
 
@@ -329,7 +329,7 @@ def test_released_layers_lower_the_peak(tiny_llama, prompt):
     greedy(tiny_llama, prompt(2000), 2, past_key_values=cache)
 
     report = cache.report()
-    assert report.bytes_peak < 0.7 * report.bytes_full + report.bytes_kept
+    assert report.peak_bytes < 0.7 * report.bytes_full + report.bytes_kept
 
 
 def test_a_plan_to_keep_all_is_no_failure(tiny_llama, prompt):

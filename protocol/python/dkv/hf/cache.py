@@ -114,7 +114,7 @@ class Cache(TransformersCache):
         row_bytes = 2 * head_dim * dtype.itemsize
         report.kept_per_head = [layer.kept_lengths(tokens, kv_heads) for layer in self._dkv_layers]
         report.kept_per_layer = [_mean(lengths) for lengths in report.kept_per_head]
-        report.mass_kept_per_layer = [layer.mass_kept for layer in self._dkv_layers]
+        report.mass_kept_per_layer = [1.0 if layer.prefix is None else layer.mass_kept for layer in self._dkv_layers]
         report.bytes_full = len(self._dkv_layers) * kv_heads * tokens * row_bytes
         report.bytes_kept = sum(map(sum, report.kept_per_head)) * row_bytes
         report.bytes_dropped = report.bytes_full - report.bytes_kept

@@ -193,7 +193,8 @@ class DkvLayer(DynamicLayer):
     def _grown(self, tail: torch.Tensor | None, like: torch.Tensor, rows: int) -> torch.Tensor:
         capacity = _TAIL_ROWS if tail is None else 2 * tail.shape[2]
         batch, heads, _, dim = like.shape
-        grown = torch.empty(batch, heads, max(rows, capacity), dim, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False):  # A later call may be in another mode.
+            grown = torch.empty(batch, heads, max(rows, capacity), dim, dtype=self.dtype, device=self.device)
         if tail is not None:
             grown[:, :, : self._tail_length] = tail[:, :, : self._tail_length]
         return grown

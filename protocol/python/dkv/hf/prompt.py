@@ -12,7 +12,7 @@ import dkv
 from .attention import Prefix
 from .layer import DkvLayer
 from .report import Report, process_pss
-from .storage import QueryWindow, Storage
+from .storage import QueryWindow, Storage, tensor_over
 
 log = logging.getLogger("dkv.hf")
 
@@ -32,6 +32,8 @@ class Prompt:
         self._session: dkv.Session | None = None
         self._queries: QueryWindow | None = None
         self._released: set[int] = set()
+        self._arenas: dict[dkv.LayerForm, dkv.Arena] = {}  # What the session writes to.
+        self._silent = False  # The session is lost; finish() will say why.
         self._source_returned = 0
         self.kept_arenas: list[dkv.Arena] = []  # Of the adopted rows; the cache keeps them.
 
@@ -66,6 +68,11 @@ class Prompt:
                 self._note_failure(error)
                 return
             self._session = session
+            for form in (dkv.LayerForm.STAGED, dkv.LayerForm.PACKED):
+                try:  # Taken now already: so its blocks can be counted while prefill runs.
+                    self._arenas[form] = session.take_arena(form)
+                except dkv.DkvError:
+                    pass  # A policy that stages nothing has no staging arena.
 
     def push_queries(self, ordinal: int, query: torch.Tensor) -> None:
         if self._session is not None:
@@ -74,7 +81,7 @@ class Prompt:
 
     def layer_done(self, ordinal: int, scaling: float | None, softcap: float | None) -> None:
         """The layer has all of the prompt's rows. Does not wait."""
-        if self._session is None or self.report.failure is not None:
+        if self._session is None or self._silent:
             return
         with self.report.timed():
             keys, values = self.storage.rows(ordinal, self.tokens)
@@ -89,7 +96,9 @@ class Prompt:
                 )
                 self._take_events()
             except dkv.DkvError as error:
-                self._note_failure(error)
+                self._silent = True
+                if error.status != dkv.Status.BAD_STATE:
+                    self._note_failure(error)
             self._note_peak()
 
     def end(self) -> bool:
@@ -108,7 +117,7 @@ class Prompt:
                 self._note_result(result)
             except dkv.DkvError as error:
                 self._note_failure(error)
-            self.report.seconds_waiting += time.perf_counter() - begin
+            self.report.waiting_seconds += time.perf_counter() - begin
             whole = self._adopt(session)
             session.close(self.report.failure)
             self.report.pss_after = process_pss()
@@ -127,44 +136,45 @@ class Prompt:
     # ---------------------------------------------------------------- the end of prefill
 
     def _adopt(self, session: dkv.Session) -> bool:
-        self._note_peak(session)
+        self._note_peak()
         views = {}
-        arenas: dict[dkv.LayerForm, dkv.Arena] = {}
         for layer in self.layers:
-            view = session.layer(layer.ordinal)
-            if view.form == dkv.LayerForm.FULL:
+            # A staged layer that was not released has better rows in the storage.
+            if self.report.failure is not None and layer.ordinal not in self._released:
                 continue
-            if view.form not in arenas:
-                arenas[view.form] = session.take_arena(view.form)
-            views[layer.ordinal] = view
+            view = session.layer(layer.ordinal)
+            if view.form != dkv.LayerForm.FULL:
+                views[layer.ordinal] = view
         for layer in self.layers:
             view = views.get(layer.ordinal)
             if view is None:
                 continue
-            prefix = self._prefix(arenas[view.form], view)
-            layer.mass_kept = view.mass_kept
+            layer.mass_kept = view.mass_kept if view.mass_kept is not None and view.mass_kept >= 0 else None
             layer.positions = view.positions
-            layer.adopt(prefix)
+            layer.adopt(self._prefix(self._arenas[view.form], view))
             if layer.ordinal not in self._released:
                 self._release(layer.ordinal)
-        whole = len(views) < len(self.layers)
         self._queries.discard()
-        self.kept_arenas = list(arenas.values())
+        used = {view.form for view in views.values()}
+        for form, arena in self._arenas.items():
+            if form not in used:
+                arena.release(0, arena.bytes)
+        self.kept_arenas = [self._arenas[form] for form in used]
         kept_bytes = sum(arena.allocated_bytes for arena in self.kept_arenas)
-        self.report.bytes_final = kept_bytes + self.storage.allocated_bytes()
+        self.report.final_bytes = kept_bytes + self.storage.allocated_bytes()
         self.report.bytes_returned = max(0, self._source_returned - kept_bytes)
-        if not self.report.failure:
+        if self.report.failure is None:
             self.report.compressed = True
             try:
-                session.adopted(self.report.bytes_returned, self.report.bytes_peak, self.report.bytes_final)
+                session.adopted(self.report.bytes_returned, self.report.peak_bytes, self.report.final_bytes)
             except dkv.DkvError as error:
                 log.info("dkv: the sidecar was not told what came back: %s", error)
-        return whole
+        return len(views) < len(self.layers)
 
     def _prefix(self, arena: dkv.Arena, view) -> Prefix:
         """Tensors over the arena's rows: one strided view when the heads are alike, else one per head."""
         dim, dtype = self.storage.head_dim, self.storage.dtype
-        rows = torch.frombuffer(arena.buffer, dtype=dtype)
+        rows = tensor_over(arena, dtype)
         keys_begin = (view.keys - arena.base) // dtype.itemsize
         values_begin = (view.values - arena.base) // dtype.itemsize
         heads = [offset // dtype.itemsize for offset in view.head_offset]
@@ -194,7 +204,7 @@ class Prompt:
             if event.kind == dkv.EventKind.RELEASE:
                 self._release(event.layer)
             elif event.kind == dkv.EventKind.FAILED:
-                return  # finish() says why.
+                self._silent = True
 
     def _release(self, ordinal: int) -> None:
         if ordinal in self._released:
@@ -203,16 +213,14 @@ class Prompt:
         self._released.add(ordinal)
         self._source_returned += self.storage.release(ordinal)
 
-    def _note_peak(self, session: dkv.Session | None = None) -> None:
-        session = session or self._session
-        held = self.storage.allocated_bytes()
-        held += self._queries.allocated_bytes() if self._queries is not None else 0
-        held += session.allocated_bytes if session is not None else 0
-        self.report.bytes_peak = max(self.report.bytes_peak, held)
+    def _note_peak(self) -> None:
+        held = self.storage.allocated_bytes() + self._queries.allocated_bytes()
+        held += sum(arena.allocated_bytes for arena in self._arenas.values())
+        self.report.peak_bytes = max(self.report.peak_bytes, held)
 
     def _note_result(self, result) -> None:
         self.report.bytes_block_table = result.bytes_block_table
-        self.report.seconds_sidecar = result.busy_ns * 1e-9
+        self.report.sidecar_seconds = result.busy_ns * 1e-9
 
     def _note_failure(self, error: dkv.DkvError) -> None:
         if self.report.failure is None:

@@ -26,13 +26,13 @@ class Report:
     bytes_dropped: int = 0
     bytes_returned: int = 0  # Measured: source blocks the system took back, less what the kept rows occupy.
     bytes_block_table: int = 0  # What a host with one block table for all layers would get back.
-    bytes_peak: int = 0  # Measured: most blocks held at once, source, queries, staging and destination.
-    bytes_final: int = 0  # Measured: blocks held for this prompt once prefill had ended.
+    peak_bytes: int = 0  # Measured: most blocks held at once, source, queries, staging and destination.
+    final_bytes: int = 0  # Measured: blocks held for this prompt once prefill had ended.
     pss_before: int = 0  # Of this process, when the last layer was done …
     pss_after: int = 0  # … and when the packed rows had been adopted.
-    seconds_in_dkv: float = 0.0  # On the engine's thread, waiting at the end of prefill included.
-    seconds_waiting: float = 0.0  # That wait alone.
-    seconds_sidecar: float = 0.0  # The sidecar's own busy time.
+    engine_seconds: float = 0.0  # On the engine's thread, waiting at the end of prefill included.
+    waiting_seconds: float = 0.0  # That wait alone.
+    sidecar_seconds: float = 0.0  # The sidecar's own busy time.
     kept_whole: str | None = None  # Why nothing was to be dropped, when that was the plan.
     failure: str | None = None  # Why the prompt was not compressed although it should have been.
 
@@ -41,12 +41,12 @@ class Report:
 
     @contextmanager
     def timed(self):
-        """Adds the time of the block to seconds_in_dkv."""
+        """Adds the time of the block to engine_seconds."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds_in_dkv += time.perf_counter() - begin
+            self.engine_seconds += time.perf_counter() - begin
 
 
 def process_pss() -> int:

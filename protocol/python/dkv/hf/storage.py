@@ -11,6 +11,12 @@ import dkv
 _PAGE_BYTES = 4096
 
 
+def tensor_over(arena: dkv.Arena, dtype: torch.dtype) -> torch.Tensor:
+    """All of an arena as one flat tensor, writable in whatever autograd mode comes later."""
+    with torch.inference_mode(False):
+        return torch.frombuffer(arena.buffer, dtype=dtype)
+
+
 class Storage:
     """`layers` blocks of keys [Hkv, tokens_max, D] and values the same, each head on its own pages.
 
@@ -25,9 +31,7 @@ class Storage:
         self._half_bytes = kv_heads * self.tokens_max * row_bytes
         self.layer_bytes = 2 * self._half_bytes
         self.arena = dkv.Arena(layers * self.layer_bytes)
-        self._tensor = torch.frombuffer(self.arena.buffer, dtype=dtype).view(
-            layers, 2, 1, kv_heads, self.tokens_max, head_dim
-        )
+        self._tensor = tensor_over(self.arena, dtype).view(layers, 2, 1, kv_heads, self.tokens_max, head_dim)
 
     def layer(self, ordinal: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, [1, Hkv, tokens_max, D]."""
@@ -67,7 +71,7 @@ class QueryWindow:
         self.rows_wanted = rows
         self._layer_bytes = -(-q_heads * rows * head_dim * dtype.itemsize // 64) * 64
         self.arena = dkv.Arena(layers * self._layer_bytes)
-        whole = torch.frombuffer(self.arena.buffer, dtype=dtype)
+        whole = tensor_over(self.arena, dtype)
         stride = self._layer_bytes // dtype.itemsize
         self._slots = [
             whole[index * stride :][: q_heads * rows * head_dim].view(q_heads, rows, head_dim)
