@@ -1,5 +1,7 @@
 #include "cli/render/instances.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "cli/render/policies.h"
@@ -35,7 +37,7 @@ std::string one_instance(wire::InstanceInfoT const& item, Style const& style) {
     std::string out = fmt::format("{}  pid {}, {}, attached {} ago, last heard {} ago\n",
                                   toned(Tone::Bold, hex_id(item.instance), style), item.pid, alive,
                                   human_duration(item.attached_ms), human_duration(item.idle_ms));
-    std::vector<std::pair<std::string, std::string>> pairs{
+    Fields pairs{
         {"engine",
          or_dash(item.engine) + (item.device.empty() ? "" : " on " + one_line(item.device))},
         {"model", or_dash(item.model)},
@@ -53,10 +55,8 @@ std::string one_instance(wire::InstanceInfoT const& item, Style const& style) {
                            fmt::format("{} times: it came back by itself", item.generation));
     if (item.group != 0) pairs.emplace_back("group", hex_id(item.group));
     if (!item.last_error.empty())
-        pairs.emplace_back(
-            "error",
-            toned(Tone::Bad, wrapped(one_line(item.last_error), style.columns - 12, 12), style));
-    return out + fields(pairs, 2);
+        pairs.emplace_back("error", toned(Tone::Bad, one_line(item.last_error), style));
+    return out + fields_text(pairs, 2, style);
 }
 
 }  // namespace
@@ -76,19 +76,24 @@ std::string instances_text(wire::InstanceListT const& list, Style const& style) 
 
 std::string instances_brief(wire::InstanceListT const& list, Style const& style) {
     if (list.instances.empty()) return {};
-    Table table({{"INSTANCE"},
-                 {"PID", Align::Right},
-                 {"ENGINE"},
-                 {"MODEL"},
-                 {"POLICY"},
-                 {"OPEN", Align::Right},
-                 {"MAPPED", Align::Right}});
-    for (auto const& item : list.instances)
-        table.add({hex_id(item->instance), std::to_string(item->pid),
-                   shortened(or_dash(item->engine), 20, style),
-                   shortened(or_dash(item->model), 22, style),
-                   item->alive ? policy_brief(item->policy.get()) : "gone",
-                   std::to_string(item->sessions_open), human_bytes(item->mapped_bytes)});
+    constexpr std::size_t kWide = 100;
+    constexpr std::size_t kOtherColumns = 65;
+    bool const wide = style.columns >= kWide;  // Else the model alone tells the engines apart.
+    std::size_t const room = wide ? 22 : std::max(style.columns, kOtherColumns + 8) - kOtherColumns;
+    std::vector<Column> columns{{"INSTANCE"}, {"PID", Align::Right}};
+    if (wide) columns.push_back({"ENGINE"});
+    columns.insert(columns.end(),
+                   {{"MODEL"}, {"POLICY"}, {"OPEN", Align::Right}, {"MAPPED", Align::Right}});
+    Table table(std::move(columns));
+    for (auto const& item : list.instances) {
+        std::vector<std::string> cells{hex_id(item->instance), std::to_string(item->pid)};
+        if (wide) cells.push_back(shortened(or_dash(item->engine), 20, style));
+        cells.push_back(shortened(or_dash(item->model), room, style));
+        cells.push_back(item->alive ? policy_brief(item->policy.get()) : "gone");
+        cells.push_back(std::to_string(item->sessions_open));
+        cells.push_back(human_bytes(item->mapped_bytes));
+        table.add(std::move(cells));
+    }
     return table.text(style);
 }
 

@@ -76,7 +76,8 @@ constexpr std::array kWords{
 };
 
 std::string value_text(Json const& value) {
-    return value.is_string() ? value.get<std::string>() : value.dump();
+    if (value.is_string()) return value.get<std::string>();
+    return value.is_number_float() ? fmt::format("{:g}", value.get<double>()) : value.dump();
 }
 
 constexpr std::size_t kMargin = 4;
@@ -108,7 +109,7 @@ std::string policy_line(wire::PolicyT const* policy) {
     for (ParameterWords const& words : kWords) {
         auto const found = json.find(std::string(words.name));
         if (found != json.end() && uses(policy->name, words))
-            line += fmt::format(", {} {}", words.name, value_text(*found));
+            line += fmt::format(" {}={}", words.name, value_text(*found));
     }
     return line;
 }
@@ -126,10 +127,10 @@ std::string policy_list_text(wire::PolicyListT const& policies, Style const& sty
                std::string(width - display_width(name) + 2, ' ');
         out += wrapped(one_line(policy->summary), style.columns - width - kMargin, width + kMargin);
         auto const line = policy->policy ? policy_line(policy->policy.get()) : std::string();
-        if (auto const comma = line.find(", "); comma != std::string::npos)
+        if (auto const blank = line.find(' '); blank != std::string::npos)
             out += "\n" + std::string(width + kMargin, ' ') +
                    toned(Tone::Dim,
-                         wrapped(line.substr(comma + 2), style.columns - width - kMargin,
+                         wrapped(line.substr(blank + 1), style.columns - width - kMargin,
                                  width + kMargin),
                          style);
         out += "\n";

@@ -27,7 +27,8 @@ bool uses(std::string_view policy, ParameterWords const& parameter);
 
 /// "dynamickv 512", or only the name where capacity says nothing. nullptr: "-".
 std::string policy_brief(wire::PolicyT const* policy);
-/// "dynamickv, capacity 512, window 32, …": the parameters that the policy uses.
+/// "dynamickv capacity=512 window=32 …": the parameters that the policy uses. A line breaks between
+/// them, not in them.
 std::string policy_line(wire::PolicyT const* policy);
 
 std::string policy_list_text(wire::PolicyListT const& policies, Style const& style);

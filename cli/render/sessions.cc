@@ -153,10 +153,10 @@ std::string session_text(wire::SessionInfoT const& session, Style const& style) 
                              ? 0
                              : session.bytes_full - session.bytes_kept;
     std::string out = toned(Tone::Bold, "session " + hex_id(session.session), style) + "\n";
-    std::vector<std::pair<std::string, std::string>> pairs{
+    Fields pairs{
         {"instance", hex_id(session.instance)},
         {"state", state_text(session) + ", opened " + human_duration(session.age_ms) + " ago"},
-        {"policy", wrapped(policy_line(session.policy.get()), style.columns - 20, 20)},
+        {"policy", policy_line(session.policy.get())},
         {"prompt", fmt::format("{} tokens, {} layers, {} KV heads", session.prompt_tokens,
                                session.layers, session.kv_heads)},
         {"kept", session.lengths.empty()
@@ -173,7 +173,7 @@ std::string session_text(wire::SessionInfoT const& session, Style const& style) 
         {"sidecar busy", busy_text(session.busy_ns)}};
     if (!session.error.empty())
         pairs.emplace_back("error", toned(Tone::Bad, one_line(session.error), style));
-    out += fields(pairs, 2);
+    out += fields_text(pairs, 2, style);
     if (auto const chart = layer_chart(session, style); !chart.empty()) out += "\n" + chart;
     return out;
 }

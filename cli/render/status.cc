@@ -13,33 +13,28 @@ namespace dkv::cli {
 std::string status_text(wire::StatusInfoT const& status,
                         wire::InstanceListT const& instances,
                         Style const& style) {
-    constexpr std::size_t kIndent = 12;
-    std::size_t const width = style.columns - kIndent;
-    std::string const errors =
-        status.errors_total == 0
-            ? std::string("none")
-            : toned(Tone::Warn, fmt::format("{}; the last: ", status.errors_total), style) +
-                  wrapped(one_line(status.last_error), width - 16, kIndent);
-    std::string out = fields(
-        {{"sidecar", fmt::format("{} dkvd {}, protocol {}, pid {}, up {}",
-                                 toned(Tone::Good, "running:", style), one_line(status.version),
-                                 status.protocol, status.pid, human_duration(status.uptime_ms))},
-         {"endpoint", one_line(status.endpoint)},
-         {"backend",
-          fmt::format("{}, {}", one_line(status.backend), counted(status.threads, "thread"))},
-         {"policy", wrapped(policy_line(status.policy.get()) +
-                                (status.policy_source.empty()
-                                     ? std::string()
-                                     : " (from: " + one_line(status.policy_source) + ")"),
-                            width, kIndent)},
-         {"engines", fmt::format("{} attached, {} mapped", status.instances,
-                                 human_bytes(status.mapped_bytes))},
-         {"sessions", fmt::format("{} open", status.sessions_open)},
-         {"savings", savings_brief(status.savings.get())},
-         {"errors", errors}});
+    std::string const source =
+        status.policy_source.empty() ? "" : " (from: " + one_line(status.policy_source) + ")";
+    Fields fields{
+        {"sidecar", fmt::format("{} dkvd {}, protocol {}, pid {}, up {}",
+                                toned(Tone::Good, "running:", style), one_line(status.version),
+                                status.protocol, status.pid, human_duration(status.uptime_ms))},
+        {"endpoint", one_line(status.endpoint)},
+        {"backend",
+         fmt::format("{}, {}", one_line(status.backend), counted(status.threads, "thread"))},
+        {"policy", policy_line(status.policy.get()) + source},
+        {"engines",
+         fmt::format("{} attached, {} mapped", status.instances, human_bytes(status.mapped_bytes))},
+        {"sessions", fmt::format("{} open", status.sessions_open)},
+        {"savings", savings_brief(status.savings.get())},
+        {"errors", status.errors_total == 0
+                       ? std::string("none")
+                       : fmt::format("{}; the last: {}",
+                                     toned(Tone::Warn, std::to_string(status.errors_total), style),
+                                     one_line(status.last_error))}};
     for (auto const& line : status.gone)
-        out += "gone        " + toned(Tone::Warn, wrapped(one_line(line), width, kIndent), style) +
-               "\n";
+        fields.emplace_back("gone", toned(Tone::Warn, one_line(line), style));
+    std::string const out = fields_text(fields, 0, style);
     auto const brief = instances_brief(instances, style);
     return out + "\n" + (brief.empty() ? no_engine_text() : brief);
 }

@@ -44,15 +44,17 @@ std::string Table::text(Style const& style) const {
     return out;
 }
 
-std::string fields(std::vector<std::pair<std::string, std::string>> const& pairs,
-                   std::size_t indent) {
-    std::size_t width = 0;
-    for (auto const& [name, value] : pairs)
-        width = std::max(width, display_width(name));
+std::string fields_text(Fields const& fields, std::size_t indent, Style const& style) {
+    constexpr std::size_t kValueColumnsMin = 30;
+    std::size_t names = 0;
+    for (auto const& [name, value] : fields)
+        names = std::max(names, display_width(name));
+    std::size_t const start = indent + names + 2;
+    std::size_t const width = std::max(style.columns, start + kValueColumnsMin) - start;
     std::string out;
-    for (auto const& [name, value] : pairs)
-        out += std::string(indent, ' ') + name + std::string(width - display_width(name) + 2, ' ') +
-               value + "\n";
+    for (auto const& [name, value] : fields)
+        out += std::string(indent, ' ') + name + std::string(names - display_width(name) + 2, ' ') +
+               wrapped(value, width, start) + "\n";
     return out;
 }
 

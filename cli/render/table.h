@@ -40,8 +40,9 @@ private:
     std::vector<Row> rows_;
 };
 
-/// "name      value" lines, the values aligned.
-std::string fields(std::vector<std::pair<std::string, std::string>> const& pairs,
-                   std::size_t indent = 0);
+using Fields = std::vector<std::pair<std::string, std::string>>;
+
+/// "name      value" lines, the values aligned and broken at the screen's edge.
+std::string fields_text(Fields const& fields, std::size_t indent, Style const& style);
 
 }  // namespace dkv::cli

@@ -19,7 +19,7 @@ std::string human_bytes(std::uint64_t bytes) {
         value /= 1024;
         ++unit;
     }
-    return fmt::format("{:.1f} {}", value, kUnits[unit]);
+    return fmt::format("{:.{}f} {}", value, unit >= 3 ? 2 : 1, kUnits[unit]);
 }
 
 std::string human_duration(std::uint64_t ms) {
@@ -28,7 +28,7 @@ std::string human_duration(std::uint64_t ms) {
     constexpr std::uint64_t kDay = 24 * kHour;
     if (ms < 1000) return fmt::format("{} ms", ms);
     std::uint64_t const s = ms / 1000;
-    if (s < kMinute) return fmt::format("{} s", s);
+    if (s < kMinute) return fmt::format("{:.1f} s", static_cast<double>(ms / 100) / 10);
     if (s < kHour) return fmt::format("{} min {} s", s / kMinute, s % kMinute);
     if (s < kDay) return fmt::format("{} h {} min", s / kHour, s % kHour / kMinute);
     return fmt::format("{} d {} h", s / kDay, s % kDay / kHour);
@@ -78,9 +78,15 @@ std::string one_line(std::string_view text) {
 }
 
 std::size_t display_width(std::string_view text) {
-    return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-        return (static_cast<unsigned char>(c) & 0xc0U) != 0x80U;
-    }));
+    std::size_t columns = 0;
+    bool in_escape = false;  // From ESC to the letter that ends it: toned() writes no others.
+    for (char const c : text) {
+        auto const byte = static_cast<unsigned char>(c);
+        if (byte == 0x1b) in_escape = true;
+        if (!in_escape && (byte & 0xc0U) != 0x80U) ++columns;
+        if (in_escape && std::isalpha(byte) != 0) in_escape = false;
+    }
+    return columns;
 }
 
 std::string shortened(std::string_view text, std::size_t width, Style const& style) {

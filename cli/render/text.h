@@ -9,9 +9,9 @@
 
 namespace dkv::cli {
 
-/// "0 B", "512 B", "1.5 KiB", "157.5 MiB"
+/// "0 B", "1.5 KiB", "157.5 MiB", "1.25 GiB"
 std::string human_bytes(std::uint64_t bytes);
-/// "850 ms", "12 s", "3 min 20 s", "2 h 5 min", "4 d 1 h"
+/// "850 ms", "12.5 s", "3 min 20 s", "2 h 5 min", "4 d 1 h"
 std::string human_duration(std::uint64_t ms);
 /// 0.97123 → "97.1 %"
 std::string human_share(double share);
@@ -26,7 +26,7 @@ std::string lower(std::string_view name);
 
 /// Foreign text on one line, without control characters: nobody paints another's terminal.
 std::string one_line(std::string_view text);
-/// Columns a terminal needs for it (every code point counts as one).
+/// Columns a terminal needs for it: a code point counts as one, a colour as none.
 std::size_t display_width(std::string_view text);
 /// At most `width` columns; what is cut is marked.
 std::string shortened(std::string_view text, std::size_t width, Style const& style);
