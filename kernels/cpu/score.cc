@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <hwy/aligned_allocator.h>
+#include <limits>
 
 #include "kernels/cpu/elements.h"
 #include "kernels/cpu/ops.h"
@@ -94,7 +95,8 @@ private:
     void pack(std::size_t head) {
         RowsView const& view = args_.queries;
         float const scale =
-            args_.scale != 0 ? args_.scale : 1.0f / std::sqrt(static_cast<float>(head_dim()));
+            (args_.scale != 0 ? args_.scale : 1.0f / std::sqrt(static_cast<float>(head_dim()))) *
+            (args_.softcap == 0 ? kLog2E : 1.0f);
         std::size_t const element_bytes = bytes_of(view.dtype);
         for (Panel const& panel : plan_.panels) {
             float* const out = queries(head) + panel.row * head_dim();
@@ -120,7 +122,13 @@ private:
     }
 
     void take_lse(std::size_t head) {
-        std::copy_n(args_.lse.data() + head * plan_.rows, plan_.rows, largest(head));
+        std::transform(args_.lse.begin() + static_cast<std::ptrdiff_t>(head * plan_.rows),
+                       args_.lse.begin() + static_cast<std::ptrdiff_t>((head + 1) * plan_.rows),
+                       largest(head), [](float lse) {
+                           constexpr float kMost = std::numeric_limits<float>::max();
+                           lse *= kLog2E;
+                           return std::isnan(lse) ? kMost : std::clamp(lse, -kMost, kMost);
+                       });
         std::fill(largest(head) + plan_.rows, largest(head) + plan_.rows_padded, 0.0f);
         std::fill_n(weight(head), plan_.rows_padded, 1.0f);
         average(head);

@@ -23,6 +23,7 @@ struct Simd {
 /// What this machine runs.
 Simd simd();
 
+inline constexpr float kLog2E = 1.44269504f;
 inline constexpr std::size_t kTileKeys = 48;  // Whole blocks, whichever their height; fits in L1.
 inline constexpr std::size_t kPanelVecsMax = 4;
 
@@ -30,7 +31,7 @@ inline constexpr std::size_t kPanelVecsMax = 4;
 struct Panel {
     std::size_t row;       ///< The first one.
     std::size_t rows;      ///< A multiple of the lanes.
-    float const* queries;  ///< [head_dim, rows], scaled.
+    float const* queries;  ///< [head_dim, rows], scaled, and by kLog2E too without a soft cap.
 };
 
 /// The part of a panel that belongs to one query head.
@@ -75,7 +76,7 @@ std::size_t padded_dim(std::size_t head_dim);
 std::size_t tile_floats(std::size_t head_dim);  ///< Both parts of TileMemory.
 TileMemory tile_memory(float* memory, std::size_t head_dim);
 
-/// For each row, over a range's tokens: the largest logit, and Σ exp(logit - largest). Causal
+/// For each row, over a range's tokens: the largest logit, and Σ 2^(logit - largest). Causal
 /// inside the window, which begins at token `prefix`.
 void range_statistics(RowPlan const& plan,
                       float const* queries,
@@ -87,14 +88,14 @@ void range_statistics(RowPlan const& plan,
                       float* sum);
 
 /// Joins the statistics [ranges, 2, rows_padded] of one KV head in their order: the largest logit,
-/// and 1 / Σ exp(logit - largest).
+/// and 1 / Σ 2^(logit - largest).
 void join_statistics(RowPlan const& plan,
                      float const* statistics,
                      std::size_t ranges,
                      float* largest,
                      float* weight);
 
-/// sums[g, token - range.begin] = Σ of weight * exp(logit - largest) over head g's rows. `sums` is
+/// sums[g, token - range.begin] = Σ of weight * 2^(logit - largest) over head g's rows. `sums` is
 /// [group, stride].
 void range_sums(RowPlan const& plan,
                 float const* queries,
