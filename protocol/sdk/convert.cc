@@ -1,0 +1,152 @@
+#include "protocol/sdk/convert.h"
+
+#include <array>
+#include <cstring>
+#include <limits>
+#include <string_view>
+
+#include "protocol/base/score_options.h"
+
+namespace dkv::sdk {
+namespace {
+
+Error invalid(std::string message) {
+    return Error{ErrorCode::InvalidArgument, std::move(message)};
+}
+
+template <class Word, std::size_t n>
+Result<Word> word_of(char const* what, char const* given, std::array<Word, n> const& known) {
+    std::string names;
+    for (Word const word : known) {
+        if (name_of(word) == given) return word;
+        names += names.empty() ? "" : ", ";
+        names += name_of(word);
+    }
+    return invalid(std::string(what) + " is '" + given + "', none of " + names);
+}
+
+/// One past the last byte of the rows, or nothing when that overflows.
+std::optional<std::uint64_t> end_of(dkv_rows const& rows, std::uint64_t element_bytes) {
+    std::uint64_t end = 1;
+    std::pair<std::uint64_t, std::uint64_t> const steps[] = {{rows.heads, rows.head_stride},
+                                                             {rows.tokens, rows.token_stride},
+                                                             {rows.head_dim, rows.dim_stride}};
+    for (auto const& [count, stride] : steps) {
+        std::uint64_t span = 0;
+        if (__builtin_mul_overflow(count - 1, stride, &span)) return std::nullopt;
+        if (__builtin_add_overflow(end, span, &end)) return std::nullopt;
+    }
+    if (__builtin_mul_overflow(end, element_bytes, &end)) return std::nullopt;
+    if (__builtin_add_overflow(end, rows.offset, &end)) return std::nullopt;
+    return end;
+}
+
+}  // namespace
+
+dkv_status status_of(ErrorCode code) noexcept {
+    return static_cast<dkv_status>(code);
+}
+
+Error error_of(wire::FailureT const& failure) {
+    auto const number = static_cast<std::uint16_t>(failure.code);
+    bool const known = number >= 1 && number <= static_cast<std::uint16_t>(ErrorCode::Internal);
+    return Error{known ? static_cast<ErrorCode>(number) : ErrorCode::Internal, failure.message};
+}
+
+Result<Geometry> geometry_of(dkv_geometry const& geometry) {
+    auto const number = static_cast<unsigned>(geometry.dtype);
+    auto const dtype =
+        dtype_from_wire(number > 3 ? std::uint8_t{0} : static_cast<std::uint8_t>(number));
+    if (!dtype) return invalid("dtype is " + std::to_string(number) + ", not in 1 … 3");
+    Geometry const result{.layers = geometry.layers,
+                          .q_heads = geometry.q_heads,
+                          .kv_heads = geometry.kv_heads,
+                          .head_dim = geometry.head_dim,
+                          .dtype = *dtype};
+    DKV_TRY(check(result));
+    return result;
+}
+
+wire::GeometryT wire_of(Geometry const& geometry) {
+    wire::GeometryT result;
+    result.layers = geometry.layers;
+    result.q_heads = geometry.q_heads;
+    result.kv_heads = geometry.kv_heads;
+    result.head_dim = geometry.head_dim;
+    result.dtype = static_cast<wire::Dtype>(geometry.dtype);
+    return result;
+}
+
+Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name) {
+    wire::PolicyT result;
+    result.name = policy.name != nullptr ? policy.name : name;
+    auto const count = [](std::uint32_t given, auto& field) {
+        if (given != DKV_DEFAULT) field = given;
+    };
+    count(policy.capacity, result.capacity);
+    count(policy.window, result.window);
+    count(policy.kernel, result.kernel);
+    count(policy.update_interval, result.update_interval);
+    count(policy.sinks, result.sinks);
+    // NaN is not negative: it travels, and the sidecar refuses it by name.
+    auto const ratio = [](double given, auto& field) {
+        if (!(given < 0)) field = given;
+    };
+    ratio(policy.r_max, result.r_max);
+    ratio(policy.r_min, result.r_min);
+    ratio(policy.beta, result.beta);
+    if (policy.pool != nullptr) {
+        constexpr std::array kKnown{Pool::Max, Pool::Avg};
+        result.pool = static_cast<wire::Pool>(DKV_TRY(word_of("pool", policy.pool, kKnown)));
+    }
+    if (policy.reduce != nullptr) {
+        constexpr std::array kKnown{GroupReduce::Mean, GroupReduce::Max, GroupReduce::Sum};
+        result.reduce =
+            static_cast<wire::GroupReduce>(DKV_TRY(word_of("reduce", policy.reduce, kKnown)));
+    }
+    return result;
+}
+
+std::string describe(dkv_rows const& rows) {
+    auto const number = static_cast<unsigned>(rows.dtype);
+    auto const dtype =
+        dtype_from_wire(number > 3 ? std::uint8_t{0} : static_cast<std::uint8_t>(number));
+    return "[" + std::to_string(rows.heads) + ", " + std::to_string(rows.tokens) + ", " +
+           std::to_string(rows.head_dim) + "] " +
+           (dtype ? std::string(name_of(*dtype)) : "of dtype " + std::to_string(number));
+}
+
+Result<void> check_rows(char const* what,
+                        dkv_rows const& rows,
+                        dkv_rows const& wanted,
+                        std::uint64_t arena_bytes) {
+    if (rows.heads != wanted.heads || rows.tokens != wanted.tokens ||
+        rows.head_dim != wanted.head_dim || rows.dtype != wanted.dtype)
+        return invalid(std::string(what) + " are " + describe(rows) + ", not " + describe(wanted));
+    std::uint64_t const element_bytes = rows.dtype == DKV_F32 ? 4 : 2;
+    if (rows.offset % element_bytes != 0)
+        return invalid(std::string(what) + " begin at byte " + std::to_string(rows.offset) +
+                       ", inside an element");
+    auto const end = end_of(rows, element_bytes);
+    if (!end || *end > arena_bytes)
+        return invalid(std::string(what) + " end at byte " +
+                       (end ? std::to_string(*end) : "2^64 or beyond") + " of an arena of " +
+                       std::to_string(arena_bytes));
+    return {};
+}
+
+wire::RowsT wire_of(dkv_rows const& rows, std::uint64_t region) {
+    wire::RowsT result;
+    result.region = region;
+    result.offset = rows.offset;
+    result.dtype = static_cast<wire::Dtype>(rows.dtype);
+    result.heads = rows.heads;
+    result.tokens = rows.tokens;
+    result.head_dim = rows.head_dim;
+    result.head_stride = rows.head_stride;
+    result.token_stride = rows.token_stride;
+    result.dim_stride = rows.dim_stride;
+    return result;
+}
+
+}  // namespace dkv::sdk

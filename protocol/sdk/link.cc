@@ -1,0 +1,97 @@
+#include "protocol/sdk/link.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "protocol/schema/envelope.h"
+
+namespace dkv::sdk {
+namespace {
+
+constexpr int kSendQueueMax = 4096;
+// The sidecar drops what does not fit: room for every layer of many sessions at once.
+constexpr int kReceiveQueueMax = 100'000;
+constexpr int kReconnectMs = 50;
+constexpr int kReconnectMaxMs = 500;
+constexpr int kEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_DISCONNECTED |
+                        ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                        ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+
+void configure(zmq::socket_t& socket) {
+    socket.set(zmq::sockopt::linger, 0);
+    socket.set(zmq::sockopt::immediate, true);
+    socket.set(zmq::sockopt::sndhwm, kSendQueueMax);
+    socket.set(zmq::sockopt::rcvhwm, kReceiveQueueMax);
+    socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMessageBytesMax));
+    socket.set(zmq::sockopt::reconnect_ivl, kReconnectMs);
+    socket.set(zmq::sockopt::reconnect_ivl_max, kReconnectMaxMs);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string const& endpoint) {
+    if (endpoint.starts_with("inproc://"))
+        return Error{ErrorCode::Unsupported,
+                     "endpoint '" + endpoint + "' reaches nobody outside its own ZeroMQ context"};
+    try {
+        zmq::socket_t socket(context, zmq::socket_type::dealer);
+        configure(socket);
+        zmq::socket_t monitor(context, zmq::socket_type::pair);
+        monitor.set(zmq::sockopt::linger, 0);
+        auto const address = "inproc://dkv-link-" + hex(random_id());
+        if (zmq_socket_monitor(socket.handle(), address.c_str(), kEvents) != 0)
+            throw zmq::error_t();
+        monitor.connect(address);
+        socket.connect(endpoint);
+        return std::unique_ptr<Link>(new Link(std::move(socket), std::move(monitor)));
+    } catch (zmq::error_t const& error) {
+        return Error{ErrorCode::Io, "no socket to '" + endpoint + "': " + error.what()};
+    }
+}
+
+Result<void> Link::send(std::span<std::uint8_t const> bytes) {
+    // Asking for events makes ZeroMQ look at its mailbox, where a new connection may be waiting; a
+    // bare send does so only now and then.
+    bool const ready = up_ && (socket_.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
+    if (ready && socket_.send(zmq::buffer(bytes.data(), bytes.size()), zmq::send_flags::dontwait))
+        return {};
+    return Error{ErrorCode::Unavailable, "the sidecar takes no requests now"};
+}
+
+LinkNews Link::wait(Clock::duration timeout, int wake_fd) {
+    zmq_pollitem_t items[] = {{socket_.handle(), 0, ZMQ_POLLIN, 0},
+                              {monitor_.handle(), 0, ZMQ_POLLIN, 0},
+                              {nullptr, wake_fd, ZMQ_POLLIN, 0}};
+    auto const wait_ms = std::chrono::ceil<milliseconds>(timeout).count();
+    LinkNews news;
+    // Interrupted by a signal: nothing happened, the caller looks at its clock and comes again.
+    if (zmq_poll(items, wake_fd < 0 ? 2 : 3, std::max<long>(0, wait_ms)) < 0) return news;
+    // The monitor first: what it announces after this belongs to the next call, so that no message
+    // can come before the news that its connection is up.
+    drain_monitor(news);
+    zmq::message_t message;
+    while (socket_.recv(message, zmq::recv_flags::dontwait))
+        news.messages.push_back(std::move(message));
+    return news;
+}
+
+void Link::drain_monitor(LinkNews& news) {
+    zmq::message_t event;
+    while (monitor_.recv(event, zmq::recv_flags::dontwait)) {
+        std::uint16_t number = 0;
+        if (event.size() >= sizeof number) std::memcpy(&number, event.data(), sizeof number);
+        if (event.more()) static_cast<void>(monitor_.recv(event));  // The address, of no use.
+        switch (number) {
+            case ZMQ_EVENT_CONNECTED: connected_ = true; break;
+            case ZMQ_EVENT_HANDSHAKE_SUCCEEDED: up_ = news.up = true; break;
+            case ZMQ_EVENT_CONNECT_RETRIED: news.refused = !up_; break;
+            default:  // Lost, or somebody there does not speak ZeroMQ.
+                news.down = news.down || up_;
+                news.refused = news.refused || !up_;
+                up_ = connected_ = false;
+                break;
+        }
+    }
+}
+
+}  // namespace dkv::sdk

@@ -1,0 +1,52 @@
+// One DEALER socket and the monitor that watches it. Knows connections, not messages.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <zmq.hpp>
+
+#include "protocol/base/result.h"
+#include "protocol/sdk/clock.h"
+
+namespace dkv::sdk {
+
+/// What a wait() has seen. Messages came before the link went down.
+struct LinkNews {
+    std::vector<zmq::message_t> messages;
+    bool up = false;       ///< The two sides have shaken hands: requests can be sent.
+    bool down = false;     ///< A connection that was up is lost; what was queued is dropped.
+    bool refused = false;  ///< Nobody accepted; the link goes on trying by itself.
+};
+
+/// Belongs to one thread. A message is sent to a peer that is there now, or not at all.
+class Link {
+public:
+    /// Errors: Io when the system refuses a socket; Unsupported for inproc://.
+    static Result<std::unique_ptr<Link>> open(zmq::context_t& context, std::string const& endpoint);
+
+    /// Somebody accepted, though perhaps without shaking hands.
+    bool is_connected() const noexcept { return connected_; }
+
+    /// Never blocks. Errors: Unavailable when no peer is there or its queue is full.
+    Result<void> send(std::span<std::uint8_t const> bytes);
+
+    /// Waits for news, for `wake_fd` to become readable, or for `timeout`.
+    LinkNews wait(Clock::duration timeout, int wake_fd = -1);
+
+private:
+    Link(zmq::socket_t socket, zmq::socket_t monitor)
+        : monitor_(std::move(monitor)), socket_(std::move(socket)) {}
+    void drain_monitor(LinkNews& news);
+
+    zmq::socket_t monitor_;  // Declared first: it outlives the socket that writes to it.
+    zmq::socket_t socket_;
+    bool connected_ = false;
+    bool up_ = false;
+};
+
+}  // namespace dkv::sdk

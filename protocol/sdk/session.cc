@@ -1,0 +1,305 @@
+#include "protocol/sdk/session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "protocol/sdk/convert.h"
+
+namespace dkv::sdk {
+namespace {
+
+// Far beyond any model, and small enough that no size computed from it overflows.
+constexpr std::uint32_t kPromptTokensMax = 1U << 26U;
+
+Error corrupt(std::string message) {
+    return Error{ErrorCode::CorruptData, "the sidecar " + std::move(message)};
+}
+
+/// A wrong sidecar must not make the engine allocate or read what the prompt cannot need.
+Result<void> check_opened(wire::SessionOpenedT const& opened,
+                          Geometry const& geometry,
+                          std::uint32_t prompt_tokens) {
+    if (!opened.compress) return {};
+    auto const tokens = std::to_string(prompt_tokens);
+    if (opened.window > prompt_tokens || opened.stage_rows > prompt_tokens)
+        return corrupt("wants a window of " + std::to_string(opened.window) + " and " +
+                       std::to_string(opened.stage_rows) + " staged rows of " + tokens + " tokens");
+    StagingLayout const layout{.geometry = geometry, .rows_max = opened.stage_rows};
+    StagingLayout const most{.geometry = geometry, .rows_max = prompt_tokens};
+    std::uint64_t const needed = opened.stage_rows == 0 ? 0 : layout.region_bytes();
+    if (opened.staging_bytes < needed || opened.staging_bytes > most.region_bytes())
+        return corrupt("wants " + std::to_string(opened.staging_bytes) + " bytes to stage " +
+                       std::to_string(opened.stage_rows) + " rows in");
+    auto const rows = std::uint64_t{geometry.layers} * geometry.kv_heads * prompt_tokens;
+    if (opened.destination_bytes == 0 ||
+        opened.destination_bytes > packed_bytes_max(geometry, rows))
+        return corrupt("wants " + std::to_string(opened.destination_bytes) +
+                       " bytes of destination for " + tokens + " tokens");
+    return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Session>> Session::open(std::shared_ptr<Engine> engine,
+                                               dkv_session_options const& options) {
+    if (options.prompt_tokens == 0 || options.prompt_tokens > kPromptTokensMax)
+        return Error{ErrorCode::InvalidArgument,
+                     "prompt_tokens is " + std::to_string(options.prompt_tokens) + ", not in 1 … " +
+                         std::to_string(kPromptTokensMax)};
+    auto const deadline = engine->deadline();
+    auto session = attempt(engine, options, deadline);
+    // A sidecar may have forgotten this engine, and only the first request finds that out.
+    if (!session && session.error().code == ErrorCode::UnknownInstance)
+        session = attempt(engine, options, deadline);
+    if (session)
+        engine->count_opened();
+    else
+        engine->count_failed(session.error());
+    return session;
+}
+
+Result<std::unique_ptr<Session>> Session::attempt(std::shared_ptr<Engine> const& engine,
+                                                  dkv_session_options const& options,
+                                                  Deadline deadline) {
+    auto attachment = DKV_TRY(engine->connection().attach(deadline));
+    std::unique_ptr<Session> session(new Session(engine, options, std::move(attachment)));
+    if (auto started = session->start(options.policy, deadline); !started) {
+        session->close(started.error().message);
+        return std::move(started).error();
+    }
+    return session;
+}
+
+Session::Session(std::shared_ptr<Engine> engine,
+                 dkv_session_options const& options,
+                 Attachment attachment)
+    : engine_(std::move(engine)),
+      attachment_(std::move(attachment)),
+      id_(random_id()),
+      prompt_tokens_(options.prompt_tokens),
+      progressive_(options.progressive != 0) {}
+
+Session::~Session() {
+    close({});
+}
+
+Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
+    auto& connection = engine_->connection();
+    wire::OpenSessionT message;
+    message.instance = engine_->instance();
+    message.session = id_;
+    message.prompt_tokens = prompt_tokens_;
+    message.progressive = progressive_;
+    if (wish != nullptr)
+        message.policy =
+            std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish, attachment_.policy)));
+    connection.open_inbox(id_, attachment_.epoch, inbox_);
+    opened_ = DKV_TRY(expect<wire::SessionOpenedT>(
+        connection.call(attachment_.epoch, body_of(std::move(message)), deadline)));
+    DKV_TRY(check_opened(opened_, engine_->options().geometry, prompt_tokens_));
+    if (opened_.compress) DKV_TRY(lend_buffers(deadline));
+    layers_.emplace(LayersSpec{.geometry = engine_->options().geometry,
+                               .prompt_tokens = prompt_tokens_,
+                               .stage_rows = opened_.stage_rows,
+                               .progressive = progressive_,
+                               .staging = staging_,
+                               .destination = destination_});
+    return {};
+}
+
+Result<void> Session::lend_buffers(Deadline deadline) {
+    wire::BindBuffersT message;
+    message.instance = engine_->instance();
+    message.session = id_;
+    if (opened_.staging_bytes > 0) {
+        staging_ = DKV_TRY(Arena::create(opened_.staging_bytes, DKV_ARENA_DEFAULT));
+        message.staging_region =
+            DKV_TRY(engine_->region_of(staging_, true, attachment_.epoch, deadline));
+    }
+    destination_ = DKV_TRY(Arena::create(opened_.destination_bytes, DKV_ARENA_DEFAULT));
+    message.destination_region =
+        DKV_TRY(engine_->region_of(destination_, true, attachment_.epoch, deadline));
+    DKV_TRY(expect<wire::DoneT>(
+        engine_->connection().call(attachment_.epoch, body_of(message), deadline)));
+    return {};
+}
+
+Result<void> Session::check(LayerRows const& rows) const {
+    auto const& ready = rows.ready;
+    auto const invalid = [&](std::string const& what) {
+        return Error{ErrorCode::InvalidArgument, "layer " + std::to_string(ready.layer) + what};
+    };
+    if (!opened_.compress)
+        return Error{ErrorCode::BadState, "this prompt is kept whole: no layer is wanted"};
+    if (ready.layer != layers_->reported())
+        return Error{ErrorCode::BadState, "layer " + std::to_string(ready.layer) +
+                                              " was reported, layer " +
+                                              std::to_string(layers_->reported()) + " is next"};
+    auto const& geometry = engine_->options().geometry;
+    if (ready.layer >= geometry.layers)
+        return invalid(" of a model of " + std::to_string(geometry.layers));
+    if (ready.queries != nullptr && ready.scores != nullptr)
+        return invalid(" has both queries and scores");
+    if (ready.queries == nullptr && ready.scores == nullptr && opened_.window > 0)
+        return invalid(" has neither queries nor scores");
+    if (!(ready.scale >= 0) || !(ready.softcap >= 0))
+        return invalid(" has a negative scale or softcap");
+
+    dkv_rows wanted{};
+    wanted.heads = geometry.kv_heads;
+    wanted.tokens = prompt_tokens_;
+    wanted.head_dim = geometry.head_dim;
+    wanted.dtype = static_cast<dkv_dtype>(geometry.dtype);
+    DKV_TRY(check_rows("keys", ready.keys, wanted, rows.keys->bytes()));
+    DKV_TRY(check_rows("values", ready.values, wanted, rows.values->bytes()));
+    if (ready.scores != nullptr) {
+        wanted.heads =
+            ready.scores->heads == geometry.q_heads ? geometry.q_heads : geometry.kv_heads;
+        wanted.head_dim = 1;
+        wanted.dtype = DKV_F32;
+        DKV_TRY(check_rows("scores", *ready.scores, wanted, rows.scores->bytes()));
+    } else if (ready.queries != nullptr) {
+        wanted.heads = geometry.q_heads;
+        wanted.tokens = opened_.window;
+        DKV_TRY(check_rows("queries", *ready.queries, wanted, rows.queries->bytes()));
+    }
+    return {};
+}
+
+Result<void> Session::layer_ready(LayerRows const& rows) {
+    look();
+    if (failure_)
+        return Error{ErrorCode::BadState, "the session was abandoned: " + failure_->message};
+    DKV_TRY(check(rows));
+
+    wire::LayerReadyT message;
+    message.instance = engine_->instance();
+    message.session = id_;
+    message.layer = rows.ready.layer;
+    message.scale = rows.ready.scale;
+    message.softcap = rows.ready.softcap;
+    auto const deadline = engine_->deadline();
+    auto const lend = [&](dkv_rows const& given, std::shared_ptr<Arena> const& arena,
+                          std::unique_ptr<wire::RowsT>& field) -> Result<void> {
+        auto region = engine_->region_of(arena, false, attachment_.epoch, deadline);
+        if (!region) {
+            abandon(region.error());
+            return std::move(region).error();
+        }
+        field = std::make_unique<wire::RowsT>(wire_of(given, region.value()));
+        return {};
+    };
+    DKV_TRY(lend(rows.ready.keys, rows.keys, message.keys));
+    DKV_TRY(lend(rows.ready.values, rows.values, message.values));
+    if (rows.queries) DKV_TRY(lend(*rows.ready.queries, rows.queries, message.queries));
+    if (rows.scores) DKV_TRY(lend(*rows.ready.scores, rows.scores, message.scores));
+
+    layers_->report();
+    engine_->connection().post(attachment_.epoch, body_of(std::move(message)),
+                               [inbox = inbox_](Reply reply) {
+                                   if (!reply) inbox->end(std::move(reply).error());
+                               });
+    return {};
+}
+
+void Session::look() {
+    if (is_over() || !opened_.compress) {
+        inbox_->take();  // Late news of what is decided.
+        return;
+    }
+    // First the end, then the messages: those that came before an end are all there by now.
+    auto ended = inbox_->ended();
+    for (auto const& message : inbox_->take()) {
+        if (auto applied = apply(message); !applied) return abandon(std::move(applied).error());
+        if (is_over()) return;
+    }
+    if (ended) abandon(std::move(*ended));
+}
+
+Result<void> Session::apply(wire::BodyUnion const& message) {
+    if (auto const* progress = message.AsLayerProgress()) return layers_->apply(*progress);
+    if (auto const* failed = message.AsSessionFailed()) return error_of(*failed->failure);
+    if (auto const* committed = message.AsCommitted()) {
+        DKV_TRY(layers_->apply(*committed));
+        totals_ = {committed->bytes_full, committed->bytes_kept, committed->bytes_block_table,
+                   committed->busy_ns};
+    }
+    return {};  // Planned: the lengths come again with each packed layer.
+}
+
+void Session::abandon(Error why) {
+    layers_->abandon();
+    engine_->count_failed(why);
+    failure_ = std::move(why);
+    close(failure_->message);
+}
+
+LayerEvent Session::poll(milliseconds timeout) {
+    auto const deadline = Clock::now() + timeout;
+    while (true) {
+        look();
+        if (layers_->has_event()) return layers_->pop();
+        if (is_over() || !opened_.compress || !inbox_->wait(deadline)) return {};
+    }
+}
+
+Result<SessionTotals> Session::finish(milliseconds timeout) {
+    auto const deadline = Clock::now() + timeout;
+    auto const layers = engine_->options().geometry.layers;
+    look();
+    if (opened_.compress && !is_over() && layers_->reported() < layers)
+        return Error{ErrorCode::BadState, std::to_string(layers_->reported()) + " of " +
+                                              std::to_string(layers) + " layers were reported"};
+    while (opened_.compress && !is_over()) {
+        if (!inbox_->wait(deadline))
+            abandon(Error{
+                ErrorCode::DeadlineExceeded,
+                "the sidecar did not commit within " + std::to_string(timeout.count()) + " ms"});
+        look();
+    }
+    if (failure_) return *failure_;
+    return totals_;
+}
+
+Result<std::shared_ptr<Arena>> Session::take_arena(dkv_layer_form form) {
+    bool const packed = form == DKV_LAYER_PACKED;
+    auto const& arena = packed ? destination_ : staging_;
+    bool& taken = packed ? destination_taken_ : staging_taken_;
+    char const* const what = packed ? "destination" : "staging";
+    if ((!packed && form != DKV_LAYER_STAGED) || !arena)
+        return Error{ErrorCode::BadState, std::string("there is no ") +
+                                              (form == DKV_LAYER_FULL ? "such" : what) + " arena"};
+    if (std::exchange(taken, true))
+        return Error{ErrorCode::BadState, std::string("the ") + what + " arena was taken before"};
+    return arena;
+}
+
+Result<void> Session::adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t left) {
+    if (!layers_->is_committed())
+        return Error{ErrorCode::BadState, "nothing was committed that could have been adopted"};
+    wire::AdoptedT message;
+    message.instance = engine_->instance();
+    message.session = id_;
+    message.bytes_returned = returned;
+    message.bytes_peak = peak;
+    message.bytes_final = left;
+    engine_->connection().post(attachment_.epoch, body_of(message));
+    return {};
+}
+
+std::optional<Error> const& Session::failure() {
+    look();
+    return failure_;
+}
+
+void Session::close(std::string const& reason) {
+    if (std::exchange(closed_, true)) return;
+    engine_->connection().close_inbox(id_);
+    wire::CloseSessionT message;
+    message.instance = engine_->instance();
+    message.session = id_;
+    message.reason = reason;
+    engine_->connection().post(attachment_.epoch, body_of(std::move(message)));
+}
+
+}  // namespace dkv::sdk
