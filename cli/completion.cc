@@ -1,6 +1,7 @@
 #include "cli/completion.h"
 
 #include <algorithm>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -100,6 +101,17 @@ std::vector<std::string> paths_of(std::vector<Node> const& nodes) {
     return paths;
 }
 
+/// What completes the values of options → the "PATH OPTION" patterns that it completes.
+std::map<std::string, std::vector<std::string>> by_values(
+    std::vector<Node> const& nodes, std::string (*text)(CompletionValues const&)) {
+    std::map<std::string, std::vector<std::string>> patterns;
+    for (Node const& node : nodes)
+        for (auto const& option : node.options)
+            if (option.takes_value)
+                patterns[text(option.values)].push_back(quoted(node.path + " " + option.name));
+    return patterns;
+}
+
 // ---- bash
 
 std::string bash_reply(std::string const& words) {
@@ -121,12 +133,9 @@ std::string bash_script(std::vector<Node> const& nodes) {
     out += fmt::format("            {}) at=$at/${{COMP_WORDS[index]}} ;;\n",
                        joined(paths_of(nodes), " | "));
     out += "        esac\n    done\n    COMPREPLY=()\n    case \"$at $previous\" in\n";
-    for (Node const& node : nodes)
-        for (auto const& option : node.options)
-            if (option.takes_value)
-                out += fmt::format("        {}) {}; return ;;\n",
-                                   quoted(node.path + " " + option.name),
-                                   bash_reply(bash_words(option.values)));
+    for (auto const& [words, patterns] : by_values(nodes, bash_words))
+        out += fmt::format("        {}) {}return ;;\n", joined(patterns, " | "),
+                           words.empty() ? "" : bash_reply(words) + "; ");
     out += "    esac\n    case \"$at\" in\n";
     for (Node const& node : nodes) {
         std::vector<std::string> names;
@@ -170,11 +179,8 @@ std::string zsh_script(std::vector<Node> const& nodes) {
     out +=
         fmt::format("            {}) at=$at/${{words[index]}} ;;\n", joined(paths_of(nodes), "|"));
     out += "        esac\n    done\n    case \"$at ${words[CURRENT-1]}\" in\n";
-    for (Node const& node : nodes)
-        for (auto const& option : node.options)
-            if (option.takes_value)
-                out += fmt::format("        {}) {}; return ;;\n",
-                                   quoted(node.path + " " + option.name), zsh_add(option.values));
+    for (auto const& [words, patterns] : by_values(nodes, zsh_add))
+        out += fmt::format("        {}) {}; return ;;\n", joined(patterns, " | "), words);
     out += "    esac\n    case \"$at\" in\n";
     for (Node const& node : nodes) {
         out += fmt::format("        {})\n            commands=(", quoted(node.path));
