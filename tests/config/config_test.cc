@@ -1,0 +1,127 @@
+#include "sidecar/config/config.h"
+
+#include <fstream>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <doctest/doctest.h>
+
+#include "tests/support/results.h"
+
+namespace dkv {
+namespace {
+
+Config parse(std::string const& line) {
+    Config config;
+    CLI::App app;
+    add_flags(app, config);
+    app.parse(line);
+    return config;
+}
+
+std::string refusal(Config const& config) {
+    auto const checked = check(config);
+    REQUIRE(!checked);
+    return checked.error().message;
+}
+
+TEST_CASE("flags fill the configuration; what is left out keeps its default") {
+    auto const config = parse(
+        "--endpoint ipc:///run/x.sock --policy snapkv --capacity 256 --window 16 --kernel 5 "
+        "--pool avg --reduce max --r-max 4 --r-min 0.2 --update-interval 2 --sinks 8 --beta 10 "
+        "--threads 3 --heartbeat-ms 200 --metrics 9464 --log-level debug --allow-tcp");
+
+    CHECK(config.endpoint == "ipc:///run/x.sock");
+    CHECK(config.policy.name == "snapkv");
+    CHECK(config.policy.capacity == 256);
+    CHECK(config.policy.window == 16);
+    CHECK(config.policy.kernel == 5);
+    CHECK(config.policy.pool == Pool::Avg);
+    CHECK(config.policy.reduce == GroupReduce::Max);
+    CHECK(config.policy.r_max == 4.0);
+    CHECK(config.policy.r_min == 0.2);
+    CHECK(config.policy.update_interval == 2);
+    CHECK(config.policy.sinks == 8);
+    CHECK(config.policy.beta == 10.0);
+    CHECK(config.threads == 3);
+    CHECK(config.heartbeat_ms == 200);
+    CHECK(config.metrics_address == "9464");
+    CHECK(config.log_level == "debug");
+    CHECK(config.allow_tcp);
+    REQUIRE(check(config));
+
+    auto const plain = parse("");
+    CHECK(plain.policy.name == "dynamickv");
+    CHECK(!plain.policy.capacity);
+    REQUIRE(check(plain));
+}
+
+TEST_CASE("flags can stand in a TOML file") {
+    auto const path = "/tmp/dkv-config-test-" + std::to_string(::getpid()) + ".toml";
+    std::ofstream(path) << "policy = \"pyramidkv\"\ncapacity = 128\nlog-level = \"warn\"\n";
+
+    auto const config = parse("--config " + path + " --log-level error");
+    ::unlink(path.c_str());
+
+    CHECK(config.policy.name == "pyramidkv");
+    CHECK(config.policy.capacity == 128);
+    CHECK(config.log_level == "error");
+}
+
+TEST_CASE("an unknown word for a flag is refused by the parser") {
+    CHECK_THROWS_AS(parse("--pool median"), CLI::ValidationError);
+    CHECK_THROWS_AS(parse("--capacity many"), CLI::ConversionError);
+}
+
+TEST_CASE("check refuses what cannot work, naming the flag and the value") {
+    Config config;
+    config.endpoint = "http://x";
+    CHECK(refusal(config) ==
+          "endpoint 'http://x' is neither ipc://PATH, tcp://HOST:PORT nor inproc://NAME");
+    config.endpoint = "inproc://x";
+    CHECK(refusal(config) == "--endpoint 'inproc://x' cannot be reached from another process");
+
+    config = {};
+    config.policy.name = "h3o";
+    CHECK(check(config).error().code == ErrorCode::NotFound);
+    config = {};
+    config.policy.kernel = 4;
+    CHECK(check(config).error().code == ErrorCode::InvalidArgument);
+    config = {};
+    config.policy.capacity = 8;
+    CHECK(check(config).error().code == ErrorCode::InvalidArgument);
+
+    config = {};
+    config.threads = 5000;
+    CHECK(refusal(config) == "--threads 5000 is above 1024");
+    config = {};
+    config.heartbeat_ms = 1;
+    CHECK(refusal(config) == "--heartbeat-ms 1 is outside 10 … 600000");
+    config = {};
+    config.metrics_address = "localhost:http";
+    CHECK(refusal(config) == "--metrics 'localhost:http' is neither HOST:PORT nor PORT");
+    config = {};
+    config.log_level = "loud";
+    CHECK(refusal(config) == "--log-level 'loud' is none of trace, debug, info, warn, error, off");
+    config = {};
+    config.limits.sessions_max = 0;
+    CHECK(refusal(config) == "limit sessions_max is 0");
+}
+
+TEST_CASE("a tcp endpoint beyond loopback has to be permitted") {
+    Config config;
+    for (auto const* const endpoint :
+         {"tcp://127.0.0.1:5555", "tcp://localhost:5555", "tcp://[::1]:5555"}) {
+        config.endpoint = endpoint;
+        CHECK(check(config));
+    }
+    config.endpoint = "tcp://0.0.0.0:5555";
+    CHECK(refusal(config) ==
+          "--endpoint 'tcp://0.0.0.0:5555' is open to other machines, without a password; "
+          "--allow-tcp permits it");
+    config.allow_tcp = true;
+    CHECK(check(config));
+}
+
+}  // namespace
+}  // namespace dkv
