@@ -1,5 +1,6 @@
 #include "protocol/schema/envelope.h"
 
+#include <cstring>
 #include <string>
 
 namespace dkv {
@@ -24,6 +25,13 @@ Result<std::unique_ptr<wire::EnvelopeT>> decode(std::span<std::byte const> bytes
     if (bytes.size() > kMessageBytesMax)
         return Error{ErrorCode::CorruptData, "message has " + size + " bytes; the limit is " +
                                                  std::to_string(kMessageBytesMax)};
+    // FlatBuffers reads in place and aligned; ZeroMQ gives bytes at any address.
+    std::vector<std::uint64_t> aligned;
+    if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(std::uint64_t) != 0) {
+        aligned.resize(bytes.size() / sizeof(std::uint64_t) + 1);
+        std::memcpy(aligned.data(), bytes.data(), bytes.size());
+        bytes = std::as_bytes(std::span(aligned)).first(bytes.size());
+    }
     auto const* const data = reinterpret_cast<std::uint8_t const*>(bytes.data());
     // Too short for an offset and an identifier: GetRoot would read past the end.
     if (bytes.size() < 2 * sizeof(flatbuffers::uoffset_t) ||

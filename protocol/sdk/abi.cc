@@ -116,13 +116,15 @@ dkv_status dkv_engine_open(dkv_engine_options const* options, dkv_engine** engin
         *engine = nullptr;
         DKV_TRY(check_struct("options", options));
         auto const timeout_ms = options->timeout_ms == 0 ? kTimeoutMsDefault : options->timeout_ms;
+        // Outside the braces: g++ 12 forgets half-made aggregates when DKV_TRY returns inside them.
+        auto const geometry = DKV_TRY(dkv::sdk::geometry_of(options->geometry));
         auto opened = DKV_TRY(
             dkv::sdk::Engine::open({.endpoint = text_or(options->endpoint, dkv::default_endpoint()),
                                     .engine = text_or(options->engine, {}),
                                     .model = text_or(options->model, {}),
                                     .device = text_or(options->device, "cpu"),
                                     .group = options->group,
-                                    .geometry = DKV_TRY(dkv::sdk::geometry_of(options->geometry)),
+                                    .geometry = geometry,
                                     .timeout = milliseconds(timeout_ms)}));
         *engine = new dkv_engine{std::move(opened)};
         return {};

@@ -73,11 +73,10 @@ dkv_status dkv_session_layer_ready(dkv_session* session, dkv_layer_ready const* 
     return guarded([&]() -> Result<void> {
         auto* const target = DKV_TRY(session_of(session));
         DKV_TRY(check_struct("ready", ready));
-        dkv::sdk::LayerRows rows{.ready = *ready,
-                                 .keys = DKV_TRY(arena_of("keys", ready->keys)),
-                                 .values = DKV_TRY(arena_of("values", ready->values)),
-                                 .queries = nullptr,
-                                 .scores = nullptr};
+        dkv::sdk::LayerRows rows;
+        rows.ready = *ready;
+        rows.keys = DKV_TRY(arena_of("keys", ready->keys));
+        rows.values = DKV_TRY(arena_of("values", ready->values));
         if (ready->queries != nullptr) rows.queries = DKV_TRY(arena_of("queries", *ready->queries));
         if (ready->scores != nullptr) rows.scores = DKV_TRY(arena_of("scores", *ready->scores));
         return target->layer_ready(rows);

@@ -24,7 +24,7 @@ struct SessionTotals {
 
 /// A layer's rows with their arenas resolved.
 struct LayerRows {
-    dkv_layer_ready ready;
+    dkv_layer_ready ready{};
     std::shared_ptr<Arena> keys;
     std::shared_ptr<Arena> values;
     std::shared_ptr<Arena> queries;  // Null: none.

@@ -1,0 +1,32 @@
+/* One prompt's K, V and Q in an arena, and the engine's own copy to check the packed rows by. */
+#ifndef DKV_C_ENGINE_CACHE_H
+#define DKV_C_ENGINE_CACHE_H
+
+#include <stdint.h>
+
+#include "tests/e2e/c_engine/options.h"
+
+/* Layer after layer: K [kv_heads, tokens, head_dim], V alike, Q [q_heads, window, head_dim]; each
+ * part begins on a page. */
+typedef struct Cache {
+    dkv_arena* arena;
+    unsigned char* copy; /* of the whole arena, as it was written */
+    dkv_geometry geometry;
+    uint32_t tokens;
+    uint32_t window;
+    uint64_t row_bytes;
+    uint64_t part_bytes; /* of K, and of V */
+    uint64_t layer_bytes;
+} Cache;
+
+dkv_status make_cache(Options const* options, uint32_t window, Cache* result);
+void drop_cache(Cache* cache);
+/* Writes random rows, as a prefill would. */
+void fill_layer(Cache* cache, uint32_t layer, uint64_t* random);
+dkv_rows keys_of(Cache const* cache, uint32_t layer);
+dkv_rows values_of(Cache const* cache, uint32_t layer);
+dkv_rows queries_of(Cache const* cache, uint32_t layer);
+/* Rows of the view that differ from the copy at their positions; PACKED only. */
+uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view);
+
+#endif
