@@ -27,7 +27,7 @@ struct OpenRequest {
     std::uint64_t session = 0;
     std::uint32_t prompt_tokens = 0;
     bool progressive = true;
-    std::optional<PolicyRequest> wish;
+    std::optional<PolicyRequest> wish = {};
 };
 
 struct OpenedSession {

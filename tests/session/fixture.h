@@ -1,0 +1,186 @@
+// A table with a fake clock and ears, and an engine that lends a real prompt to it.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include "sidecar/session/table.h"
+#include "tests/support/lent_prompt.h"
+#include "tests/support/results.h"
+
+namespace dkv::test {
+
+/// Writes down what it hears, a line each.
+class Ears : public Listener {
+public:
+    void layer_progress(Peer const& engine,
+                        std::uint64_t session,
+                        LayerProgress const& progress) override {
+        static constexpr char const* kStages[] = {"scored", "staged", "trimmed", "committed"};
+        add(engine, session,
+            "layer " + std::to_string(progress.layer) + " " +
+                kStages[static_cast<unsigned>(progress.stage)]);
+    }
+    void planned(Peer const& engine,
+                 std::uint64_t session,
+                 std::uint64_t /*op*/,
+                 std::vector<std::uint32_t> const& /*lengths*/) override {
+        add(engine, session, "planned");
+    }
+    void committed(Peer const& engine,
+                   std::uint64_t session,
+                   std::uint64_t /*op*/,
+                   JobOutcome const& outcome,
+                   std::uint64_t busy_ns) override {
+        last_outcome = outcome;
+        last_busy_ns = busy_ns;
+        add(engine, session, "committed");
+    }
+    void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override {
+        add(engine, session, "failed: " + error.message);
+    }
+    void notice(Notice const& notice) override { notices.push_back(notice); }
+
+    bool heard(std::string const& line) const {
+        return std::find(lines.begin(), lines.end(), line) != lines.end();
+    }
+    bool heard(NoticeKind kind) const {
+        return std::any_of(notices.begin(), notices.end(),
+                           [&](Notice const& notice) { return notice.kind == kind; });
+    }
+
+    std::vector<std::string> lines;
+    std::vector<Notice> notices;
+    JobOutcome last_outcome;
+    std::uint64_t last_busy_ns = 0;
+
+private:
+    void add(Peer const& engine, std::uint64_t session, std::string const& what) {
+        lines.push_back(engine + "/" + std::to_string(session) + ": " + what);
+    }
+};
+
+struct TableFixture {
+    static constexpr std::uint64_t kEngine = 11;
+
+    explicit TableFixture(Config settings = small_config(), Table::MakeBackend make = {})
+        : config(std::move(settings)),
+          table(
+              config,
+              metrics,
+              ears,
+              make ? std::move(make) : [] { return make_cpu_backend(1); },
+              [this] { wake(); }) {}
+
+    static Config small_config() {
+        Config config;
+        config.policy.capacity = 32;
+        config.policy.window = LentPrompt::kWindow;
+        config.heartbeat_ms = 100;
+        return config;
+    }
+    Caller caller() const { return {"peer", now}; }
+    static EngineHello hello_of(std::uint64_t instance, std::uint32_t pid = 0) {
+        return {.instance = instance,
+                .generation = 1,
+                .group = 0,
+                .pid = pid,
+                .engine = "test 1.0",
+                .model = "tiny",
+                .device = "cpu",
+                .geometry = LentPrompt::geometry()};
+    }
+    Result<std::uint64_t> lend(EngineMemory const& memory, bool writable) {
+        return table.register_region(caller(), kEngine,
+                                     MemfdSource{own_pid(), memory.fd(), memory.inode()},
+                                     memory.bytes().size(), writable);
+    }
+    RowsAt rows_at(std::uint64_t offset, std::uint32_t heads, std::uint32_t tokens) const {
+        return {.region = source,
+                .offset = offset,
+                .dtype = Dtype::F32,
+                .heads = heads,
+                .tokens = tokens,
+                .head_dim = LentPrompt::kDim,
+                .head_stride = std::uint64_t{tokens} * LentPrompt::kDim,
+                .token_stride = LentPrompt::kDim,
+                .dim_stride = 1};
+    }
+    LayerRequest layer(std::uint32_t index) const {
+        LayerRequest request;
+        request.layer = index;
+        request.keys =
+            rows_at(LentPrompt::keys_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
+        request.values =
+            rows_at(LentPrompt::values_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
+        request.queries =
+            rows_at(LentPrompt::queries_offset(index), LentPrompt::kQHeads, LentPrompt::kWindow);
+        return request;
+    }
+    /// Hello, the source's region, and a session with its buffers bound.
+    void open(std::uint64_t session, OpenRequest request = {}) {
+        if (source == 0) {
+            REQUIRE(table.hello(caller(), hello_of(kEngine)));
+            source = lend(prompt.memory, false).value();
+        }
+        request.session = session;
+        request.prompt_tokens = LentPrompt::kTokens;
+        auto const opened = table.open_session(caller(), kEngine, request);
+        REQUIRE(opened);
+        auto const& needs = opened.value().needs;
+        REQUIRE(needs.compress);
+        staging = std::make_unique<EngineMemory>(std::max<std::uint64_t>(needs.staging_bytes, 1));
+        destination = std::make_unique<EngineMemory>(needs.destination_bytes);
+        auto const staging_region = needs.staging_bytes == 0 ? 0 : lend(*staging, true).value();
+        REQUIRE(table.bind_buffers(caller(), kEngine, session, staging_region,
+                                   lend(*destination, true).value()));
+    }
+    void send_layers(std::uint64_t session) {
+        for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
+            REQUIRE(table.layer_ready(caller(), kEngine, session, layer(index)));
+    }
+    /// Lets the loop's part run, as often as the workers wake it, until `done`.
+    void await(std::function<bool()> const& done) {
+        table.finish_work(now);
+        while (!done()) {
+            std::unique_lock lock(mutex);
+            REQUIRE(woken.wait_for(lock, std::chrono::seconds(20), [this] { return wakes > 0; }));
+            wakes = 0;
+            lock.unlock();
+            table.finish_work(now);
+        }
+    }
+    void wake() {
+        {
+            std::lock_guard const lock(mutex);
+            ++wakes;
+        }
+        woken.notify_one();
+    }
+
+    Config config;
+    Millis now = 1000;
+    Metrics metrics;
+    Ears ears;
+    LentPrompt prompt;
+    std::uint64_t source = 0;
+    std::unique_ptr<EngineMemory> staging;
+    std::unique_ptr<EngineMemory> destination;
+    std::mutex mutex;
+    std::condition_variable woken;
+    int wakes = 0;
+    Table table;
+};
+
+template <class T>
+Error refused(Result<T> const& result) {
+    REQUIRE(!result);
+    return result.error();
+}
+
+}  // namespace dkv::test
