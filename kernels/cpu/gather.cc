@@ -9,6 +9,9 @@ namespace dkv::cpu {
 namespace {
 
 constexpr std::size_t kItemRows = 256;
+constexpr std::size_t kLineBytes = 64;
+// How far ahead of the copy rows are asked for: chosen rows are no pattern that a machine guesses.
+constexpr std::size_t kAheadBytes = 4096;
 
 /// Some rows of one head: what a worker copies at a time.
 struct Item {
@@ -48,18 +51,28 @@ std::vector<Item> split(GatherArgs const& args) {
     return items;
 }
 
+void prefetch(std::byte const* row, std::size_t bytes) {
+    for (std::size_t at = 0; at < bytes; at += kLineBytes)
+        __builtin_prefetch(row + at);
+}
+
 /// Rows whose elements lie side by side. Neighbours in memory are copied together: a window or a
 /// generous budget is a few long runs.
 void copy_rows(RowsView const& source, Item const& item) {
     std::uint64_t const row_bytes = source.row_bytes();
     bool const dense = source.token_stride == source.head_dim;
+    std::size_t const rows_ahead = kAheadBytes / row_bytes + 1;
+    auto const row = [&](std::size_t i) {
+        return source.row(item.head, static_cast<std::uint32_t>(item.ids[i]));
+    };
     std::byte* out = item.out;
     for (std::size_t i = 0; i < item.ids.size();) {
+        if (i + rows_ahead < item.ids.size()) prefetch(row(i + rows_ahead), row_bytes);
         std::size_t end = i + 1;
         while (dense && end < item.ids.size() && item.ids[end] == item.ids[end - 1] + 1)
             ++end;
         std::size_t const bytes = (end - i) * row_bytes;
-        std::memcpy(out, source.row(item.head, static_cast<std::uint32_t>(item.ids[i])), bytes);
+        std::memcpy(out, row(i), bytes);
         out += bytes;
         i = end;
     }
