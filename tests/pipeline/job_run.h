@@ -40,7 +40,8 @@ struct JobRun {
         for (std::uint32_t head = 0; head < geometry.kv_heads; ++head) {
             auto& list = result.emplace_back(at.lengths[head]);
             std::memcpy(list.data(),
-                        destination.data() + place.positions_offset + 4 * place.head_rows[head],
+                        destination.data() + place.positions_offset +
+                            sizeof(std::int32_t) * place.head_rows[head],
                         4 * list.size());
         }
         return result;

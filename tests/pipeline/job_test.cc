@@ -74,7 +74,7 @@ void check_run(JobRun const& run, JobSpec const& spec, std::vector<FakeLayer> co
 
 void run_and_check(Backend& backend, JobSpec const& spec, std::uint32_t seed, Order order) {
     auto const prompt = fake_prompt(spec, seed, order);
-    auto const before = prompt;
+    auto const before = fake_prompt(spec, seed, order);
     check_run(run_job(backend, spec, prompt), spec, prompt);
     for (std::size_t layer = 0; layer < prompt.size(); ++layer) {
         CHECK(prompt[layer].keys.bytes == before[layer].keys.bytes);
@@ -136,7 +136,7 @@ TEST_CASE("a job keeps exactly its capacity on awkward prompts") {
     struct Case {
         std::uint32_t capacity, window, layers, tokens;
     };
-    constexpr std::array kCases{
+    constexpr std::array cases{
         Case{8, 8, 5, 9},     // base 0, one prefix token
         Case{8, 8, 5, 100},   // base 0
         Case{9, 8, 30, 10},   // fewer prefix tokens than layers
@@ -145,7 +145,7 @@ TEST_CASE("a job keeps exactly its capacity on awkward prompts") {
         Case{2, 1, 3, 50},    // the smallest window
         Case{40, 32, 1, 90},  // one layer
     };
-    for (Case const& c : kCases)
+    for (Case const& c : cases)
         for (char const* const policy : kCompressing) {
             CAPTURE(policy);
             CAPTURE(c.capacity);

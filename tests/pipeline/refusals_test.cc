@@ -198,7 +198,7 @@ TEST_CASE("only layers that wait staged need staging") {
     CHECK(staged.stage_rows == 4 + 30);
     // A segment of 34 rows of 32 bytes fits a page; K and V of 2 heads in 5 layers.
     CHECK(staged.staging_bytes == 4096 * 2 * 2 * 5);
-    CHECK(staged.destination_bytes == packed_bytes_max(spec.geometry, 5 * 2 * 14));
+    CHECK(staged.destination_bytes == packed_bytes_max(spec.geometry, 140));
 
     spec.progressive = false;
     auto const in_source = needs_of(spec);

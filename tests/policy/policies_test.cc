@@ -135,7 +135,7 @@ TEST_CASE("every policy keeps exactly its capacity on awkward prompts") {
     struct Case {
         std::uint32_t capacity, window, layers, tokens;
     };
-    constexpr std::array kCases{
+    constexpr std::array cases{
         Case{8, 8, 30, 9},      // base 0, one prefix token
         Case{8, 8, 30, 500},    // base 0
         Case{9, 8, 30, 10},     // N = 2 < L
@@ -148,7 +148,7 @@ TEST_CASE("every policy keeps exactly its capacity on awkward prompts") {
         Case{16, 8, 5, 10000},  // B < N
         Case{512, 32, 30, 4096},
     };
-    for (Case const& c : kCases)
+    for (Case const& c : cases)
         for (PolicyEntry const& entry : policies())
             for (std::uint32_t kv_heads : {1U, 3U, 8U})
                 check_exact(params_of(std::string(entry.name).c_str(), c.capacity, c.window),
