@@ -1,0 +1,61 @@
+"""dkv for engines written in Python: attach to a sidecar that compresses KV caches.
+
+    engine = dkv.Engine(dkv.Geometry(layers=30, q_heads=9, kv_heads=3, head_dim=64, dtype="f32"))
+    with engine.open_session(prompt_tokens=4096) as session:
+        ...  # per layer: session.layer_ready(...), then session.poll() until EventKind.NONE
+        session.finish()
+        ...  # per layer: session.layer(l) says where its rows are now
+
+Whatever raises a DkvError, the engine can go on with its own rows. dkv.hf does all of it for Hugging
+Face transformers. Nothing here needs torch.
+"""
+
+from ._abi import library as _library
+from .arena import Arena
+from .engine import Engine
+from .session import Session
+from .words import (
+    ArenaKind,
+    DkvError,
+    Dtype,
+    EngineState,
+    Event,
+    EventKind,
+    Geometry,
+    LayerForm,
+    LayerView,
+    Plan,
+    Policy,
+    Result,
+    Rows,
+    Status,
+)
+
+__version__ = "0.1.0"
+
+
+def library_version() -> str:
+    """Of the libdkv that is loaded. Raises DkvError (NOT_FOUND) when there is none."""
+    return _library().dkv_version().decode()
+
+
+__all__ = [
+    "Arena",
+    "ArenaKind",
+    "DkvError",
+    "Dtype",
+    "Engine",
+    "EngineState",
+    "Event",
+    "EventKind",
+    "Geometry",
+    "LayerForm",
+    "LayerView",
+    "Plan",
+    "Policy",
+    "Result",
+    "Rows",
+    "Session",
+    "Status",
+    "library_version",
+]

@@ -1,0 +1,99 @@
+"""An engine's line to its sidecar."""
+
+from __future__ import annotations
+
+import ctypes
+
+from . import _abi
+from .session import Session
+from .words import Dtype, EngineState, Geometry, Policy
+
+
+class Engine:
+    """Attaches to the sidecar at `endpoint`, and attaches again when that was restarted.
+
+    geometry    of the model's compressible layers
+    endpoint    None: DKV_ENDPOINT, else this user's default
+    engine      for people: "transformers 5.23.0"; so is `model`
+    group       ranks of one model share it; 0: alone
+    timeout_s   deadline of one request
+
+    Needs no sidecar: without one, open_session raises UNAVAILABLE until there is one. May be shared
+    by threads. In a child after fork() its methods raise BAD_STATE.
+
+    Raises DkvError: INVALID_ARGUMENT for geometry or endpoint, UNSUPPORTED for a dtype.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        endpoint: str | None = None,
+        engine: str = "",
+        model: str = "",
+        device: str = "cpu",
+        group: int = 0,
+        timeout_s: float = 2.0,
+    ):
+        self._handle: ctypes.c_void_p | None = None
+        options = _abi.EngineOptions(
+            endpoint=_abi.text(endpoint),
+            engine=_abi.text(engine),
+            model=_abi.text(model),
+            device=_abi.text(device),
+            group=group,
+            geometry=_abi.Geometry(
+                geometry.layers,
+                geometry.q_heads,
+                geometry.kv_heads,
+                geometry.head_dim,
+                Dtype.of(geometry.dtype),
+            ),
+            timeout_ms=max(1, _abi.milliseconds(timeout_s)),
+        )
+        handle = ctypes.c_void_p()
+        _abi.call("dkv_engine_open", ctypes.byref(options), ctypes.byref(handle))
+        self._handle = handle
+        self.geometry = geometry
+
+    def wait_attached(self, timeout_s: float) -> None:
+        """Raises DkvError: UNAVAILABLE, DEADLINE_EXCEEDED, VERSION_MISMATCH."""
+        _abi.call("dkv_engine_wait_attached", self._handle, _abi.milliseconds(timeout_s))
+
+    @property
+    def state(self) -> EngineState:
+        state = _abi.EngineState()
+        _abi.call("dkv_engine_get_state", self._handle, ctypes.byref(state))
+        return EngineState(
+            attached=bool(state.attached),
+            instance=state.instance,
+            boot_id=state.boot_id,
+            sessions_opened=state.sessions_opened,
+            sessions_failed=state.sessions_failed,
+            last_error=state.last_error.decode(errors="replace"),
+        )
+
+    def open_session(
+        self, prompt_tokens: int, policy: Policy | None = None, progressive: bool = True
+    ) -> Session:
+        """Opens a session for one prompt of `prompt_tokens` tokens, all chunks together.
+
+        Raises DkvError, and then the engine goes on with its full cache: UNAVAILABLE,
+        DEADLINE_EXCEEDED, VERSION_MISMATCH; INVALID_ARGUMENT or NOT_FOUND for the policy.
+        """
+        return Session(self, prompt_tokens, policy, progressive)
+
+    def close(self) -> None:
+        """Says goodbye. Again is allowed."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _abi.library().dkv_engine_close(handle)
+
+    def __del__(self):
+        self.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

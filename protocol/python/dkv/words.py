@@ -1,0 +1,195 @@
+"""The words of dkv.h in Python: what goes into an engine or a session and what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+
+if typing.TYPE_CHECKING:
+    from .arena import Arena
+
+
+class Status(enum.IntEnum):
+    """dkv_status: why something failed. The numbers are part of the C ABI."""
+
+    OK = 0
+    INVALID_ARGUMENT = 1
+    NOT_FOUND = 2
+    ALREADY_EXISTS = 3
+    BAD_STATE = 4
+    LIMIT_EXCEEDED = 5
+    UNSUPPORTED = 6
+    CORRUPT_DATA = 7
+    IO = 8
+    DEVICE = 9
+    UNAVAILABLE = 10
+    DEADLINE_EXCEEDED = 11
+    VERSION_MISMATCH = 12
+    UNKNOWN_INSTANCE = 13
+    INTERNAL = 14
+
+
+class DkvError(Exception):
+    """What every function of this package raises: a status for programs, a line for people."""
+
+    def __init__(self, status: Status, message: str):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+    @property
+    def code(self) -> int:
+        return int(self.status)
+
+    @property
+    def name(self) -> str:
+        """ "deadline_exceeded" and so on: the name that JSON and logs use."""
+        return self.status.name.lower()
+
+
+class Dtype(enum.IntEnum):
+    F32 = 1
+    F16 = 2
+    BF16 = 3
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self is Dtype.F32 else 2
+
+    @classmethod
+    def of(cls, dtype: object) -> "Dtype":
+        """From a Dtype, "f32", or a dtype of torch or numpy, told by its name.
+
+        Raises DkvError (UNSUPPORTED) for another one.
+        """
+        if isinstance(dtype, Dtype):
+            return dtype
+        found = _DTYPES.get(str(getattr(dtype, "name", dtype)).rpartition(".")[2].lower())
+        if found is None:
+            raise DkvError(Status.UNSUPPORTED, f"dtype is {dtype}, none of f32, f16, bf16")
+        return found
+
+
+_DTYPES = {
+    "f32": Dtype.F32,
+    "float32": Dtype.F32,
+    "f16": Dtype.F16,
+    "float16": Dtype.F16,
+    "bf16": Dtype.BF16,
+    "bfloat16": Dtype.BF16,
+}
+
+
+class EventKind(enum.IntEnum):
+    NONE = 0  # Nothing (yet).
+    RELEASE = 1  # The layer's full-length rows are not needed any more.
+    TRIMMED = 2  # Its staged rows were cut.
+    PACKED = 3  # It is in the destination.
+    COMMITTED = 4  # Every layer is.
+    FAILED = 5  # The session was abandoned; Session.failure says why.
+
+
+class LayerForm(enum.IntEnum):
+    FULL = 0  # The engine's own rows, never released.
+    STAGED = 1  # Staged rows: the fallback of a layer that was released.
+    PACKED = 2  # The destination.
+
+
+class ArenaKind(enum.IntEnum):
+    DEFAULT = 0
+    MEMFD = 1
+    POSIX_SHM = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The compressible layers of a model. `dtype` is that of K, V and Q, as Dtype.of takes it."""
+
+    layers: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A wish; None means the default. What the operator set goes before it."""
+
+    name: str | None = None
+    capacity: int | None = None  # Mean tokens kept per layer and KV head, window included.
+    window: int | None = None
+    kernel: int | None = None  # Odd.
+    pool: str | None = None  # "max", "avg".
+    reduce: str | None = None  # "mean", "max", "sum".
+    r_max: float | None = None
+    r_min: float | None = None
+    update_interval: int | None = None
+    sinks: int | None = None
+    beta: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
+
+    arena: "Arena"
+    offset: int
+    dtype: object
+    heads: int
+    tokens: int
+    head_dim: int
+    head_stride: int
+    token_stride: int
+    dim_stride: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    kind: EventKind
+    layer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    compress: bool  # False: this prompt is kept whole; nothing more is needed but close.
+    window: int  # Rows of queries wanted with each layer.
+    policy: str
+    capacity: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    committed: bool
+    bytes_full: int
+    bytes_kept: int
+    bytes_block_table: int
+    busy_ns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerView:
+    """Where a layer's rows are: row r of head h at keys + head_offset[h] + r * row bytes.
+
+    `keys` and `values` are addresses; less the base of the arena of this form they are offsets.
+    All but `form` is None for LayerForm.FULL. `positions` has a list per KV head when PACKED.
+    """
+
+    form: LayerForm
+    keys: int | None = None
+    values: int | None = None
+    lengths: list[int] | None = None  # Rows, per KV head.
+    head_offset: list[int] | None = None  # Bytes, per KV head.
+    positions: list[list[int]] | None = None
+    mass_kept: float | None = None  # Share of the window's attention on kept tokens; None: unknown.
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineState:
+    attached: bool
+    instance: int
+    boot_id: int  # Of the last sidecar; 0: never attached.
+    sessions_opened: int
+    sessions_failed: int
+    last_error: str
