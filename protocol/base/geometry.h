@@ -21,7 +21,7 @@ struct Geometry {
     std::uint32_t group() const noexcept { return q_heads / kv_heads; }
     std::uint64_t row_bytes() const noexcept { return std::uint64_t{head_dim} * bytes_of(dtype); }
     /// K and V of one token in one layer, all KV heads.
-    std::uint64_t token_bytes() const noexcept { return 2 * kv_heads * row_bytes(); }
+    std::uint64_t token_bytes() const noexcept { return std::uint64_t{2} * kv_heads * row_bytes(); }
     /// K and V of `tokens` tokens in every layer.
     std::uint64_t cache_bytes(std::uint64_t tokens) const noexcept {
         return tokens * layers * token_bytes();
