@@ -33,33 +33,45 @@ int refuse(Environment const& environment,
     return exit_code;
 }
 
+/// The (sub)command that the arguments chose, as far as they were understood.
+CLI::App const* deepest(CLI::App const& app) {
+    CLI::App const* chosen = &app;
+    for (auto parsed = chosen->get_subcommands(); !parsed.empty();
+         parsed = chosen->get_subcommands())
+        chosen = parsed.front();
+    return chosen;
+}
+
+/// "dkv policy set"; "" for nullptr.
+std::string path_of(CLI::App const* app) {
+    std::string path;
+    for (; app != nullptr; app = app->get_parent())
+        path = app->get_name() + (path.empty() ? "" : " " + path);
+    return path;
+}
+
 /// CLI11 writes sentences over several lines; our messages are one lower-case phrase.
 std::string usage_message(CLI::ParseError const& error, Program const& program) {
+    CLI::App const* const chosen = deepest(program.app);
     std::string message = error.what();
     while (!message.empty() && (message.back() == '\n' || message.back() == '.'))
         message.pop_back();
-    // "--json …" and "NAME is required" start with what the user would type; words do not.
-    if (message.size() > 1 && std::islower(static_cast<unsigned char>(message[1])) != 0)
+    // "NAME is required" starts with what the user would type; words do not.
+    if (message.size() > 1 && std::isupper(static_cast<unsigned char>(message[1])) == 0)
         message[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(message[0])));
-    std::string path = "dkv";
-    CLI::App const* app = &program.app;
-    for (auto parsed = app->get_subcommands(); !parsed.empty(); parsed = app->get_subcommands()) {
-        app = parsed.front();
-        path += " " + app->get_name();
-    }
-    return fmt::format("{} (see '{} --help')", message, path);
+    // CLI11 misses the subcommand before it minds the word that stands in its place.
+    auto const extras = program.app.remaining(true);
+    bool const wants_command =
+        !chosen->get_subcommands([](CLI::App const*) { return true; }).empty();
+    if (wants_command && !extras.empty())
+        message = (extras.front().starts_with("-") ? "no option '" : "no command '") +
+                  extras.front() + "'";
+    return fmt::format("{} (see '{} --help')", message, path_of(chosen));
 }
 
 int print_help(CLI::App const& app, Environment const& environment) {
-    CLI::App const* deepest = &app;
-    for (auto parsed = deepest->get_subcommands(); !parsed.empty();
-         parsed = deepest->get_subcommands())
-        deepest = parsed.front();
-    std::string name;
-    for (CLI::App const* part = deepest; part != nullptr; part = part->get_parent())
-        name = part->get_name() + (name.empty() ? "" : " " + name);
-    // App::help prints the program's own part of the usage line itself when it is the root.
-    *environment.out << deepest->help(deepest == &app ? "" : name);
+    CLI::App const* const chosen = deepest(app);
+    *environment.out << chosen->help(path_of(chosen->get_parent()));
     return kExitOk;
 }
 

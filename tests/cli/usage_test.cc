@@ -82,8 +82,10 @@ TEST_CASE("dkv: wrong usage exits 2 with one line that says where help is") {
     };
     for (auto const& [arguments, message] : {
              Case{{}, "a subcommand is required (see 'dkv --help')"},
-             Case{{"statsu"},
-                  "the following arguments were not expected: statsu (see 'dkv --help')"},
+             Case{{"--bogus"}, "no option '--bogus' (see 'dkv --help')"},
+             Case{{"policy", "lst"}, "no command 'lst' (see 'dkv policy --help')"},
+             Case{{"statsu"}, "no command 'statsu' (see 'dkv --help')"},
+             Case{{"policy", "lst"}, "no command 'lst' (see 'dkv policy --help')"},
              Case{{"status", "--bogus"},
                   "the following argument was not expected: --bogus (see 'dkv status --help')"},
              Case{{"sessions", "xyz"},
@@ -99,7 +101,7 @@ TEST_CASE("dkv: wrong usage exits 2 with one line that says where help is") {
              Case{{"policy", "set", "--default", "--capacity", "9"},
                   "--default takes no parameters (see 'dkv policy set --help')"},
              Case{{"policy", "set", "snapkv", "--instance", "1", "--all"},
-                  "--all excludes --instance (see 'dkv policy set --help')"},
+                  "--instance excludes --all (see 'dkv policy set --help')"},
              Case{
                  {"policy", "set", "snapkv", "--instance", "12345678901234567"},
                  "--instance: '12345678901234567' is no id: up to 16 hexadecimal digits, not all 0 "
