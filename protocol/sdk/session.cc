@@ -116,7 +116,10 @@ Result<void> Session::lend_buffers(Deadline deadline) {
         message.staging_region =
             DKV_TRY(engine_->region_of(staging_, true, attachment_.epoch, deadline));
     }
-    destination_ = DKV_TRY(Arena::create(opened_.destination_bytes, DKV_ARENA_DEFAULT));
+    // Whole pages, as the system gives them anyway: any element size divides that.
+    constexpr std::uint64_t kPageBytes = 4096;
+    auto const pages = (opened_.destination_bytes + kPageBytes - 1) / kPageBytes;
+    destination_ = DKV_TRY(Arena::create(pages * kPageBytes, DKV_ARENA_DEFAULT));
     message.destination_region =
         DKV_TRY(engine_->region_of(destination_, true, attachment_.epoch, deadline));
     DKV_TRY(expect<wire::DoneT>(
