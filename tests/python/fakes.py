@@ -36,10 +36,6 @@ class FakeEngine:
     release_after: int | None = 1  # Layers behind the newest one are released; None: none before the end.
     sessions: list["FakeSession"] = dataclasses.field(default_factory=list)
 
-    @property
-    def state(self):
-        return SimpleNamespace(attached=True)
-
     def open_session(self, prompt_tokens: int, policy=None, progressive: bool = True) -> "FakeSession":
         if self.open_error is not None:
             raise self.open_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -16,6 +17,14 @@ pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
 POLICIES = ["streamingllm", "snapkv", "pyramidkv", "dynamickv"]
 LAYERS, KV_HEADS, HEAD_DIM = 30, 3, 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from .storage import QueryWindow, Storage, tensor_over
 
 log = logging.getLogger("dkv.hf")
 
-_ATTACH_WAIT_S = 1.0  # What a prompt gives an engine that is not attached, before it goes on alone.
-
 
 class Prompt:
     """Never raises what the sidecar did wrong: after a failure it only keeps out of the way.
@@ -44,8 +42,6 @@ class Prompt:
     def open(self, engine: dkv.Engine, policy: dkv.Policy | None, progressive: bool, q_heads: int, strict: bool) -> None:
         with self.report.timed():
             try:
-                if not engine.state.attached:
-                    engine.wait_attached(min(_ATTACH_WAIT_S, self._timeout_s))
                 session = engine.open_session(self.tokens, policy=policy, progressive=progressive)
             except dkv.DkvError as error:
                 if strict and error.status in (dkv.Status.INVALID_ARGUMENT, dkv.Status.NOT_FOUND):

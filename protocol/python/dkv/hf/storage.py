@@ -14,7 +14,7 @@ _PAGE_BYTES = 4096
 def tensor_over(arena: dkv.Arena, dtype: torch.dtype) -> torch.Tensor:
     """All of an arena as one flat tensor, writable in whatever autograd mode comes later."""
     with torch.inference_mode(False):
-        return torch.frombuffer(arena.buffer, dtype=dtype)
+        return torch.frombuffer(arena.buffer, dtype=dtype, count=arena.bytes // dtype.itemsize)
 
 
 class Storage:
