@@ -1,0 +1,398 @@
+#include "sidecar/rpc/server.h"
+
+#include <doctest/doctest.h>
+
+#include "tests/support/lent_prompt.h"
+#include "tests/support/results.h"
+
+namespace dkv::rpc {
+namespace {
+
+using wire::Body;
+
+constexpr std::uint64_t kBoot = 77;
+constexpr std::uint64_t kEngine = 11;
+
+/// Keeps what is sent; may claim that a peer is full or gone.
+class FakeOutbox : public Outbox {
+public:
+    struct Letter {
+        Peer peer;
+        std::unique_ptr<wire::EnvelopeT> envelope;
+    };
+    Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) override {
+        if (peer == full) return Sent::Full;
+        if (peer == gone) return Sent::Gone;
+        auto envelope = decode(std::as_bytes(bytes));
+        REQUIRE(envelope);
+        letters.push_back({peer, std::move(envelope).value()});
+        return Sent::Yes;
+    }
+    std::vector<Letter> letters;
+    Peer full;
+    Peer gone;
+};
+
+struct ServerFixture {
+    explicit ServerFixture(Config settings = {})
+        : server(
+              {.config = std::move(settings),
+               .endpoint = "test",
+               .boot_id = kBoot,
+               .started_at = 1000,
+               .wall_offset_ms = 5000},
+              metrics,
+              outbox,
+              [] { return make_cpu_backend(1); },
+              [] {}) {}
+
+    /// The one answer to these bytes.
+    wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {
+        outbox.letters.clear();
+        server.on_message(peer, std::as_bytes(bytes), now);
+        auto const is_answer = [&](auto const& letter) {
+            return letter.peer == peer && letter.envelope->body.type != Body::Notice;
+        };
+        REQUIRE(std::count_if(outbox.letters.begin(), outbox.letters.end(), is_answer) == 1);
+        return *std::find_if(outbox.letters.begin(), outbox.letters.end(), is_answer)->envelope;
+    }
+    template <class Message>
+    wire::BodyUnion& ask(Message message, Peer const& peer = "peer") {
+        wire::EnvelopeT envelope;
+        envelope.id = 9;
+        envelope.body.Set(std::move(message));
+        auto& reply = answer(encode(envelope), peer);
+        CHECK(reply.id == 9);
+        CHECK(reply.boot_id == kBoot);
+        return reply.body;
+    }
+    template <class Message>
+    wire::FailureT ask_in_vain(Message message) {
+        auto& body = ask(std::move(message));
+        REQUIRE(body.type == Body::Failure);
+        return *body.AsFailure();
+    }
+    void attach() { REQUIRE(ask(hello()).type == Body::Welcome); }
+
+    static wire::HelloT hello() {
+        wire::HelloT hello;
+        hello.instance = kEngine;
+        hello.generation = 1;
+        hello.engine = "test 1.0";
+        hello.model = "tiny";
+        hello.geometry = std::make_unique<wire::GeometryT>();
+        hello.geometry->layers = 3;
+        hello.geometry->q_heads = 4;
+        hello.geometry->kv_heads = 2;
+        hello.geometry->head_dim = 8;
+        hello.geometry->dtype = wire::Dtype::F32;
+        return hello;
+    }
+    static wire::OpenSessionT open_session(std::uint64_t session, char const* policy = nullptr) {
+        wire::OpenSessionT open;
+        open.instance = kEngine;
+        open.session = session;
+        open.prompt_tokens = 1000;
+        if (policy == nullptr) return open;
+        open.policy = std::make_unique<wire::PolicyT>();
+        open.policy->name = policy;
+        return open;
+    }
+    static wire::LayerReadyT layer_ready() {
+        wire::LayerReadyT ready;
+        ready.instance = kEngine;
+        ready.session = 1;
+        for (auto* const rows : {&ready.keys, &ready.values}) {
+            *rows = std::make_unique<wire::RowsT>();
+            (*rows)->dtype = wire::Dtype::F32;
+        }
+        return ready;
+    }
+    static wire::SetPolicyT set_policy(std::uint64_t instance, char const* name) {
+        wire::SetPolicyT set;
+        set.instance = instance;
+        if (name == nullptr) return set;
+        set.policy = std::make_unique<wire::PolicyT>();
+        set.policy->name = name;
+        return set;
+    }
+
+    Millis now = 3000;
+    Metrics metrics;
+    FakeOutbox outbox;
+    Server server;
+};
+
+template <class Message>
+Message of_engine() {
+    Message message;
+    message.instance = kEngine;
+    return message;
+}
+
+TEST_CASE("hello is answered with what the engine has to know") {
+    ServerFixture s;
+    auto const& body = s.ask(ServerFixture::hello());
+
+    REQUIRE(body.type == Body::Welcome);
+    auto const& welcome = *body.AsWelcome();
+    CHECK(welcome.heartbeat_ms == 1000);
+    CHECK(welcome.version == DKV_VERSION);
+    CHECK(welcome.limits->sessions_max == 1024);
+    CHECK(welcome.policy->name == "dynamickv");
+    CHECK(welcome.policy->capacity == 512);
+    CHECK(welcome.policy->beta == 20.0);
+}
+
+TEST_CASE("every request of an engine that is not attached is answered with unknown_instance") {
+    ServerFixture s;
+    std::vector<wire::FailureT> failures;
+    auto region = of_engine<wire::RegisterRegionT>();
+    region.source.Set(wire::PosixShmT());
+    failures.push_back(s.ask_in_vain(std::move(region)));
+    failures.push_back(s.ask_in_vain(of_engine<wire::UnregisterRegionT>()));
+    failures.push_back(s.ask_in_vain(ServerFixture::open_session(1)));
+    failures.push_back(s.ask_in_vain(of_engine<wire::BindBuffersT>()));
+    failures.push_back(s.ask_in_vain(ServerFixture::layer_ready()));
+    failures.push_back(s.ask_in_vain(of_engine<wire::AdoptedT>()));
+    failures.push_back(s.ask_in_vain(of_engine<wire::CloseSessionT>()));
+    failures.push_back(s.ask_in_vain(of_engine<wire::GoodbyeT>()));
+    failures.push_back(s.ask_in_vain(of_engine<wire::HeartbeatT>()));
+    for (auto const& failure : failures) {
+        CHECK(failure.code == wire::ErrorCode::UnknownInstance);
+        CHECK(failure.message == "no engine 000000000000000b is attached: it has to say hello");
+    }
+}
+
+TEST_CASE("an engine's requests are answered one by one") {
+    ServerFixture s;
+    s.attach();
+    test::EngineMemory memory(1U << 20U);
+    auto region = of_engine<wire::RegisterRegionT>();
+    wire::MemfdT memfd;
+    memfd.pid = test::own_pid();
+    memfd.fd = memory.fd();
+    memfd.inode = memory.inode();
+    region.source.Set(std::move(memfd));
+    region.bytes = 1U << 20U;
+    auto& registered = s.ask(std::move(region));
+    REQUIRE(registered.type == Body::RegionRegistered);
+    CHECK(registered.AsRegionRegistered()->region == 1);
+
+    auto& opened = s.ask(ServerFixture::open_session(1, "snapkv"));
+    REQUIRE(opened.type == Body::SessionOpened);
+    CHECK(opened.AsSessionOpened()->compress);
+    CHECK(opened.AsSessionOpened()->window == 32);
+    CHECK(opened.AsSessionOpened()->policy->name == "snapkv");
+    CHECK(opened.AsSessionOpened()->destination_bytes > 0);
+
+    auto bind = of_engine<wire::BindBuffersT>();
+    bind.session = 1;
+    CHECK(s.ask_in_vain(std::move(bind)).message == "no region 0 is registered");
+    CHECK(s.ask_in_vain(ServerFixture::layer_ready()).code == wire::ErrorCode::BadState);
+    auto adopted = of_engine<wire::AdoptedT>();
+    adopted.session = 1;
+    CHECK(s.ask_in_vain(std::move(adopted)).message ==
+          "session 1 is open: there is nothing to adopt");
+    auto close = of_engine<wire::CloseSessionT>();
+    close.session = 1;
+    CHECK(s.ask(std::move(close)).type == Body::Done);
+    auto unregister = of_engine<wire::UnregisterRegionT>();
+    unregister.region = 1;
+    CHECK(s.ask(std::move(unregister)).type == Body::Done);
+    CHECK(s.ask(of_engine<wire::HeartbeatT>()).type == Body::Done);
+    CHECK(s.ask(of_engine<wire::GoodbyeT>()).type == Body::Done);
+}
+
+TEST_CASE("a controller's requests need no hello") {
+    ServerFixture s;
+    s.attach();
+    REQUIRE(s.ask(ServerFixture::open_session(1)).type == Body::SessionOpened);
+
+    auto& status = s.ask(wire::GetStatusT());
+    REQUIRE(status.type == Body::StatusInfo);
+    CHECK(status.AsStatusInfo()->uptime_ms == 2000);
+    CHECK(status.AsStatusInfo()->instances == 1);
+    CHECK(status.AsStatusInfo()->sessions_open == 1);
+    CHECK(status.AsStatusInfo()->backend.find("cpu") == 0);
+    CHECK(status.AsStatusInfo()->policy_source == "default");
+    auto& instances = s.ask(wire::ListInstancesT());
+    REQUIRE(instances.type == Body::InstanceList);
+    CHECK(instances.AsInstanceList()->instances.at(0)->model == "tiny");
+    CHECK(instances.AsInstanceList()->instances.at(0)->alive);
+    auto& sessions = s.ask(wire::ListSessionsT());
+    REQUIRE(sessions.type == Body::SessionList);
+    CHECK(sessions.AsSessionList()->sessions.at(0)->prompt_tokens == 1000);
+    CHECK(s.ask(wire::GetSavingsT()).type == Body::SavingsInfo);
+    auto& list = s.ask(wire::ListPoliciesT());
+    REQUIRE(list.type == Body::PolicyList);
+    CHECK(list.AsPolicyList()->policies.size() == 5);
+    CHECK(list.AsPolicyList()->default_policy->name == "dynamickv");
+    CHECK(s.ask(wire::SubscribeT()).type == Body::Done);
+    wire::ListSessionsT unknown;
+    unknown.instance = 99;
+    CHECK(s.ask_in_vain(std::move(unknown)).message == "no engine 0000000000000063 is known");
+
+    CHECK(!s.server.stopping());
+    CHECK(s.ask(wire::StopT()).type == Body::Done);
+    CHECK(s.server.stopping());
+}
+
+TEST_CASE("a message that is cut at any length is answered with a failure") {
+    ServerFixture s;
+    wire::EnvelopeT envelope;
+    envelope.id = 3;
+    envelope.body.Set(ServerFixture::hello());
+    auto const whole = encode(envelope);
+    for (std::size_t length = 0; length < whole.size(); ++length) {
+        CAPTURE(length);
+        // A buffer of exactly this length: reading past it is found by the address sanitizer.
+        std::vector<std::uint8_t> const cut(whole.begin(),
+                                            whole.begin() + static_cast<std::ptrdiff_t>(length));
+        auto& reply = s.answer(cut);
+        // A message ends in up to three bytes of padding, which nobody misses.
+        if (whole.size() - length < 4 && reply.body.type == Body::Welcome) continue;
+        REQUIRE(reply.body.type == Body::Failure);
+        CHECK(reply.body.AsFailure()->code == wire::ErrorCode::CorruptData);
+    }
+    CHECK(s.answer(whole).body.type == Body::Welcome);
+}
+
+TEST_CASE("bytes that are flipped are answered, whatever they say") {
+    ServerFixture s;
+    wire::EnvelopeT envelope;
+    envelope.body.Set(ServerFixture::hello());
+    auto const whole = encode(envelope);
+    for (std::size_t at = 0; at < whole.size(); ++at) {
+        for (std::uint8_t const flip : std::initializer_list<std::uint8_t>{0x01, 0x80, 0xff}) {
+            auto damaged = whole;
+            damaged[at] = static_cast<std::uint8_t>(damaged[at] ^ flip);
+            s.answer(damaged);
+        }
+    }
+}
+
+TEST_CASE("another version of the protocol is named, and the request's id comes back") {
+    ServerFixture s;
+    wire::EnvelopeT envelope;
+    envelope.version = 2;
+    envelope.id = 12;
+    envelope.body.Set(wire::GetStatusT());
+
+    auto& reply = s.answer(encode(envelope));
+
+    CHECK(reply.id == 12);
+    REQUIRE(reply.body.type == Body::Failure);
+    CHECK(reply.body.AsFailure()->code == wire::ErrorCode::VersionMismatch);
+    CHECK(reply.body.AsFailure()->message ==
+          "message speaks protocol version 2, this side speaks 1");
+}
+
+TEST_CASE("a message that is too long, empty, or not for a sidecar is refused") {
+    ServerFixture s;
+    std::vector<std::uint8_t> const huge(kMessageBytesMax + 1);
+    CHECK(s.answer(huge).body.AsFailure()->code == wire::ErrorCode::CorruptData);
+
+    auto& none = s.answer(encode(wire::EnvelopeT()));
+    CHECK(none.body.AsFailure()->message == "the message has no body");
+    CHECK(s.ask_in_vain(wire::WelcomeT([] {
+               wire::WelcomeT welcome;
+               welcome.limits = std::make_unique<wire::LimitsT>();
+               welcome.policy = std::make_unique<wire::PolicyT>();
+               return welcome;
+           }()))
+              .message == "a sidecar takes no message of type 21");
+
+    // A union that names a type and holds nothing passes the verifier.
+    flatbuffers::FlatBufferBuilder builder;
+    wire::EnvelopeBuilder hollow(builder);
+    hollow.add_version(kProtocolVersion);
+    hollow.add_body_type(Body::Hello);
+    wire::FinishEnvelopeBuffer(builder, hollow.Finish());
+    auto& reply = s.answer({builder.GetBufferPointer(), builder.GetSize()});
+    REQUIRE(reply.body.type == Body::Failure);
+    CHECK(reply.body.AsFailure()->message == "the message Hello holds nothing");
+}
+
+TEST_CASE("numbers that are no words of the protocol are refused") {
+    ServerFixture s;
+    auto hello = ServerFixture::hello();
+    hello.geometry->dtype = static_cast<wire::Dtype>(9);
+    CHECK(s.ask_in_vain(std::move(hello)).message ==
+          "the geometry has dtype 9, which is none of f32 (1), f16 (2), bf16 (3)");
+    s.attach();
+    auto open = ServerFixture::open_session(1, "snapkv");
+    open.policy->pool = static_cast<wire::Pool>(7);
+    CHECK(s.ask_in_vain(std::move(open)).message == "pool 7 is neither max (0) nor avg (1)");
+    open = ServerFixture::open_session(1, "snapkv");
+    open.policy->reduce = static_cast<wire::GroupReduce>(3);
+    CHECK(s.ask_in_vain(std::move(open)).message ==
+          "reduce 3 is none of mean (0), max (1), sum (2)");
+    auto ready = ServerFixture::layer_ready();
+    ready.values->dtype = wire::Dtype::None;
+    CHECK(s.ask_in_vain(std::move(ready)).message ==
+          "values has dtype 0, which is none of f32 (1), f16 (2), bf16 (3)");
+    CHECK(s.ask_in_vain(ServerFixture::open_session(1, "nosuch")).code ==
+          wire::ErrorCode::NotFound);
+    auto& status = s.ask(wire::GetStatusT());
+    CHECK(status.AsStatusInfo()->errors_total == 5);
+    CHECK(status.AsStatusInfo()->last_error.find("no policy is called") == 0);
+}
+
+TEST_CASE("what an operator sets goes before an engine's wish") {
+    ServerFixture s;
+    s.attach();
+    auto const policy_of = [&](std::uint64_t session) {
+        auto& body = s.ask(ServerFixture::open_session(session, "snapkv"));
+        REQUIRE(body.type == Body::SessionOpened);
+        return body.AsSessionOpened()->policy->name;
+    };
+    CHECK(policy_of(1) == "snapkv");
+    CHECK(s.ask(ServerFixture::set_policy(0, "pyramidkv")).type == Body::Done);
+    CHECK(policy_of(2) == "pyramidkv");
+    CHECK(s.ask(ServerFixture::set_policy(kEngine, "streamingllm")).type == Body::Done);
+    CHECK(policy_of(3) == "streamingllm");
+    CHECK(s.ask(ServerFixture::set_policy(kEngine, nullptr)).type == Body::Done);
+    CHECK(policy_of(4) == "pyramidkv");
+    CHECK(s.ask(ServerFixture::set_policy(0, nullptr)).type == Body::Done);
+    CHECK(policy_of(5) == "snapkv");
+    CHECK(s.ask_in_vain(ServerFixture::set_policy(5, "snapkv")).code == wire::ErrorCode::NotFound);
+}
+
+TEST_CASE("subscribers hear what happens; those that do not read or are gone stop nobody") {
+    Config config;
+    config.limits.subscribers_max = 3;
+    ServerFixture s(config);
+    for (auto const* const peer : {"ear", "deaf", "left", "ear"})
+        CHECK(s.ask(wire::SubscribeT(), peer).type == Body::Done);
+    auto& refused = s.ask(wire::SubscribeT(), "fourth");
+    REQUIRE(refused.type == Body::Failure);
+    CHECK(refused.AsFailure()->code == wire::ErrorCode::LimitExceeded);
+    s.outbox.full = "deaf";
+    s.outbox.gone = "left";
+
+    s.attach();
+
+    auto const heard = std::find_if(s.outbox.letters.begin(), s.outbox.letters.end(),
+                                    [](auto const& letter) { return letter.peer == "ear"; });
+    REQUIRE(heard != s.outbox.letters.end());
+    REQUIRE(heard->envelope->body.type == Body::Notice);
+    auto const& notice = *heard->envelope->body.AsNotice();
+    CHECK(notice.kind == "instance_attached");
+    CHECK(notice.at_ms == 8000);
+    CHECK(notice.instance == kEngine);
+    CHECK(notice.text == "pid 0, test 1.0, tiny, 3 layers, 4/2 heads, head_dim 8, f32");
+    // The one that left made room.
+    CHECK(s.ask(wire::SubscribeT(), "fourth").type == Body::Done);
+
+    wire::SubscribeT off;
+    off.on = false;
+    CHECK(s.ask(std::move(off), "ear").type == Body::Done);
+    s.outbox.letters.clear();
+    s.server.say_stopping(s.now);
+    REQUIRE(s.outbox.letters.size() == 1);
+    CHECK(s.outbox.letters[0].envelope->body.AsNotice()->kind == "stopping");
+}
+
+}  // namespace
+}  // namespace dkv::rpc
