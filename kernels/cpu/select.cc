@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/ops.h"
@@ -7,8 +9,6 @@
 
 namespace dkv::cpu {
 namespace {
-
-using Histogram = std::array<std::uint32_t, kDigitValues>;
 
 struct Entry {
     std::uint32_t key;
@@ -19,50 +19,49 @@ struct Entry {
 struct Scratch {
     std::vector<std::uint32_t> keys;        // [tokens]
     std::vector<std::uint32_t> candidates;  // Keys that share the threshold's digits so far.
-    std::vector<Entry> picked;
-    std::vector<Entry> sorted;
+    std::vector<Entry> picked;              // [keep + 1]
+    std::vector<Entry> sorted;              // [keep]
 };
 
-/// The keep-th largest key of scratch.keys, and how many keys equal to it belong to the selection.
-Threshold find_threshold(Scratch& scratch, std::uint32_t keep) {
+/// The keep-th largest key, and how many keys equal to it belong to the selection.
+Threshold find_threshold(Scratch& scratch, std::size_t keep) {
     Threshold threshold{.key = 0, .rank = keep};
-    auto const* candidates = &scratch.keys;
+    scratch.candidates.resize(scratch.keys.size() + kKeysSlack);
+    std::span<std::uint32_t const> candidates = scratch.keys;
     for (Digit const digit : kDigits) {
-        Histogram histogram{};
-        for (std::uint32_t const key : *candidates)
-            ++histogram[digit.of(key)];
+        Histogram<std::uint32_t> histogram;
+        histogram.add(digit, candidates);
         threshold.descend(digit, histogram);
-
-        std::uint32_t const value = digit.of(threshold.key);
-        std::vector<std::uint32_t> matching;
-        matching.reserve(histogram[value]);
-        for (std::uint32_t const key : *candidates)
-            if (digit.of(key) == value) matching.push_back(key);
-        scratch.candidates = std::move(matching);
-        candidates = &scratch.candidates;
+        // In place from the second time on: a key is never written behind where it was read.
+        std::uint64_t above = 0;
+        std::size_t const count = collect_keys(candidates, threshold.key, threshold.last(digit),
+                                               scratch.candidates.data(), above);
+        candidates = std::span(scratch.candidates).first(count);
     }
     return threshold;
 }
 
-/// The selection, in id order: keys above the threshold, and its first `rank` equals.
-void pick(Scratch& scratch, Threshold threshold) {
-    scratch.picked.clear();
+/// The selection, in id order: keys above the threshold, and its first `rank` equals. Without
+/// branches, since nobody could foretell them.
+void pick(Scratch& scratch, Threshold threshold, std::size_t keep) {
+    scratch.picked.resize(keep + 1);
+    auto equals = static_cast<std::uint32_t>(threshold.rank);
+    std::size_t count = 0;
     for (std::size_t token = 0; token < scratch.keys.size(); ++token) {
         std::uint32_t const key = scratch.keys[token];
-        if (key < threshold.key) continue;
-        if (key == threshold.key && threshold.rank-- == 0) {
-            threshold.rank = 0;
-            continue;
-        }
-        scratch.picked.push_back({key, static_cast<std::int32_t>(token)});
+        scratch.picked[count] = {key, static_cast<std::int32_t>(token)};
+        std::uint32_t const equal = (key == threshold.key) & (equals != 0);
+        equals -= equal;
+        count += (key > threshold.key) | equal;
     }
+    scratch.picked.resize(keep);
 }
 
 /// Best first, by a radix sort from the least digit up. Stable, so equals stay in id order.
 void rank(Scratch& scratch) {
     scratch.sorted.resize(scratch.picked.size());
     for (auto digit = kDigits.rbegin(); digit != kDigits.rend(); ++digit) {
-        Histogram position{};
+        std::array<std::uint32_t, kDigitValues> position{};
         for (Entry const& entry : scratch.picked)
             ++position[digit->of(entry.key)];
         std::uint32_t begin = 0;
@@ -77,10 +76,8 @@ void rank(Scratch& scratch) {
 void select_head(std::span<float const> scores, std::span<std::int32_t> ids, Scratch& scratch) {
     if (ids.empty()) return;
     scratch.keys.resize(scores.size());
-    std::transform(scores.begin(), scores.end(), scratch.keys.begin(), order_key);
-
-    auto const keep = static_cast<std::uint32_t>(ids.size());
-    pick(scratch, find_threshold(scratch, keep));
+    make_keys(scores, scratch.keys.data());
+    pick(scratch, find_threshold(scratch, ids.size()), ids.size());
     rank(scratch);
     std::transform(scratch.picked.begin(), scratch.picked.end(), ids.begin(),
                    [](Entry const& entry) { return entry.id; });

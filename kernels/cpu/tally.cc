@@ -1,5 +1,6 @@
 #include <algorithm>
-#include <numeric>
+#include <array>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu/ops.h"
@@ -8,69 +9,110 @@
 namespace dkv::cpu {
 namespace {
 
-using Histogram = std::array<std::uint64_t, kDigitValues>;
+constexpr std::size_t kBlockKeys = 4096;  // Keys are made where L1 still has them for counting.
 
-/// How one head of one layer stands to the threshold.
+/// One head of one layer.
 struct Standing {
-    std::uint64_t above = 0;
-    std::uint64_t equal = 0;
+    std::uint64_t above = 0;                // Keys known to be above the threshold.
+    std::vector<std::uint32_t> candidates;  // Keys that share its digits so far: soon few.
+};
+
+/// The memory of one worker.
+struct Scratch {
+    std::array<std::uint32_t, kBlockKeys> keys;
+    std::vector<std::uint32_t> candidates;  // [tokens + kKeysSlack]
+    Histogram<std::uint64_t> histogram;
 };
 
 class Tally {
 public:
-    Tally(TallyArgs const& args, Workers& workers) : args_(args), workers_(workers) {}
+    Tally(TallyArgs const& args, Workers& workers)
+        : args_(args),
+          workers_(workers),
+          threshold_{.key = 0, .rank = args.total},
+          standings_(args.counts.size()),
+          scratch_(workers.count()) {}
 
     void run() {
-        Threshold threshold{.key = 0, .rank = args_.total};
-        for (Digit const digit : kDigits)
-            threshold.descend(digit, histogram(digit, threshold.key));
-        count(threshold);
+        descend(kDigits[0], [this](std::size_t row, Scratch& scratch) {
+            for_each_block(row, scratch, [&](std::span<std::uint32_t const> keys) {
+                scratch.histogram.add(kDigits[0], keys);
+            });
+        });
+        workers_.for_each(standings_.size(), [this](std::size_t row, std::size_t worker) {
+            collect(row, scratch_[worker]);
+        });
+        for (std::size_t i = 1; i < kDigits.size(); ++i) {
+            descend(kDigits[i], [this, i](std::size_t row, Scratch& scratch) {
+                scratch.histogram.add(kDigits[i], standings_[row].candidates);
+            });
+            for (Standing& standing : standings_)
+                narrow(kDigits[i], standing);
+        }
+        count();
     }
 
 private:
-    std::size_t rows() const noexcept { return args_.counts.size(); }
-
-    std::span<float const> row(std::size_t index) const noexcept {
-        return args_.layers[index / args_.heads].subspan(index % args_.heads * args_.tokens,
-                                                         args_.tokens);
+    template <class Body>
+    void for_each_block(std::size_t row, Scratch& scratch, Body const& body) const {
+        auto scores =
+            args_.layers[row / args_.heads].subspan(row % args_.heads * args_.tokens, args_.tokens);
+        while (!scores.empty()) {
+            auto const block = scores.first(std::min(kBlockKeys, scores.size()));
+            make_keys(block, scratch.keys.data());
+            body(std::span(scratch.keys).first(block.size()));
+            scores = scores.subspan(block.size());
+        }
     }
 
-    /// The digit's values among the scores that share the digits above it with `found`.
-    Histogram histogram(Digit digit, std::uint32_t found) {
-        std::vector<Histogram> parts(workers_.count(), Histogram{});
-        workers_.for_each(rows(), [&](std::size_t index, std::size_t worker) {
-            for (float const score : row(index)) {
-                std::uint32_t const key = order_key(score);
-                if (digit.above(key) == digit.above(found)) ++parts[worker][digit.of(key)];
-            }
-        });
-        for (std::size_t worker = 1; worker < parts.size(); ++worker)
-            std::transform(parts[0].begin(), parts[0].end(), parts[worker].begin(),
-                           parts[0].begin(), std::plus<>());
-        return parts[0];
+    /// `add(row, scratch)` adds a row's keys to its worker's histogram.
+    template <class Add>
+    void descend(Digit digit, Add const& add) {
+        for (Scratch& scratch : scratch_)
+            scratch.histogram = {};
+        workers_.for_each(standings_.size(),
+                          [&](std::size_t row, std::size_t worker) { add(row, scratch_[worker]); });
+        for (std::size_t worker = 1; worker < scratch_.size(); ++worker)
+            scratch_[0].histogram.add(scratch_[worker].histogram);
+        threshold_.descend(digit, scratch_[0].histogram);
     }
 
-    void count(Threshold threshold) {
-        std::vector<Standing> standings(rows());
-        workers_.for_each(rows(), [&](std::size_t index, std::size_t /*worker*/) {
-            Standing standing;
-            for (float const score : row(index)) {
-                std::uint32_t const key = order_key(score);
-                standing.above += key > threshold.key;
-                standing.equal += key == threshold.key;
-            }
-            standings[index] = standing;
+    void collect(std::size_t row, Scratch& scratch) {
+        scratch.candidates.resize(args_.tokens + kKeysSlack);
+        std::size_t count = 0;
+        for_each_block(row, scratch, [&](std::span<std::uint32_t const> keys) {
+            count += collect_keys(keys, threshold_.key, threshold_.last(kDigits[0]),
+                                  scratch.candidates.data() + count, standings_[row].above);
         });
-        // Layer after layer, head after head: the order in which ties are taken.
-        for (std::size_t index = 0; index < rows(); ++index) {
-            std::uint64_t const equal = std::min(standings[index].equal, threshold.rank);
-            args_.counts[index] = standings[index].above + equal;
-            threshold.rank -= equal;
+        standings_[row].candidates.assign(
+            scratch.candidates.begin(),
+            scratch.candidates.begin() + static_cast<std::ptrdiff_t>(count));
+    }
+
+    /// Of the candidates, leaves those that share the threshold's digits down to this one.
+    void narrow(Digit digit, Standing& standing) const {
+        std::uint32_t const last = threshold_.last(digit);
+        std::erase_if(standing.candidates, [&](std::uint32_t key) {
+            standing.above += key > last;
+            return key < threshold_.key || key > last;
+        });
+    }
+
+    /// Layer after layer, head after head: the order in which ties are taken.
+    void count() {
+        for (std::size_t row = 0; row < standings_.size(); ++row) {
+            std::uint64_t const equal =
+                std::min<std::uint64_t>(standings_[row].candidates.size(), threshold_.rank);
+            args_.counts[row] = standings_[row].above + equal;
+            threshold_.rank -= equal;
         }
     }
 
     TallyArgs const& args_;
     Workers& workers_;
+    Threshold threshold_;
+    std::vector<Standing> standings_;  // [layers * heads]
+    std::vector<Scratch> scratch_;     // [workers]
 };
 
 }  // namespace
