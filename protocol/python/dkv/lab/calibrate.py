@@ -1,0 +1,191 @@
+"""Measures what each layer or KV head is worth: all are kept whole but one, and the answer's damage is read off.
+
+    python -m dkv.lab.calibrate smollm2 -o smollm2.profile.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from . import models, needles, profile, scores
+from .needles import Row
+from .probe import Probe, Prompt, Rankings, Variant
+from .store import PrefillStore
+
+ERROR_GRID = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768]
+TASKS = ("needle", "text")
+
+
+def rows_for(tokenizer, task: str, count: int, tokens: int, seed: int) -> list[Row]:
+    if task == "needle":
+        return needles.needle_rows(tokenizer, "calibration", "calibration", count, tokens, seed)
+    return needles.text_rows(tokenizer, "calibration", count, tokens, seed)
+
+
+def one_cut_variants(prompt: Prompt, granularity: str, base: int) -> list[Variant]:
+    """Everything whole, then everything but one layer or head."""
+    layers, heads = len(prompt.compressed), prompt.kv_heads
+    whole = torch.full((layers, heads), prompt.prefix)
+    variants = [Variant("whole", whole)]
+    for layer in range(layers):
+        for head in range(heads) if granularity == "head" else [slice(None)]:
+            budgets = whole.clone()
+            budgets[layer, head] = min(base, prompt.prefix)
+            variants.append(Variant(f"{layer}.{head}", budgets))
+    return variants
+
+
+def measure(probe: Probe, store: PrefillStore, row: Row, granularity: str, base: int, forced: int) -> dict:
+    """One prompt's damages: Σ log-probability lost for a needle, mean KL for text.
+
+    A needle that the full cache does not find says nothing about the cache: its damage is None.
+    """
+    is_text = not row.answer
+    prompt, greedy = store.prefill(row.tokens, greedy=forced + 1 if is_text else 0)
+    rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt))
+    answer = greedy if is_text else torch.tensor(row.answer)
+    record = {"key": row.key, "task": row.task, "template": row.template, "damage": None}
+    errors = scores.error_curves(prompt, rankings.orders["scores"], ERROR_GRID)
+    record["error"] = [[[round(value, 6) for value in head] for head in layer] for layer in errors.tolist()]
+    if not is_text:
+        found = probe.force(prompt, answer, [_whole(prompt)], rankings)
+        record["logprob"] = float(found.logprob.sum())
+        if not bool(found.hit.all()):
+            return record
+    outcome = probe.force(prompt, answer, one_cut_variants(prompt, granularity, base), rankings, compare=is_text)
+    if is_text:
+        damage = outcome.kl[1:, 1:].mean(1)
+    else:
+        totals = outcome.logprob.sum(1)
+        damage = totals[0] - totals[1:]
+    record["damage"] = [round(value, 7) for value in damage.tolist()]
+    return record
+
+
+def mean_damages(records: list[dict], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Per task the mean over its prompts, [layers, heads or 1]."""
+    out = {}
+    for task in sorted({record["task"] for record in records}):
+        damages = [record["damage"] for record in records if record["task"] == task and record["damage"] is not None]
+        if damages:
+            out[task] = torch.tensor(damages, dtype=torch.float64).mean(0).view(shape)
+    return out
+
+
+def build_profile(records: list[dict], described: dict, recipe: dict, alpha: float, floor: float) -> profile.Profile:
+    geometry = profile.Geometry(**described["geometry"])
+    shape = (len(geometry.compressed), geometry.kv_heads if recipe["granularity"] == "head" else 1)
+    damages = mean_damages(records, shape)
+    if not damages:
+        raise RuntimeError("no prompt could be measured: the model answers none of the needles and no text was asked for")
+    errors = torch.tensor([record["error"] for record in records], dtype=torch.float64).mean(0)
+    figures = {
+        task: {
+            "prompts": sum(record["task"] == task and record["damage"] is not None for record in records),
+            "tried": sum(record["task"] == task for record in records),
+            "damage": [[round(value, 7) for value in row] for row in damage.tolist()],
+        }
+        for task, damage in damages.items()
+    }
+    figures["error"] = {"grid": ERROR_GRID, "mean": [[[round(v, 6) for v in h] for h in layer] for layer in errors.tolist()]}
+    weights = [[round(value, 9) for value in row] for row in profile.combine(damages).tolist()]
+    return profile.Profile(described, recipe, recipe["granularity"], alpha, floor, weights, figures)
+
+
+class Journal:
+    """What was measured already: JSON lines beside the output, the recipe first."""
+
+    def __init__(self, path: Path, header: dict):
+        self._path = path
+        self.records: list[dict] = []
+        if path.exists():
+            lines = path.read_text().splitlines()
+            if not lines or json.loads(lines[0]) != header:
+                raise RuntimeError(f"{path} was measured with another model or recipe: remove it or choose another output")
+            self.records = [json.loads(line) for line in lines[1:] if line.endswith("}")]
+            path.write_text("\n".join([lines[0], *map(json.dumps, self.records)]) + "\n")
+        else:
+            path.write_text(json.dumps(header) + "\n")
+
+    def __contains__(self, key: str) -> bool:
+        return any(record["key"] == key for record in self.records)
+
+    def append(self, record: dict) -> None:
+        self.records.append(record)
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _whole(prompt: Prompt) -> Variant:
+    return Variant("whole", torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dkv.lab.calibrate", description=__doc__.split("\n")[0])
+    parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
+    parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
+    parser.add_argument("--granularity", choices=("layer", "head"), default="head")
+    parser.add_argument("--needles", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
+    parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
+    parser.add_argument("--window", type=int, default=32)
+    parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--alpha", type=float, default=0.5, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
+    parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"))
+    options = parser.parse_args(arguments)
+    options.tasks = options.tasks.split(",")
+    unknown = set(options.tasks) - set(TASKS)
+    if unknown:
+        parser.error(f"unknown task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
+    if options.cut <= options.window:
+        parser.error(f"--cut {options.cut} leaves nothing beside the window of {options.window}")
+    if options.tokens <= options.cut:
+        parser.error(f"--tokens {options.tokens} is no more than --cut {options.cut}: nothing would be cut")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from rich.progress import Progress, TimeElapsedColumn
+
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model, tokenizer, name = models.load(options.model)
+    probe = Probe(model, options.window)
+    described = profile.describe_model(model, probe.slidings, name)
+    names = ("tasks", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "seed")
+    recipe = {name: getattr(options, name) for name in names} | {"kernel": 7, "pool": "max", "reduce": "mean"}
+    # More prompts may be added later: the journal does not depend on how many there are.
+    header = {"model": described, "recipe": {k: v for k, v in recipe.items() if k not in ("needles", "texts", "tasks")}}
+    journal = Journal(options.output.with_suffix(".jsonl"), header)
+    store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
+
+    counts = {"needle": options.needles, "text": options.texts}
+    rows = [row for task in options.tasks for row in rows_for(tokenizer, task, counts[task], options.tokens, options.seed)]
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+        bar = progress.add_task("calibrating", total=len(rows))
+        for row in rows:
+            if row.key not in journal:
+                journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced))
+            progress.advance(bar)
+    wanted = {row.key for row in rows}
+    records = [record for record in journal.records if record["key"] in wanted]
+    made = build_profile(records, described, recipe, options.alpha, options.floor)
+    made.save(options.output)
+    used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task != "error")
+    print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

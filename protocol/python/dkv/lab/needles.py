@@ -1,0 +1,261 @@
+"""Facts hidden in real text, and the question at the end.
+
+Two families that share no wording, no kind of answer and no question: profiles are made from one and
+reported on the other. As in RULER the prompt ends with the answer's first words, so that the answer is
+the fact alone. Its first token comes from the prefill, under every policy the same; the others are the test.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .sources import Reader
+
+
+_PROSE = ("licence", "reference", "manual")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is hidden, what is asked, and what must come out."""
+
+    statements: list[str]
+    question: str
+    lead: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt of a task, as tokens."""
+
+    key: str  # Unique within a run.
+    task: str
+    template: str
+    tokens: list[int]
+    answer: list[int]  # Forced after the prompt; empty: the full cache's own continuation.
+    continuation: tuple[int, ...] = ()  # Text rows: what really came next.
+
+
+def _pick(rng: random.Random, words: str) -> str:
+    return rng.choice(words.split())
+
+
+_PLACES = "Alder Birch Cedar Falcon Granite Harbor Juniper Lantern Maple Orchid Quarry Raven Sparrow Thistle Walnut"
+_COLOURS = "turquoise maroon beige crimson lavender olive indigo magenta scarlet amber"
+_FIRST = "Amelia Bertram Cordelia Dmitri Eleanor Fergus Gwendolyn Horatio Imogen Jasper Katarina Leopold Marguerite"
+_LAST = "Ashdown Blackwood Castellan Drummond Evershed Fairbanks Grimaldi Hathaway Lindqvist Montrose Pemberton"
+_DISHES = (
+    "roasted pheasant with plums|smoked trout and barley|lentil stew with saffron|pumpkin dumplings in broth|"
+    "braised rabbit with mustard|chestnut soup with thyme|grilled octopus and lemons|mushroom pie with leeks|"
+    "baked apples stuffed with walnuts|venison sausages with cabbage"
+)
+_CITIES = "Montevideo Ljubljana Samarkand Reykjavik Valparaiso Tashkent Antananarivo Thessaloniki Vladivostok Marrakesh"
+_WORDS = "anchor basil comet dagger ember fossil goblet hazel ivory jigsaw kettle marble nectar opal pebble quill"
+
+
+def _access_code(rng) -> Fact:
+    place, code = _pick(rng, _PLACES), rng.randint(10000, 99999)
+    return Fact(
+        [f"The access code for the {place} archive is {code}."],
+        f"What is the access code for the {place} archive?",
+        " The access code is",
+        f" {code}",
+    )
+
+
+def _bicycle(rng) -> Fact:
+    owner = _pick(rng, "Peter Susan Walter Nadia Oscar Linda")
+    colours = f"{_pick(rng, _COLOURS)} and {_pick(rng, _COLOURS)}"
+    return Fact(
+        [f"The colours of {owner}'s bicycle: {colours}."],
+        f"Which colours has {owner}'s bicycle?",
+        f" The colours of {owner}'s bicycle:",
+        f" {colours}",
+    )
+
+
+def _meeting(rng) -> Fact:
+    guild = _pick(rng, "carpenters' printers' weavers' bakers' masons'")
+    day = _pick(rng, "Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+    time = f"{rng.randint(8, 19):02d}:{rng.randrange(0, 60, 5):02d}"
+    return Fact(
+        [f"The {guild} guild meets on {day} at {time}."],
+        f"When does the {guild} guild meet?",
+        f" The {guild} guild meets on",
+        f" {day} at {time}",
+    )
+
+
+def _password(rng) -> Fact:
+    words = "-".join(rng.sample(_WORDS.split(), 3))
+    return Fact(
+        [f"The secret phrase of the cellar is {words}."],
+        "What must be whispered to enter the cellar?",
+        " The secret phrase of the cellar is",
+        f" {words}",
+    )
+
+
+def _serial_number(rng) -> Fact:
+    thing = _pick(rng, "turbine telescope gramophone submarine harpsichord locomotive seismograph")
+    number = rng.randint(1_000_000, 9_999_999)
+    return Fact(
+        [f"The number engraved on the {thing} is {number}."],
+        f"Which number did they engrave on the {thing}?",
+        f" The number engraved on the {thing} is",
+        f" {number}",
+    )
+
+
+def _dish(rng) -> Fact:
+    feast = _pick(rng, "harvest wedding midsummer coronation retirement")
+    dish = rng.choice(_DISHES.split("|"))
+    return Fact(
+        [f"At the {feast} feast everybody ate {dish}."],
+        f"What was the food at the {feast} feast?",
+        f" At the {feast} feast everybody ate",
+        f" {dish}",
+    )
+
+
+def _person(rng) -> Fact:
+    building = _pick(rng, "lighthouse aqueduct observatory cathedral drawbridge")
+    person = f"{_pick(rng, _FIRST)} {_pick(rng, _LAST)}"
+    return Fact(
+        [f"The plans of the {building} are by {person}, an engineer."],
+        f"Who drew up the plans of the {building}?",
+        f" The plans of the {building} are by",
+        f" {person}",
+    )
+
+
+def _city(rng) -> Fact:
+    cargo = _pick(rng, "pianos microscopes saddles carpets violins")
+    city = _pick(rng, _CITIES)
+    return Fact(
+        [f"In spring the ship with the {cargo} sailed to {city}."],
+        f"What was the destination of the {cargo}?",
+        f" In spring the ship with the {cargo} sailed to",
+        f" {city}",
+    )
+
+
+def _registry_key(rng) -> Fact:
+    key = f"{_pick(rng, _WORDS)}.{_pick(rng, _WORDS)}"
+    value = "".join(rng.choice("abcdef0123456789") for _ in range(6))
+    return Fact([f'"{key}": "{value}",'], f'What is the value of "{key}"?', f' "{key}": "', value)
+
+
+FAMILIES: dict[str, dict[str, Callable[[random.Random], Fact]]] = {
+    "calibration": {
+        "access code": _access_code,
+        "bicycle": _bicycle,
+        "assembly": _meeting,
+        "phrase": _password,
+    },
+    "report": {
+        "7-digit number": _serial_number,
+        "dish": _dish,
+        "person": _person,
+        "city": _city,
+        "key-value": _registry_key,
+    },
+}
+
+
+def _multi_key(rng) -> Fact:
+    """RULER's multi-key: several facts of one form, one is asked for."""
+    places = rng.sample(_PLACES.split(), 4)
+    codes = [rng.randint(100_000, 999_999) for _ in places]
+    chosen = rng.randrange(4)
+    return Fact(
+        [f"One of the special magic numbers for {place} is: {code}." for place, code in zip(places, codes)],
+        f"What is the special magic number for {places[chosen]}?",
+        f" The special magic number is:",
+        f" {codes[chosen]}",
+    )
+
+
+def _multi_value(rng) -> Fact:
+    """RULER's multi-value: one key, several values, all are asked for."""
+    place = _pick(rng, _PLACES)
+    codes = [str(rng.randint(1_000, 9_999)) for _ in range(3)]
+    return Fact(
+        [f"One of the special magic numbers for {place} is: {code}." for code in codes],
+        f"What are all the special magic numbers for {place}?",
+        f" They are:",
+        f" {codes[0]}, {codes[1]}, {codes[2]}",
+    )
+
+
+def _variables(rng) -> Fact:
+    """RULER's variable tracking: a chain of assignments, the last one's value is asked for."""
+    names = ["".join(rng.choice("ABCDEFGHKLMNPRSTVXZ") for _ in range(4)) for _ in range(3)]
+    value = rng.randint(10_000, 99_999)
+    return Fact(
+        [f"VAR {names[0]} = {value}", f"VAR {names[1]} = VAR {names[0]}", f"VAR {names[2]} = VAR {names[1]}"],
+        f"What is the value of VAR {names[2]}?",
+        f" The value of VAR {names[2]} is",
+        f" {value}",
+    )
+
+
+RULER: dict[str, Callable[[random.Random], Fact]] = {
+    "multi-key": _multi_key,
+    "multi-value": _multi_value,
+    "variable tracking": _variables,
+}
+
+
+def needle_rows(tokenizer, family: str, part: str, count: int, length: int, seed: int, task: str = "needle") -> list[Row]:
+    """`count` prompts of `length` tokens, the family's templates in turn, depths spread evenly."""
+    templates = list((RULER if family == "ruler" else FAMILIES[family]).items())
+    reader = Reader(part, seed)
+    rows = []
+    for index in range(count):
+        rng = random.Random(f"{family}/{part}/{length}/{seed}/{index}")
+        name, make = templates[index % len(templates)]
+        rows.append(_needle_row(tokenizer, make(rng), reader, rng, length, f"{task}-{family}-{length}-{seed}-{index}", task, name))
+    return rows
+
+
+def text_rows(tokenizer, part: str, count: int, length: int, seed: int, continuation: int = 24, task: str = "text") -> list[Row]:
+    """`count` excerpts of `length` tokens of running text and what came next."""
+    reader = Reader(part, seed)
+    rows = []
+    for index in range(count):
+        document, text = reader.excerpt(8 * (length + continuation))
+        tokens = _encode(tokenizer, text)
+        key = f"{task}-{part}-{length}-{seed}-{index}"
+        rows.append(Row(key, task, document.kind, tokens[:length], [], tuple(tokens[length : length + continuation])))
+    return rows
+
+
+def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str) -> Row:
+    question = _encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
+    statements = [_encode(tokenizer, f" {statement}\n") for statement in fact.statements]
+    room = length - len(question) - sum(map(len, statements))
+    if room < 0:
+        raise ValueError(f"{length} tokens are too few for {template}")
+    hay = _encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
+    breaks = _breaks(tokenizer, hay)
+    depths = sorted(rng.uniform(0.05, 0.95) for _ in statements)
+    tokens, begin = [], 0
+    for depth, statement in zip(depths, statements):
+        at = max(begin, min(breaks, key=lambda b: abs(b - depth * room)))
+        tokens += hay[begin:at] + statement
+        begin = at
+    tokens += hay[begin:] + question
+    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer))
+
+
+def _breaks(tokenizer, tokens: list[int]) -> list[int]:
+    """Where a line ends; the start and the end if there is none."""
+    return [i + 1 for i, piece in enumerate(tokenizer.batch_decode([[t] for t in tokens])) if "\n" in piece] or [0, len(tokens)]
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

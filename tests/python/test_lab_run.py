@@ -1,0 +1,148 @@
+"""Calibration and evaluation from the command line's point of view, with a tiny model."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+
+from dkv.lab import calibrate, evaluate, models, needles, policies, profile, report, sources
+
+
+class Bytes:
+    """A tokenizer of bytes: two more than the byte, so that a tiny vocabulary holds them."""
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [byte + 2 for byte in text.encode()]}
+
+    def batch_decode(self, rows):
+        return [bytes(token - 2 for token in row).decode("utf-8", "replace") for row in rows]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(models, "load", lambda folder: (make_tiny_llama(), Bytes(), "tiny"))
+    documents = [
+        sources.Document("manual", "page" + "abcdefghijkl"[index], f"Line {index} of the manual says nothing.\n" * 400)
+        for index in range(12)
+    ]
+    monkeypatch.setattr(sources, "documents", lambda: tuple(documents))
+
+
+def calibrated(tmp_path, *more):
+    output = tmp_path / "p.json"
+    flags = ["tiny", "--tokens", "300", "--cut", "60", "--needles", "2", "--texts", "2", "--forced", "3"]
+    assert calibrate.main([*flags, "-o", str(output), *more]) == 0
+    return output
+
+
+def test_a_calibration_makes_a_profile_and_takes_up_where_it_stopped(tiny, tmp_path, monkeypatch):
+    output = calibrated(tmp_path)
+    made = profile.load(output)
+    assert [len(row) for row in made.weights] == [2] * 4
+    assert made.figures["text"]["prompts"] == 2
+
+    journal = output.with_suffix(".jsonl")
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])  # As if stopped while writing.
+    measured = []
+    original = calibrate.measure
+    monkeypatch.setattr(calibrate, "measure", lambda *a: measured.append(a[2].key) or original(*a))
+    calibrated(tmp_path)
+
+    assert len(measured) == 1
+    assert profile.load(output).weights == made.weights
+
+
+def test_a_journal_of_another_recipe_is_refused(tiny, tmp_path):
+    calibrated(tmp_path)
+
+    with pytest.raises(RuntimeError, match="another model or recipe"):
+        calibrated(tmp_path, "--cut", "70")
+
+
+def test_a_profile_of_another_geometry_is_refused(tiny, tmp_path):
+    output = calibrated(tmp_path)
+
+    other = profile.Geometry(4, [0, 1, 2, 3], 6, 3, 16)
+    with pytest.raises(profile.ProfileError, match=r"is for 4 of 4 layers with 6/2 heads of 16, not for .* 6/3 heads"):
+        profile.load(output, other)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d.update(version=2), "has version 2; this build reads version 1"),
+        (lambda d: d.update(format="x"), "is not a dkv-profile file"),
+        (lambda d: d.update(granularity="token"), "granularity token, not layer or head"),
+        (lambda d: d["weights"].pop(), "weights of another shape"),
+        (lambda d: d["weights"][0].__setitem__(0, -1), "negative or not finite"),
+        (lambda d: d.pop("recipe"), "is malformed"),
+    ],
+)
+def test_a_broken_profile_is_refused(tiny, tmp_path, change, message):
+    output = calibrated(tmp_path)
+    data = json.loads(output.read_text())
+    change(data)
+    output.write_text(json.dumps(data))
+
+    with pytest.raises(profile.ProfileError, match=message):
+        profile.load(output)
+
+
+def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys):
+    output, made = tmp_path / "r.csv", calibrated(tmp_path)
+    names = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile,joint,hull,hullmean,mass,error,profile/granularity=layer"
+    flags = ["tiny", "--profile", str(made), "--policies", names, "--capacity", "48,64", "--tokens", "300"]
+    flags += ["--needles", "3", "--texts", "2", "--perplexity", "-o", str(output)]
+
+    assert evaluate.main(flags) == 0
+
+    with output.open() as file:
+        lines = list(csv.DictReader(file))
+    assert {int(line["kept"]) for line in lines if line["capacity"] == "48"} == {48 * 8}
+    assert len(lines) == 5 * (1 + 2 * 12)
+    assert "KL to the full cache, 300 tokens" in capsys.readouterr().out
+    full = [float(line["kl"]) for line in lines if line["policy"] == "fullkv" and line["kl"]]
+    assert max(full) < 1e-4
+    assert evaluate.main(flags) == 0  # All there: nothing is run or written again.
+    with output.open() as file:
+        assert len(list(csv.DictReader(file))) == len(lines)
+
+
+def test_an_unknown_parameter_names_those_there_are():
+    with pytest.raises(policies.UnknownPolicy, match="pyramidkv has no parameter alpha: it has beta"):
+        policies.parse("pyramidkv/alpha=1")
+
+
+def test_rows_are_the_same_for_the_same_seed_and_of_the_length_asked_for(tiny):
+    first, again = (needles.needle_rows(Bytes(), "report", "report", 5, 600, 3) for _ in range(2))
+
+    assert first == again
+    assert {len(row.tokens) for row in first} == {600}
+    assert {row.template for row in first} == set(needles.FAMILIES["report"])
+
+
+def test_the_two_families_share_no_wording():
+    import random
+
+    texts = {
+        family: {make(random.Random(0)).question for make in templates.values()}
+        for family, templates in needles.FAMILIES.items()
+    }
+    assert not texts["calibration"] & texts["report"]
+    assert not set(needles.FAMILIES["calibration"]) & set(needles.FAMILIES["report"])
+
+
+def test_parts_share_no_document(tiny):
+    parts = [{d.name for d in sources.documents() if d.part == part} for part in sources.PARTS]
+
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_an_interval_holds_its_mean_and_narrows_with_more_samples():
+    few, many = report.interval([0, 1] * 5), report.interval([0, 1] * 500)
+
+    assert few[1] < 0.5 < few[2]
+    assert many[2] - many[1] < few[2] - few[1]

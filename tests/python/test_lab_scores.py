@@ -1,0 +1,95 @@
+"""Scores, pooling and rank order as docs/POLICIES.md defines them."""
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+
+from dkv.lab import scores
+from dkv.lab.probe import Probe
+
+
+@pytest.fixture(scope="module")
+def probed():
+    ids = torch.randint(2, 512, (60,), generator=torch.Generator().manual_seed(4))
+    return Probe(make_tiny_llama(), 8).prefill(ids, accumulate=True)
+
+
+def test_scores_are_the_mean_attention_of_the_window(probed):
+    layer = probed.layers[1]
+
+    made = scores.window_scores(layer)
+
+    for head in range(2):
+        total = torch.zeros(52)
+        for query_head in range(head * 3, head * 3 + 3):
+            for w in range(8):
+                logits = layer.keys[head, : 52 + w + 1] @ layer.queries[query_head, w] * layer.scale
+                total += logits.softmax(0)[:52]
+        torch.testing.assert_close(made[head], total / 24, atol=1e-6, rtol=1e-5)
+
+
+def test_the_group_is_reduced_as_asked(probed):
+    layer = probed.layers[0]
+
+    torch.testing.assert_close(scores.window_scores(layer, "sum"), 3 * scores.window_scores(layer, "mean"))
+    assert (scores.window_scores(layer, "max") >= scores.window_scores(layer, "mean")).all()
+
+
+def test_pooling_sees_nothing_outside_for_max_and_zeros_for_avg():
+    row = torch.tensor([[-1.0, -5.0, -2.0, -7.0]])
+
+    assert scores.pool(row, 3, "max").tolist() == [[-1, -1, -2, -2]]
+    torch.testing.assert_close(scores.pool(row, 3, "avg"), torch.tensor([[-6.0, -8.0, -14.0, -9.0]]) / 3)
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(ValueError, match="kernel is 4: it must be odd"):
+        scores.pool(torch.ones(1, 9), 4)
+
+
+def test_equal_scores_rank_the_lower_position_first_and_nan_last():
+    order = scores.rank(torch.tensor([[1.0, 3.0, 1.0, float("nan"), 3.0]]))
+
+    assert order.tolist() == [[1, 4, 0, 2, 3]]
+
+
+def test_kept_positions_are_in_order_window_last():
+    order = torch.tensor([[5, 0, 3, 1, 2, 4]])
+
+    assert scores.kept_positions(order, torch.tensor([3]), 8, 2)[0].tolist() == [0, 3, 5, 6, 7]
+
+
+def test_streaming_keeps_the_sinks_and_then_the_latest(probed):
+    order = scores.rank_by_position(probed, 4)
+
+    assert order[0, :6].tolist() == [0, 1, 2, 3, 51, 50]
+    assert order[1].sort().values.tolist() == list(range(52))
+
+
+def test_error_curves_are_those_of_a_cache_cut_by_hand(probed):
+    order = scores.rank(scores.pool(scores.window_scores(probed.layers[0])))
+    curves = scores.error_curves(probed, [order] * 4, [0, 5, 20, 52])
+
+    layer, head = probed.layers[0], 1
+    for column, budget in enumerate([0, 5, 20, 52]):
+        error, norm = 0.0, 0.0
+        for query_head in range(3, 6):
+            for w in range(8):
+                seen = torch.arange(52 + w + 1)
+                kept = torch.tensor([i for i in seen.tolist() if i >= 52 or i in order[head, :budget].tolist()])
+                full, cut = (
+                    (layer.keys[head, ids] @ layer.queries[query_head, w] * layer.scale).softmax(0)
+                    @ layer.values[head, ids]
+                    for ids in (seen, kept)
+                )
+                error += float((full - cut).square().sum())
+                norm += float(full.square().sum())
+        assert float(curves[0, head, column]) == pytest.approx(error / norm, rel=1e-3, abs=1e-6)
+
+
+def test_mass_curves_fall_to_zero(probed):
+    order = [scores.rank(scores.window_scores(probed.layers[i])) for i in range(4)]
+    curves = scores.mass_curves(probed, order, [0, 10, 52])
+
+    assert (curves[..., 0] >= curves[..., 1]).all()
+    assert float(curves[..., 2].abs().max()) < 1e-5
