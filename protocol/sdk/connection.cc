@@ -91,12 +91,12 @@ std::uint64_t Connection::boot_id() const {
 Result<Attachment> Connection::attach(Deadline deadline) {
     std::unique_lock lock(mutex_);
     if (attachment_) return *attachment_;
-    auto const failed_before = attempts_failed_;
+    // One that began before says nothing of a sidecar that was started just now.
+    auto const begun_before = attempts_begun_;
     try_now_ = true;
     wake();
-    bool const settled = changed_.wait_until(lock, deadline, [&] {
-        return attachment_ || stopping_ || attempts_failed_ != failed_before;
-    });
+    bool const settled = changed_.wait_until(
+        lock, deadline, [&] { return attachment_ || stopping_ || attempt_failed_ > begun_before; });
     if (stopping_) return closed();
     if (attachment_) return *attachment_;
     return settled && attempt_error_ ? *attempt_error_ : no_answer(endpoint_, "a hello");
@@ -104,9 +104,9 @@ Result<Attachment> Connection::attach(Deadline deadline) {
 
 Result<Attachment> Connection::wait_attached(Deadline deadline) {
     std::unique_lock lock(mutex_);
-    auto const failed_before = attempts_failed_;
+    auto const begun_before = attempts_begun_;
     auto const hopeless = [&] {
-        return attempts_failed_ != failed_before && attempt_error_ &&
+        return attempt_failed_ > begun_before && attempt_error_ &&
                attempt_error_->code == ErrorCode::VersionMismatch;
     };
     try_now_ = !attachment_;

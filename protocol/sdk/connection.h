@@ -115,7 +115,8 @@ private:
     std::unordered_map<std::uint64_t, std::shared_ptr<Inbox>> inboxes_;
     std::optional<Attachment> attachment_;
     std::optional<Error> attempt_error_;  // Of the last attempt; none before the first ended.
-    std::uint64_t attempts_failed_ = 0;
+    std::uint64_t attempts_begun_ = 0;
+    std::uint64_t attempt_failed_ = 0;  // The number of the last that failed.
     std::uint64_t epochs_ = 0;
     std::uint64_t boot_id_ = 0;
     bool try_now_ = false;

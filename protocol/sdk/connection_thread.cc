@@ -58,6 +58,10 @@ void Connection::serve() {
 
 void Connection::open_link() {
     link_.reset();
+    {
+        std::lock_guard const lock(mutex_);
+        ++attempts_begun_;
+    }
     auto link = Link::open(context_, endpoint_);
     if (!link) return fail_attempt(std::move(link).error(), Phase::Rejected);
     link_ = std::move(link).value();
@@ -131,6 +135,7 @@ void Connection::receive_hello(Reply reply, std::uint64_t boot_id) {
         attachment_ = Attachment{++epochs_, boot_id, said.policy->name};
         boot_id_ = boot_id;
         attempt_error_.reset();
+        try_now_ = false;
     }
     changed_.notify_all();
 }
@@ -208,7 +213,7 @@ void Connection::fail_attempt(Error reason, Phase phase) {
     {
         std::lock_guard const lock(mutex_);
         attempt_error_ = std::move(reason);
-        ++attempts_failed_;
+        attempt_failed_ = attempts_begun_;
     }
     changed_.notify_all();
 }
@@ -221,7 +226,7 @@ void Connection::look_at_clock() {
     {
         std::lock_guard const lock(mutex_);
         bool const idle = phase_ == Phase::Refused || phase_ == Phase::Rejected;
-        if (std::exchange(try_now_, false) && idle) next_step_at_ = now;
+        if (idle && std::exchange(try_now_, false)) next_step_at_ = now;
     }
     if (now < next_step_at_) return;
     switch (phase_) {

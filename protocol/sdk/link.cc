@@ -49,6 +49,11 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string co
     }
 }
 
+Link::~Link() {
+    // Ends the reports first: ZeroMQ loses the memory of one that finds nobody listening.
+    zmq_socket_monitor(socket_.handle(), nullptr, 0);
+}
+
 Result<void> Link::send(std::span<std::uint8_t const> bytes) {
     // Asking for events makes ZeroMQ look at its mailbox, where a new connection may be waiting; a
     // bare send does so only now and then.

@@ -29,6 +29,10 @@ public:
     /// Errors: Io when the system refuses a socket; Unsupported for inproc://.
     static Result<std::unique_ptr<Link>> open(zmq::context_t& context, std::string const& endpoint);
 
+    ~Link();
+    Link(Link const&) = delete;
+    Link& operator=(Link const&) = delete;
+
     /// Somebody accepted, though perhaps without shaking hands.
     bool is_connected() const noexcept { return connected_; }
 
