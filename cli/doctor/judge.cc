@@ -34,9 +34,9 @@ Finding cpu(Readings const& r) {
         return f;
     }
     f.found += "; " + features;
-    bool const bf16 = r.cpu.has("avx512_bf16") || r.cpu.has("amx_bf16") || r.cpu.has("bf16");
-    f.means = bf16 ? "vector kernels; this CPU multiplies bf16 in hardware"
-                   : "vector kernels; bf16 and f16 caches are widened to f32 on the way";
+    f.means = "vector kernels; bf16 and f16 caches are widened to f32 on the way";
+    if (r.cpu.has("avx512_bf16") || r.cpu.has("amx_bf16") || r.cpu.has("bf16"))
+        f.means += " (bf16 instructions are there, but not used)";
     return f;
 }
 

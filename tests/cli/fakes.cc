@@ -162,7 +162,7 @@ FakeSidecar FakeSidecar::running() {
     status.pid = 99;
     status.uptime_ms = 7'500'000;
     status.endpoint = "ipc:///run/user/7/dkv/dkvd.sock";
-    status.backend = "cpu (AVX2)";
+    status.backend = "cpu (avx2, 8 threads)";
     status.threads = 8;
     status.policy = std::make_unique<wire::PolicyT>(some_policy("dynamickv", 512));
     status.policy_source = "default";

@@ -90,7 +90,7 @@ TEST_CASE("dkv status: a sidecar with an engine, errors and one that went away")
     CHECK(status_text(status, engines(), kPlain) ==
           "sidecar   running: dkvd 0.1.0, protocol 1, pid 99, up 2 h 5 min\n"
           "endpoint  ipc:///run/user/7/dkv/dkvd.sock\n"
-          "backend   cpu (AVX2), 8 threads\n"
+          "backend   cpu (avx2, 8 threads)\n"
           "policy    dynamickv capacity=512 window=32 kernel=7 pool=max reduce=mean\n"
           "          r_max=10 r_min=0.1 update_interval=4 (from: default)\n"
           "engines   1 attached, 512.0 MiB mapped\n"
