@@ -7,7 +7,7 @@ target_compile_options(dkv_options INTERFACE
     -Wall -Wextra -Wpedantic -Wshadow
     $<$<COMPILE_LANGUAGE:CXX>:-Wconversion -Wnon-virtual-dtor -Woverloaded-virtual>
     # g++ 12 sees overlapping copies in std::string + std::string at -O3 (GCC bug 105651).
-    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-restrict>
+    $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>,$<CONFIG:Release>>:-Wno-restrict>
     $<$<BOOL:${DKV_WERROR}>:-Werror>)
 if(DKV_SANITIZE)
     # Also for the shared library: whoever loads it into another process preloads the runtime.
