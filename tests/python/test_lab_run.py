@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from dkv.lab import calibrate, evaluate, models, needles, policies, profile, report, sources
+from dkv.lab import calibrate, evaluate, models, needles, policies, profile, refine, report, sources
 
 
 class Bytes:
@@ -55,6 +55,15 @@ def test_a_calibration_makes_a_profile_and_takes_up_where_it_stopped(tiny, tmp_p
     assert profile.load(output).weights == made.weights
 
 
+def test_refining_keeps_the_damage_and_moves_the_weights(tiny, tmp_path):
+    before = profile.load(calibrated(tmp_path))
+    after = profile.load(calibrated(tmp_path, "--refine", "2"))
+
+    assert after.figures["text"] == before.figures["text"]
+    assert after.weights != before.weights
+    assert after.recipe["refine"] == 2
+
+
 def test_a_journal_of_another_recipe_is_refused(tiny, tmp_path):
     calibrated(tmp_path)
 
@@ -93,7 +102,7 @@ def test_a_broken_profile_is_refused(tiny, tmp_path, change, message):
 
 def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys):
     output, made = tmp_path / "r.csv", calibrated(tmp_path)
-    names = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile,joint,hull,hullmean,mass,error,profile/granularity=layer"
+    names = "streamingllm,h2o,snapkv,snapkv/kernel=3/pool=avg/reduce=max,pyramidkv,dynamickv,profile,joint,hull,hullmean,mass,error,profile/granularity=layer"
     flags = ["tiny", "--profile", str(made), "--policies", names, "--capacity", "48,64", "--tokens", "300"]
     flags += ["--needles", "3", "--texts", "2", "--perplexity", "-o", str(output)]
 
@@ -102,7 +111,7 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
     with output.open() as file:
         lines = list(csv.DictReader(file))
     assert {int(line["kept"]) for line in lines if line["capacity"] == "48"} == {48 * 8}
-    assert len(lines) == 5 * (1 + 2 * 12)
+    assert len(lines) == 5 * (1 + 2 * 13)
     assert "KL to the full cache, 300 tokens" in capsys.readouterr().out
     full = [float(line["kl"]) for line in lines if line["policy"] == "fullkv" and line["kl"]]
     assert max(full) < 1e-4
@@ -111,8 +120,19 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
         assert len(list(csv.DictReader(file))) == len(lines)
 
 
+def test_a_refined_budget_moves_halfway_to_what_doubling_gains():
+    described = {"geometry": {"layers": 2, "compressed": [0, 1], "q_heads": 2, "kv_heads": 1, "head_dim": 8}}
+    made = profile.Profile(described, {}, "head", 0.5, 0.2, [[0.5], [0.5]])
+    record = {"task": "text", "loss": 1.0, "gain": [0.4, 0.1]}
+
+    moved = refine.update(made, [record]).weights
+
+    budgets_ratio = (moved[0][0] / moved[1][0]) ** 0.5
+    assert budgets_ratio == pytest.approx(2, rel=1e-3)
+
+
 def test_an_unknown_parameter_names_those_there_are():
-    with pytest.raises(policies.UnknownPolicy, match="pyramidkv has no parameter alpha: it has beta"):
+    with pytest.raises(policies.UnknownPolicy, match="pyramidkv has no parameter alpha: it has beta, kernel, pool, reduce"):
         policies.parse("pyramidkv/alpha=1")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import models, needles, profile, scores
+from . import models, needles, profile, refine, scores
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant
 from .store import PrefillStore
@@ -139,6 +139,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alpha", type=float, default=0.5, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
+    parser.add_argument("--refine", type=int, default=0, help="rounds of improvement around the profile's own budgets (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"))
@@ -181,8 +182,18 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = {row.key for row in rows}
     records = [record for record in journal.records if record["key"] in wanted]
     made = build_profile(records, described, recipe, options.alpha, options.floor)
+    if options.refine:
+        measured = {record["key"] for record in records if record["damage"] is not None}
+        settings = header | {"alpha": options.alpha, "floor": options.floor, "weights": made.weights}
+        rounds = Journal(options.output.with_suffix(".refine.jsonl"), settings)
+        useful = [row for row in rows if row.key in measured]
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+            bar = progress.add_task("refining", total=options.refine * len(useful))
+            step = lambda: progress.advance(bar)
+            made = refine.refine(probe, store, useful, made, options.refine, options.forced, rounds, step)
+            made.recipe["refine"] = options.refine
     made.save(options.output)
-    used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task != "error")
+    used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task in TASKS)
     print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -24,15 +25,14 @@ COLUMNS = "key task template tokens policy capacity kept found logprob kl agree 
 
 
 def rows_for(tokenizer, options) -> list[Row]:
-    rows = []
+    """Tasks and lengths take turns, so that a run that is stopped has some of each."""
+    columns = []
     for length in options.tokens:
-        if options.needles:
-            rows += needles.needle_rows(tokenizer, options.family, options.part, options.needles, length, options.seed)
-        if options.ruler:
-            rows += needles.needle_rows(tokenizer, "ruler", options.part, options.ruler, length, options.seed, "ruler")
-        if options.texts:
-            rows += needles.text_rows(tokenizer, options.part, options.texts, length, options.seed, FORCED + 1)
-    return rows
+        part, seed = options.part, options.seed
+        columns.append(needles.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
+        columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler"))
+        columns.append(needles.text_rows(tokenizer, part, options.texts, length, seed, FORCED + 1))
+    return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
 
 
 def variants_for(facts: policies.Facts, names: list[str], capacities: list[int]) -> list[tuple[str, int, Variant]]:
@@ -47,7 +47,7 @@ def variants_for(facts: policies.Facts, names: list[str], capacities: list[int])
     return out
 
 
-def evaluate(probe: Probe, store: PrefillStore, row: Row, options, loaded: profile.Profile | None) -> list[dict]:
+def evaluate(probe: Probe, store: PrefillStore, row: Row, options, loaded: dict[str, profile.Profile]) -> list[dict]:
     """One line per variant."""
     is_text = not row.answer
     wants_sums = any(name.startswith("h2o") for name in options.policies)
@@ -111,7 +111,7 @@ class Results:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dkv.lab.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
-    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
     parser.add_argument("--capacity", default="64,128,256,512")
     parser.add_argument("--needles", type=int, default=100)
@@ -132,7 +132,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.tokens = [int(value) for value in options.tokens.split(",")]
     try:
         for name in options.policies:
-            if policies.RULES[policies.parse(name)[0]][2] and options.profile is None:
+            if policies.RULES[policies.parse(name)[0]][2] and not options.profile:
                 parser.error(f"{name} needs a profile: give --profile")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
@@ -153,9 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer, name = models.load(options.model)
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
-    loaded = None
-    if options.profile is not None:
-        loaded = profile.load(options.profile, profile.Geometry(**described["geometry"]))
+    geometry = profile.Geometry(**described["geometry"])
+    loaded = {path.stem: profile.load(path, geometry) for path in options.profile}
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
     results = Results(options.output)
     rows = rows_for(tokenizer, options)

@@ -1,6 +1,6 @@
 """What the evaluation compares, by name: a selection, a budget rule and its parameters.
 
-    snapkv  pyramidkv  dynamickv  profile/alpha=0.5/floor=0.2  joint/beta=0.5
+    snapkv  pyramidkv  dynamickv  profile/alpha=0.5/floor=0.2  joint/beta=0.5  snapkv/kernel=5/pool=avg
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import torch
 from . import budgets, scores
 from .calibrate import ERROR_GRID
 from .probe import Prompt, Rankings, Variant
-from .profile import Profile
+from .profile import Profile, combine
+
+
+_RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
 
 
 @dataclass
@@ -21,7 +24,13 @@ class Facts:
     """One prompt, and what rules may look at; what costs time is computed when first asked for."""
 
     prompt: Prompt
-    profile: Profile | None
+    profiles: dict[str, Profile]  # By their files' stems; the first is the default.
+
+    def profile(self, name: str = "") -> Profile:
+        name = name or next(iter(self.profiles))
+        if name not in self.profiles:
+            raise UnknownPolicy(f"no profile {name}: there are {', '.join(self.profiles)}")
+        return self.profiles[name]
 
     @functools.cached_property
     def scores(self) -> list[torch.Tensor]:
@@ -39,6 +48,16 @@ class Facts:
     def masses(self) -> torch.Tensor:
         return scores.mass_curves(self.prompt, self.rankings.orders["scores"], ERROR_GRID)
 
+    def ranked(self, kernel: float, pool: str, reduce: str) -> str:
+        """The name of the ranking with these options; made when first asked for."""
+        if (kernel, pool, reduce) == tuple(_RANKED.values()):
+            return "scores"
+        name = f"scores {kernel:g} {pool} {reduce}"
+        if name not in self.rankings.orders:
+            made = scores.prompt_scores(self.prompt, int(kernel), pool, reduce)
+            self.rankings.orders[name] = [scores.rank(layer) for layer in made]
+        return name
+
     def shape(self, capacity: int) -> budgets.Shape:
         base = min(capacity - self.prompt.window, self.prompt.prefix)
         return budgets.Shape(len(self.prompt.compressed), self.prompt.kv_heads, self.prompt.prefix, base)
@@ -52,8 +71,10 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
     """The variant that `text` names."""
     name, parameters = parse(text)
     rule, ranking, needs_profile = RULES[name]
-    if needs_profile and facts.profile is None:
+    if needs_profile and not facts.profiles:
         raise UnknownPolicy(f"{name} needs a profile: give --profile")
+    if ranking == "scores":
+        ranking = facts.ranked(*(parameters.pop(key, default) for key, default in _RANKED.items()))
     return Variant(f"{text}@{capacity}", rule(facts, facts.shape(capacity), **parameters), ranking)
 
 
@@ -61,7 +82,9 @@ def parse(text: str) -> tuple[str, dict[str, float | str]]:
     name, *pairs = text.split("/")
     if name not in RULES:
         raise UnknownPolicy(f"no policy {name}: there are {', '.join(RULES)}")
-    allowed = RULES[name][0].__kwdefaults__ or {}
+    allowed = dict(RULES[name][0].__kwdefaults__ or {})
+    if RULES[name][1] == "scores":
+        allowed |= _RANKED
     parameters = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -83,22 +106,21 @@ def _dynamickv(facts: Facts, shape: budgets.Shape, *, m: float = 4, r_min: float
     return budgets.dynamickv(shape, facts.scores, r_min=r_min, update_interval=int(m) or None)
 
 
-def _weights(facts: Facts, task: str, granularity: str) -> torch.Tensor:
+def _weights(used: Profile, task: str = "", granularity: str = "") -> torch.Tensor:
     """The profile's weights; of one task alone, or summed over a layer's heads, if wanted."""
-    from .profile import combine
-
-    weights = facts.profile.tensor()
+    weights = used.tensor()
     if task:
-        weights = combine({task: torch.tensor(facts.profile.figures[task]["damage"])})
+        weights = combine({task: torch.tensor(used.figures[task]["damage"])})
     return weights.sum(1, keepdim=True) if granularity == "layer" else weights
 
 
 def _profile(
-    facts: Facts, shape: budgets.Shape, *, alpha: float = -1, floor: float = -1, task: str = "", granularity: str = ""
+    facts: Facts, shape: budgets.Shape, *, alpha: float = -1, floor: float = -1, task: str = "", granularity: str = "", use: str = ""
 ) -> torch.Tensor:
-    alpha = facts.profile.alpha if alpha < 0 else alpha
-    floor = facts.profile.floor if floor < 0 else floor
-    return budgets.by_weights(shape, _weights(facts, task, granularity), alpha, floor)
+    used = facts.profile(use)
+    alpha = used.alpha if alpha < 0 else alpha
+    floor = used.floor if floor < 0 else floor
+    return budgets.by_weights(shape, _weights(used, task, granularity), alpha, floor)
 
 
 def _at(curves: torch.Tensor, base: int) -> torch.Tensor:
@@ -111,8 +133,8 @@ def _at(curves: torch.Tensor, base: int) -> torch.Tensor:
     return curves[..., low] * (1 - share) + curves[..., high] * share
 
 
-def _mean_errors(facts: Facts) -> torch.Tensor:
-    return torch.tensor(facts.profile.figures["error"]["mean"])
+def _mean_errors(used: Profile) -> torch.Tensor:
+    return torch.tensor(used.figures["error"]["mean"])
 
 
 def _joint(
@@ -124,11 +146,14 @@ def _joint(
     floor: float = -1,
     limit: float = 8,
     granularity: str = "",
+    use: str = "",
 ) -> torch.Tensor:
     """Static weights times how much worse than usual this prompt's error is at the mean budget."""
-    alpha = facts.profile.alpha if alpha < 0 else alpha
-    floor = facts.profile.floor if floor < 0 else floor
-    weights, error, mean = _weights(facts, "", granularity), _at(facts.errors, shape.base), _at(_mean_errors(facts), shape.base)
+    used = facts.profile(use)
+    alpha = used.alpha if alpha < 0 else alpha
+    floor = used.floor if floor < 0 else floor
+    weights, error = _weights(used, "", granularity), _at(facts.errors, shape.base)
+    mean = _at(_mean_errors(used), shape.base)
     if granularity == "layer":
         error, mean = error.mean(1, keepdim=True), mean.mean(1, keepdim=True)
     return budgets.by_weights_and_error(shape, weights, error, mean, alpha, beta, floor, limit)
@@ -138,9 +163,9 @@ def _hull(
     facts: Facts, shape: budgets.Shape, *, gain: float = 1, power: float = 1, floor: float = 0.2, at: float = 96
 ) -> torch.Tensor:
     """Least Σ gain · E(b)^power, gain = (weight / mean E(at)^power)^gain."""
-    weights = _weights(facts, "", "")
-    mean = _at(_mean_errors(facts), int(at)).double() ** power
-    gains = (weights / (mean + 1e-6)) ** gain
+    used = facts.profile()
+    mean = _at(_mean_errors(used), int(at)).double() ** power
+    gains = (_weights(used) / (mean + 1e-6)) ** gain
     return budgets.by_marginal_gain(shape, gains, facts.errors.double() ** power, ERROR_GRID, floor)
 
 
@@ -148,8 +173,9 @@ def _hull_mean(
     facts: Facts, shape: budgets.Shape, *, gain: float = 1, power: float = 1, floor: float = 0.2, at: float = 96
 ) -> torch.Tensor:
     """As hull, with the calibration prompts' mean curves: static."""
-    curves = _mean_errors(facts).double() ** power
-    gains = (_weights(facts, "", "") / (_at(curves, int(at)) + 1e-6)) ** gain
+    used = facts.profile()
+    curves = _mean_errors(used).double() ** power
+    gains = (_weights(used) / (_at(curves, int(at)) + 1e-6)) ** gain
     return budgets.by_marginal_gain(shape, gains, curves, ERROR_GRID, floor)
 
 
@@ -161,7 +187,7 @@ def _error(facts: Facts, shape: budgets.Shape, *, alpha: float = 0.5, floor: flo
 def _mass(facts: Facts, shape: budgets.Shape, *, alpha: float = 0.5, beta: float = 0.5, floor: float = 0.2) -> torch.Tensor:
     """Static weights times the attention mass that the mean budget would lose."""
     lost = _at(facts.masses, shape.base).double()
-    return budgets.by_weights(shape, _weights(facts, "", "") ** alpha * (lost + 1e-4) ** beta, 1, floor)
+    return budgets.by_weights(shape, _weights(facts.profile()) ** alpha * (lost + 1e-4) ** beta, 1, floor)
 
 
 # name: (rule, ranking, whether it needs a profile)
