@@ -1,8 +1,9 @@
 #include "sidecar/daemon.h"
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstring>
 #include <random>
 
 #include <spdlog/sinks/stdout_sinks.h>

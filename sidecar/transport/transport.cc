@@ -86,11 +86,11 @@ Result<void> ZmqTransport::run(TransportHandler& handler, int watched_fd) {
         auto const wait = std::chrono::milliseconds(next_tick > now ? next_tick - now : 0);
         try {
             zmq::poll(items.data(), watched_fd >= 0 ? 3 : 2, wait);
+            if ((items[0].revents & ZMQ_POLLIN) != 0) receive_all(handler);
         } catch (zmq::error_t const& error) {
             if (error.num() == EINTR) continue;
-            return Error{ErrorCode::Io, "cannot wait for messages: " + std::string(error.what())};
+            return Error{ErrorCode::Io, "cannot receive messages: " + std::string(error.what())};
         }
-        if ((items[0].revents & ZMQ_POLLIN) != 0) receive_all(handler);
         if (items[1].revents != 0 || items[2].revents != 0) {
             eventfd_t count = 0;
             [[maybe_unused]] auto const read = ::eventfd_read(event_.get(), &count);
@@ -123,16 +123,17 @@ void ZmqTransport::receive_all(TransportHandler& handler) {
 }
 
 SendResult ZmqTransport::send(PeerId const& peer, std::span<std::uint8_t const> bytes) {
-    auto const flags = zmq::send_flags::dontwait;
-    try {
-        if (!socket_.send(zmq::buffer(peer), flags | zmq::send_flags::sndmore))
-            return SendResult::Full;
-        if (!socket_.send(zmq::buffer(bytes.data(), bytes.size()), flags)) return SendResult::Full;
-        return SendResult::Sent;
-    } catch (zmq::error_t const& error) {
-        if (error.num() == EHOSTUNREACH) return SendResult::Gone;
-        throw;
+    // One message of two frames: from the first frame on the second always has room.
+    for (std::span<std::uint8_t const> const frame :
+         {std::span(reinterpret_cast<std::uint8_t const*>(peer.data()), peer.size()), bytes}) {
+        int const flags = ZMQ_DONTWAIT | (frame.data() == bytes.data() ? 0 : ZMQ_SNDMORE);
+        while (zmq_send(socket_.handle(), frame.data(), frame.size(), flags) < 0) {
+            if (zmq_errno() == EINTR) continue;
+            // Nobody has the identity, or the process is shutting down.
+            return zmq_errno() == EAGAIN ? SendResult::Full : SendResult::Gone;
+        }
     }
+    return SendResult::Sent;
 }
 
 }  // namespace
