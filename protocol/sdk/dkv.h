@@ -18,11 +18,10 @@
  * Whatever fails, the engine goes on: a layer whose rows were not released is whole in the engine's
  * own memory, one that was released is staged or packed in memory that the engine owns.
  *
- * Threads: an engine may be shared; a session belongs to one thread at a time. Not usable in a child
- * after fork(): calls there return DKV_BAD_STATE.
- * Ownership: what X_open or X_create made, X_close or X_destroy frees. Strings that are passed in are
- * copied. Pointers that come out live as long as the object they came from.
- * Shapes are written outermost first; strides count elements.
+ * Threads: an engine may be shared; a session belongs to one thread at a time. Not usable in a
+ * child after fork(): calls there return DKV_BAD_STATE. Ownership: what X_open or X_create made,
+ * X_close or X_destroy frees. Strings that are passed in are copied. Pointers that come out live as
+ * long as the object they came from. Shapes are written outermost first; strides count elements.
  */
 #ifndef DKV_H
 #define DKV_H
@@ -92,25 +91,26 @@ uint64_t dkv_arena_allocated_bytes(dkv_arena const* arena);
 /* Unmaps. The memory goes when the sidecar has dropped its mapping too. NULL is allowed. */
 void dkv_arena_destroy(dkv_arena* arena);
 
-/* -------------------------------------------------------------------------------------- the engine */
+/* -------------------------------------------------------------------------------------- the engine
+ */
 
 typedef struct dkv_geometry {
-    uint32_t layers;   /* compressible layers only, numbered 0 … layers-1 */
-    uint32_t q_heads;  /* a multiple of kv_heads */
+    uint32_t layers;  /* compressible layers only, numbered 0 … layers-1 */
+    uint32_t q_heads; /* a multiple of kv_heads */
     uint32_t kv_heads;
     uint32_t head_dim;
-    dkv_dtype dtype;   /* of K, V and Q */
+    dkv_dtype dtype; /* of K, V and Q */
 } dkv_geometry;
 
 typedef struct dkv_engine_options {
-    uint32_t struct_bytes;  /* sizeof(dkv_engine_options): lets the struct grow */
-    char const* endpoint;   /* NULL: DKV_ENDPOINT, else the default of this user */
-    char const* engine;     /* for people: "transformers 5.23.0" */
-    char const* model;      /* for people: "SmolLM2-135M-Instruct" */
-    char const* device;     /* NULL or "cpu" */
-    uint64_t group;         /* ranks of one model share it; 0: alone */
+    uint32_t struct_bytes; /* sizeof(dkv_engine_options): lets the struct grow */
+    char const* endpoint;  /* NULL: DKV_ENDPOINT, else the default of this user */
+    char const* engine;    /* for people: "transformers 5.23.0" */
+    char const* model;     /* for people: "SmolLM2-135M-Instruct" */
+    char const* device;    /* NULL or "cpu" */
+    uint64_t group;        /* ranks of one model share it; 0: alone */
     dkv_geometry geometry;
-    uint32_t timeout_ms;    /* deadline of one request; 0: 2000 */
+    uint32_t timeout_ms; /* deadline of one request; 0: 2000 */
 } dkv_engine_options;
 
 /* Makes an engine and starts its thread, which attaches to the sidecar, answers for its life and
@@ -120,35 +120,37 @@ typedef struct dkv_engine_options {
  * DKV_INVALID_ARGUMENT: geometry or endpoint. */
 dkv_status dkv_engine_open(dkv_engine_options const* options, dkv_engine** engine);
 
-/* Waits until the engine is attached. DKV_UNAVAILABLE, DKV_DEADLINE_EXCEEDED, DKV_VERSION_MISMATCH. */
+/* Waits until the engine is attached. DKV_UNAVAILABLE, DKV_DEADLINE_EXCEEDED, DKV_VERSION_MISMATCH.
+ */
 dkv_status dkv_engine_wait_attached(dkv_engine* engine, uint32_t timeout_ms);
 
 typedef struct dkv_engine_state {
     uint32_t struct_bytes;
-    int32_t attached;           /* 1: a sidecar answered the last hello and heartbeat */
-    uint64_t instance;          /* what `dkv instances` shows, there in hexadecimal */
-    uint64_t boot_id;           /* of the sidecar; 0: never attached */
+    int32_t attached;  /* 1: a sidecar answered the last hello and heartbeat */
+    uint64_t instance; /* what `dkv instances` shows, there in hexadecimal */
+    uint64_t boot_id;  /* of the sidecar; 0: never attached */
     uint64_t sessions_opened;
     uint64_t sessions_failed;
-    char last_error[256];       /* why the last session was not compressed, or "" */
+    char last_error[256]; /* why the last session was not compressed, or "" */
 } dkv_engine_state;
 dkv_status dkv_engine_get_state(dkv_engine* engine, dkv_engine_state* state);
 
 /* Says goodbye and frees the engine; its sessions must be closed before. NULL is allowed. */
 void dkv_engine_close(dkv_engine* engine);
 
-/* -------------------------------------------------------------------------------------- a session */
+/* -------------------------------------------------------------------------------------- a session
+ */
 
 /* A wish; what the operator set with `dkv policy set` goes before it. Fill with dkv_policy_init,
  * then change fields: DKV_DEFAULT in a count, a negative number in a ratio mean "the default". */
 typedef struct dkv_policy {
     uint32_t struct_bytes;
-    char const* name;         /* "dynamickv", "snapkv", …; NULL: the sidecar's */
-    uint32_t capacity;        /* mean tokens per layer and KV head, window included */
+    char const* name;  /* "dynamickv", "snapkv", …; NULL: the sidecar's */
+    uint32_t capacity; /* mean tokens per layer and KV head, window included */
     uint32_t window;
-    uint32_t kernel;          /* odd */
-    char const* pool;         /* "max", "avg"; NULL: default */
-    char const* reduce;       /* "mean", "max", "sum"; NULL: default */
+    uint32_t kernel;    /* odd */
+    char const* pool;   /* "max", "avg"; NULL: default */
+    char const* reduce; /* "mean", "max", "sum"; NULL: default */
     double r_max;
     double r_min;
     uint32_t update_interval;
@@ -159,16 +161,16 @@ void dkv_policy_init(dkv_policy* policy);
 
 typedef struct dkv_session_options {
     uint32_t struct_bytes;
-    uint32_t prompt_tokens;      /* of the whole prompt, all chunks */
-    dkv_policy const* policy;    /* NULL: the sidecar's choice */
-    int32_t progressive;         /* 1: layers are released while prefill runs; 0: only at the end */
+    uint32_t prompt_tokens;   /* of the whole prompt, all chunks */
+    dkv_policy const* policy; /* NULL: the sidecar's choice */
+    int32_t progressive;      /* 1: layers are released while prefill runs; 0: only at the end */
 } dkv_session_options;
 
 typedef struct dkv_session_plan {
     uint32_t struct_bytes;
-    int32_t compress;            /* 0: this prompt is kept whole; nothing more is needed but close */
-    uint32_t window;             /* rows of queries wanted with each layer */
-    char policy[64];             /* the name of the policy that will be used */
+    int32_t compress; /* 0: this prompt is kept whole; nothing more is needed but close */
+    uint32_t window;  /* rows of queries wanted with each layer */
+    char policy[64];  /* the name of the policy that will be used */
     uint32_t capacity;
 } dkv_session_plan;
 
@@ -185,26 +187,26 @@ dkv_status dkv_session_open(dkv_engine* engine,
 
 /* Rows inside an arena. Nothing of it is read after the layer was staged (event below). */
 typedef struct dkv_rows {
-    dkv_arena* arena;       /* registered with the sidecar at its first use */
-    uint64_t offset;        /* bytes from the arena's base */
+    dkv_arena* arena; /* registered with the sidecar at its first use */
+    uint64_t offset;  /* bytes from the arena's base */
     dkv_dtype dtype;
     uint32_t heads;
     uint32_t tokens;
     uint32_t head_dim;
-    uint64_t head_stride;   /* elements */
-    uint64_t token_stride;  /* elements */
-    uint64_t dim_stride;    /* elements, nearly always 1 */
+    uint64_t head_stride;  /* elements */
+    uint64_t token_stride; /* elements */
+    uint64_t dim_stride;   /* elements, nearly always 1 */
 } dkv_rows;
 
 typedef struct dkv_layer_ready {
     uint32_t struct_bytes;
-    uint32_t layer;             /* in order, from 0 */
-    dkv_rows keys;              /* [kv_heads, prompt_tokens, head_dim] */
-    dkv_rows values;            /* [kv_heads, prompt_tokens, head_dim] */
-    dkv_rows const* queries;    /* [q_heads, window, head_dim] after RoPE, or NULL with scores */
-    dkv_rows const* scores;     /* [q_heads or kv_heads, prompt_tokens, 1] f32, or NULL */
-    float scale;                /* of the logits; 0: 1/sqrt(head_dim) */
-    float softcap;              /* 0: none */
+    uint32_t layer;          /* in order, from 0 */
+    dkv_rows keys;           /* [kv_heads, prompt_tokens, head_dim] */
+    dkv_rows values;         /* [kv_heads, prompt_tokens, head_dim] */
+    dkv_rows const* queries; /* [q_heads, window, head_dim] after RoPE, or NULL with scores */
+    dkv_rows const* scores;  /* [q_heads or kv_heads, prompt_tokens, 1] f32, or NULL */
+    float scale;             /* of the logits; 0: 1/sqrt(head_dim) */
+    float softcap;           /* 0: none */
 } dkv_layer_ready;
 
 /* Reports a layer. Sends and returns; what comes of it is an event. After a failure the session is
@@ -235,11 +237,11 @@ dkv_status dkv_session_poll(dkv_session* session, dkv_event* event, uint32_t tim
 
 typedef struct dkv_result {
     uint32_t struct_bytes;
-    int32_t committed;            /* 1: compressed; 0: abandoned or not to be compressed */
+    int32_t committed; /* 1: compressed; 0: abandoned or not to be compressed */
     uint64_t bytes_full;
     uint64_t bytes_kept;
-    uint64_t bytes_block_table;   /* what a host with one block table for all layers would get */
-    uint64_t busy_ns;             /* the sidecar's time spent on this session */
+    uint64_t bytes_block_table; /* what a host with one block table for all layers would get */
+    uint64_t busy_ns;           /* the sidecar's time spent on this session */
 } dkv_result;
 
 /* Waits for the destination, at most timeout_ms (0: the engine's). Events that come meanwhile are
@@ -257,12 +259,12 @@ typedef enum dkv_layer_form {
 typedef struct dkv_layer_view {
     uint32_t struct_bytes;
     dkv_layer_form form;
-    void const* keys;                 /* NULL when form is DKV_LAYER_FULL */
+    void const* keys; /* NULL when form is DKV_LAYER_FULL */
     void const* values;
-    uint32_t const* lengths;          /* [kv_heads] rows; NULL when form is DKV_LAYER_FULL */
-    uint64_t const* head_offset;      /* [kv_heads] bytes, the same for keys and values */
-    int32_t const* positions;         /* DKV_LAYER_PACKED: positions of the rows, heads one after another */
-    float mass_kept;                  /* share of the window's attention on kept tokens; negative: unknown */
+    uint32_t const* lengths;     /* [kv_heads] rows; NULL when form is DKV_LAYER_FULL */
+    uint64_t const* head_offset; /* [kv_heads] bytes, the same for keys and values */
+    int32_t const* positions; /* DKV_LAYER_PACKED: positions of the rows, heads one after another */
+    float mass_kept; /* share of the window's attention on kept tokens; negative: unknown */
 } dkv_layer_view;
 dkv_status dkv_session_layer(dkv_session* session, uint32_t layer, dkv_layer_view* view);
 
@@ -280,8 +282,8 @@ dkv_status dkv_session_adopted(dkv_session* session,
 /* Why the session was abandoned: DKV_OK when it was not. */
 dkv_status dkv_session_failure(dkv_session const* session);
 
-/* Ends the session, with a reason when it was given up (NULL otherwise), and frees it and the arenas
- * that were not taken. Does not wait. NULL session is allowed. */
+/* Ends the session, with a reason when it was given up (NULL otherwise), and frees it and the
+ * arenas that were not taken. Does not wait. NULL session is allowed. */
 void dkv_session_close(dkv_session* session, char const* reason);
 
 #ifdef __cplusplus
