@@ -36,7 +36,7 @@ def waited_for(condition, what: str):
 
 
 def status(sidecar) -> dict:
-    return json.loads(sidecar.dkv("--json", "status").stdout)
+    return json.loads(sidecar.dkv("--json", "status").stdout)["sidecar"]
 
 
 def instances(sidecar) -> list[dict]:
