@@ -25,7 +25,7 @@ Result<void> check_ids(GatherArgs const& args) {
     for (std::size_t head = 0; head < args.lengths.size(); ++head) {
         for (std::uint32_t i = 0; i < args.lengths[head]; ++i, ++row) {
             std::int32_t const id = args.ids[row];
-            if (static_cast<std::uint32_t>(id) >= args.source.tokens)  // Negative ids wrap.
+            if (id < 0 || static_cast<std::uint32_t>(id) >= args.source.tokens)
                 return Error{ErrorCode::InvalidArgument,
                              "id " + std::to_string(id) + " of head " + std::to_string(head) +
                                  " is not in [0, " + std::to_string(args.source.tokens) + ")"};

@@ -14,6 +14,7 @@ namespace {
 
 // Ranges depend on the shape alone and are joined in order: the same bits on any number of threads.
 constexpr std::uint32_t kRangeKeys = 5 * kTileKeys;
+constexpr float kMost = std::numeric_limits<float>::max();
 
 class Score {
 public:
@@ -125,7 +126,6 @@ private:
         std::transform(args_.lse.begin() + static_cast<std::ptrdiff_t>(head * plan_.rows),
                        args_.lse.begin() + static_cast<std::ptrdiff_t>((head + 1) * plan_.rows),
                        largest(head), [](float lse) {
-                           constexpr float kMost = std::numeric_limits<float>::max();
                            lse *= kLog2E;
                            return std::isnan(lse) ? kMost : std::clamp(lse, -kMost, kMost);
                        });

@@ -84,8 +84,8 @@ HWY_INLINE void block_logits(float const* HWY_RESTRICT queries,
                              std::size_t head_dim,
                              float softcap,
                              float* HWY_RESTRICT logits) {
-    constexpr std::size_t kKeys = block_keys(kVecs);
-    Vec sums[kKeys][kVecs];
+    constexpr std::size_t height = block_keys(kVecs);
+    Vec sums[height][kVecs];
     for (auto& row : sums)
         for (Vec& sum : row)
             sum = hn::Zero(kF32);
@@ -93,13 +93,13 @@ HWY_INLINE void block_logits(float const* HWY_RESTRICT queries,
         Vec query[kVecs];
         for (std::size_t v = 0; v < kVecs; ++v)
             query[v] = hn::Load(kF32, queries + v * kLanes);
-        for (std::size_t k = 0; k < kKeys; ++k) {
+        for (std::size_t k = 0; k < height; ++k) {
             Vec const key = hn::Set(kF32, keys[k][dim]);
             for (std::size_t v = 0; v < kVecs; ++v)
                 sums[k][v] = hn::MulAdd(query[v], key, sums[k][v]);
         }
     }
-    for (std::size_t k = 0; k < kKeys; ++k)
+    for (std::size_t k = 0; k < height; ++k)
         for (std::size_t v = 0; v < kVecs; ++v)
             hn::Store(finish_logits(sums[k][v], softcap), kF32, logits + (k * kVecs + v) * kLanes);
 }
@@ -331,9 +331,9 @@ Simd simd() {
     return HWY_DYNAMIC_DISPATCH(target)();
 }
 
-RowPlan::RowPlan(std::size_t group_, std::size_t window_, Simd const& simd)
-    : group(group_),
-      window(window_),
+RowPlan::RowPlan(std::size_t group_heads, std::size_t window_tokens, Simd const& simd)
+    : group(group_heads),
+      window(window_tokens),
       rows(group * window),
       rows_padded(round_up(rows, simd.lanes)) {
     std::size_t const vecs = rows_padded / simd.lanes;

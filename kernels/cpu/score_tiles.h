@@ -44,7 +44,7 @@ struct Segment {
 
 /// Which rows go together; the same for every KV head.
 struct RowPlan {
-    RowPlan(std::size_t group, std::size_t window, Simd const& simd);
+    RowPlan(std::size_t group_heads, std::size_t window_tokens, Simd const& simd);
 
     std::size_t group;
     std::size_t window;

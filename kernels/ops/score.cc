@@ -6,6 +6,10 @@
 namespace dkv {
 namespace {
 
+// Strides of 0 can make a small buffer look like anything; what backends allocate for the queries
+// and their statistics must still be a number.
+constexpr std::uint64_t kQueryElementsMax = std::uint64_t{1} << 36;
+
 Result<void> check_heads(RowsView const& queries, RowsView const& keys) {
     auto const invalid = [](std::string message) {
         return Error{ErrorCode::InvalidArgument, std::move(message)};
@@ -21,6 +25,10 @@ Result<void> check_heads(RowsView const& queries, RowsView const& keys) {
     if (queries.dtype != keys.dtype)
         return invalid("queries are " + std::string(name_of(queries.dtype)) + ", keys " +
                        std::string(name_of(keys.dtype)));
+    std::uint64_t elements = std::uint64_t{queries.heads} * queries.tokens;
+    if (__builtin_mul_overflow(elements, std::uint64_t{queries.head_dim}, &elements) ||
+        elements > kQueryElementsMax)
+        return invalid("queries have more than " + std::to_string(kQueryElementsMax) + " elements");
     return {};
 }
 

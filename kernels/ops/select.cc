@@ -6,10 +6,14 @@
 #include "kernels/tensor_view.h"
 
 namespace dkv {
+namespace {
+
+constexpr std::uint32_t kTokensMax = std::numeric_limits<std::int32_t>::max();  // Ids are i32.
+
+}  // namespace
 
 Result<void> check(SelectArgs const& args) {
-    constexpr std::uint32_t kTokensMax = std::numeric_limits<std::int32_t>::max();
-    if (args.tokens > kTokensMax)  // Ids are i32.
+    if (args.tokens > kTokensMax)
         return Error{ErrorCode::InvalidArgument, "tokens is " + std::to_string(args.tokens) +
                                                      ", more than " + std::to_string(kTokensMax)};
     DKV_TRY(check_elements("scores", args.scores.size(), {args.keep.size(), args.tokens}));

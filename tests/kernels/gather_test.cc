@@ -85,7 +85,7 @@ TEST_CASE("gather copies any number of rows, and nothing beside them") {
         std::vector<std::byte> want(out.size(), std::byte{0xee});
         for (std::uint32_t i = 0; i < 1700; ++i) {
             std::uint32_t const head = i < 900 ? 0 : 1;
-            std::memcpy(want.data() + offsets[head] + (i - 900 * head) * 160,
+            std::memcpy(want.data() + offsets[head] + (i - 900u * head) * std::size_t{160},
                         rows.view.row(head, static_cast<std::uint32_t>(ids[i])), 160);
         }
         CHECK(out == want);
@@ -149,7 +149,7 @@ TEST_CASE("gather refuses rows that do not fit, overlap, or would overwrite the 
 
 TEST_CASE("gather may write between the heads of its source") {
     Case c;
-    std::vector<float> arena(3 * 16);
+    std::vector<float> arena(48);
     c.rows.view.data = reinterpret_cast<std::byte*>(arena.data());
     c.rows.view.head_stride = 16;  // Tokens take 8 of them.
     c.rows.fill([](auto head, auto token, auto dim) {
@@ -157,7 +157,7 @@ TEST_CASE("gather may write between the heads of its source") {
     });
     auto args = c.args();
     args.out = {c.rows.view.data, arena.size() * sizeof(float)};
-    c.out_offsets = {8 * 4, 0, 24 * 4};
+    c.out_offsets = {32, 0, 96};
     REQUIRE(make_cpu_backend(1)->gather(args));
     CHECK(std::vector(arena.begin() + 8, arena.begin() + 12) == std::vector<float>{20, 21, 30, 31});
     CHECK(std::vector(arena.begin() + 24, arena.begin() + 28) ==

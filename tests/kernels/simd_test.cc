@@ -57,7 +57,7 @@ TEST_CASE("score is the reference on every instruction set") {
                 test::Rows keys(dtype, 2, 300, 72);
                 queries.fill_normal(random);
                 keys.fill_normal(random);
-                std::vector<float> scores(2 * (300 - window));
+                std::vector<float> scores(std::size_t{2} * (300 - window));
                 ScoreArgs args;
                 args.queries = queries.view;
                 args.keys = keys.view;
@@ -109,7 +109,7 @@ TEST_CASE("pool is the reference on every instruction set") {
     std::mt19937 random(31);
     std::uniform_real_distribution<float> uniform;
     for_each_target([&](Backend& backend) {
-        std::vector<float> scores(2 * 2500);
+        std::vector<float> scores(5000);
         for (float& score : scores)
             score = uniform(random);
         std::vector<float> out(scores.size());

@@ -7,6 +7,12 @@
 
 using namespace dkv;
 
+namespace {
+
+constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+
+}  // namespace
+
 TEST_CASE("the extent of a view ends with its last element, not with its last stride") {
     test::Rows const rows(Dtype::F16, 2, 3, 4);
     RowsView view = rows.view;
@@ -20,7 +26,6 @@ TEST_CASE("the extent of a view ends with its last element, not with its last st
 }
 
 TEST_CASE("strides that reach beyond 64 bits are refused, however they overflow") {
-    constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
     std::byte byte{};
     RowsView view = dense_rows(&byte, Dtype::F32, 2, 2, 2);
     view.head_stride = kMost;

@@ -8,9 +8,10 @@
 
 namespace {
 
+constexpr char kFlag[] = "--threads=";
+
 /// The value of --threads=N, which is taken out of argv; 1 without.
 unsigned take_threads(int& argc, char** argv) {
-    constexpr char kFlag[] = "--threads=";
     unsigned threads = 1;
     int kept = 0;
     for (int i = 0; i < argc; ++i) {
