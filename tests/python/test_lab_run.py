@@ -120,6 +120,21 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
         assert len(list(csv.DictReader(file))) == len(lines)
 
 
+def test_headkvs_score_needs_no_cut_and_gives_a_profile(tiny, tmp_path):
+    made = profile.load(calibrated(tmp_path, "--method", "headkv"))
+
+    assert made.figures["needle"]["prompts"] == 2
+    assert "text" not in made.figures and "error" not in made.figures
+
+
+def test_a_facts_place_in_the_prompt_is_known(tiny):
+    row = needles.needle_rows(Bytes(), "ruler", "report", 1, 900, 3)[0]
+
+    texts = [bytes(token - 2 for token in row.tokens[begin:end]).decode() for begin, end in row.facts]
+    assert len(texts) == 4
+    assert all(text.startswith(" One of the special magic numbers") and text.endswith(".\n") for text in texts)
+
+
 def test_a_refined_budget_moves_halfway_to_what_doubling_gains():
     described = {"geometry": {"layers": 2, "compressed": [0, 1], "q_heads": 2, "kv_heads": 1, "head_dim": 8}}
     made = profile.Profile(described, {}, "head", 0.5, 0.2, [[0.5], [0.5]])

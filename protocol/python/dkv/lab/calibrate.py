@@ -67,6 +67,26 @@ def measure(probe: Probe, store: PrefillStore, row: Row, granularity: str, base:
     return record
 
 
+def retrieval(probe: Probe, row: Row) -> dict:
+    """HeadKV's score in its place (Fu et al. 2024): how much a head looks at the fact while the answer is written.
+
+    Of each answer token's largest attention weights, as many as the fact has tokens, those on the fact are
+    summed; mean over the answer, summed over the group. No cut is made, so one prefill is all it takes.
+    """
+    answer = row.answer
+    prompt = probe.prefill(torch.tensor(row.tokens + answer[:-1], device=probe.model.device), window=len(answer))
+    on_fact = torch.zeros(prompt.tokens, dtype=torch.bool)
+    for begin, end in row.facts:
+        on_fact[begin:end] = True
+    scored = []
+    for index in prompt.compressed:
+        top = scores.window_weights(prompt.layers[index]).topk(int(on_fact.sum()), dim=-1)
+        share = (top.values * on_fact[top.indices.cpu()].to(top.values.device)).sum(-1)
+        scored.append((share.sum(1) / len(answer)).tolist())
+    flat = [round(value, 7) for layer in scored for value in layer]
+    return {"key": row.key, "task": row.task, "template": row.template, "damage": flat, "error": None}
+
+
 def mean_damages(records: list[dict], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Per task the mean over its prompts, [layers, heads or 1]."""
     out = {}
@@ -83,7 +103,6 @@ def build_profile(records: list[dict], described: dict, recipe: dict, alpha: flo
     damages = mean_damages(records, shape)
     if not damages:
         raise RuntimeError("no prompt could be measured: the model answers none of the needles and no text was asked for")
-    errors = torch.tensor([record["error"] for record in records], dtype=torch.float64).mean(0)
     figures = {
         task: {
             "prompts": sum(record["task"] == task and record["damage"] is not None for record in records),
@@ -92,7 +111,10 @@ def build_profile(records: list[dict], described: dict, recipe: dict, alpha: flo
         }
         for task, damage in damages.items()
     }
-    figures["error"] = {"grid": ERROR_GRID, "mean": [[[round(v, 6) for v in h] for h in layer] for layer in errors.tolist()]}
+    curves = [record["error"] for record in records if record["error"] is not None]
+    if curves:
+        errors = torch.tensor(curves, dtype=torch.float64).mean(0).tolist()
+        figures["error"] = {"grid": ERROR_GRID, "mean": [[[round(v, 6) for v in h] for h in layer] for layer in errors]}
     weights = [[round(value, 9) for value in row] for row in profile.combine(damages).tolist()]
     return profile.Profile(described, recipe, recipe["granularity"], alpha, floor, weights, figures)
 
@@ -130,6 +152,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
     parser.add_argument("--granularity", choices=("layer", "head"), default="head")
+    parser.add_argument(
+        "--method", choices=("damage", "headkv"), default="damage", help="what is measured (%(default)s); headkv: needles, per head"
+    )
     parser.add_argument("--needles", type=int, default=8)
     parser.add_argument("--texts", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
@@ -148,6 +173,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
         parser.error(f"unknown task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
+    if options.method == "headkv" and (options.granularity != "head" or options.refine):
+        parser.error("--method headkv scores heads, and is not refined")
+    if options.method == "headkv":
+        options.tasks = ["needle"]
     if options.cut <= options.window:
         parser.error(f"--cut {options.cut} leaves nothing beside the window of {options.window}")
     if options.tokens <= options.cut:
@@ -164,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer, name = models.load(options.model)
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
-    names = ("tasks", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "seed")
+    names = ("tasks", "method", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "seed")
     recipe = {name: getattr(options, name) for name in names} | {"kernel": 7, "pool": "max", "reduce": "mean"}
     # More prompts may be added later: the journal does not depend on how many there are.
     header = {"model": described, "recipe": {k: v for k, v in recipe.items() if k not in ("needles", "texts", "tasks")}}
@@ -176,7 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
         bar = progress.add_task("calibrating", total=len(rows))
         for row in rows:
-            if row.key not in journal:
+            if row.key not in journal and options.method == "headkv":
+                journal.append(retrieval(probe, row))
+            elif row.key not in journal:
                 journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced))
             progress.advance(bar)
     wanted = {row.key for row in rows}

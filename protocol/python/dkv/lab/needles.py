@@ -37,6 +37,7 @@ class Row:
     tokens: list[int]
     answer: list[int]  # Forced after the prompt; empty: the full cache's own continuation.
     continuation: tuple[int, ...] = ()  # Text rows: what really came next.
+    facts: tuple[tuple[int, int], ...] = ()  # Where the hidden statements are: [begin, end) in tokens.
 
 
 def _pick(rng: random.Random, words: str) -> str:
@@ -243,13 +244,15 @@ def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: st
     hay = _encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
     breaks = _breaks(tokenizer, hay)
     depths = sorted(rng.uniform(0.05, 0.95) for _ in statements)
-    tokens, begin = [], 0
+    tokens, begin, spans = [], 0, []
     for depth, statement in zip(depths, statements):
         at = max(begin, min(breaks, key=lambda b: abs(b - depth * room)))
-        tokens += hay[begin:at] + statement
+        tokens += hay[begin:at]
+        spans.append((len(tokens), len(tokens) + len(statement)))
+        tokens += statement
         begin = at
     tokens += hay[begin:] + question
-    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer))
+    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer), facts=tuple(spans))
 
 
 def _breaks(tokenizer, tokens: list[int]) -> list[int]:

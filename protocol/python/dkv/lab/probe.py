@@ -119,13 +119,14 @@ class Probe:
         model.set_attn_implementation(NAME)
 
     @torch.inference_mode()
-    def prefill(self, ids: torch.Tensor, accumulate: bool = False) -> Prompt:
+    def prefill(self, ids: torch.Tensor, accumulate: bool = False, window: int | None = None) -> Prompt:
         """ids [n]. `accumulate`: also H2O's sums over all queries, which cost about a second prefill's attention."""
-        if ids.numel() <= self.window:
-            raise ProbeError(f"the prompt has {ids.numel()} tokens and the window {self.window}: nothing to compress")
-        recorder = _Prefill(self.slidings, self.window, accumulate)
+        window = self.window if window is None else window
+        if ids.numel() <= window:
+            raise ProbeError(f"the prompt has {ids.numel()} tokens and the window {window}: nothing to compress")
+        recorder = _Prefill(self.slidings, window, accumulate)
         logits = self._forward(ids[None], 0, recorder, logits_to_keep=1)
-        return Prompt(ids.numel(), self.window, recorder.layers, logits[0, -1].float())
+        return Prompt(ids.numel(), window, recorder.layers, logits[0, -1].float())
 
     @torch.inference_mode()
     def greedy(self, prompt: Prompt, tokens: int) -> torch.Tensor:

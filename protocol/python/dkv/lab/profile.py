@@ -41,7 +41,6 @@ class Profile:
     floor: float
     weights: list[list[float]]
     figures: dict = field(default_factory=dict)  # Per task: damage, prompts; and the mean error curves.
-    joint: dict = field(default_factory=dict)  # Parameters of the rule that joins profile and prompt.
 
     @property
     def geometry(self) -> Geometry:
