@@ -68,7 +68,7 @@ TEST_CASE("pool is the reference at every kernel and length") {
             for (std::uint32_t const tokens : {1u, 2u, 6u, 33u, 130u, 5000u}) {
                 CAPTURE(kernel);
                 CAPTURE(tokens);
-                std::vector<float> scores(2 * tokens);
+                std::vector<float> scores(std::size_t{2} * tokens);
                 for (float& score : scores)
                     score = normal(random);
                 std::vector<float> out(scores.size());

@@ -79,7 +79,7 @@ TEST_CASE("select is a stable sort by score, whatever the scores") {
             for (int kind = 0; kind < 4; ++kind) {
                 CAPTURE(tokens);
                 CAPTURE(kind);
-                std::vector<float> scores(3 * tokens);
+                std::vector<float> scores(std::size_t{3} * tokens);
                 for (float& score : scores) {
                     auto const bits = static_cast<std::uint32_t>(random());
                     if (kind == 0) score = std::bit_cast<float>(bits);  // Any bits: NaN, -0, …

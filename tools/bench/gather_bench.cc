@@ -20,15 +20,16 @@ void run(benchmark::State& state,
     std::size_t const layers = kSourceBytes / source.bytes.size() + 1;
     std::vector<std::vector<std::byte>> const copies(layers, source.bytes);
 
-    std::uint32_t const keep = tokens / 4;
-    std::vector<std::uint32_t> const lengths(model.kv_heads, keep);
+    std::size_t const keep = tokens / 4;
+    std::vector<std::uint32_t> const lengths(model.kv_heads, tokens / 4);
     std::vector<std::int32_t> all(tokens);
     std::iota(all.begin(), all.end(), 0);
-    std::vector<std::int32_t> ids(std::size_t{model.kv_heads} * keep);
+    std::vector<std::int32_t> ids(model.kv_heads * keep);
     std::mt19937 random(1);
     std::vector<std::uint64_t> offsets;
     for (std::uint32_t head = 0; head < model.kv_heads; ++head) {
-        std::sample(all.begin(), all.end(), ids.begin() + head * keep, keep, random);
+        std::sample(all.begin(), all.end(), ids.begin() + static_cast<std::ptrdiff_t>(head * keep),
+                    keep, random);
         offsets.push_back(std::uint64_t{head} * keep * source.view.row_bytes());
     }
     std::size_t const out_bytes = model.kv_heads * keep * source.view.row_bytes();
