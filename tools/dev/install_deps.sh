@@ -16,6 +16,7 @@ readonly debian_packages=(
     # run
     cppzmq-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libfmt-dev libflatbuffers-dev
     libhwy-dev libspdlog-dev libtbb-dev libzmq3-dev nlohmann-json3-dev prometheus-cpp-dev
+    zlib1g-dev
     # test and lint
     clang-format clang-tidy doctest-dev
     # Python
