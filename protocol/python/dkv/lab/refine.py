@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 
 import torch
 
@@ -41,6 +42,9 @@ def measure(probe: Probe, store: PrefillStore, row: Row, profile: Profile, capac
     outcome = probe.force(prompt, answer, variants, rankings, compare=is_text)
     losses = outcome.kl[:, 1:].mean(1) if is_text else -outcome.logprob.sum(1)
     gains = [round(value, 7) for value in (losses[0] - losses[1:]).tolist()]
+    for index, variant in enumerate(variants[1:]):
+        if torch.equal(variant.budgets, base):
+            gains[index] = None  # Whole already: nothing to learn.
     return {"key": row.key, "task": row.task, "capacity": capacity, "loss": float(losses[0]), "gain": gains}
 
 
@@ -50,12 +54,15 @@ def update(profile: Profile, records: list[dict]) -> Profile:
     shares = []
     for task in sorted({record["task"] for record in records}):
         part = [record for record in records if record["task"] == task]
-        gain = torch.tensor([record["gain"] for record in part], dtype=torch.float64).mean(0)
-        shares.append(gain / max(1e-9, sum(record["loss"] for record in part) / len(part)))
-    gain = torch.stack(shares).mean(0).view(weights.shape).clamp_min(0)
-    gain = gain.clamp_min(_LEAST_GAIN * float(gain.mean()))
+        gain = torch.tensor([[nan if g is None else g for g in record["gain"]] for record in part], dtype=torch.float64)
+        shares.append(gain.nanmean(0) / max(1e-9, sum(record["loss"] for record in part) / len(part)))
+    gain = torch.stack(shares).nanmean(0).view(weights.shape)
+    known = ~gain.isnan()
+    gain = gain.nan_to_num().clamp_min(0)
+    gain = gain.clamp_min(_LEAST_GAIN * float(gain[known].mean()))
     current = weights.clamp_min(1e-9) ** profile.alpha
-    moved = (current / current.sum()) ** (1 - _STEP) * (gain / gain.sum()) ** _STEP
+    current, gain = current / current[known].sum(), gain / gain[known].sum()
+    moved = torch.where(known, current ** (1 - _STEP) * gain**_STEP, current)
     made = (moved / moved.sum()) ** (1 / profile.alpha)
     made = made / made.sum()
     figures = dict(profile.figures) | {"refined": [[round(v, 7) for v in row] for row in gain.tolist()]}
