@@ -72,6 +72,7 @@ Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
 
 Result<EngineHello> from_wire(wire::HelloT const& hello) {
     auto const& geometry = *hello.geometry;
+    auto const element = DKV_TRY(dtype("the geometry", geometry.dtype));
     return EngineHello{.instance = hello.instance,
                        .generation = hello.generation,
                        .group = hello.group,
@@ -83,7 +84,7 @@ Result<EngineHello> from_wire(wire::HelloT const& hello) {
                                     .q_heads = geometry.q_heads,
                                     .kv_heads = geometry.kv_heads,
                                     .head_dim = geometry.head_dim,
-                                    .dtype = DKV_TRY(dtype("the geometry", geometry.dtype))}};
+                                    .dtype = element}};
 }
 
 Result<RegionSource> from_wire(wire::RegionSourceUnion const& source) {

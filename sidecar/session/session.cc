@@ -142,13 +142,14 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
                                        RegionTable const& regions) const {
     auto const& geometry = spec_.job.geometry;
     auto const tokens = spec_.job.prompt_tokens;
-    LayerWork work{.layer = request.layer,
-                   .keys = DKV_TRY(lease("keys", request.keys, regions)),
-                   .values = DKV_TRY(lease("values", request.values, regions)),
-                   .queries = {},
-                   .scores = {},
-                   .scale = request.scale,
-                   .softcap = request.softcap};
+    // One by one: an early return out of an initializer list would leak the leases before it (g++
+    // 12).
+    LayerWork work;
+    work.layer = request.layer;
+    work.scale = request.scale;
+    work.softcap = request.softcap;
+    work.keys = DKV_TRY(lease("keys", request.keys, regions));
+    work.values = DKV_TRY(lease("values", request.values, regions));
     auto const check_rows = [&](char const* name, RowsView const& view, std::uint32_t heads,
                                 std::uint32_t count, std::uint32_t dim,
                                 Dtype dtype) -> Result<void> {
