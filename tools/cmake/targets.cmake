@@ -19,11 +19,6 @@ endif()
 # .cc files of the current folder; the linker checks the same law as tools/tidy/tidy.py.
 function(dkv_library name)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
-    if(NOT sources)  # CONSTRUCTION: goes when every part is there
-        add_library(${name} INTERFACE)
-        target_link_libraries(${name} INTERFACE dkv_options ${ARGN})
-        return()
-    endif()
     add_library(${name} STATIC ${sources})
     target_link_libraries(${name} PUBLIC dkv_options ${ARGN})
 endfunction()
@@ -32,9 +27,6 @@ endfunction()
 # each of its cases a test of its own.
 function(dkv_test name)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
-    if(NOT sources)  # CONSTRUCTION
-        return()
-    endif()
     add_executable(${name} ${PROJECT_SOURCE_DIR}/tests/main.cc ${sources})
     target_link_libraries(${name} PRIVATE dkv_options ${ARGN})
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
