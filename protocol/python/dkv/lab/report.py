@@ -101,19 +101,38 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", default="snapkv", help="what differences are taken to (%(default)s)")
     parser.add_argument("--templates", action="store_true", help="also a table per needle template and kind of text")
     parser.add_argument("--short", action="store_true", help="means alone")
+    parser.add_argument("--csv", type=Path, help="write every number of the tables to this file, too")
+    parser.add_argument("--note", action="append", default=[], help="a comment line of that file: command, seed, date")
     options = parser.parse_args(arguments)
     lines = read(options.results)
+    written = []
     for task, metrics in METRICS.items():
         for tokens in sorted({line["tokens"] for line in lines if line["task"] == task}, key=int):
             templates = sorted({line["template"] for line in lines if line["task"] == task}) if options.templates else []
             for column, title in metrics:
                 for template in [None, *templates]:
                     entries = table(lines, task, column, tokens, template, options.against)
+                    written += [
+                        {"task": task, "template": template or "all", "tokens": tokens, "metric": column} | entry
+                        for entry in entries
+                    ]
                     if entries:
                         name = f", {template}" if template else ""
                         print(f"\n### {title}, {tokens} tokens{name}\n")
                         print("\n".join(_short(entries) if options.short else markdown(entries, options.against)))
+    if options.csv is not None:
+        write_csv(options.csv, written, [*options.note, f"differences and ratios: paired, to {options.against}; 95 % bootstrap intervals"])
     return 0
+
+
+def write_csv(path: Path, entries: list[dict], notes: list[str]) -> None:
+    columns = "task template tokens metric policy capacity n mean low high difference dlow dhigh ratio rlow rhigh".split()
+    with path.open("w", newline="") as file:
+        file.writelines(f"# {note}\n" for note in notes)
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for entry in entries:
+            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in entry.items()})
 
 
 def _short(entries: list[dict]) -> list[str]:
