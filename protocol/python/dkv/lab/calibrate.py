@@ -162,7 +162,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--alpha", type=float, default=0.5, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.85, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
     parser.add_argument("--refine", type=int, default=0, help="rounds of improvement around the profile's own budgets (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
