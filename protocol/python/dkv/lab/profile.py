@@ -52,7 +52,9 @@ class Profile:
     def save(self, path: Path) -> None:
         """Written beside and renamed: a reader never sees half a file."""
         scratch = path.with_name(path.name + ".part")
-        scratch.write_text(json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n")
+        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        lines = [f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in data.items()]
+        scratch.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         os.replace(scratch, path)
 
 
