@@ -44,7 +44,7 @@ def run(sidecar, *flags: str, tokens: int = TOKENS) -> tuple[int, dict]:
 
 
 def status(sidecar) -> dict:
-    return json.loads(sidecar.dkv("--json", "status").stdout)
+    return json.loads(sidecar.dkv("--json", "status").stdout)["sidecar"]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -94,7 +94,7 @@ def test_fullkv_and_short_prompts_stay_where_they_are(sidecar):
         (["--policy", "snapkv", "--capacity", "16"], "invalid_argument", "16"),
         (["--policy", "snapkv", "--kernel", "4"], "invalid_argument", "4"),
         (["--policy", "snapkv", "--wrong-dtype"], "invalid_argument", "f16"),
-        (["--policy", "snapkv", "--offset-past-region"], "invalid_argument", "past"),
+        (["--policy", "snapkv", "--offset-past-region"], "invalid_argument", "values end at byte"),
     ],
 )
 def test_a_bad_request_is_a_typed_error_and_the_cache_stays_whole(sidecar, flags, error, words):
@@ -175,7 +175,7 @@ def test_a_killed_engine_is_gone_its_memory_dropped_and_nothing_is_left_behind(s
     os.kill(pid, signal.SIGKILL)
     engine.process.wait()
 
-    waited_for(lambda: status(sidecar)["instances"] == 0, "the engine to be gone")
+    waited_for(lambda: status(sidecar)["instances_attached"] == 0, "the engine to be gone")
     gone = status(sidecar)
     assert gone["mapped_bytes"] == 0
     assert any(str(pid) in line for line in gone["gone"])

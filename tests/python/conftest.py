@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from processes import sidecar  # noqa: E402, F401
+
 torch.set_num_threads(1)  # The tiny model is faster so; the real one asks for more.
 
 
@@ -64,68 +66,3 @@ def prompt():
         return torch.randint(2, 512, (1, count), generator=torch.Generator().manual_seed(seed))
 
     return tokens
-
-
-def program(name: str) -> Path:
-    """A program that was built; without it the test is skipped, or fails under DKV_REQUIRE_E2E=1."""
-    folder = Path(os.environ.get("DKV_BIN_DIR", ROOT / "build" / "dev" / "bin"))
-    path = folder / name
-    if not path.is_file():
-        message = f"{path} is not built (DKV_BIN_DIR chooses another folder)"
-        if os.environ.get("DKV_REQUIRE_E2E") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
-
-
-class Sidecar:
-    """A dkvd of one test's own. start() again after kill() is what an operator's restart is."""
-
-    def __init__(self, folder: Path):
-        self.endpoint = f"ipc://{folder}/dkvd.sock"
-        self.log = folder / "dkvd.log"
-        self._dkvd, self._dkv = program("dkvd"), program("dkv")
-        self.process: subprocess.Popen | None = None
-
-    def start(self, *flags: str) -> "Sidecar":
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [self._dkvd, "--endpoint", self.endpoint, *flags], stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + 20
-        while self.dkv("status", check=False).returncode != 0:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"dkvd did not start: {self.log.read_text()}")
-        return self
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise
-
-    def dkv(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [self._dkv, "--endpoint", self.endpoint, *arguments],
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=30,
-        )
-
-
-@pytest.fixture
-def sidecar(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dkvd")
-    folder.chmod(0o700)
-    running = Sidecar(folder)
-    yield running.start()
-    running.stop()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from processes import waited_for
 from test_cache import greedy, logits_of_masked_model, plain, step_by_step
 
 import dkv
@@ -21,18 +21,7 @@ import dkv.hf
 pytestmark = pytest.mark.e2e
 
 POLICIES = ["streamingllm", "snapkv", "pyramidkv", "dynamickv"]
-LAYERS, KV_HEADS, WAIT_S = 4, 2, 20
-
-
-def waited_for(condition, what: str):
-    """What `condition` returns once it is true; other processes need their time."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {WAIT_S} s for {what}")
+LAYERS, KV_HEADS = 4, 2
 
 
 def status(sidecar) -> dict:

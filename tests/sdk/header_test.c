@@ -1,7 +1,7 @@
 /* Compiled as C11: what a C engine sees of dkv.h. */
-#include "protocol/sdk/dkv.h"
-
 #include <string.h>
+
+#include "protocol/sdk/dkv.h"
 
 int dkv_header_test(void);
 

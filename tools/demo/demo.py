@@ -185,7 +185,7 @@ def print_answers(report: dict, console: Console) -> None:
     table = Table(title=f"“{report['question']}”", title_justify="left")
     table.add_column("run", no_wrap=True)
     table.add_column("right", justify="center")
-    table.add_column("answer")
+    table.add_column("answer", overflow="ellipsis", no_wrap=True)
     for run in report["runs"]:
         right = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[run["correct"]]
         table.add_row(run["title"], right, run["answer"].replace("\n", " ")[:100])
@@ -212,7 +212,7 @@ def print_savings(report: dict, console: Console) -> None:
         title=f"Savings, MiB: {report['prompt_tokens']} tokens, {mib(report['runs'][0]['bytes_full'])} MiB of KV cache",
         title_justify="left",
     )
-    for name in ("run", "dropped", "returned", "peak in prefill", "mass kept", "prefill s", "without", "sidecar s"):
+    for name in ("run", "dropped", "returned", "peak", "final", "mass", "prefill s", "sidecar s"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for run in report["runs"]:
         mass = run["mass_kept_per_layer"]
@@ -221,13 +221,17 @@ def print_savings(report: dict, console: Console) -> None:
             mib(run["bytes_dropped"]),
             mib(run["bytes_returned"]),
             mib(run["peak_bytes"]),
-            f"{sum(mass) / len(mass):.3f}" if mass else "?",
+            mib(run["final_bytes"]),
+            f"{sum(mass) / len(mass):.2f}" if mass and None not in mass else "?",
             f"{run['prefill_seconds']:.1f}",
-            f"{run['prefill_seconds_without_dkv']:.1f}",
             f"{run['sidecar_seconds']:.2f}",
         )
     console.print(table)
-    console.print("returned: measured, pages of the engine's shared memory that the system took back", style="dim")
+    console.print(
+        "returned, peak (in prefill), final: measured, blocks of the engine's shared memory; the first row is\n"
+        "computed. mass: share of the window's attention on kept tokens. prefill: to the first token.",
+        style="dim",
+    )
     for run in report["runs"]:
         if run["failure"]:
             console.print(f"[red]{run['title']}: not compressed: {run['failure']}[/]")
@@ -251,7 +255,7 @@ def main() -> None:
     options = parse_arguments()
     options.out.mkdir(parents=True, exist_ok=True)
     document = user_document(options.prompt) if options.prompt else default_document()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(f"[bold]dkv demo[/]: {document.name}")
     with tempfile.TemporaryDirectory(prefix="dkv-demo-") as folder:
         sidecar = Sidecar(options.bin, f"ipc://{folder}/dkvd.sock", options.out / "dkvd.log")
@@ -259,6 +263,7 @@ def main() -> None:
         try:
             report = play(options, document, sidecar, engine, console)
             status = sidecar.dkv("status")
+            savings = sidecar.dkv("savings")
         finally:
             engine.close()
             sidecar.close()
@@ -266,8 +271,9 @@ def main() -> None:
     print_answers(report, console)
     print_budgets(report, console)
     print_savings(report, console)
-    console.print("\n[bold]$ dkv status[/]")
-    console.print(status, highlight=False, markup=False)
+    for command, text in (("dkv status", status), ("dkv savings", savings)):
+        console.print(f"\n[bold]$ {command}[/]")
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{options.out / 'demo.json'} has every figure")
 
 

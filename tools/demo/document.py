@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 
 LICENCE = pathlib.Path("/usr/share/common-licenses/GPL-2")
-NOTE = "Note for the auditors: the access code of the archive room in Lisbon is 73914."
-QUESTION = "What is the access code of the archive room in Lisbon?"
-EXPECTED = "73914"
+NOTE = "Note for the auditors: the keeper of the archive room in Lisbon is Marta Quintela."
+QUESTION = "Who is the keeper of the archive room in Lisbon?"
+EXPECTED = "Marta Quintela"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ def full_cache_facts(model, prompt_tokens: int) -> dict:
         "bytes_dropped": 0,
         "bytes_returned": 0,
         "peak_bytes": full,
+        "final_bytes": full,
         "mass_kept_per_layer": [1.0] * layers,
         "sidecar_seconds": 0.0,
         "failure": None,

@@ -71,7 +71,9 @@ static void prefill(Options const* options, dkv_session* session, Cache* cache, 
         if (options->wrong_dtype)
             ready.keys.dtype = ready.keys.dtype == DKV_F32 ? DKV_F16 : DKV_F32;
         if (options->offset_past_region) ready.values.offset = dkv_arena_bytes(cache->arena);
-        note(outcome, dkv_session_layer_ready(session, &ready));
+        dkv_status const status = dkv_session_layer_ready(session, &ready);
+        /* An abandoned session refuses layers; why it was abandoned is what counts. */
+        note(outcome, status == DKV_BAD_STATE ? dkv_session_failure(session) : status);
         take_events(session, cache, outcome);
     }
 }

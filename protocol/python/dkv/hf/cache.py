@@ -118,6 +118,9 @@ class Cache(TransformersCache):
         report.bytes_full = len(self._dkv_layers) * kv_heads * tokens * row_bytes
         report.bytes_kept = sum(map(sum, report.kept_per_head)) * row_bytes
         report.bytes_dropped = report.bytes_full - report.bytes_kept
+        if self._storage is not None and not report.compressed:
+            report.final_bytes = self._storage.allocated_bytes()
+            report.peak_bytes = max(report.peak_bytes, report.final_bytes)
         return report
 
     def kept_positions(self, layer: int) -> list[list[int]] | None:
