@@ -53,7 +53,7 @@ soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
-	$(PYTHON) tools/bench/run.py --bin $(BUILD)/bin
+	$(PYTHON) tools/bench/run.py --binary $(BUILD)/bin/dkv_bench
 
 lint: build   ## formatting, the shape of the tree, clang-tidy
 	clang-format --dry-run --Werror $(CODE)
