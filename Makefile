@@ -10,7 +10,7 @@ POLICY ?=
 CAPACITY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench lint \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead golden lint \
 	format tidy schema-check install clean
 
 help:         ## list the targets
@@ -54,6 +54,12 @@ soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
 	$(PYTHON) tools/bench/run.py --binary $(BUILD)/bin/dkv_bench
+
+overhead: build ## what dkv costs a real prefill of 4,096 tokens, pair by pair
+	$(PYTHON) tools/bench/overhead.py --bin $(BUILD)/bin
+
+golden: build ## dynamickv-ref against recorded outcomes (FILE=one.json)
+	tools/golden/check $(or $(FILE),tests/data/golden/*.json)
 
 lint: build   ## formatting, the shape of the tree, clang-tidy
 	clang-format --dry-run --Werror $(CODE)

@@ -8,7 +8,7 @@
 namespace dkv::cli {
 namespace {
 
-struct Options {
+struct CompletionOptions {
     std::string shell;
     std::string words;
 };
@@ -41,7 +41,7 @@ Result<std::string> words_of(sdk::Controller& controller, std::string const& lis
 }  // namespace
 
 Run setup_completion(CLI::App& app, Context const& context) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<CompletionOptions>();
     app.add_option("SHELL", options->shell, "the script to print: source it, or see dkv(1)")
         ->check(CLI::IsMember(shells()));
     app.add_option("--words", options->words, "what the scripts ask a sidecar for")

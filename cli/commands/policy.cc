@@ -12,7 +12,7 @@
 namespace dkv::cli {
 namespace {
 
-struct Options {
+struct PolicyOptions {
     std::string show_name;
     PolicyRequest request;
     bool to_default = false;
@@ -86,7 +86,7 @@ Result<Output> show(Context const& context, std::string const& wanted) {
 }
 
 /// Wrong usage that CLI11 cannot see; thrown while parsing so that it ends like any other.
-void check_set(Options const& options) {
+void check_set(PolicyOptions const& options) {
     if (options.to_default && !options.request.name.empty())
         throw CLI::ValidationError("--default and NAME exclude each other");
     if (options.to_default && has_parameters(options.request))
@@ -95,7 +95,7 @@ void check_set(Options const& options) {
         throw CLI::ValidationError("NAME is required, or --default");
 }
 
-Result<Output> set(Context const& context, Options const& options, bool to_default) {
+Result<Output> set(Context const& context, PolicyOptions const& options, bool to_default) {
     std::uint64_t const instance =
         options.instance.empty() ? 0 : DKV_TRY(parse_id(options.instance));
     auto const controller = DKV_TRY(context.connect());
@@ -122,7 +122,7 @@ Result<Output> set(Context const& context, Options const& options, bool to_defau
                    {"reached", reached}}};
 }
 
-void add_target(CLI::App& app, Options& options) {
+void add_target(CLI::App& app, PolicyOptions& options) {
     auto* const one = app.add_option("--instance", options.instance, "only this engine")
                           ->check(id_validator())
                           ->type_name("ID");
@@ -133,7 +133,7 @@ void add_target(CLI::App& app, Options& options) {
 }  // namespace
 
 Run setup_policy(CLI::App& app, Context const& context) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<PolicyOptions>();
     app.require_subcommand(1);
     CLI::App* const list_app = app.add_subcommand("list", "every policy with its parameters");
     CLI::App* const show_app =

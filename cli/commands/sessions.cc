@@ -10,7 +10,7 @@
 namespace dkv::cli {
 namespace {
 
-struct Options {
+struct SessionsOptions {
     std::string session;
     std::string instance;
 };
@@ -25,7 +25,7 @@ Result<wire::SessionListT> matching(wire::SessionListT list, std::string const& 
     return list;
 }
 
-Result<Output> show(Context const& context, Options const& options) {
+Result<Output> show(Context const& context, SessionsOptions const& options) {
     std::uint64_t const instance =
         options.instance.empty() ? 0 : DKV_TRY(parse_id(options.instance));
     auto const controller = DKV_TRY(context.connect());
@@ -42,7 +42,7 @@ Result<Output> show(Context const& context, Options const& options) {
 }  // namespace
 
 Run setup_sessions(CLI::App& app, Context const& context) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<SessionsOptions>();
     app.add_option("ID", options->session, "show this session in detail, with bars per layer")
         ->check(id_validator());
     app.add_option("--instance", options->instance, "only the sessions of this engine")

@@ -143,11 +143,11 @@ private:
 }  // namespace
 
 Run setup_watch(CLI::App& app, Context const& context) {
-    struct Options {
+    struct WatchOptions {
         std::uint64_t count = 0;
         bool lines = false;
     };
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<WatchOptions>();
     app.add_option("--count", options->count, "end after N events; 0: never")->type_name("N");
     app.add_flag("--lines", options->lines, "a line per event on a terminal too");
     return [&context, options] { return Watch(context, options->count, options->lines).run(); };

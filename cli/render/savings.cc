@@ -14,7 +14,7 @@ namespace {
 
 using Align = Column::Align;
 
-constexpr std::size_t kSessionsShown = 10;
+constexpr std::size_t kSavingsSessionsShown = 10;
 constexpr std::size_t kLayersPerLine = 10;
 
 std::string total_text(wire::SavingsT const& total, Style const& style) {
@@ -63,7 +63,7 @@ std::string sessions_table(wire::SavingsInfoT const& savings, Style const& style
                  {"DROPPED", Align::Right},
                  {"RETURNED", Align::Right}});
     auto const& all = savings.sessions;
-    auto const first = all.size() > kSessionsShown ? all.size() - kSessionsShown : 0;
+    auto const first = all.size() > kSavingsSessionsShown ? all.size() - kSavingsSessionsShown : 0;
     for (std::size_t index = first; index < all.size(); ++index) {
         auto const& s = *all[index];
         auto const dropped =
@@ -73,8 +73,9 @@ std::string sessions_table(wire::SavingsInfoT const& savings, Style const& style
                    human_bytes(s.bytes_returned)});
     }
     if (table.empty()) return {};
-    std::string const title =
-        first == 0 ? std::string("Sessions") : fmt::format("The last {} sessions", kSessionsShown);
+    std::string const title = first == 0
+                                  ? std::string("Sessions")
+                                  : fmt::format("The last {} sessions", kSavingsSessionsShown);
     return fmt::format("\n{}: peak during prefill beside what is left\n{}", title,
                        table.text(style));
 }

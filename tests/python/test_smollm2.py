@@ -113,18 +113,17 @@ def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(model
 
 
 def test_four_thousand_tokens_give_their_bytes_back(model, document, sidecar):
-    """Memory and time at once, since each prefill of 4,000 tokens takes its time."""
     tokens = document(4000)
     dropped = LAYERS * KV_HEADS * (4000 - 512) * 2 * HEAD_DIM * 4
 
     def run(policy, **wish):
         cache = dkv.hf.Cache(model, policy=policy, endpoint=sidecar.endpoint, timeout_s=120, **wish)
-        seconds = prefill(model, tokens, cache)
-        return cache, seconds, process_pss()
+        prefill(model, tokens, cache)
+        return cache, process_pss()
 
-    full, _, full_pss = run("fullkv")
+    full, full_pss = run("fullkv")
     del full
-    cache, seconds, pss = run("dynamickv", capacity=512)
+    cache, pss = run("dynamickv", capacity=512)
 
     report = cache.report()
     assert report.compressed, report.failure
@@ -132,4 +131,3 @@ def test_four_thousand_tokens_give_their_bytes_back(model, document, sidecar):
     assert report.bytes_returned >= 0.95 * dropped
     assert full_pss - pss >= 0.9 * dropped  # The allocator's own movements are in here, too.
     assert report.peak_bytes < report.bytes_full + report.bytes_kept
-    assert report.engine_seconds < 0.05 * seconds
