@@ -79,7 +79,7 @@ public:
                          std::uint64_t instance,
                          std::uint64_t session,
                          AdoptedBytes const& bytes);
-    /// A session that is closed already: nothing happens.
+    /// A session that is not open (any more): nothing happens.
     Result<void> close_session(Caller const& caller,
                                std::uint64_t instance,
                                std::uint64_t session,

@@ -142,7 +142,8 @@ Result<void> Table::close_session(Caller const& caller,
                                   std::uint64_t session,
                                   std::string const& reason) {
     Instance& engine = *DKV_TRY(find(caller, instance));
-    if (!engine.sessions.contains(session) && history_.has_session(instance, session)) return {};
+    // Closed already, or never opened: an engine closes what it asked for and was refused, too.
+    if (!engine.sessions.contains(session)) return {};
     Session& found = *DKV_TRY(find(engine, session));
     bool const is_whole = !found.needs().compress;
     if (!reason.empty()) {

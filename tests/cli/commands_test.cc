@@ -26,10 +26,6 @@ FakeSidecar with_engine() {
     return sidecar;
 }
 
-bool contains(std::string const& text, std::string const& part) {
-    return text.find(part) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("dkv status --json gives exact numbers and ids as strings") {

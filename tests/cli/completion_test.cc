@@ -30,10 +30,6 @@ CompletionNode::Option option_of(CompletionNode const& node, std::string const& 
     return {};
 }
 
-bool contains(std::string const& text, std::string const& part) {
-    return text.find(part) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("completion: the program's nodes are its commands, options and choices") {

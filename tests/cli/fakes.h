@@ -14,6 +14,10 @@
 
 namespace dkv::test {
 
+inline bool contains(std::string const& text, std::string const& part) {
+    return text.find(part) != std::string::npos;
+}
+
 wire::PolicyT some_policy(std::string name, std::uint32_t capacity);
 /// Two layers of two KV heads of a 3584-token prompt.
 std::unique_ptr<wire::SessionInfoT> some_session(std::uint64_t id);

@@ -157,7 +157,21 @@ TEST_CASE("an engine may give a session up, and use the memory for something els
     CHECK(closed.value().at(0).state == SessionState::Failed);
     CHECK(refused(t.table.adopted(t.caller(), kEngine, 1, {})).message ==
           "engine 000000000000000b has no open session 1");
-    CHECK(refused(t.table.close_session(t.caller(), kEngine, 77, "")).code == ErrorCode::NotFound);
+}
+
+TEST_CASE("closing a session that was refused says nothing more about it") {
+    TableFixture t;
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(TableFixture::kEngine)));
+    CHECK(
+        refused(t.table.open_session(
+                    t.caller(), kEngine,
+                    {.session = 77, .prompt_tokens = 100, .wish = PolicyRequest{.name = "nosuch"}}))
+            .code == ErrorCode::NotFound);
+    auto const errors = t.table.facts().errors_total;
+
+    REQUIRE(t.table.close_session(t.caller(), kEngine, 77, "policy refused"));
+
+    CHECK(t.table.facts().errors_total == errors);
 }
 
 TEST_CASE("a prompt that is kept whole needs nothing but its end") {
