@@ -183,8 +183,8 @@ def mib(count: int) -> str:
 
 def print_answers(report: dict, console: Console) -> None:
     table = Table(title=f"“{report['question']}”", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    table.add_column("right", justify="center")
+    table.add_column("run", no_wrap=True, min_width=24)
+    table.add_column("right", justify="center", min_width=5)
     table.add_column("answer", overflow="ellipsis", no_wrap=True)
     for run in report["runs"]:
         right = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[run["correct"]]
