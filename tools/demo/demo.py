@@ -185,7 +185,7 @@ def print_answers(report: dict, console: Console) -> None:
     table = Table(title=f"“{report['question']}”", title_justify="left")
     table.add_column("run", no_wrap=True, min_width=24)
     table.add_column("right", justify="center", min_width=5)
-    table.add_column("answer", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_column("answer", max_width=62)
     for run in report["runs"]:
         right = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[run["correct"]]
         table.add_row(run["title"], right, run["answer"].replace("\n", " ")[:100])
