@@ -163,8 +163,12 @@ void Connection::send_requests() {
     }
     for (auto& request : requests) {
         Result<void> sent = went_away();
-        if (phase_ == Phase::Attached && attachment_->epoch == request.epoch)
+        if (phase_ == Phase::Attached && attachment_->epoch == request.epoch) {
             sent = link_->send(request.bytes);
+            // Full, or gone and not heard of yet: ZeroMQ announces a loss before it closes the way.
+            if (!sent) handle(link_->wait(Clock::duration::zero()));
+            if (!sent && phase_ != Phase::Attached) sent = went_away();
+        }
         if (sent && request.on_reply)
             pending_.emplace(request.id, std::move(request.on_reply));
         else if (!sent && request.on_reply)
@@ -267,6 +271,7 @@ bool Connection::say_goodbye() {
     }
     if (phase_ != Phase::Attached) return true;
     send_requests();  // What was said before the end is said.
+    if (phase_ != Phase::Attached) return true;
     wire::GoodbyeT goodbye;
     goodbye.instance = hello_.instance;
     send_control(body_of(goodbye), &goodbye_id_);

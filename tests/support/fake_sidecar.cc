@@ -34,16 +34,6 @@ wire::BodyUnion failure(wire::ErrorCode code, std::string message) {
     return body(std::move(failure));
 }
 
-TemporaryEndpoint::TemporaryEndpoint() : folder_("/tmp/dkv-test-XXXXXX") {
-    DKV_ASSERT(::mkdtemp(folder_.data()) != nullptr);
-    name_ = "ipc://" + folder_ + "/dkvd.sock";
-}
-
-TemporaryEndpoint::~TemporaryEndpoint() {
-    ::unlink((folder_ + "/dkvd.sock").c_str());
-    ::rmdir(folder_.c_str());
-}
-
 FakeSidecar::FakeSidecar(std::string const& endpoint, std::uint64_t boot_id)
     : wake_fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)), boot_id_(boot_id) {
     opened_.policy = std::make_unique<wire::PolicyT>(policy());

@@ -17,6 +17,7 @@
 #include <zmq.hpp>
 
 #include "protocol/schema/envelope.h"
+#include "tests/support/temp_dir.h"
 
 namespace dkv::test {
 
@@ -32,15 +33,11 @@ wire::BodyUnion failure(wire::ErrorCode code, std::string message);
 /// "ipc:///tmp/dkv-test-…/dkvd.sock", in a folder of its own that goes with the object.
 class TemporaryEndpoint {
 public:
-    TemporaryEndpoint();
-    ~TemporaryEndpoint();
-    TemporaryEndpoint(TemporaryEndpoint const&) = delete;
-    TemporaryEndpoint& operator=(TemporaryEndpoint const&) = delete;
     std::string const& name() const noexcept { return name_; }
 
 private:
-    std::string folder_;
-    std::string name_;
+    TempDir folder_;
+    std::string name_ = "ipc://" + (folder_ / "dkvd.sock");
 };
 
 /// A ROUTER in a thread. Answers every request kindly unless on() says otherwise; really maps the
