@@ -1,7 +1,7 @@
 """Facts hidden in real text, and the question at the end.
 
-Two families that share no wording, no kind of answer and no question: profiles are made from one and
-reported on the other. As in RULER the prompt ends with the answer's first words, so that the answer is
+Three families that share no wording and no question: profiles are made from the first, their
+parameters are chosen on the second, and the third is for reports alone. As in RULER the prompt ends with the answer's first words, so that the answer is
 the fact alone. Its first token comes from the prefill, under every policy the same; the others are the test.
 """
 
@@ -100,6 +100,73 @@ def _password(rng) -> Fact:
     )
 
 
+def _telephone(rng) -> Fact:
+    line = rng.randint(100_000_000, 999_999_999)
+    who = _pick(rng, "pilgrims sailors hikers shepherds drivers")
+    return Fact(
+        [f"Stranded {who} may ring {line} at any hour."],
+        f"Which telephone line helps stranded {who}?",
+        f" Stranded {who} may ring",
+        f" {line}",
+    )
+
+
+def _ticket(rng) -> Fact:
+    owner = _pick(rng, "Tobias Ursula Victor Wanda Xavier Yvonne")
+    ticket = "".join(rng.choice("ABCDEFGHKLMNPRSTUVWXYZ23456789") for _ in range(7))
+    return Fact(
+        [f"Cloakroom ticket, {owner}: {ticket}"],
+        f"With which ticket does {owner} get the coat back?",
+        f" Cloakroom ticket, {owner}:",
+        f" {ticket}",
+    )
+
+
+def _balance(rng) -> Fact:
+    ledger = _pick(rng, "harbour orphanage brewery theatre monastery")
+    crowns = rng.randint(10_000_000, 99_999_999)
+    return Fact(
+        [f"So the books of the {ledger} closed with {crowns} crowns."],
+        f"How much money was in the {ledger}'s books?",
+        f" The books of the {ledger} closed with",
+        f" {crowns}",
+    )
+
+
+def _plate(rng) -> Fact:
+    van = _pick(rng, "florist plumber butcher locksmith chimney-sweep")
+    letters = "".join(rng.choice("ABCDEFGHKLMNPRSTVWXZ") for _ in range(3))
+    plate = f"{letters}-{rng.randint(10_000, 99_999)}"
+    return Fact(
+        [f"The {van}'s van, plate {plate}, was seen twice."],
+        f"What plate has the {van}'s van?",
+        f" The {van}'s van, plate",
+        f" {plate}",
+    )
+
+
+def _horse(rng) -> Fact:
+    stable = _pick(rng, "northern southern royal abandoned upper")
+    horse = f"{_pick(rng, 'Silver Midnight Scarlet Thunder Velvet Copper')} {_pick(rng, 'Comet Willow Dancer Feather Whisper Monsoon')}"
+    return Fact(
+        [f"Fastest in the {stable} stable is a mare called {horse}."],
+        f"Which mare in the {stable} stable wins the races?",
+        f" Fastest in the {stable} stable is a mare called",
+        f" {horse}",
+    )
+
+
+def _garden(rng) -> Fact:
+    gardener = _pick(rng, "Agatha Bruno Clemens Dorothea Emil")
+    plants = rng.sample("tulips ferns radishes nettles poppies cucumbers lilies parsley thistles".split(), 3)
+    return Fact(
+        [f"Behind the house {gardener} grows {plants[0]}, {plants[1]} and {plants[2]}."],
+        f"What has {gardener} planted?",
+        f" Behind the house {gardener} grows",
+        f" {plants[0]}, {plants[1]} and {plants[2]}",
+    )
+
+
 def _serial_number(rng) -> Fact:
     thing = _pick(rng, "turbine telescope gramophone submarine harpsichord locomotive seismograph")
     number = rng.randint(1_000_000, 9_999_999)
@@ -156,6 +223,14 @@ FAMILIES: dict[str, dict[str, Callable[[random.Random], Fact]]] = {
         "bicycle": _bicycle,
         "assembly": _meeting,
         "phrase": _password,
+        "telephone": _telephone,
+        "ticket": _ticket,
+    },
+    "tuning": {
+        "balance": _balance,
+        "plate": _plate,
+        "mare": _horse,
+        "garden": _garden,
     },
     "report": {
         "7-digit number": _serial_number,
