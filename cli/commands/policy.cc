@@ -38,12 +38,33 @@ wire::PolicyT to_wire(PolicyRequest const& request) {
     policy.update_interval = to_wire(request.update_interval);
     policy.sinks = to_wire(request.sinks);
     policy.beta = to_wire(request.beta);
+    if (request.granularity)
+        policy.granularity = static_cast<wire::Granularity>(*request.granularity);
+    if (request.score_norm) policy.score_norm = static_cast<wire::ScoreNorm>(*request.score_norm);
+    policy.query_norm = to_wire(request.query_norm);
+    policy.ratio = to_wire(request.ratio);
+    policy.bytes = to_wire(request.bytes);
+    policy.keep_mass = to_wire(request.keep_mass);
+    policy.preset = request.preset;
+    policy.profile_alpha = to_wire(request.profile_alpha);
+    policy.profile_floor = to_wire(request.profile_floor);
+    if (request.profile) {
+        policy.profile = std::make_unique<wire::ProfileT>();
+        policy.profile->name = request.profile->name;
+        policy.profile->layers = request.profile->layers;
+        policy.profile->heads = request.profile->heads;
+        policy.profile->weights = request.profile->weights;
+        policy.profile->alpha = request.profile->alpha;
+        policy.profile->floor = request.profile->floor;
+    }
     return policy;
 }
 
 bool has_parameters(PolicyRequest const& r) {
     return r.capacity || r.window || r.kernel || r.pool || r.reduce || r.r_max || r.r_min ||
-           r.update_interval || r.sinks || r.beta;
+           r.update_interval || r.sinks || r.beta || r.granularity || r.score_norm ||
+           r.query_norm || r.ratio || r.bytes || r.keep_mass || !r.preset.empty() || r.profile ||
+           r.profile_alpha || r.profile_floor;
 }
 
 Result<Output> list(Context const& context) {

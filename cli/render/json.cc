@@ -1,6 +1,7 @@
 #include "cli/render/json.h"
 
 #include "cli/render/text.h"
+#include "protocol/base/score_options.h"
 
 namespace dkv::cli {
 namespace {
@@ -24,6 +25,20 @@ Json to_json(wire::PolicyT const& policy) {
     put(json, "update_interval", policy.update_interval);
     put(json, "sinks", policy.sinks);
     put(json, "beta", policy.beta);
+    if (policy.granularity)
+        json["granularity"] = name_of(static_cast<Granularity>(*policy.granularity));
+    if (policy.score_norm) json["score_norm"] = name_of(static_cast<ScoreNorm>(*policy.score_norm));
+    put(json, "query_norm", policy.query_norm);
+    put(json, "ratio", policy.ratio);
+    put(json, "bytes", policy.bytes);
+    put(json, "keep_mass", policy.keep_mass);
+    if (!policy.preset.empty()) json["preset"] = policy.preset;
+    if (policy.profile)
+        json["profile"] = {{"name", policy.profile->name},
+                           {"layers", policy.profile->layers},
+                           {"heads", policy.profile->heads},
+                           {"alpha", policy.profile->alpha},
+                           {"floor", policy.profile->floor}};
     return json;
 }
 

@@ -12,9 +12,9 @@
 namespace dkv::cli {
 namespace {
 
-constexpr std::string_view kScored = "snapkv pyramidkv dynamickv ";
+constexpr std::string_view kScored = "h2o snapkv pyramidkv dynamickv ";
 constexpr std::string_view kDynamic = "dynamickv ";
-constexpr std::string_view kBudgeted = "streamingllm snapkv pyramidkv dynamickv ";
+constexpr std::string_view kBudgeted = "streamingllm h2o snapkv pyramidkv dynamickv knorm keydiff ";
 
 constexpr std::array kWords{
     ParameterWords{
@@ -73,10 +73,43 @@ constexpr std::array kWords{
         "layer what is left over.",
         "1 or more", "PyramidKV, the arithmetic sequence of budgets; published with 20",
         "pyramidkv "},
+    ParameterWords{
+        "granularity", "--granularity",
+        "What shares the budget: the layers (the heads of a layer alike), the heads inside each "
+        "layer (the layers alike), or all heads of all layers.",
+        "layer, head or layer-head",
+        "DynamicKV shares between layers; Ada-KV between the heads of a layer", kDynamic},
+    ParameterWords{
+        "score_norm", "--score-norm",
+        "How layers are made comparable before the largest scores are counted: not at all, each "
+        "divided by its sum, or that after its first tokens were set aside.",
+        "none, layer or layer-nosink", "dkv's own: the paper compares raw attention", kDynamic},
+    ParameterWords{
+        "profile", "--profile",
+        "What `dkv calibrate` measured of this model: which layers and heads matter. Budgets then "
+        "follow from it and are known before the first layer, so nothing is staged.",
+        "a file for the engine's model",
+        "dkv's own; HeadKV, EvolKV and BaKlaVa measure importance in other ways", kDynamic},
+    ParameterWords{"query_norm", "--query-norm",
+                   "Whether a token's score is divided by the number of queries that can see it; "
+                   "else early tokens, seen by more, score higher.",
+                   "on or off", "kvpress divides; H2O as published does not", "h2o "},
+    ParameterWords{"ratio", "--ratio",
+                   "Instead of a capacity: the share of the prompt's tokens to keep.",
+                   "above 0, at most 1", "kvpress's way of giving a size", kBudgeted},
+    ParameterWords{"bytes", "--bytes",
+                   "Instead of a capacity: the most bytes that the kept keys and values may take.",
+                   "at least what the window takes", "dkv's own", kBudgeted},
+    ParameterWords{"keep_mass", "--keep-mass",
+                   "Instead of a capacity: in every layer, the fewest tokens that hold this share "
+                   "of the window's attention.",
+                   "above 0, at most 1", "dkv's own", kScored},
 };
 
 std::string value_text(Json const& value) {
     if (value.is_string()) return value.get<std::string>();
+    if (value.is_object()) return one_line(value.value("name", std::string()));
+    if (value.is_boolean()) return value.get<bool>() ? "on" : "off";
     return value.is_number_float() ? fmt::format("{:g}", value.get<double>()) : value.dump();
 }
 

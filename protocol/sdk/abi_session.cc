@@ -47,7 +47,8 @@ void dkv_policy_init(dkv_policy* policy) {
     for (auto* const count : {&policy->capacity, &policy->window, &policy->kernel,
                               &policy->update_interval, &policy->sinks})
         *count = DKV_DEFAULT;
-    policy->r_max = policy->r_min = policy->beta = -1;
+    policy->r_max = policy->r_min = policy->beta = policy->ratio = policy->keep_mass = -1;
+    policy->query_norm = -1;
 }
 
 dkv_status dkv_session_open(dkv_engine* engine,

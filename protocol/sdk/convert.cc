@@ -10,6 +10,8 @@
 namespace dkv::sdk {
 namespace {
 
+constexpr std::size_t kProfileWeightsMax = std::size_t{1} << 20U;
+
 Error invalid(std::string message) {
     return Error{ErrorCode::InvalidArgument, std::move(message)};
 }
@@ -77,6 +79,26 @@ wire::GeometryT wire_of(Geometry const& geometry) {
     return result;
 }
 
+namespace {
+
+Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
+    std::size_t const count = std::size_t{profile.layers} * profile.heads;
+    if (profile.weights == nullptr || count == 0 || count > kProfileWeightsMax)
+        return invalid("the profile has " + std::to_string(profile.layers) + " layers of " +
+                       std::to_string(profile.heads) + " heads" +
+                       (profile.weights == nullptr ? " and no weights" : ""));
+    auto result = std::make_unique<wire::ProfileT>();
+    result->name = profile.name != nullptr ? profile.name : "";
+    result->layers = profile.layers;
+    result->heads = profile.heads;
+    result->weights.assign(profile.weights, profile.weights + count);
+    result->alpha = profile.alpha;
+    result->floor = profile.floor;
+    return result;
+}
+
+}  // namespace
+
 Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name) {
     wire::PolicyT result;
     result.name = policy.name != nullptr ? policy.name : name;
@@ -95,6 +117,22 @@ Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name)
     ratio(policy.r_max, result.r_max);
     ratio(policy.r_min, result.r_min);
     ratio(policy.beta, result.beta);
+    ratio(policy.ratio, result.ratio);
+    ratio(policy.keep_mass, result.keep_mass);
+    if (policy.bytes != 0) result.bytes = policy.bytes;
+    if (policy.query_norm >= 0) result.query_norm = policy.query_norm != 0;
+    if (policy.preset != nullptr) result.preset = policy.preset;
+    if (policy.granularity != nullptr) {
+        constexpr std::array kKnown{Granularity::Layer, Granularity::Head, Granularity::LayerHead};
+        result.granularity = static_cast<wire::Granularity>(
+            DKV_TRY(word_of("granularity", policy.granularity, kKnown)));
+    }
+    if (policy.score_norm != nullptr) {
+        constexpr std::array kKnown{ScoreNorm::None, ScoreNorm::Layer, ScoreNorm::LayerNoSink};
+        result.score_norm =
+            static_cast<wire::ScoreNorm>(DKV_TRY(word_of("score_norm", policy.score_norm, kKnown)));
+    }
+    if (policy.profile != nullptr) result.profile = DKV_TRY(wire_of(*policy.profile));
     if (policy.pool != nullptr) {
         constexpr std::array kKnown{Pool::Max, Pool::Avg};
         result.pool = static_cast<wire::Pool>(DKV_TRY(word_of("pool", policy.pool, kKnown)));

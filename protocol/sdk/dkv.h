@@ -141,8 +141,21 @@ void dkv_engine_close(dkv_engine* engine);
 /* -------------------------------------------------------------------------------------- a session
  */
 
+/* How much each layer or KV head of the model matters (`dkv calibrate`): budgets go with
+ * weight^alpha, and every head keeps at least floor of the mean. */
+typedef struct dkv_profile {
+    uint32_t struct_bytes;
+    char const* name;      /* for people */
+    uint32_t layers;       /* as in dkv_geometry */
+    uint32_t heads;        /* KV heads; 1: the heads of a layer alike */
+    double const* weights; /* [layers * heads], at least 0, one of them above */
+    double alpha;          /* 0 … 8 */
+    double floor;          /* 0 … 1 */
+} dkv_profile;
+
 /* A wish; what the operator set with `dkv policy set` goes before it. Fill with dkv_policy_init,
- * then change fields: DKV_DEFAULT in a count, a negative number in a ratio mean "the default". */
+ * then change fields: DKV_DEFAULT in a count, a negative number in a ratio mean "the default". Of
+ * capacity, ratio, bytes and keep_mass give one at most. Pointers are read during the call only. */
 typedef struct dkv_policy {
     uint32_t struct_bytes;
     char const* name;  /* "dynamickv", "snapkv", …; NULL: the sidecar's */
@@ -156,6 +169,14 @@ typedef struct dkv_policy {
     uint32_t update_interval;
     uint32_t sinks;
     double beta;
+    char const* granularity; /* "layer", "head", "layer-head"; NULL: default */
+    char const* score_norm;  /* "none", "layer", "layer-nosink"; NULL: default */
+    int32_t query_norm; /* h2o: 1 divides by the queries that can see a token; negative: default */
+    double ratio;       /* share of the prompt's tokens to keep, above 0, at most 1 */
+    uint64_t bytes;     /* most bytes of K and V to keep; 0: not given */
+    double keep_mass;   /* share of the window's attention to keep, above 0, at most 1 */
+    char const* preset; /* "paper"; NULL: none */
+    dkv_profile const* profile; /* dynamickv; NULL: none */
 } dkv_policy;
 void dkv_policy_init(dkv_policy* policy);
 

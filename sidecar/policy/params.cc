@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "sidecar/policy/policy.h"
+#include "sidecar/policy/presets.h"
 
 namespace dkv {
 namespace {
@@ -38,6 +39,26 @@ Result<void> check_name(std::string const& name) {
     return Error{ErrorCode::NotFound, "no policy is called \"" + name + "\"; there are " + known};
 }
 
+/// A size other than a capacity, in 0 … 1.
+Result<void> check_share(char const* name, std::optional<double> const& share) {
+    if (share && !(*share > 0 && *share <= 1))
+        return refusal(name, *share, "not above 0 and at most 1");
+    return {};
+}
+
+Result<void> check_one_size(PolicyRequest const& request) {
+    std::string given;
+    auto const note = [&given](char const* name, bool is_given) {
+        if (is_given) given += (given.empty() ? "" : " and ") + std::string(name);
+    };
+    note("capacity", request.capacity.has_value());
+    note("ratio", request.ratio.has_value());
+    note("bytes", request.bytes.has_value());
+    note("keep_mass", request.keep_mass.has_value());
+    if (given.find(' ') == std::string::npos) return {};
+    return Error{ErrorCode::InvalidArgument, given + " are given: one size is enough"};
+}
+
 Result<void> check(PolicyParams const& params) {
     if (params.window < 1 || params.window > kWindowMax)
         return refusal("window", params.window, "not in 1 … " + text(kWindowMax));
@@ -60,13 +81,43 @@ Result<void> check(PolicyParams const& params) {
                        "above capacity - window, which is " + text(params.base()));
     if (!std::isfinite(params.beta) || params.beta < 1)
         return refusal("beta", params.beta, "not a number of at least 1");
+    DKV_TRY(check_share("ratio", params.ratio));
+    DKV_TRY(check_share("keep_mass", params.keep_mass));
+    if (params.bytes && *params.bytes == 0)
+        return Error{ErrorCode::InvalidArgument, "bytes is 0: nothing could be kept"};
     return {};
 }
 
 }  // namespace
 
-Result<PolicyParams> resolve(PolicyRequest const& request) {
-    DKV_TRY(check_name(request.name));
+Result<std::shared_ptr<Profile const>> resolve_profile(PolicyRequest const& request) {
+    if (!request.profile) return request.profile;
+    auto profile = std::make_shared<Profile>(*request.profile);
+    profile->alpha = request.profile_alpha.value_or(profile->alpha);
+    profile->floor = request.profile_floor.value_or(profile->floor);
+    DKV_TRY(check(*profile));
+    return std::shared_ptr<Profile const>(std::move(profile));
+}
+
+std::string in_words(PolicyParams const& params) {
+    std::string words = params.name;
+    if (params.ratio)
+        words += ", ratio " + text(*params.ratio);
+    else if (params.bytes)
+        words += ", at most " + std::to_string(*params.bytes) + " bytes";
+    else if (params.keep_mass)
+        words += ", mass " + text(*params.keep_mass);
+    else
+        words += ", capacity " + text(params.capacity);
+    words += ", window " + text(params.window);
+    if (params.profile) words += ", profile " + params.profile->name;
+    return words;
+}
+
+Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) {
+    DKV_TRY(check_name(wish.name));
+    DKV_TRY(check_one_size(wish));
+    PolicyRequest const request = DKV_TRY(with_preset(wish, model));
 
     PolicyParams params;
     params.name = request.name;
@@ -79,12 +130,57 @@ Result<PolicyParams> resolve(PolicyRequest const& request) {
     params.r_min = request.r_min.value_or(params.r_min);
     params.update_interval = request.update_interval.value_or(params.update_interval);
     params.beta = request.beta.value_or(params.beta);
+    params.granularity = request.granularity.value_or(params.granularity);
+    params.score_norm = request.score_norm.value_or(params.score_norm);
+    params.query_norm = request.query_norm.value_or(params.query_norm);
+    params.ratio = request.ratio;
+    params.bytes = request.bytes;
+    params.keep_mass = request.keep_mass;
+    params.profile = DKV_TRY(resolve_profile(request));
+    // A size that is no capacity says nothing of one: it must not fail for the window's sake.
+    if (params.ratio || params.bytes || params.keep_mass)
+        params.capacity = std::max(params.capacity, params.window);
     // Nobody who asks for a small cache should have to know of sinks.
     std::uint32_t const room = params.capacity - std::min(params.capacity, params.window);
     params.sinks = request.sinks.value_or(std::min(params.sinks, room));
 
     DKV_TRY(check(params));
     return params;
+}
+
+Result<PolicyParams> sized(PolicyParams const& params,
+                           Geometry const& geometry,
+                           std::uint32_t prompt_tokens) {
+    if (params.profile &&
+        (params.profile->layers != geometry.layers ||
+         (params.profile->heads != geometry.kv_heads && params.profile->heads != 1)))
+        return Error{ErrorCode::InvalidArgument, "profile \"" + params.profile->name +
+                                                     "\" is for " + text(params.profile->layers) +
+                                                     " layers of " + text(params.profile->heads) +
+                                                     " KV heads, not for " + text(geometry.layers) +
+                                                     " of " + text(geometry.kv_heads) +
+                                                     ": calibrate this model"};
+
+    PolicyParams result = params;
+    if (params.ratio) {
+        auto const tokens = static_cast<std::uint32_t>(*params.ratio * prompt_tokens);
+        result.capacity = std::max(params.window, tokens);
+    }
+    if (params.bytes) {
+        std::uint64_t const tokens = *params.bytes / geometry.cache_bytes(1);
+        if (tokens < params.window)
+            return Error{ErrorCode::InvalidArgument,
+                         "bytes is " + std::to_string(*params.bytes) + ", and the window of " +
+                             text(params.window) + " tokens alone takes " +
+                             std::to_string(geometry.cache_bytes(params.window))};
+        result.capacity =
+            static_cast<std::uint32_t>(std::min<std::uint64_t>(tokens, prompt_tokens));
+        result.capacity = std::max(result.capacity, params.window);
+    }
+    result.sinks = std::min(params.sinks, result.base());
+    result.ratio.reset();
+    result.bytes.reset();
+    return result;
 }
 
 }  // namespace dkv

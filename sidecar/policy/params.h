@@ -2,15 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
+#include "protocol/base/geometry.h"
 #include "protocol/base/result.h"
 #include "protocol/base/score_options.h"
+#include "sidecar/policy/profile.h"
 
 namespace dkv {
 
-/// A wish. What is left out is the policy's own default.
+/// A wish. What is left out is the preset's, or else the policy's own default. Of capacity, ratio,
+/// bytes and keep_mass there is one at most.
 struct PolicyRequest {
     std::string name;
     std::optional<std::uint32_t> capacity = {};
@@ -23,6 +28,16 @@ struct PolicyRequest {
     std::optional<std::uint32_t> update_interval = {};
     std::optional<std::uint32_t> sinks = {};
     std::optional<double> beta = {};
+    std::optional<Granularity> granularity = {};
+    std::optional<ScoreNorm> score_norm = {};
+    std::optional<bool> query_norm = {};
+    std::optional<double> ratio = {};
+    std::optional<std::uint64_t> bytes = {};
+    std::optional<double> keep_mass = {};
+    std::string preset = {};
+    std::shared_ptr<Profile const> profile = {};
+    std::optional<double> profile_alpha = {};
+    std::optional<double> profile_floor = {};
 };
 
 /// Every number, checked. A policy ignores those it has no use for.
@@ -38,16 +53,41 @@ struct PolicyParams {
     std::uint32_t update_interval = 4;  ///< m: layers between two re-cuts.
     std::uint32_t sinks = 4;            ///< streamingllm: first tokens kept.
     double beta = 20.0;                 ///< pyramidkv: mean budget over the last layer's.
+    Granularity granularity = Granularity::Layer;  ///< dynamickv: what shares the budget.
+    ScoreNorm score_norm = ScoreNorm::None;        ///< dynamickv: of layers, before counting.
+    bool query_norm = false;      ///< h2o: per token, by the queries that can see it.
+    std::optional<double> ratio;  ///< Share of the prompt's tokens; sized() makes it a capacity.
+    std::optional<std::uint64_t> bytes;      ///< Of K and V together; likewise.
+    std::optional<double> keep_mass;         ///< Share of the window's attention, in every layer.
+    std::shared_ptr<Profile const> profile;  ///< dynamickv: its alpha and floor are those to use.
 
     std::uint32_t base() const noexcept { return capacity - window; }
-    bool operator==(PolicyParams const&) const = default;
+    bool operator==(PolicyParams const&) const = default;  ///< Profiles: the same object.
 };
 
-/// The request with defaults filled in.
+/// The request with defaults filled in. `model` is the engine's name of its model: a preset may
+/// differ between families; empty: unknown.
 ///
-/// Errors: NotFound for an unknown name (the message lists the known ones). InvalidArgument, naming
-/// the value: capacity below window, window 0 or above 1024, kernel even or above 63, r_max below
-/// 1, r_min outside 0 … 1, update_interval 0, sinks above capacity - window, beta below 1.
-Result<PolicyParams> resolve(PolicyRequest const& request);
+/// Errors: NotFound for an unknown name or preset (the message lists the known ones).
+/// InvalidArgument, naming the value: capacity below window, window 0 or above 1024, kernel even or
+/// above 63, r_max below 1, r_min outside 0 … 1, update_interval 0, sinks above capacity - window,
+/// beta below 1, ratio or keep_mass outside 0 … 1, bytes 0, two sizes at once; and those of
+/// check(Profile).
+Result<PolicyParams> resolve(PolicyRequest const& request, std::string_view model = {});
+
+/// The request's profile, checked, with the request's own alpha and floor; nullptr: none.
+Result<std::shared_ptr<Profile const>> resolve_profile(PolicyRequest const& request);
+
+/// "dynamickv, capacity 512, window 32, profile smollm2": for logs.
+std::string in_words(PolicyParams const& params);
+
+/// The size in tokens: `params` with a capacity in place of ratio or bytes, for a prompt of this
+/// many tokens. A ratio never goes below the window; keep_mass stays, since it needs scores.
+///
+/// Errors: InvalidArgument when `bytes` cannot hold the window, or when the profile is for other
+/// layers or heads than `geometry` has.
+Result<PolicyParams> sized(PolicyParams const& params,
+                           Geometry const& geometry,
+                           std::uint32_t prompt_tokens);
 
 }  // namespace dkv

@@ -55,6 +55,33 @@ Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
     copy(policy.update_interval, request.update_interval);
     copy(policy.sinks, request.sinks);
     copy(policy.beta, request.beta);
+    copy(policy.query_norm, request.query_norm);
+    copy(policy.ratio, request.ratio);
+    copy(policy.bytes, request.bytes);
+    copy(policy.keep_mass, request.keep_mass);
+    copy(policy.profile_alpha, request.profile_alpha);
+    copy(policy.profile_floor, request.profile_floor);
+    request.preset = printable(policy.preset, 64);
+    if (policy.profile)
+        request.profile =
+            std::make_shared<Profile>(Profile{.name = printable(policy.profile->name, 64),
+                                              .layers = policy.profile->layers,
+                                              .heads = policy.profile->heads,
+                                              .weights = policy.profile->weights,
+                                              .alpha = policy.profile->alpha,
+                                              .floor = policy.profile->floor});
+    if (policy.granularity) {
+        if (*policy.granularity > wire::Granularity::MAX)
+            return wrong("granularity " + std::to_string(number(*policy.granularity)) +
+                         " is none of layer (0), head (1), layer-head (2)");
+        request.granularity = static_cast<Granularity>(*policy.granularity);
+    }
+    if (policy.score_norm) {
+        if (*policy.score_norm > wire::ScoreNorm::MAX)
+            return wrong("score_norm " + std::to_string(number(*policy.score_norm)) +
+                         " is none of none (0), layer (1), layer-nosink (2)");
+        request.score_norm = static_cast<ScoreNorm>(*policy.score_norm);
+    }
     if (policy.pool) {
         if (*policy.pool > wire::Pool::MAX)
             return wrong("pool " + std::to_string(number(*policy.pool)) +
@@ -129,6 +156,23 @@ std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     policy->update_interval = params.update_interval;
     policy->sinks = params.sinks;
     policy->beta = params.beta;
+    policy->granularity = static_cast<wire::Granularity>(params.granularity);
+    policy->score_norm = static_cast<wire::ScoreNorm>(params.score_norm);
+    policy->query_norm = params.query_norm;
+    auto const copy = [](auto const& source, auto& target) {
+        if (source) target = *source;
+    };
+    copy(params.ratio, policy->ratio);
+    copy(params.bytes, policy->bytes);
+    copy(params.keep_mass, policy->keep_mass);
+    if (params.profile) {  // Without its weights: whoever sent them has them.
+        policy->profile = std::make_unique<wire::ProfileT>();
+        policy->profile->name = params.profile->name;
+        policy->profile->layers = params.profile->layers;
+        policy->profile->heads = params.profile->heads;
+        policy->profile->alpha = params.profile->alpha;
+        policy->profile->floor = params.profile->floor;
+    }
     return policy;
 }
 

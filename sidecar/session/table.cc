@@ -25,7 +25,6 @@ Table::Table(Config const& config,
       listener_(listener),
       make_backend_(std::move(make_backend)),
       backend_name_(make_backend_()->name()),
-      default_(resolve(config.policy).value()),
       history_(config.limits),
       reports_(std::move(wake)) {}
 
@@ -187,19 +186,21 @@ void Table::tick(Millis now) {
 ChosenPolicy Table::choose(Instance const* instance) const {
     // They were resolved when they were set, so they resolve now.
     if (instance != nullptr && instance->policy)
-        return {resolve_or_default(*instance->policy).value(), PolicySource::Instance};
-    if (all_policy_) return {resolve_or_default(*all_policy_).value(), PolicySource::All};
-    return {default_, PolicySource::Default};
+        return {resolve_or_default(*instance->policy, instance->hello.model).value(),
+                PolicySource::Instance};
+    std::string_view const model = instance == nullptr ? "" : instance->hello.model;
+    if (all_policy_) return {resolve_or_default(*all_policy_, model).value(), PolicySource::All};
+    return {resolve(config_.policy, model).value(), PolicySource::Default};
 }
 
-Result<PolicyParams> Table::resolve_or_default(PolicyRequest request) const {
-    if (!request.name.empty()) return resolve(request);
+Result<PolicyParams> Table::resolve_or_default(PolicyRequest const& request,
+                                               std::string_view model) const {
+    if (!request.name.empty()) return resolve(request, model);
     // No name: the sidecar's own policy, with whatever numbers were given.
     auto merged = config_.policy;
     auto const lay_over = [](auto& field, auto const& wish) {
         if (wish) field = wish;
     };
-    lay_over(merged.capacity, request.capacity);
     lay_over(merged.window, request.window);
     lay_over(merged.kernel, request.kernel);
     lay_over(merged.pool, request.pool);
@@ -209,7 +210,20 @@ Result<PolicyParams> Table::resolve_or_default(PolicyRequest request) const {
     lay_over(merged.update_interval, request.update_interval);
     lay_over(merged.sinks, request.sinks);
     lay_over(merged.beta, request.beta);
-    return resolve(merged);
+    lay_over(merged.granularity, request.granularity);
+    lay_over(merged.score_norm, request.score_norm);
+    lay_over(merged.query_norm, request.query_norm);
+    lay_over(merged.profile, request.profile);
+    lay_over(merged.profile_alpha, request.profile_alpha);
+    lay_over(merged.profile_floor, request.profile_floor);
+    if (!request.preset.empty()) merged.preset = request.preset;
+    if (request.capacity || request.ratio || request.bytes || request.keep_mass) {
+        merged.capacity = request.capacity;
+        merged.ratio = request.ratio;
+        merged.bytes = request.bytes;
+        merged.keep_mass = request.keep_mass;
+    }
+    return resolve(merged, model);
 }
 
 ChosenPolicy Table::default_policy() const {
@@ -223,9 +237,11 @@ Result<void> Table::set_policy(std::uint64_t instance,
         return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is attached"};
     std::string words = "default";
     if (request) {
-        auto const params = DKV_TRY(resolve_or_default(*request));
-        words =
-            fmt::format("{}, capacity {}, window {}", params.name, params.capacity, params.window);
+        std::string_view const model = instance == 0 ? "" : found->second.hello.model;
+        auto const params = DKV_TRY(resolve_or_default(*request, model));
+        if (instance != 0)
+            DKV_TRY(sized(params, found->second.hello.geometry, config_.limits.tokens_max));
+        words = in_words(params);
     }
     if (instance == 0)
         all_policy_ = request;

@@ -116,7 +116,8 @@ private:
     Result<Instance*> find(Caller const& caller, std::uint64_t instance);
     Result<Session*> find(Instance& instance, std::uint64_t session);
     ChosenPolicy choose(Instance const* instance) const;
-    Result<PolicyParams> resolve_or_default(PolicyRequest request) const;
+    Result<PolicyParams> resolve_or_default(PolicyRequest const& request,
+                                            std::string_view model) const;
     std::uint32_t sessions_open() const noexcept;
 
     void reattach(Instance& instance, EngineHello hello);
@@ -134,7 +135,6 @@ private:
     Listener& listener_;
     MakeBackend make_backend_;
     std::string backend_name_;
-    PolicyParams default_;
     std::optional<PolicyRequest> all_policy_;
     DeathWatch deaths_;
     History history_;

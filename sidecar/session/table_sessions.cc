@@ -71,7 +71,11 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
                          " tokens; the limit is " + std::to_string(config_.limits.tokens_max)};
     auto chosen = choose(&engine);
     if (chosen.source == PolicySource::Default && request.wish)
-        chosen.params = DKV_TRY(resolve_or_default(*request.wish));
+        chosen.params = DKV_TRY(resolve_or_default(*request.wish, engine.hello.model));
+    // A profile belongs to the model, whoever chose the size.
+    if (!chosen.params.profile && request.wish)
+        chosen.params.profile = DKV_TRY(resolve_profile(*request.wish));
+    chosen.params = DKV_TRY(sized(chosen.params, engine.hello.geometry, request.prompt_tokens));
     if (sessions_open() >= config_.limits.sessions_max)
         return Error{ErrorCode::LimitExceeded, std::to_string(config_.limits.sessions_max) +
                                                    " sessions are open, which is the limit"};
@@ -91,8 +95,8 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
             .first->second;
     ++engine.sessions_total;
     tell(NoticeKind::SessionOpened, session,
-         fmt::format("{} tokens, {}, capacity {}{}", request.prompt_tokens, chosen.params.name,
-                     chosen.params.capacity, session.needs().compress ? "" : ": kept whole"),
+         fmt::format("{} tokens, {}{}", request.prompt_tokens, in_words(chosen.params),
+                     session.needs().compress ? "" : ": kept whole"),
          caller.now);
     update_gauges();
     return OpenedSession{chosen.params, session.needs()};

@@ -49,6 +49,18 @@ class EngineState(Sized):
     ]
 
 
+class Profile(Sized):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("name", c_char_p),
+        ("layers", c_uint32),
+        ("heads", c_uint32),
+        ("weights", POINTER(c_double)),
+        ("alpha", c_double),
+        ("floor", c_double),
+    ]
+
+
 class Policy(Sized):
     _fields_ = [
         ("struct_bytes", c_uint32),
@@ -63,6 +75,14 @@ class Policy(Sized):
         ("update_interval", c_uint32),
         ("sinks", c_uint32),
         ("beta", c_double),
+        ("granularity", c_char_p),
+        ("score_norm", c_char_p),
+        ("query_norm", c_int32),
+        ("ratio", c_double),
+        ("bytes", c_uint64),
+        ("keep_mass", c_double),
+        ("preset", c_char_p),
+        ("profile", POINTER(Profile)),
     ]
 
 

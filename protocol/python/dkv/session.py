@@ -7,7 +7,7 @@ import typing
 
 from . import _abi
 from .arena import Arena
-from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Result, Rows, Status
+from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Rows, Status
 
 if typing.TYPE_CHECKING:
     from .engine import Engine
@@ -150,6 +150,11 @@ def _policy(policy: Policy) -> _abi.Policy:
             raise DkvError(Status.INVALID_ARGUMENT, f"{name} is {wish}, below 0")
         return -1.0 if wish is None else wish
 
+    def size(wish: int | None) -> int:
+        if wish is not None and not 0 < wish < 1 << 64:  # To the library 0 means that none is given.
+            raise DkvError(Status.INVALID_ARGUMENT, f"bytes is {wish}, not above 0")
+        return wish or 0
+
     return _abi.Policy(
         name=_abi.text(policy.name),
         capacity=count(policy.capacity),
@@ -162,6 +167,33 @@ def _policy(policy: Policy) -> _abi.Policy:
         update_interval=count(policy.update_interval),
         sinks=count(policy.sinks),
         beta=ratio(policy.beta, "beta"),
+        granularity=_abi.text(policy.granularity),
+        score_norm=_abi.text(policy.score_norm),
+        query_norm=-1 if policy.query_norm is None else int(policy.query_norm),
+        ratio=ratio(policy.ratio, "ratio"),
+        bytes=size(policy.bytes),
+        keep_mass=ratio(policy.keep_mass, "keep_mass"),
+        preset=_abi.text(policy.preset),
+        profile=_profile(policy.profile),
+    )
+
+
+def _profile(profile: Profile | None):
+    if profile is None:
+        return None
+    heads = {len(row) for row in profile.weights}
+    if len(heads) != 1:
+        raise DkvError(Status.INVALID_ARGUMENT, f"profile {profile.name} has layers of {sorted(heads)} heads")
+    flat = [float(weight) for row in profile.weights for weight in row]
+    return ctypes.pointer(
+        _abi.Profile(
+            name=_abi.text(profile.name),
+            layers=len(profile.weights),
+            heads=heads.pop(),
+            weights=(ctypes.c_double * len(flat))(*flat),
+            alpha=profile.alpha,
+            floor=profile.floor,
+        )
     )
 
 

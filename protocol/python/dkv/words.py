@@ -114,8 +114,21 @@ class Geometry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Profile:
+    """How much each layer or KV head of one model matters (`dkv calibrate`)."""
+
+    name: str
+    weights: list[list[float]]  # [layers][KV heads], or [layers][1]: the heads of a layer alike.
+    alpha: float  # Budgets go with weight**alpha …
+    floor: float  # … and every head keeps at least this share of the mean.
+
+
+@dataclasses.dataclass(frozen=True)
 class Policy:
-    """A wish; None means the default. What the operator set goes before it."""
+    """A wish; None means the default. What the operator set goes before it.
+
+    Of capacity, ratio, bytes and keep_mass give one at most.
+    """
 
     name: str | None = None
     capacity: int | None = None  # Mean tokens kept per layer and KV head, window included.
@@ -128,6 +141,14 @@ class Policy:
     update_interval: int | None = None
     sinks: int | None = None
     beta: float | None = None
+    granularity: str | None = None  # "layer", "head", "layer-head".
+    score_norm: str | None = None  # "none", "layer", "layer-nosink".
+    query_norm: bool | None = None  # h2o: divide by the queries that can see a token.
+    ratio: float | None = None  # Share of the prompt's tokens to keep.
+    bytes: int | None = None  # Most bytes of K and V to keep.
+    keep_mass: float | None = None  # Share of the window's attention to keep.
+    preset: str | None = None  # "paper".
+    profile: Profile | None = None  # dynamickv.
 
 
 @dataclasses.dataclass(frozen=True)

