@@ -16,7 +16,7 @@ from .probe import Prompt, Rankings, Variant
 from .profile import Profile, combine
 
 
-_RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
+RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Facts:
 
     def ranked(self, kernel: float, pool: str, reduce: str) -> str:
         """The name of the ranking with these options; made when first asked for."""
-        if (kernel, pool, reduce) == tuple(_RANKED.values()):
+        if (kernel, pool, reduce) == tuple(RANKED.values()):
             return "scores"
         name = f"scores {kernel:g} {pool} {reduce}"
         if name not in self.rankings.orders:
@@ -74,7 +74,7 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
     if needs_profile and not facts.profiles:
         raise UnknownPolicy(f"{name} needs a profile: give --profile")
     if ranking == "scores":
-        ranking = facts.ranked(*(parameters.pop(key, default) for key, default in _RANKED.items()))
+        ranking = facts.ranked(*(parameters.pop(key, default) for key, default in RANKED.items()))
     return Variant(f"{text}@{capacity}", rule(facts, facts.shape(capacity), **parameters), ranking)
 
 
@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[str, dict[str, float | str]]:
         raise UnknownPolicy(f"no policy {name}: there are {', '.join(RULES)}")
     allowed = dict(RULES[name][0].__kwdefaults__ or {})
     if RULES[name][1] == "scores":
-        allowed |= _RANKED
+        allowed |= RANKED
     parameters = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -106,7 +106,7 @@ def _dynamickv(facts: Facts, shape: budgets.Shape, *, m: float = 4, r_min: float
     return budgets.dynamickv(shape, facts.scores, r_min=r_min, update_interval=int(m) or None)
 
 
-def _weights(used: Profile, task: str = "", granularity: str = "") -> torch.Tensor:
+def profile_weights(used: Profile, task: str = "", granularity: str = "") -> torch.Tensor:
     """The profile's weights; of one task alone, or summed over a layer's heads, if wanted."""
     weights = used.tensor()
     if task:
@@ -120,7 +120,7 @@ def _profile(
     used = facts.profile(use)
     alpha = used.alpha if alpha < 0 else alpha
     floor = used.floor if floor < 0 else floor
-    return budgets.by_weights(shape, _weights(used, task, granularity), alpha, floor)
+    return budgets.by_weights(shape, profile_weights(used, task, granularity), alpha, floor)
 
 
 def _at(curves: torch.Tensor, base: int) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _joint(
     used = facts.profile(use)
     alpha = used.alpha if alpha < 0 else alpha
     floor = used.floor if floor < 0 else floor
-    weights, error = _weights(used, "", granularity), _at(facts.errors, shape.base)
+    weights, error = profile_weights(used, "", granularity), _at(facts.errors, shape.base)
     mean = _at(_mean_errors(used), shape.base)
     if granularity == "layer":
         error, mean = error.mean(1, keepdim=True), mean.mean(1, keepdim=True)
@@ -165,7 +165,7 @@ def _hull(
     """Least Σ gain · E(b)^power, gain = (weight / mean E(at)^power)^gain."""
     used = facts.profile()
     mean = _at(_mean_errors(used), int(at)).double() ** power
-    gains = (_weights(used) / (mean + 1e-6)) ** gain
+    gains = (profile_weights(used) / (mean + 1e-6)) ** gain
     return budgets.by_marginal_gain(shape, gains, facts.errors.double() ** power, ERROR_GRID, floor)
 
 
@@ -175,7 +175,7 @@ def _hull_mean(
     """As hull, with the calibration prompts' mean curves: static."""
     used = facts.profile()
     curves = _mean_errors(used).double() ** power
-    gains = (_weights(used) / (_at(curves, int(at)) + 1e-6)) ** gain
+    gains = (profile_weights(used) / (_at(curves, int(at)) + 1e-6)) ** gain
     return budgets.by_marginal_gain(shape, gains, curves, ERROR_GRID, floor)
 
 
@@ -187,7 +187,7 @@ def _error(facts: Facts, shape: budgets.Shape, *, alpha: float = 0.5, floor: flo
 def _mass(facts: Facts, shape: budgets.Shape, *, alpha: float = 0.5, beta: float = 0.5, floor: float = 0.2) -> torch.Tensor:
     """Static weights times the attention mass that the mean budget would lose."""
     lost = _at(facts.masses, shape.base).double()
-    return budgets.by_weights(shape, _weights(facts.profile()) ** alpha * (lost + 1e-4) ** beta, 1, floor)
+    return budgets.by_weights(shape, profile_weights(facts.profile()) ** alpha * (lost + 1e-4) ** beta, 1, floor)
 
 
 # name: (rule, ranking, whether it needs a profile)
