@@ -304,7 +304,7 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int, continua
     rows = []
     for index in range(count):
         document, text = reader.excerpt(8 * (length + continuation))
-        tokens = _encode(tokenizer, text)
+        tokens = _start(tokenizer) + _encode(tokenizer, text)
         key = f"{task}-{part}-{length}-{seed}-{index}"
         rows.append(Row(key, task, document.kind, tokens[:length], [], tuple(tokens[length : length + continuation])))
     return rows
@@ -313,13 +313,14 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int, continua
 def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str) -> Row:
     question = _encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
     statements = [_encode(tokenizer, f" {statement}\n") for statement in fact.statements]
-    room = length - len(question) - sum(map(len, statements))
+    start = _start(tokenizer)
+    room = length - len(start) - len(question) - sum(map(len, statements))
     if room < 0:
         raise ValueError(f"{length} tokens are too few for {template}")
     hay = _encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
     breaks = _breaks(tokenizer, hay)
     depths = sorted(rng.uniform(0.05, 0.95) for _ in statements)
-    tokens, begin, spans = [], 0, []
+    tokens, begin, spans = start, 0, []
     for depth, statement in zip(depths, statements):
         at = max(begin, min(breaks, key=lambda b: abs(b - depth * room)))
         tokens += hay[begin:at]
@@ -333,6 +334,12 @@ def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: st
 def _breaks(tokenizer, tokens: list[int]) -> list[int]:
     """Where a line ends; the start and the end if there is none."""
     return [i + 1 for i, piece in enumerate(tokenizer.batch_decode([[t] for t in tokens])) if "\n" in piece] or [0, len(tokens)]
+
+
+def _start(tokenizer) -> list[int]:
+    """What the tokenizer puts before a text: Gemma is lost without its <bos>."""
+    plain, whole = _encode(tokenizer, "x"), tokenizer("x")["input_ids"]
+    return whole[: -len(plain)] if whole[-len(plain) :] == plain else []
 
 
 def _encode(tokenizer, text: str) -> list[int]:
