@@ -31,20 +31,20 @@ build: deps   ## configure and compile (PRESET=release|dev|asan|tsan)
 	cmake --build --preset $(PRESET)
 
 test-unit: build ## the unit tests alone
-	ctest --preset $(PRESET) --label-exclude e2e
+	tools/dev/test.sh $(PRESET) --label-exclude e2e
 
 test-e2e: build ## unit tests, then real processes: dkvd, engines, a real model
-	ctest --preset $(PRESET)
+	tools/dev/test.sh $(PRESET)
 
 test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan
-	ctest --preset asan --label-exclude e2e
+	tools/dev/test.sh asan --label-exclude e2e
 
 test-tsan: deps ## unit tests under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
 	cmake --build --preset tsan
-	ctest --preset tsan --label-exclude e2e
+	tools/dev/test.sh tsan --label-exclude e2e
 
 test-compat: build ## the adapter against transformers 4.57, in an environment of its own
 	tools/dev/compat.sh $(BUILD)

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# ctest without a line for every test that passes: what failed, with its output, and the summary.
+#   tools/dev/test.sh PRESET [ctest's options …]
+set -uo pipefail
+ctest --preset "$1" "${@:2}" | awk '
+    /^ *Start +[0-9]+:/ { next }
+    / Passed +[0-9.]+ sec *$/ { if (++passed % 100 == 0) { print "  … " passed " passed"; fflush() } next }
+    { print; fflush() }'
