@@ -10,6 +10,7 @@
 #include "kernels/ops/pool.h"
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
+#include "kernels/ops/sum.h"
 #include "kernels/ops/tally.h"
 
 namespace dkv {
@@ -24,8 +25,8 @@ public:
 /// An ordered queue of work on one device. Ops of one backend run in the order in which they were
 /// called; on a device a call may return before the work is done, and results are there after
 /// synchronize() or download(). Every span in the arguments is the backend's memory (on a CPU:
-/// plain memory), but for lengths, offsets, `keep` and `counts`, which are always the host's. One
-/// thread at a time.
+/// plain memory), but for lengths, offsets, `keep`, `counts`, `sums` and `scales`, which are always
+/// the host's. One thread at a time.
 class Backend {
 public:
     virtual ~Backend() = default;
@@ -44,6 +45,7 @@ public:
     virtual Result<void> score(ScoreArgs const& args) = 0;
     virtual Result<void> pool(PoolArgs const& args) = 0;
     virtual Result<void> select(SelectArgs const& args) = 0;
+    virtual Result<void> sum(SumArgs const& args) = 0;
     virtual Result<void> tally(TallyArgs const& args) = 0;
     virtual Result<void> gather(GatherArgs const& args) = 0;
     virtual Result<void> synchronize() = 0;

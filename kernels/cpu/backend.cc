@@ -57,6 +57,7 @@ public:
     Result<void> score(ScoreArgs const& args) override { return cpu::score(args, workers_); }
     Result<void> pool(PoolArgs const& args) override { return cpu::pool(args, workers_); }
     Result<void> select(SelectArgs const& args) override { return cpu::select(args, workers_); }
+    Result<void> sum(SumArgs const& args) override { return cpu::sum(args, workers_); }
     Result<void> tally(TallyArgs const& args) override { return cpu::tally(args, workers_); }
     Result<void> gather(GatherArgs const& args) override { return cpu::gather(args, workers_); }
     Result<void> synchronize() override { return {}; }

@@ -1,4 +1,4 @@
-// The five ops on a CPU, each in a file of its own.
+// The ops on a CPU, each in a file of its own.
 #pragma once
 
 #include "kernels/cpu/workers.h"
@@ -6,6 +6,7 @@
 #include "kernels/ops/pool.h"
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
+#include "kernels/ops/sum.h"
 #include "kernels/ops/tally.h"
 
 namespace dkv::cpu {
@@ -14,6 +15,7 @@ namespace dkv::cpu {
 Result<void> score(ScoreArgs const& args, Workers& workers);
 Result<void> pool(PoolArgs const& args, Workers& workers);
 Result<void> select(SelectArgs const& args, Workers& workers);
+Result<void> sum(SumArgs const& args, Workers& workers);
 Result<void> tally(TallyArgs const& args, Workers& workers);
 Result<void> gather(GatherArgs const& args, Workers& workers);
 

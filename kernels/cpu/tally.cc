@@ -19,6 +19,7 @@ struct Standing {
 
 /// The memory of one worker.
 struct Scratch {
+    std::array<float, kBlockKeys> scores;  // Scaled, where they are.
     std::array<std::uint32_t, kBlockKeys> keys;
     std::vector<std::uint32_t> candidates;  // [tokens + kKeysSlack]
     Histogram<std::uint64_t> histogram;
@@ -55,14 +56,27 @@ public:
 private:
     template <class Body>
     void for_each_block(std::size_t row, Scratch& scratch, Body const& body) const {
-        auto scores =
-            args_.layers[row / args_.heads].subspan(row % args_.heads * args_.tokens, args_.tokens);
-        while (!scores.empty()) {
-            auto const block = scores.first(std::min(kBlockKeys, scores.size()));
+        std::size_t const layer = row / args_.heads;
+        auto const scores =
+            args_.layers[layer].subspan(row % args_.heads * args_.tokens, args_.tokens);
+        for (std::size_t first = 0; first < scores.size(); first += kBlockKeys) {
+            auto block = scores.subspan(first, std::min(kBlockKeys, scores.size() - first));
+            if (!args_.scales.empty() || first < args_.skip)
+                block = compared(block, layer, first, scratch.scores);
             make_keys(block, scratch.keys.data());
             body(std::span(scratch.keys).first(block.size()));
-            scores = scores.subspan(block.size());
         }
+    }
+
+    /// What of this block, which begins at token `first`, is compared.
+    std::span<float const> compared(std::span<float const> block,
+                                    std::size_t layer,
+                                    std::size_t first,
+                                    std::span<float> out) const {
+        float const scale = args_.scales.empty() ? 1.0F : args_.scales[layer];
+        for (std::size_t i = 0; i < block.size(); ++i)
+            out[i] = first + i < args_.skip ? 0.0F : block[i] * scale;
+        return out.first(block.size());
     }
 
     /// `add(row, scratch)` adds a row's keys to its worker's histogram.

@@ -11,6 +11,8 @@ Result<void> check(TallyArgs const& args) {
         std::string const name = "layers[" + std::to_string(layer) + "]";
         DKV_TRY(check_elements(name.c_str(), args.layers[layer].size(), {args.heads, args.tokens}));
     }
+    if (!args.scales.empty())
+        DKV_TRY(check_elements("scales", args.scales.size(), {args.layers.size()}));
     return check_elements("counts", args.counts.size(), {args.layers.size(), args.heads});
 }
 

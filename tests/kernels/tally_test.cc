@@ -106,6 +106,56 @@ TEST_CASE("tally is exact, whatever the scores") {
     });
 }
 
+TEST_CASE("tally compares layers by their scales, and takes skipped tokens for 0") {
+    test::for_each_backend([](Backend& backend) {
+        std::vector<float> const large{90, 20, 10, 30};
+        std::vector<float> const small{.4F, .3F, .2F, .1F};
+        std::array<std::span<float const>, 2> const layers{large, small};
+        std::array<std::uint64_t, 2> counts{};
+        auto const count = [&](std::uint64_t total, std::vector<float> scales, std::uint32_t skip) {
+            REQUIRE(backend.tally({layers, counts, 1, 4, total, scales, skip}));
+            return Counts(counts.begin(), counts.end());
+        };
+
+        CHECK(count(4, {}, 0) == Counts{4, 0});
+        CHECK(count(4, {.01F, 1}, 0) == Counts{2, 2});  // .9 .4 .3 .3: the tie to the lower layer.
+        CHECK(count(2, {.01F, 1}, 1) == Counts{1, 1});  // .3 .3
+        CHECK(count(3, {0, 1}, 0) == Counts{0, 3});
+        CHECK(count(6, {}, 4) == Counts{4, 2});  // Nothing but zeros.
+        CHECK(count(6, {}, 400) == Counts{4, 2});
+        CHECK(large == std::vector<float>{90, 20, 10, 30});
+    });
+}
+
+TEST_CASE("tally is exact with scales and skipped tokens too") {
+    unsigned const seed = std::random_device{}();
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    test::for_each_backend([&](Backend& backend) {
+        for (std::uint32_t const tokens : {1u, 33u, 5000u}) {  // The last one: two blocks.
+            CAPTURE(tokens);
+            std::uint32_t const heads = 1 + static_cast<std::uint32_t>(random() % 3);
+            Layers layers(1 + random() % 4);
+            std::vector<float> scales;
+            for (auto& layer : layers) {
+                for (std::uint32_t i = 0; i < heads * tokens; ++i)
+                    layer.push_back(static_cast<float>(random() % 999) * 0x1p-9F);
+                scales.push_back(static_cast<float>(random() % 5) * 0.3F);
+            }
+            std::vector<std::span<float const>> const spans(layers.begin(), layers.end());
+            auto const total = random() % (layers.size() * heads * tokens + 1);
+            auto const skip = static_cast<std::uint32_t>(random() % (tokens + 3));
+            CAPTURE(total);
+            CAPTURE(skip);
+            Counts counts(layers.size() * heads);
+
+            REQUIRE(backend.tally({spans, counts, heads, tokens, total, scales, skip}));
+
+            CHECK(counts == test::reference_tally(layers, heads, tokens, total, scales, skip));
+        }
+    });
+}
+
 TEST_CASE("tally refuses spans that disagree") {
     std::vector<float> const six(6);
     std::vector<float> const five(5);
@@ -119,4 +169,10 @@ TEST_CASE("tally refuses spans that disagree") {
     auto const count = check(TallyArgs{std::span(layers).first(1), counts, 2, 3, 1});
     REQUIRE_FALSE(count);
     CHECK(count.error().message == "counts has 4 elements, not [1, 2]");
+
+    std::array<float, 3> const scales{};
+    std::array<std::span<float const>, 2> const good{six, six};
+    auto const scale = check(TallyArgs{good, counts, 2, 3, 1, scales});
+    REQUIRE_FALSE(scale);
+    CHECK(scale.error().message == "scales has 3 elements, not [2]");
 }

@@ -40,6 +40,10 @@ public:
         DKV_TRY(count("select"));
         return inner_.select(args);
     }
+    Result<void> sum(SumArgs const& args) override {
+        DKV_TRY(count("sum"));
+        return inner_.sum(args);
+    }
     Result<void> tally(TallyArgs const& args) override {
         DKV_TRY(count("tally"));
         return inner_.tally(args);

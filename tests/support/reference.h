@@ -150,10 +150,15 @@ inline std::vector<std::int32_t> reference_select(std::span<float const> scores,
 inline std::vector<std::uint64_t> reference_tally(std::span<std::vector<float> const> layers,
                                                   std::uint32_t heads,
                                                   std::uint32_t tokens,
-                                                  std::uint64_t total) {
+                                                  std::uint64_t total,
+                                                  std::span<float const> scales = {},
+                                                  std::uint32_t skip = 0) {
     std::vector<float> all;
-    for (auto const& layer : layers)
-        all.insert(all.end(), layer.begin(), layer.end());
+    for (std::size_t layer = 0; layer < layers.size(); ++layer)
+        for (std::size_t i = 0; i < layers[layer].size(); ++i) {
+            float const scale = scales.empty() ? 1.0F : scales[layer];
+            all.push_back(i % tokens < skip ? 0.0F : layers[layer][i] * scale);
+        }
     auto const order = ranked(all);
     std::vector<std::uint64_t> counts(layers.size() * heads, 0);
     for (std::size_t i = 0; i < std::min<std::uint64_t>(total, order.size()); ++i)

@@ -54,6 +54,11 @@ def select(model, dtype, tokens):
     return lambda: torch.topk(scores, keep, dim=-1)
 
 
+def add_up(model, dtype, tokens):
+    scores = attention((model[2], tokens))
+    return lambda: scores.sum(-1, dtype=torch.float64)
+
+
 def tally(model, dtype, tokens):
     layers, _, kv_heads, _ = model
     scores = [attention((kv_heads, tokens)) for _ in range(layers)]
@@ -90,6 +95,7 @@ OPS = {
     "pool_max": (pool(lambda s, *a, **k: F.max_pool1d(s, *a, **k)), ("f32",)),
     "pool_avg": (pool(lambda s, *a, **k: F.avg_pool1d(s, *a, **k)), ("f32",)),
     "select": (select, ("f32",)),
+    "sum": (add_up, ("f32",)),
     "tally": (tally, ("f32",)),
     "gather": (gather, DTYPES),
 }
