@@ -2,12 +2,13 @@
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 from conftest import make_tiny_llama
 
-from dkv.lab import calibrate, evaluate, models, needles, policies, profile, refine, report, sources
+from dkv.lab import calibrate, evaluate, models, needles, policies, profile, refine, report, restore, sources
 
 
 class Bytes:
@@ -56,6 +57,7 @@ def test_a_calibration_makes_a_profile_and_takes_up_where_it_stopped(tiny, tmp_p
 
 
 def test_refining_keeps_the_damage_and_moves_the_weights(tiny, tmp_path):
+    pytest.importorskip("cma")
     before = profile.load(calibrated(tmp_path))
     after = profile.load(calibrated(tmp_path, "--refine", "2"))
 
@@ -104,7 +106,7 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
     output, made = tmp_path / "r.csv", calibrated(tmp_path)
     names = "streamingllm,h2o,snapkv,snapkv/kernel=3/pool=avg/reduce=max,pyramidkv,dynamickv,profile,joint,hull,hullmean,mass,error,profile/granularity=layer"
     flags = ["tiny", "--profile", str(made), "--policies", names, "--capacity", "48,64", "--tokens", "300"]
-    flags += ["--needles", "3", "--texts", "2", "--perplexity", "-o", str(output)]
+    flags += ["--needles", "3", "--texts", "2", "--perplexity", "--inline", "-o", str(output)]
 
     assert evaluate.main(flags) == 0
 
@@ -135,15 +137,30 @@ def test_a_facts_place_in_the_prompt_is_known(tiny):
     assert all(text.startswith(" One of the special magic numbers") and text.endswith(".\n") for text in texts)
 
 
-def test_a_refined_budget_moves_halfway_to_what_doubling_gains():
-    described = {"geometry": {"layers": 2, "compressed": [0, 1], "q_heads": 2, "kv_heads": 1, "head_dim": 8}}
-    made = profile.Profile(described, {}, "head", 0.5, 0.2, [[0.5], [0.5]])
-    record = {"task": "text", "loss": 1.0, "gain": [0.4, 0.1]}
+def test_a_search_begins_at_the_profile_and_groups_heads_by_weight():
+    weights = torch.arange(40, 0, -1).double().view(10, 4)
+    start = profile.Profile({}, {}, "head", 0.5, 0.2, (weights / weights.sum()).tolist())
+    search = refine.Search(start)
 
-    moved = refine.update(made, [record]).weights
+    same = search.profile([0.0] * search.dimensions)
+    assert (same.alpha, same.floor) == (0.5, 0.2)
+    assert same.tensor().flatten().tolist() == pytest.approx(start.tensor().flatten().tolist(), abs=1e-8)
+    heavier = search.profile([0.0, 0.0, math.log(2), *[0.0] * (search.groups - 1)])
+    assert float(heavier.tensor()[0, 0] / heavier.tensor()[0, 1]) == pytest.approx(4 * 40 / 39, rel=1e-6)
+    assert search.group.bincount().tolist() == [1, 1, 1, 2, 3, 5, 9, 18]
 
-    budgets_ratio = (moved[0][0] / moved[1][0]) ** 0.5
-    assert budgets_ratio == pytest.approx(2, rel=1e-3)
+
+def test_a_head_is_weighed_by_the_larger_of_damage_and_gain():
+    gains = {
+        "gain": torch.tensor([[0.0, 0.5, -0.1]]),
+        "budgets": torch.tensor([[900.0, 32.0, 32.0]]),
+        "more": torch.tensor([[900.0, 96.0, 96.0]]),  # The first is whole already.
+    }
+    damage = torch.tensor([[1.0, 0.1, -0.2]]).double()
+
+    sizes = restore.sizes(damage, gains, cut=96, window=32, alpha=0.5)
+
+    assert sizes[0].tolist() == pytest.approx([128.0, 0.5 / (1 / 64 - 1 / 128), 0.0])
 
 
 def test_an_unknown_parameter_names_those_there_are():
@@ -159,15 +176,16 @@ def test_rows_are_the_same_for_the_same_seed_and_of_the_length_asked_for(tiny):
     assert {row.template for row in first} == set(needles.FAMILIES["report"])
 
 
-def test_the_two_families_share_no_wording():
+def test_the_families_share_no_wording():
     import random
 
     texts = {
         family: {make(random.Random(0)).question for make in templates.values()}
         for family, templates in needles.FAMILIES.items()
     }
-    assert not texts["calibration"] & texts["report"]
-    assert not set(needles.FAMILIES["calibration"]) & set(needles.FAMILIES["report"])
+    names = [name for templates in needles.FAMILIES.values() for name in templates]
+    assert sum(map(len, texts.values())) == len(set.union(*texts.values()))
+    assert len(names) == len(set(names))
 
 
 def test_parts_share_no_document(tiny):

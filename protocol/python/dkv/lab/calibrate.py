@@ -1,4 +1,7 @@
-"""Measures what each layer or KV head is worth: all are kept whole but one, and the answer's damage is read off.
+"""Measures what each layer or KV head is worth, and writes it as a profile.
+
+All are kept whole but one, and the answer's damage is read off (damage); then all are cut but one gets
+more (restore.py); the two are joined. HeadKV's score and an evolution (refine.py) are there to compare.
 
     python -m dkv.lab.calibrate smollm2 -o smollm2.profile.json
 """
@@ -6,13 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 
 import torch
 
-from . import models, needles, profile, refine, scores
+from . import models, needles, profile, refine, restore, scores
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant
 from .store import PrefillStore
@@ -21,10 +25,11 @@ ERROR_GRID = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768]
 TASKS = ("needle", "text")
 
 
-def rows_for(tokenizer, task: str, count: int, tokens: int, seed: int) -> list[Row]:
+def rows_for(tokenizer, task: str, count: int, tokens: int, seed: int, part: str = "calibration") -> list[Row]:
+    """Of the calibration part, or of the tuning part for the search that --refine is."""
     if task == "needle":
-        return needles.needle_rows(tokenizer, "calibration", "calibration", count, tokens, seed)
-    return needles.text_rows(tokenizer, "calibration", count, tokens, seed)
+        return needles.needle_rows(tokenizer, part, part, count, tokens, seed)
+    return needles.text_rows(tokenizer, part, count, tokens, seed)
 
 
 def one_cut_variants(prompt: Prompt, granularity: str, base: int) -> list[Variant]:
@@ -97,7 +102,10 @@ def mean_damages(records: list[dict], shape: tuple[int, int]) -> dict[str, torch
     return out
 
 
-def build_profile(records: list[dict], described: dict, recipe: dict, alpha: float, floor: float) -> profile.Profile:
+def build_profile(
+    records: list[dict], described: dict, recipe: dict, alpha: float, floor: float, restored: list[dict] = ()
+) -> profile.Profile:
+    """From the damages alone, or joined with what `restored` heads gained."""
     geometry = profile.Geometry(**described["geometry"])
     shape = (len(geometry.compressed), geometry.kv_heads if recipe["granularity"] == "head" else 1)
     damages = mean_damages(records, shape)
@@ -115,7 +123,15 @@ def build_profile(records: list[dict], described: dict, recipe: dict, alpha: flo
     if curves:
         errors = torch.tensor(curves, dtype=torch.float64).mean(0).tolist()
         figures["error"] = {"grid": ERROR_GRID, "mean": [[[round(v, 6) for v in h] for h in layer] for layer in errors]}
-    weights = [[round(value, 9) for value in row] for row in profile.combine(damages).tolist()]
+    sizes = damages
+    if restored:
+        gains = restore.mean_gains(restored, shape)
+        base = recipe["cut"] - recipe["window"]
+        sizes = {t: restore.sizes(damages[t], gains[t], base, recipe["window"], alpha) for t in damages if t in gains}
+        for task in sizes:
+            figures[task]["gain"] = [[round(value, 7) for value in row] for row in gains[task]["gain"].tolist()]
+            figures[task]["loss"] = round(gains[task]["loss"], 6)
+    weights = [[round(value, 9) for value in row] for row in profile.combine(sizes).tolist()]
     return profile.Profile(described, recipe, recipe["granularity"], alpha, floor, weights, figures)
 
 
@@ -147,6 +163,40 @@ def _whole(prompt: Prompt) -> Variant:
     return Variant("whole", torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix))
 
 
+def _restore(probe: Probe, store: PrefillStore, rows: list[Row], first: profile.Profile, options, header: dict) -> list[dict]:
+    settings = header | {"weights": first.weights, "alpha": first.alpha, "floor": first.floor}
+    settings |= {"restore": options.restore, "step": options.step}
+    journal = Journal(options.output.with_suffix(".restore.jsonl"), settings)
+    with _bar("restoring", len(rows)) as advance:
+        for row in rows:
+            if row.key not in journal:
+                journal.append(restore.measure(probe, store, row, first, options.restore, options.step, options.forced))
+            advance()
+    wanted = {row.key for row in rows}
+    return [record for record in journal.records if record["key"] in wanted]
+
+
+def _refine(probe: Probe, store: PrefillStore, tokenizer, counts: dict, made: profile.Profile, options, header: dict):
+    settings = header | {"weights": made.weights, "alpha": made.alpha, "floor": made.floor}
+    journal = Journal(options.output.with_suffix(".refine.jsonl"), settings)
+    rows = []
+    for task in options.tasks:
+        rows += rows_for(tokenizer, task, max(1, counts[task] // 2), options.tokens, options.seed, "tuning")
+    with _bar("refining", options.refine * len(rows)) as advance:
+        made = refine.refine(probe, store, rows, made, options.refine, options.forced, journal, advance)
+    made.recipe["refine"] = options.refine
+    return made
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int):
+    from rich.progress import Progress, TimeElapsedColumn
+
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dkv.lab.calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("model", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
@@ -162,9 +212,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
+    )
+    parser.add_argument("--step", type=int, default=128, help="how much more (%(default)s)")
     parser.add_argument("--alpha", type=float, default=0.85, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
-    parser.add_argument("--refine", type=int, default=0, help="rounds of improvement around the profile's own budgets (%(default)s)")
+    parser.add_argument("--refine", type=int, default=0, help="generations of an evolution on the tuning part (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"))
@@ -176,7 +230,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.method == "headkv" and (options.granularity != "head" or options.refine):
         parser.error("--method headkv scores heads, and is not refined")
     if options.method == "headkv":
-        options.tasks = ["needle"]
+        options.tasks, options.restore = ["needle"], 0
+    if options.restore and options.restore <= options.window:
+        parser.error(f"--restore {options.restore} leaves nothing beside the window of {options.window}")
     if options.cut <= options.window:
         parser.error(f"--cut {options.cut} leaves nothing beside the window of {options.window}")
     if options.tokens <= options.cut:
@@ -185,8 +241,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from rich.progress import Progress, TimeElapsedColumn
-
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -202,27 +256,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     counts = {"needle": options.needles, "text": options.texts}
     rows = [row for task in options.tasks for row in rows_for(tokenizer, task, counts[task], options.tokens, options.seed)]
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
-        bar = progress.add_task("calibrating", total=len(rows))
+    with _bar("calibrating", len(rows)) as advance:
         for row in rows:
             if row.key not in journal and options.method == "headkv":
                 journal.append(retrieval(probe, row))
             elif row.key not in journal:
                 journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced))
-            progress.advance(bar)
+            advance()
     wanted = {row.key for row in rows}
     records = [record for record in journal.records if record["key"] in wanted]
     made = build_profile(records, described, recipe, options.alpha, options.floor)
+    useful = {record["key"] for record in records if record["damage"] is not None}
+    if options.restore:
+        restored = _restore(probe, store, [row for row in rows if row.key in useful], made, options, header)
+        recipe |= {"restore": options.restore, "step": options.step}
+        made = build_profile(records, described, recipe, options.alpha, options.floor, restored)
     if options.refine:
-        measured = {record["key"] for record in records if record["damage"] is not None}
-        settings = header | {"alpha": options.alpha, "floor": options.floor, "weights": made.weights}
-        rounds = Journal(options.output.with_suffix(".refine.jsonl"), settings)
-        useful = [row for row in rows if row.key in measured]
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
-            bar = progress.add_task("refining", total=options.refine * len(useful))
-            step = lambda: progress.advance(bar)
-            made = refine.refine(probe, store, useful, made, options.refine, options.forced, rounds, step)
-            made.recipe["refine"] = options.refine
+        made = _refine(probe, store, tokenizer, counts, made, options, header)
     made.save(options.output)
     used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task in TASKS)
     print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")

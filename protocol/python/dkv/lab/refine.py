@@ -1,16 +1,15 @@
-"""Improves a profile where it is used: around its own budgets, not around the whole cache.
+"""Improves a profile by its own results: a small evolution (CMA-ES) started from it.
 
-One cut at a time finds who matters when everybody else is whole; in a compressed cache everybody is
-cut. Here every head's budget is doubled in turn, on top of the profile's budgets, and the gain is
-read off. Budgets are best when a token more is worth the same everywhere, which is when a head's
-budget is in proportion to what doubling it gains: so they move towards that, halfway per round.
+Searched are alpha, the floor, and one factor for each group of heads of like weight: the heaviest head
+by itself, the next, and so on in groups that grow. What is minimised is the loss on tuning prompts at
+several capacities, as a share of what equal budgets lose there; every task and capacity weighs the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from math import nan
+from dataclasses import dataclass, replace
+from math import exp
 
 import torch
 
@@ -20,72 +19,116 @@ from .probe import Probe, Variant
 from .profile import Profile
 from .store import PrefillStore
 
-CAPACITIES = (64, 128)  # Prompts take turns.
-_STEP = 0.5  # On the logarithm of the budgets.
-_LEAST_GAIN = 0.1  # Of the mean gain: noise must not take everything from a head.
+CAPACITIES = (64, 128, 256)
+POPULATION = 8
+_GROUPS = (1, 1, 1, 2, 3, 5, 9, 18)  # Heads per group, heaviest first; the rest is one more.
+_SIGMA = 0.3  # Of the first generation's logarithms: a factor of 1.35.
+_FLOORS = (0.02, 0.9)
 
 
-def measure(probe: Probe, store: PrefillStore, row: Row, profile: Profile, capacity: int, forced: int) -> dict:
-    """What doubling each layer's or head's budget takes off this prompt's loss: KL for text, -log p for a needle."""
+class RefineError(RuntimeError):
+    """The search cannot be made; the message says why."""
+
+
+@dataclass
+class Search:
+    """Candidates around a profile: vectors of logarithms, zeros being the profile itself."""
+
+    start: Profile
+
+    def __post_init__(self):
+        flat = self.start.tensor().reshape(-1)
+        order = torch.argsort(flat, descending=True, stable=True)
+        self.group = torch.empty_like(order)
+        begin, number = 0, 0
+        for number, size in enumerate([*_GROUPS, flat.numel()]):
+            self.group[order[begin : begin + size]] = number
+            begin += size
+            if begin >= flat.numel():
+                break
+        self.groups = number + 1
+
+    @property
+    def dimensions(self) -> int:
+        return self.groups + 2
+
+    def profile(self, vector) -> Profile:
+        """The profile at a point: factors on budgets, so they count in weights as their 1/alpha-th power."""
+        alpha = min(2.0, self.start.alpha * exp(vector[0]))
+        floor = min(_FLOORS[1], max(_FLOORS[0], self.start.floor * exp(vector[1])))
+        factors = torch.tensor([exp(value / alpha) for value in vector[2:]], dtype=torch.float64)
+        weights = self.start.tensor() * factors[self.group].view(self.start.tensor().shape)
+        weights = weights / weights.sum()
+        return replace(
+            self.start,
+            alpha=round(alpha, 6),
+            floor=round(floor, 6),
+            weights=[[round(value, 9) for value in row] for row in weights.tolist()],
+        )
+
+
+def losses(probe: Probe, store: PrefillStore, row: Row, candidates: list[Profile], forced: int) -> list[float]:
+    """Per candidate: the mean over capacities of its loss divided by equal budgets' loss on this prompt's task scale.
+
+    Returned undivided, capacity by capacity: first equal budgets', then the candidates', len = capacities · (1 + n).
+    """
     is_text = not row.answer
     prompt, greedy = store.prefill(row.tokens, greedy=forced + 1 if is_text else 0)
     rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt))
-    shape = budgets.Shape(len(prompt.compressed), prompt.kv_heads, prompt.prefix, capacity - prompt.window)
-    base = budgets.by_weights(shape, profile.tensor(), profile.alpha, profile.floor)
-    variants = [Variant("base", base)]
-    for layer, weights in enumerate(profile.weights):
-        for head in range(len(weights)) if profile.granularity == "head" else [slice(None)]:
-            more = base.clone()
-            more[layer, head] = (2 * more[layer, head]).clamp(max=prompt.prefix)
-            variants.append(Variant(f"{layer}.{head}", more))
+    variants = []
+    for capacity in CAPACITIES:
+        base = min(capacity - prompt.window, prompt.prefix)
+        shape = budgets.Shape(len(prompt.compressed), prompt.kv_heads, prompt.prefix, base)
+        variants.append(Variant(f"uniform@{capacity}", budgets.uniform(shape)))
+        for number, each in enumerate(candidates):
+            made = budgets.by_weights(shape, each.tensor(), each.alpha, each.floor)
+            variants.append(Variant(f"{number}@{capacity}", made))
     answer = greedy if is_text else torch.tensor(row.answer)
     outcome = probe.force(prompt, answer, variants, rankings, compare=is_text)
-    losses = outcome.kl[:, 1:].mean(1) if is_text else -outcome.logprob.sum(1)
-    gains = [round(value, 7) for value in (losses[0] - losses[1:]).tolist()]
-    for index, variant in enumerate(variants[1:]):
-        if torch.equal(variant.budgets, base):
-            gains[index] = None  # Whole already: nothing to learn.
-    return {"key": row.key, "task": row.task, "capacity": capacity, "loss": float(losses[0]), "gain": gains}
+    lost = outcome.kl[:, 1:].mean(1) if is_text else -outcome.logprob.sum(1)
+    return [round(value, 6) for value in lost.tolist()]
 
 
-def update(profile: Profile, records: list[dict]) -> Profile:
-    """One step. Every task weighs the same, measured against its own mean loss."""
-    weights = profile.tensor()
-    shares = []
-    for task in sorted({record["task"] for record in records}):
-        part = [record for record in records if record["task"] == task]
-        gain = torch.tensor([[nan if g is None else g for g in record["gain"]] for record in part], dtype=torch.float64)
-        shares.append(gain.nanmean(0) / max(1e-9, sum(record["loss"] for record in part) / len(part)))
-    gain = torch.stack(shares).nanmean(0).view(weights.shape)
-    known = ~gain.isnan()
-    gain = gain.nan_to_num().clamp_min(0)
-    gain = gain.clamp_min(_LEAST_GAIN * float(gain[known].mean()))
-    current = weights.clamp_min(1e-9) ** profile.alpha
-    current, gain = current / current[known].sum(), gain / gain[known].sum()
-    moved = torch.where(known, current ** (1 - _STEP) * gain**_STEP, current)
-    made = (moved / moved.sum()) ** (1 / profile.alpha)
-    made = made / made.sum()
-    figures = dict(profile.figures) | {"refined": [[round(v, 7) for v in row] for row in gain.tolist()]}
-    return replace(profile, weights=[[round(v, 9) for v in row] for row in made.tolist()], figures=figures)
+def shares(records: list[dict], count: int) -> list[float]:
+    """Per candidate the loss as a share of equal budgets', mean over tasks and capacities."""
+    out = torch.zeros(count, dtype=torch.float64)
+    tasks = sorted({record["task"] for record in records})
+    for task in tasks:
+        rows = torch.tensor([record["loss"] for record in records if record["task"] == task], dtype=torch.float64)
+        sums = rows.sum(0).view(len(CAPACITIES), 1 + count)
+        out += (sums[:, 1:] / sums[:, :1].clamp_min(1e-9)).mean(0)
+    return (out / len(tasks)).tolist()
 
 
 def refine(
     probe: Probe,
     store: PrefillStore,
     rows: list[Row],
-    profile: Profile,
-    rounds: int,
+    start: Profile,
+    generations: int,
     forced: int,
     journal,
     advance: Callable[[], None],
+    seed: int = 1,
 ) -> Profile:
-    """`rounds` steps. A round's records carry its number and are not measured twice."""
-    for number in range(1, rounds + 1):
-        for index, row in enumerate(rows):
-            key = f"round {number}/{row.key}"
-            if key not in journal:
-                capacity = CAPACITIES[index % len(CAPACITIES)]
-                journal.append(measure(probe, store, row, profile, capacity, forced) | {"key": key})
+    """The best mean of the last generation. What the journal holds is told to the search again, not measured again."""
+    try:
+        import cma
+    except ImportError:
+        raise RefineError("--refine needs the Python package cma: pip install cma") from None
+    search = Search(start)
+    options = {"popsize": POPULATION, "seed": seed, "verbose": -9, "maxiter": generations}
+    strategy = cma.CMAEvolutionStrategy([0.0] * search.dimensions, _SIGMA, options)
+    known = {record["key"]: record for record in journal.records}
+    for generation in range(generations):
+        vectors = strategy.ask()
+        candidates = [search.profile(vector) for vector in vectors]
+        for row in rows:
+            key = f"generation {generation}/{row.key}"
+            if key not in known:
+                known[key] = {"key": key, "task": row.task, "loss": losses(probe, store, row, candidates, forced)}
+                journal.append(known[key])
             advance()
-        profile = update(profile, [r for r in journal.records if r["key"].startswith(f"round {number}/")])
-    return profile
+        part = [known[f"generation {generation}/{row.key}"] for row in rows]
+        strategy.tell(vectors, shares(part, len(candidates)))
+    return search.profile(strategy.mean)
