@@ -1,5 +1,8 @@
 """Every policy at equal bytes on needles and text: one prefill per prompt, one forced forward for all of them.
 
+What a policy keeps is what a real sidecar keeps: the prompt's rows are lent to a dkvd, a private one by
+default. Rules that exist in the lab alone, and everything under --inline, are computed in torch.
+
     python -m dkv.lab.evaluate smollm2 --profile p.json --needles 100 --texts 48 --capacity 64,128,256 -o results.csv
     python -m dkv.lab.evaluate report results.csv
 """
@@ -7,21 +10,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from . import models, needles, policies, profile, report
+from . import models, needles, policies, profile, report, sidecar, wishes
 from .needles import Row
-from .probe import Probe, Variant
+from .probe import Probe, Prompt, Variant
 from .store import PrefillStore
 
 FORCED = 24
 DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
-COLUMNS = "key task template tokens policy capacity kept found logprob kl agree continuation_nll full_found".split()
+COLUMNS = (
+    "key task template tokens policy capacity kept found logprob kl agree continuation_nll full_found bytes through"
+).split()
 
 
 def rows_for(tokenizer, options) -> list[Row]:
@@ -35,36 +43,61 @@ def rows_for(tokenizer, options) -> list[Row]:
     return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
 
 
-def variants_for(facts: policies.Facts, names: list[str], capacities: list[int]) -> list[tuple[str, int, Variant]]:
+@dataclass
+class Choice:
+    """A policy at a capacity, and who chose what it keeps."""
+
+    policy: str
+    capacity: int
+    variant: Variant
+    through: str  # "sidecar" or "inline"
+
+
+def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], loan: sidecar.Loan | None) -> list[Choice]:
     """FullKV first, then every policy at every capacity below the prompt."""
     prompt = facts.prompt
     whole = torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix)
-    out = [("fullkv", 0, Variant("fullkv", whole))]
+    out = [Choice("fullkv", 0, Variant("fullkv", whole), "inline")]
     for capacity in capacities:
-        if capacity >= prompt.tokens:
-            continue
-        out += [(name, capacity, policies.variant(name, facts, capacity)) for name in names]
+        if capacity < prompt.tokens:
+            out += [_choice(facts, name, capacity, loan) for name in names]
     return out
 
 
-def evaluate(probe: Probe, store: PrefillStore, row: Row, options, loaded: dict[str, profile.Profile]) -> list[dict]:
+def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
+    wish = wishes.wish(name, facts, capacity) if loan is not None else None
+    if wish is None:
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
+    kept = loan.kept(wish)
+    return Choice(name, capacity, sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings), "sidecar")
+
+
+def evaluate(
+    probe: Probe,
+    store: PrefillStore,
+    row: Row,
+    options,
+    loaded: dict[str, profile.Profile],
+    chooser: sidecar.Chooser | None = None,
+) -> list[dict]:
     """One line per variant."""
     is_text = not row.answer
     wants_sums = any(name.startswith("h2o") for name in options.policies)
     prompt, greedy = store.prefill(row.tokens, wants_sums, FORCED + 1 if is_text else 0)
     facts = policies.Facts(prompt, loaded)
-    chosen = variants_for(facts, options.policies, options.capacity)
-    variants = [variant for _, _, variant in chosen]
+    with chooser.lend(prompt) if chooser is not None else contextlib.nullcontext() as loan:
+        chosen = choices_for(facts, options.policies, options.capacity, loan)
+    variants = [choice.variant for choice in chosen]
     outcome = probe.force(prompt, greedy if is_text else torch.tensor(row.answer), variants, facts.rankings, is_text)
     real = None
     if is_text and options.perplexity and len(row.continuation) > 1:
         real = probe.force(prompt, torch.tensor(row.continuation), variants, facts.rankings).logprob[:, 1:]
     lines = []
-    for index, (name, capacity, variant) in enumerate(chosen):
-        line = dict.fromkeys(COLUMNS, "")
-        kept = int(variant.budgets.sum()) + prompt.window * variant.budgets.numel()
+    for index, choice in enumerate(chosen):
+        line = dict.fromkeys(COLUMNS, "") | {"through": choice.through}
+        kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
         line |= {"key": row.key, "task": row.task, "template": row.template, "tokens": prompt.tokens}
-        line |= {"policy": name, "capacity": capacity, "kept": kept}
+        line |= {"policy": choice.policy, "capacity": choice.capacity, "kept": kept, "bytes": kept * _row_bytes(prompt)}
         if is_text:
             line["kl"] = f"{float(outcome.kl[index, 1:].mean()):.6f}"
             line["agree"] = f"{float(outcome.agree[index, 1:].float().mean()):.4f}"
@@ -78,16 +111,23 @@ def evaluate(probe: Probe, store: PrefillStore, row: Row, options, loaded: dict[
     return lines
 
 
+def _row_bytes(prompt: Prompt) -> int:
+    """Of one token's K and V in one KV head."""
+    layer = prompt.layers[prompt.compressed[0]]
+    return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
+
+
 class Results:
     """The CSV, appended prompt by prompt; a prompt whose variants are all there is not run again."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path, self._columns = path, COLUMNS
         self._done: set[tuple[str, str, str]] = set()
         if path.exists() and path.stat().st_size:
             with path.open() as file:
                 reader = csv.DictReader(file)
-                if reader.fieldnames != COLUMNS:
+                self._columns = reader.fieldnames or []
+                if self._columns != COLUMNS[: max(13, len(self._columns))]:  # The first version wrote 13.
                     raise RuntimeError(f"{path} has other columns than this build writes: choose another output")
                 self._done = {(line["key"], line["policy"], line["capacity"]) for line in reader}
         else:
@@ -100,7 +140,7 @@ class Results:
 
     def append(self, lines: list[dict]) -> None:
         with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             for line in lines:
                 entry = (line["key"], line["policy"], str(line["capacity"]))
                 if entry not in self._done:
@@ -124,6 +164,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
+    parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"))
     options = parser.parse_args(arguments)
@@ -132,13 +174,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.tokens = [int(value) for value in options.tokens.split(",")]
     try:
         for name in options.policies:
-            if policies.RULES[policies.parse(name)[0]][2] and not options.profile:
+            if name in wishes.SIDECAR_ONLY:
+                if options.inline:
+                    parser.error(f"{name} is the sidecar's alone: leave --inline out")
+            elif policies.RULES[policies.parse(name)[0]][2] and not options.profile:
                 parser.error(f"{name} needs a profile: give --profile")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
+    if options.inline and options.endpoint:
+        parser.error("--inline needs no --endpoint")
     if min(options.capacity) <= options.window:
         parser.error(f"a capacity of {min(options.capacity)} leaves nothing beside the window of {options.window}")
     return options
+
+
+@contextlib.contextmanager
+def chooser_for(options, model: str) -> Iterator[sidecar.Chooser | None]:
+    """The line to the sidecar that was asked for; None under --inline."""
+    if options.inline:
+        yield None
+        return
+    private = sidecar.private_sidecar(options.threads) if options.endpoint is None else contextlib.nullcontext(options.endpoint)
+    with private as endpoint, contextlib.closing(sidecar.Chooser(endpoint, model)) as chooser:
+        yield chooser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,11 +216,12 @@ def main(arguments: list[str] | None = None) -> int:
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
     results = Results(options.output)
     rows = rows_for(tokenizer, options)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with chooser_for(options, name) as chooser, Progress(*columns, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(rows))
         for row in rows:
             if not results.has(row, options.policies, options.capacity):
-                results.append(evaluate(probe, store, row, options, loaded))
+                results.append(evaluate(probe, store, row, options, loaded, chooser))
             progress.advance(bar)
     return report.main([str(options.output)])
 
