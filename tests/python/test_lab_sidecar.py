@@ -19,13 +19,13 @@ pytestmark = pytest.mark.e2e
 
 UNPROFILED = [
     "streamingllm",
-    "h2o",
     "snapkv",
     "snapkv/kernel=3/pool=avg/reduce=max",
     "pyramidkv",
     "pyramidkv/beta=5",
     "dynamickv",
     "dynamickv/m=0/r_min=0.3",
+    "h2o",
 ]
 PROFILED = ["profile", "profile/alpha=0.5/floor=0.4", "profile/granularity=layer"]
 NEAR = 1e-4  # Scores whose relative difference is below this are equal but for rounding.
@@ -109,7 +109,7 @@ def test_both_paths_keep_the_same_positions_of_a_real_models_prompt(smollm2, cho
     facts = facts_of(model, tokens)
 
     for name in UNPROFILED:
-        odd, total = differences(facts, name, 128, chooser)
+        odd, total = choose_or_skip(facts, name, 128, chooser)
         assert odd <= 0.002 * total, name
 
 

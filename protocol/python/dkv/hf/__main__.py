@@ -1,7 +1,7 @@
-"""python -m dkv.hf [--policy P] [--capacity N] [--endpoint E] [--report FILE] SCRIPT [ARGUMENT …]
+"""python -m dkv.hf [--policy P] [--capacity N] [--profile P] [--endpoint E] [--report FILE] SCRIPT [ARGUMENT …]
 
 Runs a script as it is; every generate() in it that brings no cache of its own gets a dkv cache.
-Options may also be given as DKV_POLICY, DKV_CAPACITY and DKV_ENDPOINT. `-m MODULE` runs a module.
+Options may also be given as DKV_POLICY, DKV_CAPACITY, DKV_PROFILE and DKV_ENDPOINT. `-m MODULE` runs a module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     options = _parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     reports: list[dict] = []
-    wrap_generate(options.policy, options.capacity, options.endpoint, reports)
+    wish = {"policy": options.policy, "capacity": options.capacity, "endpoint": options.endpoint}
+    wrap_generate(wish | {"profile": options.profile, "force_profile": options.force_profile}, reports)
     try:
         _run(options)
     finally:
@@ -36,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
                 file.write("\n")
 
 
-def wrap_generate(policy: str | None, capacity: int | None, endpoint: str | None, reports: list[dict]) -> None:
-    """Every model's generate() without past_key_values gets a Cache; its report is added to `reports`."""
+def wrap_generate(wish: dict, reports: list[dict]) -> None:
+    """Every model's generate() without past_key_values gets a Cache(**wish); its report is added to `reports`."""
     original = GenerationMixin.generate
 
     @functools.wraps(original)
@@ -46,7 +47,7 @@ def wrap_generate(policy: str | None, capacity: int | None, endpoint: str | None
         if reason is not None:
             log.info("dkv: generate() is left alone: %s", reason)
             return original(self, *args, **kwargs)
-        cache = Cache(self, policy=policy, capacity=capacity, endpoint=endpoint)
+        cache = Cache(self, **wish)
         kwargs["past_key_values"] = cache
         with announced(cache, args, kwargs):
             out = original(self, *args, **kwargs)
@@ -81,6 +82,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dkv.hf", description="Runs a script with dkv caches.")
     parser.add_argument("--policy", default=os.environ.get("DKV_POLICY"))
     parser.add_argument("--capacity", type=int, default=os.environ.get("DKV_CAPACITY"))
+    parser.add_argument(
+        "--profile", default=os.environ.get("DKV_PROFILE"), help='a file of dkv calibrate, or "auto": the one of the model'
+    )
+    parser.add_argument("--force-profile", action="store_true", help="also one that was made for other weights")
     parser.add_argument("--endpoint", default=None, help="default: DKV_ENDPOINT, else this user's sidecar")
     parser.add_argument("--report", metavar="FILE", help="write what each generate() saved, as JSON")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import dkv
 
-from . import attention
+from . import attention, profiles
 from .generate import announce_prompts
 from .layer import DkvLayer
 from .prompt import Prompt
@@ -50,6 +50,11 @@ class Cache(TransformersCache):
                    generate(prefill_chunk_size=…) needs no help
     strict         an unknown policy or a bad parameter raises DkvError instead of being logged while
                    generation goes on uncompressed
+    profile        how much this model's layers or heads matter, for dynamickv: a file of `dkv calibrate`,
+                   a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py)
+    force_profile  also a file that was made for other weights of the same shape
+
+    Raises ProfileError for a file that does not fit this model.
 
     Batch 1 without padding is compressed; anything else is kept as transformers would keep it.
     The first prompt is compressed; later generate() calls with the same cache continue it.
@@ -68,8 +73,13 @@ class Cache(TransformersCache):
         timeout_s: float = 10.0,
         prompt_tokens: int | None = None,
         strict: bool = False,
+        profile: str | os.PathLike | dkv.Profile | None = None,
+        force_profile: bool = False,
         **policy_options,
     ):
+        found = profiles.resolve(model, profile, force_profile)
+        if found is not None and policy is None:
+            policy = "dynamickv"
         attention.register()
         if model.config._attn_implementation != attention.NAME:
             model.set_attn_implementation(attention.NAME)
@@ -80,7 +90,7 @@ class Cache(TransformersCache):
                 layers[index] = DkvLayer(self, index, len(self._dkv_layers))
                 self._dkv_layers.append(layers[index])
         super().__init__(layers=layers)
-        wish = {"name": policy, "capacity": capacity, "window": window, **policy_options}
+        wish = {"name": policy, "capacity": capacity, "window": window, "profile": found, **policy_options}
         self._wish = {key: value for key, value in wish.items() if value is not None}
         self._progressive, self._timeout_s, self._strict = progressive, timeout_s, strict
         self._prompt_tokens = prompt_tokens
@@ -96,6 +106,7 @@ class Cache(TransformersCache):
 
     def _begin(self) -> None:
         self._report = Report(layers=len(self._dkv_layers), layers_left_alone=len(self.layers) - len(self._dkv_layers))
+        self._report.profile = self._wish["profile"].name if "profile" in self._wish else None
         self._in_prefill = True
         self._announced: int | None = None
         self._prompt: Prompt | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+import dkv
 
 from . import models, needles, policies, profile, report, sidecar, wishes
 from .needles import Row
@@ -68,8 +71,20 @@ def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan 
     wish = wishes.wish(name, facts, capacity) if loan is not None else None
     if wish is None:
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
-    kept = loan.kept(wish)
+    try:
+        kept = loan.kept(wish)
+    except dkv.DkvError as error:
+        if error.status != dkv.Status.NOT_FOUND or name in wishes.SIDECAR_ONLY:
+            raise
+        _note(f"{name} is chosen inline: {error}")
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
     return Choice(name, capacity, sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings), "sidecar")
+
+
+@functools.cache
+def _note(words: str) -> None:
+    """Once."""
+    print(f"evaluate: {words}", file=sys.stderr)
 
 
 def evaluate(

@@ -1,0 +1,97 @@
+"""The calibrated profile of a model: the one that was named, or the one that was made for these very weights.
+
+"auto" looks in $DKV_PROFILES (folders, as in PATH), in ~/.cache/dkv/profiles, and among those that
+come with dkv. `python -m dkv.hf.profiles` lists them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from pathlib import Path
+
+import torch
+
+import dkv
+from dkv.lab import profile as files
+from dkv.lab.probe import sliding_windows
+
+from .weights import cache_root
+
+AUTO = "auto"
+SHIPPED = Path(files.__file__).with_name("profiles")
+_fingerprints: "weakref.WeakKeyDictionary[torch.nn.Module, dict]" = weakref.WeakKeyDictionary()
+
+
+def folders() -> list[Path]:
+    given = [Path(folder).expanduser() for folder in os.environ.get("DKV_PROFILES", "").split(os.pathsep) if folder]
+    return [*given, cache_root() / "profiles", SHIPPED]
+
+
+def resolve(model: torch.nn.Module, given: str | Path | dkv.Profile | None, force: bool = False) -> dkv.Profile | None:
+    """What a session is to be opened with. None: "auto" found none, or none was given.
+
+    force   take a profile of other weights, too; of another geometry, never
+
+    Raises ProfileError, one line: no such file, malformed, another geometry, other weights.
+    """
+    if given is None or isinstance(given, dkv.Profile):
+        return given
+    described = describe(model)
+    if str(given) == AUTO:
+        found = find(described)
+        return None if found is None else found[1]
+    path = Path(given).expanduser()
+    made = files.load(path, files.Geometry(**described["geometry"]))
+    if made.model.get("weights") != described["weights"] and not force:
+        raise files.ProfileError(
+            f"{path} was made for other weights ({made.model.get('name')}) of the same shape: "
+            "calibrate this model, or force it"
+        )
+    return _as_wish(path.stem, made)
+
+
+def find(described: dict) -> tuple[Path, dkv.Profile] | None:
+    """The first profile that was made for these weights. Files that are none are passed over."""
+    for path in paths():
+        try:
+            made = files.load(path, files.Geometry(**described["geometry"]))
+        except files.ProfileError:
+            continue
+        if made.model.get("weights") == described["weights"]:
+            return path, _as_wish(path.stem, made)
+    return None
+
+
+def paths() -> list[Path]:
+    return [path for folder in folders() if folder.is_dir() for path in sorted(folder.glob("*.json"))]
+
+
+def describe(model: torch.nn.Module) -> dict:
+    """Geometry and fingerprint; read from the weights once per model.
+
+    Of the two fingerprints only that of the weights counts: a config's changes with transformers' version.
+    """
+    if model not in _fingerprints:
+        slidings = sliding_windows(model.config.get_text_config(decoder=True))
+        _fingerprints[model] = files.describe_model(model, slidings, type(model).__name__)
+    return _fingerprints[model]
+
+
+def _as_wish(name: str, made: files.Profile) -> dkv.Profile:
+    return dkv.Profile(name=name, weights=made.weights, alpha=made.alpha, floor=made.floor)
+
+
+def main() -> None:
+    for path in paths():
+        try:
+            made = files.load(path)
+            words = f"{made.model['name']}, per {made.granularity}, weights {made.model['weights']}"
+        except files.ProfileError as broken:
+            words = str(broken)
+        print(f"{path}: {words}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
