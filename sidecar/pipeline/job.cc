@@ -1,5 +1,7 @@
 #include "sidecar/pipeline/job.h"
 
+#include <cmath>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,9 +19,10 @@ namespace {
 /// A layer that has been taken.
 struct TakenLayer {
     RankedLayer ranks;
-    BackendArray<float> pooled;
-    RowsView keys;    ///< Only while the layer waits in its source.
-    RowsView values;  ///< Likewise.
+    BackendArray<float> pooled;  ///< As long as a tally may read it.
+    float scale = 1;             ///< Of its scores in tallies.
+    RowsView keys;               ///< Only while the layer waits in its source.
+    RowsView values;             ///< Likewise.
     std::optional<PackedLayer> place;
 };
 
@@ -65,7 +68,11 @@ private:
 
     Result<void> check_turn(std::uint32_t layer) const;
     Result<void> stage(std::uint32_t layer, TakenLayer const& taken);
+    Result<float> tally_scale(TakenLayer const& taken);
     Result<std::vector<std::uint64_t>> counts_with(std::uint32_t layer, TakenLayer const& taken);
+    Result<void> settle(std::uint32_t layer,
+                        TakenLayer& taken,
+                        std::vector<std::uint64_t> const& counts);
     std::vector<LayerProgress> rebalance(std::vector<std::uint64_t> const& counts);
     RowsView staged_view(std::uint64_t offset) const;
     Result<PackedLayer> pack_rows(std::uint32_t layer, TakenLayer const& taken);
@@ -92,12 +99,18 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
     Ranked ranked = DKV_TRY(ranker_->rank(layer, source));
     TakenLayer taken{.ranks = std::move(ranked.layer),
                      .pooled = std::move(ranked.pooled),
+                     .scale = 1,
                      .keys = source.keys,
                      .values = source.values,
                      .place = std::nullopt};
-    if (waiting_ == Waiting::NotAtAll) taken.place = DKV_TRY(pack_rows(layer, taken));
-    if (waiting_ == Waiting::Staged) DKV_TRY(stage(layer, taken));
+    taken.scale = DKV_TRY(tally_scale(taken));
     auto const counts = DKV_TRY(counts_with(layer, taken));
+    if (waiting_ == Waiting::NotAtAll) {
+        DKV_TRY(settle(layer, taken, counts));
+        taken.place = DKV_TRY(pack_rows(layer, taken));
+        taken.pooled = {};
+    }
+    if (waiting_ == Waiting::Staged) DKV_TRY(stage(layer, taken));
 
     // Nothing fails from here on.
     if (waiting_ != Waiting::InSource) taken.keys = taken.values = {};
@@ -107,7 +120,7 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
                              : waiting_ == Waiting::Staged ? LayerStage::Staged
                                                            : LayerStage::Scored;
     std::vector<LayerProgress> happened{progress(layer, stage)};
-    if (!counts.empty())
+    if (waiting_ != Waiting::NotAtAll && !counts.empty())
         for (LayerProgress& trimmed : rebalance(counts))
             happened.push_back(std::move(trimmed));
     if (all_taken())
@@ -137,6 +150,22 @@ Result<void> PromptJob::stage(std::uint32_t layer, TakenLayer const& taken) {
                         keys, values, staging_);
 }
 
+/// What makes this layer comparable with others. A layer whose scores do not add up to more than
+/// nothing has nothing to be counted by.
+Result<float> PromptJob::tally_scale(TakenLayer const& taken) {
+    if (spec_.params.score_norm == ScoreNorm::None || taken.pooled.empty()) return 1.0F;
+    std::vector<double> sums(spec_.geometry.kv_heads);
+    DKV_TRY(backend_.sum({.scores = taken.pooled.elements(),
+                          .sums = sums,
+                          .heads = spec_.geometry.kv_heads,
+                          .tokens = prefix(),
+                          .skip = spec_.params.tally_skip()}));
+    DKV_TRY(backend_.synchronize());
+    double const sum = std::accumulate(sums.begin(), sums.end(), 0.0);
+    auto const scale = static_cast<float>(1 / sum);
+    return sum > 0 && std::isfinite(scale) ? scale : 0.0F;
+}
+
 /// The tally that is due after this layer, or nothing.
 Result<std::vector<std::uint64_t>> PromptJob::counts_with(std::uint32_t layer,
                                                           TakenLayer const& taken) {
@@ -145,17 +174,43 @@ Result<std::vector<std::uint64_t>> PromptJob::counts_with(std::uint32_t layer,
     if (!total) return counts;
 
     std::vector<std::span<float const>> scores;
-    for (TakenLayer const& one : layers_)
+    std::vector<float> scales;
+    auto const count = [&](TakenLayer const& one) {
         scores.emplace_back(one.pooled.elements());
-    scores.emplace_back(taken.pooled.elements());
+        scales.push_back(one.scale);
+    };
+    for (std::size_t seen = policy_->tally_from(layer); seen < layers_.size(); ++seen)
+        count(layers_[seen]);
+    count(taken);
+    if (spec_.params.score_norm == ScoreNorm::None) scales.clear();
     counts.resize(scores.size() * spec_.geometry.kv_heads);
     DKV_TRY(backend_.tally({.layers = scores,
                             .counts = counts,
                             .heads = spec_.geometry.kv_heads,
                             .tokens = prefix(),
-                            .total = *total}));
+                            .total = *total,
+                            .scales = scales,
+                            .skip = spec_.params.tally_skip()}));
     DKV_TRY(backend_.synchronize());
     return counts;
+}
+
+/// Gives the layer its final budgets, and cuts it to them.
+Result<void> PromptJob::settle(std::uint32_t layer,
+                               TakenLayer& taken,
+                               std::vector<std::uint64_t> const& counts) {
+    if (policy_->wants_mass()) {
+        if (!taken.ranks.mass_known)
+            return Error{ErrorCode::Unsupported,
+                         "keep_mass needs to know the attention on every token, and the engine's "
+                         "scores of layer " +
+                             std::to_string(layer) +
+                             " are none: a row is negative or does not add up to 1"};
+        policy_->take_mass(layer, taken.ranks.mass_curves());
+    }
+    if (!counts.empty()) policy_->rebalance(layer + 1, counts);
+    taken.ranks.trim(policy_->budgets().layer(layer));
+    return {};
 }
 
 std::vector<LayerProgress> PromptJob::rebalance(std::vector<std::uint64_t> const& counts) {

@@ -6,6 +6,14 @@
 #include "protocol/base/assert.h"
 
 namespace dkv {
+namespace {
+
+/// Of the window's attention, when `kept` of it is on kept prefix tokens.
+double share_of(RankedHead const& head, double kept) {
+    return std::clamp(kept + (1 - head.prefix_mass), 0.0, 1.0);
+}
+
+}  // namespace
 
 bool RankedLayer::trim(std::span<std::uint32_t const> budgets) {
     DKV_ASSERT(budgets.size() == heads.size());
@@ -27,13 +35,23 @@ std::vector<std::uint32_t> RankedLayer::lengths(std::uint32_t window) const {
     return lengths;
 }
 
+std::vector<std::vector<double>> RankedLayer::mass_curves() const {
+    DKV_ASSERT(mass_known);
+    std::vector<std::vector<double>> curves;
+    for (RankedHead const& head : heads) {
+        double kept = 0;
+        auto& curve = curves.emplace_back(1, share_of(head, kept));
+        for (float const mass : head.mass)
+            curve.push_back(share_of(head, kept += mass));
+    }
+    return curves;
+}
+
 std::optional<float> RankedLayer::mass_kept() const {
     if (!mass_known) return std::nullopt;
     double sum = 0;
-    for (RankedHead const& head : heads) {
-        double const kept = std::accumulate(head.mass.begin(), head.mass.end(), 0.0);
-        sum += std::clamp(kept + (1 - head.prefix_mass), 0.0, 1.0);
-    }
+    for (RankedHead const& head : heads)
+        sum += share_of(head, std::accumulate(head.mass.begin(), head.mass.end(), 0.0));
     return static_cast<float>(sum / static_cast<double>(heads.size()));
 }
 

@@ -28,6 +28,10 @@ struct RankedLayer {
     /// Rows per head, `window` included.
     std::vector<std::uint32_t> lengths(std::uint32_t window) const;
 
+    /// The share of the window's attention on the window and the best b tokens of each head, for b
+    /// from 0 to as many as it has. The mass is known. [heads][ids + 1]
+    std::vector<std::vector<double>> mass_curves() const;
+
     /// The share of the window's attention that falls on kept tokens, averaged over the heads;
     /// nothing when the mass is unknown.
     std::optional<float> mass_kept() const;

@@ -42,7 +42,7 @@ PromptShape shape_of(JobSpec const& spec) {
 }
 
 Waiting waiting_of(JobSpec const& spec, Policy const& policy) {
-    if (policy.budgets_known()) return Waiting::NotAtAll;
+    if (policy.budgets_known() || policy.budgets_known_by_layer()) return Waiting::NotAtAll;
     return spec.progressive ? Waiting::Staged : Waiting::InSource;
 }
 
@@ -68,9 +68,11 @@ JobNeeds needs_of(JobSpec const& spec) {
     StagingLayout const layout = staging_layout(spec, *policy);
     needs.stage_rows = layout.rows_max;
     needs.staging_bytes = layout.region_bytes();
-    needs.destination_bytes =
-        packed_bytes_max(spec.geometry, std::uint64_t{spec.geometry.layers} *
-                                            spec.geometry.kv_heads * spec.params.capacity);
+    // Nobody knows how many tokens hold a share of the attention.
+    std::uint32_t const mean_max =
+        spec.params.keep_mass ? spec.prompt_tokens : spec.params.capacity;
+    needs.destination_bytes = packed_bytes_max(
+        spec.geometry, std::uint64_t{spec.geometry.layers} * spec.geometry.kv_heads * mean_max);
     return needs;
 }
 

@@ -1,34 +1,40 @@
 // DynamicKV (Zhou et al. 2025), native form: budgets follow from where the largest scores of all
 // layers lie. Three differences from the released code, all in favour of an exact size: counts are
 // not floored, what a clamped layer cannot take goes to the others in proportion, and the last
-// update always runs.
+// update always runs. With a profile, budgets follow from what was measured of the model instead.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "sidecar/policy/allocate.h"
 #include "sidecar/policy/factories.h"
+#include "sidecar/policy/known_budgets.h"
+#include "sidecar/policy/profile_budgets.h"
+#include "sidecar/policy/rounding.h"
 
 namespace dkv {
 namespace {
 
-// 0.07 * 100 is a little more than 7: that little is not a token.
-constexpr double kRoundingSlack = 1e-6;
+/// B = r_max * base, at most the prefix. At least base, since the prefix is longer than that.
+std::uint32_t stage_limit(PolicyParams const& params, PromptShape const& shape) {
+    double const wanted = std::floor(params.r_max * params.base() + kRoundingSlack);
+    double const limit = std::min<double>(wanted, shape.prefix());
+    return std::max(params.base(), static_cast<std::uint32_t>(limit));
+}
 
-class DynamicKv final : public Policy {
+/// One threshold over all layers seen. What gets a share of the budget is a layer, with its heads
+/// alike, or each head of each layer.
+class GlobalThreshold final : public Policy {
 public:
-    DynamicKv(PolicyParams const& params, PromptShape const& shape)
+    GlobalThreshold(PolicyParams const& params, PromptShape const& shape)
         : base_(params.base()),
           update_interval_(params.update_interval),
-          stage_limit_(stage_limit(params, shape)),
-          layer_min_(layer_min(params)),
-          stage_limits_(shape.kv_heads, stage_limit_),
-          budgets_(shape.layers, shape.kv_heads, stage_limit_) {
-        DKV_ASSERT(layer_min_ <= base_ && base_ <= stage_limit_);
-    }
+          shares_per_layer_(params.granularity == Granularity::Layer ? 1 : shape.kv_heads),
+          share_min_(least_tokens(params.r_min, params.base())),
+          stage_limits_(shape.kv_heads, stage_limit(params, shape)),
+          budgets_(shape.layers, shape.kv_heads, stage_limits_.front()) {}
 
-    /// A layer that may stage no more than the mean keeps the mean: there is nothing to move.
-    bool budgets_known() const noexcept override { return stage_limit_ == base_; }
+    bool budgets_known() const noexcept override { return false; }
 
     std::span<std::uint32_t const> stage_limits(std::uint32_t /*layer*/) const noexcept override {
         return stage_limits_;
@@ -37,7 +43,7 @@ public:
     std::optional<std::uint64_t> tally_total(std::uint32_t layer) const noexcept override {
         std::uint32_t const layers_seen = layer + 1;
         bool const due = layers_seen % update_interval_ == 0 || layers_seen == budgets_.layers();
-        if (!due || budgets_known()) return std::nullopt;
+        if (!due) return std::nullopt;
         return std::uint64_t{base_} * budgets_.kv_heads() * layers_seen;
     }
 
@@ -48,44 +54,72 @@ public:
         DKV_ASSERT(layers_seen <= budgets_.layers());
         DKV_ASSERT(counts.size() == std::size_t{layers_seen} * budgets_.kv_heads());
 
-        std::vector<std::uint64_t> weights(layers_seen);
-        std::vector<std::uint32_t> lower(layers_seen);
-        std::vector<std::uint32_t> upper(layers_seen);
-        for (std::uint32_t layer = 0; layer < layers_seen; ++layer) {
-            auto const heads =
-                counts.subspan(std::size_t{layer} * budgets_.kv_heads(), budgets_.kv_heads());
-            weights[layer] = std::accumulate(heads.begin(), heads.end(), std::uint64_t{0});
-            upper[layer] = budgets_.layer(layer).front();
-            lower[layer] = std::min(layer_min_, upper[layer]);
-        }
+        std::size_t const heads_per_share = budgets_.kv_heads() / shares_per_layer_;
+        std::vector<std::uint64_t> weights;
+        std::vector<std::uint32_t> lower;
+        std::vector<std::uint32_t> upper;
+        for (std::uint32_t layer = 0; layer < layers_seen; ++layer)
+            for (std::size_t share = 0; share < shares_per_layer_; ++share) {
+                auto const heads =
+                    counts.subspan(weights.size() * heads_per_share, heads_per_share);
+                weights.push_back(std::accumulate(heads.begin(), heads.end(), std::uint64_t{0}));
+                upper.push_back(budgets_.layer(layer)[share]);
+                lower.push_back(std::min(share_min_, upper.back()));
+            }
 
-        std::uint64_t const total = std::uint64_t{base_} * budgets_.layers();
+        std::uint64_t const total = std::uint64_t{base_} * budgets_.layers() * shares_per_layer_;
         if (std::accumulate(upper.begin(), upper.end(), std::uint64_t{0}) <= total) return;
 
         auto const shares = allocate(total, weights, lower, upper);
         for (std::uint32_t layer = 0; layer < layers_seen; ++layer)
-            std::ranges::fill(budgets_.layer(layer), shares[layer]);
+            for (std::size_t head = 0; head < budgets_.kv_heads(); ++head)
+                budgets_.layer(layer)[head] =
+                    shares[layer * shares_per_layer_ + head / heads_per_share];
     }
 
     HeadBudgets const& budgets() const noexcept override { return budgets_; }
 
 private:
-    /// B = r_max * base, at most the prefix. At least base, since the prefix is longer than that.
-    static std::uint32_t stage_limit(PolicyParams const& params, PromptShape const& shape) {
-        double const wanted = std::floor(params.r_max * params.base() + kRoundingSlack);
-        double const limit = std::min<double>(wanted, shape.prefix());
-        return std::max(params.base(), static_cast<std::uint32_t>(limit));
-    }
-
-    static std::uint32_t layer_min(PolicyParams const& params) {
-        double const wanted = std::ceil(params.r_min * params.base() - kRoundingSlack);
-        return static_cast<std::uint32_t>(std::clamp<double>(wanted, 0, params.base()));
-    }
-
     std::uint32_t base_;
     std::uint32_t update_interval_;
-    std::uint32_t stage_limit_;
-    std::uint32_t layer_min_;
+    std::uint32_t shares_per_layer_;
+    std::uint32_t share_min_;
+    std::vector<std::uint32_t> stage_limits_;  // [kv_heads]
+    HeadBudgets budgets_;
+};
+
+/// A threshold of its own in every layer (Feng et al. 2024, Ada-KV): the layers alike, their heads
+/// not. Nothing has to wait for another layer.
+class LayerThreshold final : public Policy {
+public:
+    LayerThreshold(PolicyParams const& params, PromptShape const& shape)
+        : total_(std::uint64_t{params.base()} * shape.kv_heads),
+          least_(shape.kv_heads, least_tokens(params.r_min, params.base())),
+          stage_limits_(shape.kv_heads, stage_limit(params, shape)),
+          budgets_(shape.layers, shape.kv_heads, stage_limits_.front()) {}
+
+    bool budgets_known() const noexcept override { return false; }
+    bool budgets_known_by_layer() const noexcept override { return true; }
+    std::span<std::uint32_t const> stage_limits(std::uint32_t /*layer*/) const noexcept override {
+        return stage_limits_;
+    }
+
+    std::optional<std::uint64_t> tally_total(std::uint32_t /*layer*/) const noexcept override {
+        return total_;
+    }
+    std::uint32_t tally_from(std::uint32_t layer) const noexcept override { return layer; }
+
+    void rebalance(std::uint32_t layers_seen, std::span<std::uint64_t const> counts) override {
+        DKV_ASSERT(counts.size() == budgets_.kv_heads());
+        std::ranges::copy(allocate(total_, counts, least_, stage_limits_),
+                          budgets_.layer(layers_seen - 1).begin());
+    }
+
+    HeadBudgets const& budgets() const noexcept override { return budgets_; }
+
+private:
+    std::uint64_t total_;                      // Of a layer.
+    std::vector<std::uint32_t> least_;         // [kv_heads]
     std::vector<std::uint32_t> stage_limits_;  // [kv_heads]
     HeadBudgets budgets_;
 };
@@ -93,7 +127,17 @@ private:
 }  // namespace
 
 std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape) {
-    return std::make_unique<DynamicKv>(params, shape);
+    if (params.profile)
+        return std::make_unique<KnownBudgets>(
+            profile_budgets(*params.profile, params.base(), shape));
+    // Who may stage no more than the mean keeps the mean, and so does a head that is alone.
+    bool const head_is_alone = params.granularity == Granularity::Head && shape.kv_heads == 1;
+    if (stage_limit(params, shape) == params.base() || head_is_alone)
+        return std::make_unique<KnownBudgets>(
+            HeadBudgets(shape.layers, shape.kv_heads, params.base()));
+    if (params.granularity == Granularity::Head)
+        return std::make_unique<LayerThreshold>(params, shape);
+    return std::make_unique<GlobalThreshold>(params, shape);
 }
 
 }  // namespace dkv

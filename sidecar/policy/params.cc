@@ -46,6 +46,17 @@ Result<void> check_share(char const* name, std::optional<double> const& share) {
     return {};
 }
 
+/// Only what ranks by the window's attention can be told to keep a share of it.
+Result<void> check_ranks_by_attention(PolicyParams const& params) {
+    constexpr std::array kOthers{"streamingllm", "knorm", "keydiff"};
+    bool const by_other =
+        std::ranges::find(kOthers, std::string_view(params.name)) != kOthers.end();
+    if (!params.keep_mass || !by_other) return {};
+    return Error{ErrorCode::InvalidArgument,
+                 "keep_mass is " + text(*params.keep_mass) + ", and " + params.name +
+                     " does not rank by attention: h2o, snapkv, pyramidkv and dynamickv do"};
+}
+
 Result<void> check_one_size(PolicyRequest const& request) {
     std::string given;
     auto const note = [&given](char const* name, bool is_given) {
@@ -83,6 +94,7 @@ Result<void> check(PolicyParams const& params) {
         return refusal("beta", params.beta, "not a number of at least 1");
     DKV_TRY(check_share("ratio", params.ratio));
     DKV_TRY(check_share("keep_mass", params.keep_mass));
+    DKV_TRY(check_ranks_by_attention(params));
     if (params.bytes && *params.bytes == 0)
         return Error{ErrorCode::InvalidArgument, "bytes is 0: nothing could be kept"};
     return {};

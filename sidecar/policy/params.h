@@ -55,13 +55,18 @@ struct PolicyParams {
     double beta = 20.0;                 ///< pyramidkv: mean budget over the last layer's.
     Granularity granularity = Granularity::Layer;  ///< dynamickv: what shares the budget.
     ScoreNorm score_norm = ScoreNorm::None;        ///< dynamickv: of layers, before counting.
-    bool query_norm = false;      ///< h2o: per token, by the queries that can see it.
-    std::optional<double> ratio;  ///< Share of the prompt's tokens; sized() makes it a capacity.
-    std::optional<std::uint64_t> bytes;      ///< Of K and V together; likewise.
-    std::optional<double> keep_mass;         ///< Share of the window's attention, in every layer.
-    std::shared_ptr<Profile const> profile;  ///< dynamickv: its alpha and floor are those to use.
+    bool query_norm = false;                  ///< h2o: per token, by the queries that can see it.
+    std::optional<double> ratio = {};         ///< Share of the tokens; sized() makes it a capacity.
+    std::optional<std::uint64_t> bytes = {};  ///< Of K and V together; likewise.
+    std::optional<double> keep_mass = {};     ///< Share of the window's attention, in every layer.
+    std::shared_ptr<Profile const> profile = {};  ///< dynamickv: with the alpha and floor to use.
 
     std::uint32_t base() const noexcept { return capacity - window; }
+    /// First tokens that do not count when layers are compared: sinks, and what pooling spreads
+    /// them to.
+    std::uint32_t tally_skip() const noexcept {
+        return score_norm == ScoreNorm::LayerNoSink ? sinks + kernel / 2 : 0;
+    }
     bool operator==(PolicyParams const&) const = default;  ///< Profiles: the same object.
 };
 
@@ -71,8 +76,8 @@ struct PolicyParams {
 /// Errors: NotFound for an unknown name or preset (the message lists the known ones).
 /// InvalidArgument, naming the value: capacity below window, window 0 or above 1024, kernel even or
 /// above 63, r_max below 1, r_min outside 0 … 1, update_interval 0, sinks above capacity - window,
-/// beta below 1, ratio or keep_mass outside 0 … 1, bytes 0, two sizes at once; and those of
-/// check(Profile).
+/// beta below 1, ratio or keep_mass outside 0 … 1, bytes 0, two sizes at once, keep_mass of a
+/// policy that does not rank by attention; and those of check(Profile).
 Result<PolicyParams> resolve(PolicyRequest const& request, std::string_view model = {});
 
 /// The request's profile, checked, with the request's own alpha and floor; nullptr: none.

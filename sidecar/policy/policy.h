@@ -56,9 +56,13 @@ enum class Ranking : std::uint8_t {
     Positions  ///< By position alone: ranked_positions() says how.
 };
 
+/// The share of the window's attention on the window and a head's best b tokens, for b = 0 … N.
+using MassCurve = std::vector<double>;
+
 /// One policy over one prompt with more than `capacity` tokens. The pipeline calls, for each layer
-/// in order: stage_limits(l), and after it has ranked and staged the layer, tally_total(l); where
-/// that has a value, rebalance() with the counts. After the last layer budgets() is final.
+/// in order: stage_limits(l), and after it has ranked the layer, take_mass() where wants_mass(),
+/// and tally_total(l); where that has a value, rebalance() with the counts. After the last layer
+/// budgets() is final. Calls for a layer may be made again, with the same numbers.
 class Policy {
 public:
     virtual ~Policy() = default;
@@ -72,19 +76,29 @@ public:
     /// soon as it is scored.
     virtual bool budgets_known() const noexcept = 0;
 
+    /// Whether a layer's budgets are final after the calls for that layer: then it is packed before
+    /// the next one comes.
+    virtual bool budgets_known_by_layer() const noexcept { return budgets_known(); }
+
     /// The most prefix tokens each head of this layer can still get. [kv_heads]
     virtual std::span<std::uint32_t const> stage_limits(std::uint32_t layer) const noexcept = 0;
 
-    /// After this layer: how many of the largest scores of all layers seen to count, or nothing
-    /// when no update is due.
+    /// After this layer: how many of the largest scores of the layers tally_from(layer) … layer to
+    /// count, or nothing when no update is due.
     virtual std::optional<std::uint64_t> tally_total(std::uint32_t /*layer*/) const noexcept {
         return std::nullopt;
     }
+    virtual std::uint32_t tally_from(std::uint32_t /*layer*/) const noexcept { return 0; }
 
-    /// Re-cuts the `layers_seen` first layers. counts [layers_seen, kv_heads], as ops/tally gives
-    /// them. No budget grows beyond what the layer still has staged.
+    /// Re-cuts the layers that were counted, up to layers_seen - 1. counts [layers, kv_heads], as
+    /// ops/tally gives them. No budget grows beyond what the layer still has staged.
     virtual void rebalance(std::uint32_t /*layers_seen*/,
                            std::span<std::uint64_t const> /*counts*/) {}
+
+    /// Whether budgets follow from the mass.
+    virtual bool wants_mass() const noexcept { return false; }
+    /// The layer's curves, of its tokens in rank order. [kv_heads]
+    virtual void take_mass(std::uint32_t /*layer*/, std::span<MassCurve const> /*curves*/) {}
 
     /// The budgets as they stand. Layers not seen yet have their stage limit.
     virtual HeadBudgets const& budgets() const noexcept = 0;
@@ -102,7 +116,8 @@ struct PolicyEntry {
 std::span<PolicyEntry const> policies() noexcept;
 
 /// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <=
-/// capacity, or prompt_tokens <= window. `params` come from resolve().
+/// capacity (which says nothing where there is keep_mass), or prompt_tokens <= window. `params`
+/// come from resolve() and sized().
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape);
 
 }  // namespace dkv

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "sidecar/policy/factories.h"
+#include "sidecar/policy/keep_mass.h"
 
 namespace dkv {
 namespace {
@@ -28,11 +29,16 @@ std::span<PolicyEntry const> policies() noexcept {
 
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {
     DKV_ASSERT(shape.window == params.window && shape.layers > 0 && shape.kv_heads > 0);
-    if (shape.prompt_tokens <= params.capacity || shape.prompt_tokens <= shape.window)
-        return nullptr;
     auto const* const entry = std::ranges::find(kPolicies, params.name, &PolicyEntry::name);
     DKV_ASSERT(entry != kPolicies.end());
-    return entry->make(params, shape);
+    if (!params.keep_mass)
+        return shape.prompt_tokens <= params.capacity ? nullptr : entry->make(params, shape);
+
+    if (shape.prompt_tokens <= shape.window) return nullptr;
+    PolicyParams unsized = params;
+    unsized.capacity = params.window;
+    auto ranker = entry->make(unsized, shape);
+    return ranker == nullptr ? nullptr : make_keep_mass(std::move(ranker), params, shape);
 }
 
 std::uint64_t HeadBudgets::total() const noexcept {
