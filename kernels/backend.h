@@ -6,7 +6,9 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/ops/accumulate.h"
 #include "kernels/ops/gather.h"
+#include "kernels/ops/key_score.h"
 #include "kernels/ops/pool.h"
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
@@ -43,6 +45,8 @@ public:
                                   std::span<std::byte> target) = 0;
 
     virtual Result<void> score(ScoreArgs const& args) = 0;
+    virtual Result<void> accumulate(AccumulateArgs const& args) = 0;
+    virtual Result<void> key_score(KeyScoreArgs const& args) = 0;
     virtual Result<void> pool(PoolArgs const& args) = 0;
     virtual Result<void> select(SelectArgs const& args) = 0;
     virtual Result<void> sum(SumArgs const& args) = 0;

@@ -55,6 +55,12 @@ public:
     }
 
     Result<void> score(ScoreArgs const& args) override { return cpu::score(args, workers_); }
+    Result<void> accumulate(AccumulateArgs const& args) override {
+        return cpu::accumulate(args, workers_);
+    }
+    Result<void> key_score(KeyScoreArgs const& args) override {
+        return cpu::key_score(args, workers_);
+    }
     Result<void> pool(PoolArgs const& args) override { return cpu::pool(args, workers_); }
     Result<void> select(SelectArgs const& args) override { return cpu::select(args, workers_); }
     Result<void> sum(SumArgs const& args) override { return cpu::sum(args, workers_); }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "kernels/cpu/workers.h"
+#include "kernels/ops/accumulate.h"
 #include "kernels/ops/gather.h"
+#include "kernels/ops/key_score.h"
 #include "kernels/ops/pool.h"
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
@@ -13,6 +15,8 @@ namespace dkv::cpu {
 
 // Every op checks its arguments, and gives the same bits whatever the number of workers.
 Result<void> score(ScoreArgs const& args, Workers& workers);
+Result<void> accumulate(AccumulateArgs const& args, Workers& workers);
+Result<void> key_score(KeyScoreArgs const& args, Workers& workers);
 Result<void> pool(PoolArgs const& args, Workers& workers);
 Result<void> select(SelectArgs const& args, Workers& workers);
 Result<void> sum(SumArgs const& args, Workers& workers);

@@ -5,7 +5,6 @@
 #include <hwy/aligned_allocator.h>
 #include <limits>
 
-#include "kernels/cpu/elements.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/score_tiles.h"
 
@@ -92,27 +91,9 @@ private:
         return {};
     }
 
-    /// Panel after panel [head_dim, rows], scaled; zeros in the rows that pad.
     void pack(std::size_t head) {
-        RowsView const& view = args_.queries;
-        float const scale =
-            (args_.scale != 0 ? args_.scale : 1.0f / std::sqrt(static_cast<float>(head_dim()))) *
-            (args_.softcap == 0 ? kLog2E : 1.0f);
-        std::size_t const element_bytes = bytes_of(view.dtype);
-        for (Panel const& panel : plan_.panels) {
-            float* const out = queries(head) + panel.row * head_dim();
-            std::fill_n(out, panel.rows * head_dim(), 0.0f);
-            std::size_t const rows = std::min(panel.rows, plan_.rows - panel.row);
-            for (std::size_t i = 0; i < rows; ++i) {
-                std::size_t const row = panel.row + i;
-                std::byte const* const query =
-                    view.row(static_cast<std::uint32_t>(head * plan_.group + row / plan_.window),
-                             static_cast<std::uint32_t>(row % plan_.window));
-                for (std::size_t dim = 0; dim < head_dim(); ++dim)
-                    out[dim * panel.rows + i] =
-                        scale * load_f32(query + dim * view.dim_stride * element_bytes, view.dtype);
-            }
-        }
+        pack_queries(plan_, args_.queries, head, 0,
+                     query_scale(args_.scale, head_dim(), args_.softcap), queries(head));
     }
 
     void statistics(std::size_t head, std::size_t index, std::size_t worker) {
@@ -144,7 +125,8 @@ private:
         KeyRange const keys = range(head, index, prefix_);
         float* const tile = worker_memory(worker);
         float* const sums = tile + tile_floats(head_dim());
-        range_sums(plan_, queries(head), keys, args_.softcap, largest(head), weight(head),
+        std::fill_n(sums, plan_.group * kRangeKeys, 0.0f);
+        range_sums(plan_, queries(head), keys, prefix_, args_.softcap, largest(head), weight(head),
                    tile_memory(tile, head_dim()), sums, kRangeKeys);
         reduce(head, keys, sums);
     }
@@ -152,27 +134,14 @@ private:
     /// From one number per query head to what the caller asked for.
     void reduce(std::size_t head, KeyRange const& keys, float const* sums) {
         std::size_t const count = keys.end - keys.begin;
-        auto const group = static_cast<float>(plan_.group);
-        float* const out = args_.scores.data() + keys.begin;
-        if (args_.reduce == GroupReduce::None)
-            for (std::size_t g = 0; g < plan_.group; ++g)
-                std::copy_n(sums + g * kRangeKeys, count, out + (head * plan_.group + g) * prefix_);
-        for (std::size_t i = 0; i < count; ++i) {
-            float total = 0;
-            float most = 0;
-            for (std::size_t g = 0; g < plan_.group; ++g) {
-                total += sums[g * kRangeKeys + i];
-                most = std::max(most, sums[g * kRangeKeys + i]);
-            }
-            std::size_t const at = head * prefix_ + i;
-            if (!args_.mass.empty()) args_.mass[keys.begin + at] = total / group;
-            switch (args_.reduce) {
-                case GroupReduce::Mean: out[at] = total / group; break;
-                case GroupReduce::Max: out[at] = most; break;
-                case GroupReduce::Sum: out[at] = total; break;
-                case GroupReduce::None: break;
-            }
-        }
+        reduce_group(args_.reduce, plan_.group, sums, kRangeKeys, count,
+                     args_.scores.data() + keys.begin + first_row(head) * prefix_, prefix_);
+        if (!args_.mass.empty())
+            reduce_group(GroupReduce::Mean, plan_.group, sums, kRangeKeys, count,
+                         args_.mass.data() + keys.begin + head * prefix_, prefix_);
+    }
+    std::size_t first_row(std::size_t head) const noexcept {
+        return args_.reduce == GroupReduce::None ? head * plan_.group : head;
     }
 
     static constexpr std::size_t kLine = 16;  // f32 in 64 bytes.

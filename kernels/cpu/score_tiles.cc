@@ -14,19 +14,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
+#include "kernels/cpu/widen-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace dkv::cpu::HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-using F32 = hn::ScalableTag<float>;
-using Vec = hn::Vec<F32>;
-
-constexpr F32 kF32;
-constexpr std::size_t kLanes = hn::MaxLanes(kF32);
 constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -135,28 +129,6 @@ void panel_logits(Panel const& panel,
     }
 }
 
-HWY_INLINE Vec load_widened(std::uint16_t const* from, Dtype dtype) {
-    if (dtype == Dtype::F16) {
-        hn::Rebind<hwy::float16_t, F32> const half;
-        return hn::PromoteTo(kF32, hn::LoadU(half, reinterpret_cast<hwy::float16_t const*>(from)));
-    }
-    hn::Rebind<std::uint16_t, F32> const bits;
-    hn::RebindToUnsigned<F32> const wide;
-    return hn::BitCast(kF32, hn::ShiftLeft<16>(hn::PromoteTo(wide, hn::LoadU(bits, from))));
-}
-
-void widen_row(std::byte const* row, RowsView const& keys, float* out) {
-    std::size_t dim = 0;
-    bool const aligned = reinterpret_cast<std::uintptr_t>(row) % bytes_of(keys.dtype) == 0;
-    if (keys.dim_stride == 1 && aligned && keys.dtype != Dtype::F32) {
-        auto const* const elements = reinterpret_cast<std::uint16_t const*>(row);
-        for (; dim + kLanes <= keys.head_dim; dim += kLanes)
-            hn::Store(load_widened(elements + dim, keys.dtype), kF32, out + dim);
-    }
-    for (; dim < keys.head_dim; ++dim)
-        out[dim] = load_f32(row + dim * keys.dim_stride * bytes_of(keys.dtype), keys.dtype);
-}
-
 /// Where each key of the tile lies as dense f32: in the cache itself if it can, else in `memory`.
 void tile_keys(KeyRange const& range,
                std::size_t token,
@@ -171,13 +143,7 @@ void tile_keys(KeyRange const& range,
             continue;
         }
         std::byte const* const row = view.row(range.head, static_cast<std::uint32_t>(token + k));
-        bool const aligned = reinterpret_cast<std::uintptr_t>(row) % alignof(float) == 0;
-        if (view.dtype == Dtype::F32 && view.dim_stride == 1 && aligned) {
-            keys[k] = reinterpret_cast<float const*>(row);
-        } else {
-            widen_row(row, view, memory.keys + k * padded);
-            keys[k] = memory.keys + k * padded;
-        }
+        keys[k] = dense_row(row, view, memory.keys + k * padded);
     }
 }
 
@@ -287,14 +253,13 @@ HWY_INLINE float sum_rows(float const* from, std::size_t count) {
 void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
+                std::uint32_t prefix,
                 float softcap,
                 float const* largest,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
                 std::size_t stride) {
-    for (std::size_t head = 0; head < plan.group; ++head)
-        std::fill_n(sums + head * stride, range.end - range.begin, 0.0f);
     float const* keys[kTileKeys];
     for (std::size_t token = range.begin; token < range.end; token += kTileKeys) {
         std::size_t const count = std::min(kTileKeys, range.end - token);
@@ -304,6 +269,7 @@ void range_sums(RowPlan const& plan,
             Panel panel = plan.panels[index];
             panel.queries = queries + panel.row * range.keys->head_dim;
             panel_logits(panel, keys, count, range.keys->head_dim, softcap, memory.logits);
+            mask_future(plan, panel, token, count, prefix, memory.logits);
             weigh(memory.logits, count, panel.rows, largest + panel.row, weight + panel.row);
             for (; segment != plan.segments.end() && segment->panel == index; ++segment) {
                 float* const out = sums + segment->head * stride + (token - range.begin);
@@ -383,6 +349,7 @@ void join_statistics(RowPlan const& plan,
 void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
+                std::uint32_t prefix,
                 float softcap,
                 float const* largest,
                 float const* weight,
@@ -390,7 +357,7 @@ void range_sums(RowPlan const& plan,
                 float* sums,
                 std::size_t stride) {
     HWY_DYNAMIC_DISPATCH(range_sums)
-    (plan, queries, range, softcap, largest, weight, memory, sums, stride);
+    (plan, queries, range, prefix, softcap, largest, weight, memory, sums, stride);
 }
 
 }  // namespace dkv::cpu

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/tensor_view.h"
+#include "protocol/base/score_options.h"
 
 namespace dkv::cpu {
 
@@ -76,6 +77,19 @@ std::size_t padded_dim(std::size_t head_dim);
 std::size_t tile_floats(std::size_t head_dim);  ///< Both parts of TileMemory.
 TileMemory tile_memory(float* memory, std::size_t head_dim);
 
+/// What a query is multiplied by: `scale`, or 1/sqrt(head_dim) when that is 0, and kLog2E besides
+/// unless there is a soft cap.
+float query_scale(float scale, std::size_t head_dim, float softcap) noexcept;
+
+/// The queries of one KV head from token `first` on, panel after panel [head_dim, rows], each times
+/// `scale`; zeros in the rows that pad. `out` is [head_dim, rows_padded].
+void pack_queries(RowPlan const& plan,
+                  RowsView const& queries,
+                  std::size_t kv_head,
+                  std::uint32_t first,
+                  float scale,
+                  float* out);
+
 /// For each row, over a range's tokens: the largest logit, and Σ 2^(logit - largest). Causal
 /// inside the window, which begins at token `prefix`.
 void range_statistics(RowPlan const& plan,
@@ -95,16 +109,27 @@ void join_statistics(RowPlan const& plan,
                      float* largest,
                      float* weight);
 
-/// sums[g, token - range.begin] = Σ of weight * 2^(logit - largest) over head g's rows. `sums` is
-/// [group, stride].
+/// Adds to sums[g, token - range.begin]: Σ of weight * 2^(logit - largest) over head g's rows that
+/// see the token. `sums` is [group, stride].
 void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
+                std::uint32_t prefix,
                 float softcap,
                 float const* largest,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
                 std::size_t stride);
+
+/// One row of `count` numbers of `sums` [group, stride], or each of them with None, to `out` in
+/// rows that are `out_stride` apart.
+void reduce_group(GroupReduce reduce,
+                  std::size_t group,
+                  float const* sums,
+                  std::size_t stride,
+                  std::size_t count,
+                  float* out,
+                  std::size_t out_stride);
 
 }  // namespace dkv::cpu

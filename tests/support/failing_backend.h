@@ -32,6 +32,14 @@ public:
         DKV_TRY(count("score"));
         return inner_.score(args);
     }
+    Result<void> accumulate(AccumulateArgs const& args) override {
+        DKV_TRY(count("accumulate"));
+        return inner_.accumulate(args);
+    }
+    Result<void> key_score(KeyScoreArgs const& args) override {
+        DKV_TRY(count("key_score"));
+        return inner_.key_score(args);
+    }
     Result<void> pool(PoolArgs const& args) override {
         DKV_TRY(count("pool"));
         return inner_.pool(args);

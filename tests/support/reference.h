@@ -98,6 +98,81 @@ inline Scores reference_score(Rows const& queries,
     return out;
 }
 
+/// One query at a time, over the tokens that it sees.
+inline std::vector<double> reference_accumulate(Rows const& queries,
+                                                Rows const& keys,
+                                                AccumulateArgs const& args) {
+    auto const q_heads = queries.view.heads;
+    auto const tokens = keys.view.tokens;
+    auto const group = q_heads / keys.view.heads;
+    auto const columns = tokens - args.window;
+    double const scale = args.scale != 0 ? double{args.scale}
+                                         : 1 / std::sqrt(static_cast<double>(keys.view.head_dim));
+    bool const per_query_head = args.reduce == GroupReduce::None;
+    std::vector<double> out(std::size_t{per_query_head ? q_heads : keys.view.heads} * columns, 0);
+    for (std::uint32_t q_head = 0; q_head < q_heads; ++q_head) {
+        std::vector<double> sums(tokens, 0);
+        for (std::uint32_t t = 0; t < tokens; ++t) {
+            std::vector<double> logits(t + 1);
+            for (std::uint32_t i = 0; i <= t; ++i) {
+                double dot = 0;
+                for (std::uint32_t d = 0; d < keys.view.head_dim; ++d)
+                    dot +=
+                        double{queries.get(q_head, t, d)} * double{keys.get(q_head / group, i, d)};
+                logits[i] = args.softcap == 0
+                                ? dot * scale
+                                : args.softcap * std::tanh(dot * scale / double{args.softcap});
+            }
+            double const largest = *std::max_element(logits.begin(), logits.end());
+            double total = 0;
+            for (double& logit : logits)
+                total += logit = std::exp(logit - largest);
+            for (std::uint32_t i = 0; i <= t; ++i)
+                sums[i] += logits[i] / total / (args.per_query ? tokens - i : 1);
+        }
+        for (std::uint32_t t = 0; t < columns; ++t) {
+            double& score =
+                out[std::size_t{per_query_head ? q_head : q_head / group} * columns + t];
+            switch (args.reduce) {
+                case GroupReduce::Mean: score += sums[t] / group; break;
+                case GroupReduce::Max: score = std::max(score, sums[t]); break;
+                case GroupReduce::Sum:
+                case GroupReduce::None: score += sums[t]; break;
+            }
+        }
+    }
+    return out;
+}
+
+inline std::vector<double> reference_key_score(Rows const& keys, KeyScoreArgs const& args) {
+    auto const tokens = keys.view.tokens;
+    auto const dims = keys.view.head_dim;
+    std::vector<double> out;
+    for (std::uint32_t head = 0; head < keys.view.heads; ++head) {
+        std::vector<double> norms(tokens, 0);
+        std::vector<double> mean(dims, 0);
+        for (std::uint32_t token = 0; token < tokens; ++token) {
+            for (std::uint32_t d = 0; d < dims; ++d)
+                norms[token] += std::pow(double{keys.get(head, token, d)}, 2);
+            norms[token] = std::sqrt(norms[token]);
+            for (std::uint32_t d = 0; norms[token] > 0 && d < dims; ++d)
+                mean[d] += double{keys.get(head, token, d)} / norms[token];
+        }
+        double const length =
+            std::sqrt(std::inner_product(mean.begin(), mean.end(), mean.begin(), 0.0));
+        for (std::uint32_t token = 0; token < tokens - args.window; ++token) {
+            double dot = 0;
+            for (std::uint32_t d = 0; d < dims; ++d)
+                dot += double{keys.get(head, token, d)} * mean[d];
+            bool const zero = norms[token] == 0 || length == 0;
+            out.push_back(args.measure == KeyMeasure::Norm ? -norms[token]
+                          : zero                           ? 0
+                                                           : -dot / norms[token] / length);
+        }
+    }
+    return out;
+}
+
 inline std::vector<double> reference_pool(PoolArgs const& args) {
     std::vector<double> out(args.scores.size());
     auto const half = static_cast<std::int64_t>(args.kernel / 2);

@@ -1,0 +1,65 @@
+// Rows of a cache as dense f32, for each instruction set: included by files that Highway compiles
+// several times.
+#if defined(DKV_KERNELS_CPU_WIDEN_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef DKV_KERNELS_CPU_WIDEN_INL_H_
+#undef DKV_KERNELS_CPU_WIDEN_INL_H_
+#else
+#define DKV_KERNELS_CPU_WIDEN_INL_H_
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <hwy/highway.h>
+
+#include "kernels/cpu/elements.h"
+#include "kernels/tensor_view.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace dkv::cpu::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F32 = hn::ScalableTag<float>;
+using Vec = hn::Vec<F32>;
+
+constexpr F32 kF32;
+constexpr std::size_t kLanes = hn::MaxLanes(kF32);
+
+HWY_INLINE Vec load_widened(std::uint16_t const* from, Dtype dtype) {
+    if (dtype == Dtype::F16) {
+        hn::Rebind<hwy::float16_t, F32> const half;
+        return hn::PromoteTo(kF32, hn::LoadU(half, reinterpret_cast<hwy::float16_t const*>(from)));
+    }
+    hn::Rebind<std::uint16_t, F32> const bits;
+    hn::RebindToUnsigned<F32> const wide;
+    return hn::BitCast(kF32, hn::ShiftLeft<16>(hn::PromoteTo(wide, hn::LoadU(bits, from))));
+}
+
+/// `out` is aligned to vectors.
+inline void widen_row(std::byte const* row, RowsView const& view, float* out) {
+    std::size_t dim = 0;
+    bool const aligned = reinterpret_cast<std::uintptr_t>(row) % bytes_of(view.dtype) == 0;
+    if (view.dim_stride == 1 && aligned && view.dtype != Dtype::F32) {
+        auto const* const elements = reinterpret_cast<std::uint16_t const*>(row);
+        for (; dim + kLanes <= view.head_dim; dim += kLanes)
+            hn::Store(load_widened(elements + dim, view.dtype), kF32, out + dim);
+    }
+    for (; dim < view.head_dim; ++dim)
+        out[dim] = load_f32(row + dim * view.dim_stride * bytes_of(view.dtype), view.dtype);
+}
+
+/// The row itself where it is dense f32 already, else a copy in `memory`.
+inline float const* dense_row(std::byte const* row, RowsView const& view, float* memory) {
+    bool const aligned = reinterpret_cast<std::uintptr_t>(row) % alignof(float) == 0;
+    if (view.dtype == Dtype::F32 && view.dim_stride == 1 && aligned)
+        return reinterpret_cast<float const*>(row);
+    widen_row(row, view, memory);
+    return memory;
+}
+
+}  // namespace
+}  // namespace dkv::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per target
