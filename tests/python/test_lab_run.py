@@ -88,6 +88,7 @@ def test_a_profile_of_another_geometry_is_refused(tiny, tmp_path):
         (lambda d: d.update(format="x"), "is not a dkv-profile file"),
         (lambda d: d.update(granularity="token"), "granularity token, not layer or head"),
         (lambda d: d["weights"].pop(), "weights of another shape"),
+        (lambda d: d.update(kernel=4), "has kernel 4: it must be odd"),
         (lambda d: d["weights"][0].__setitem__(0, -1), "negative or not finite"),
         (lambda d: d.pop("recipe"), "is malformed"),
     ],
@@ -150,7 +151,7 @@ def test_a_search_begins_at_the_profile_and_groups_heads_by_weight():
     assert search.group.bincount().tolist() == [1, 1, 1, 2, 3, 5, 9, 18]
 
 
-def test_a_head_is_weighed_by_the_larger_of_damage_and_gain():
+def test_a_head_is_weighed_by_damage_and_gain():
     gains = {
         "gain": torch.tensor([[0.0, 0.5, -0.1]]),
         "budgets": torch.tensor([[900.0, 32.0, 32.0]]),
@@ -160,7 +161,16 @@ def test_a_head_is_weighed_by_the_larger_of_damage_and_gain():
 
     sizes = restore.sizes(damage, gains, cut=96, window=32, alpha=0.5)
 
-    assert sizes[0].tolist() == pytest.approx([128.0, 0.5 / (1 / 64 - 1 / 128), 0.0])
+    assert sizes[0].tolist() == pytest.approx([128.0, 0.9 * 12.8 + 0.1 * 64.0, 0.0])
+
+
+def test_a_profiles_kernel_is_used_where_the_policy_names_none(tiny, tmp_path):
+    made = profile.load(calibrated(tmp_path, "--kernel", "5"))
+    facts = policies.Facts(None, {"p": made})
+
+    assert made.kernel == 5
+    assert policies.ranked_options(facts, "profile", {})["kernel"] == 5
+    assert policies.ranked_options(facts, "snapkv", {})["kernel"] == 7
 
 
 def test_an_unknown_parameter_names_those_there_are():

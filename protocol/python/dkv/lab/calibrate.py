@@ -45,14 +45,14 @@ def one_cut_variants(prompt: Prompt, granularity: str, base: int) -> list[Varian
     return variants
 
 
-def measure(probe: Probe, store: PrefillStore, row: Row, granularity: str, base: int, forced: int) -> dict:
+def measure(probe: Probe, store: PrefillStore, row: Row, granularity: str, base: int, forced: int, kernel: int = 7) -> dict:
     """One prompt's damages: Σ log-probability lost for a needle, mean KL for text.
 
     A needle that the full cache does not find says nothing about the cache: its damage is None.
     """
     is_text = not row.answer
     prompt, greedy = store.prefill(row.tokens, greedy=forced + 1 if is_text else 0)
-    rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt))
+    rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt, kernel))
     answer = greedy if is_text else torch.tensor(row.answer)
     record = {"key": row.key, "task": row.task, "template": row.template, "damage": None}
     errors = scores.error_curves(prompt, rankings.orders["scores"], ERROR_GRID)
@@ -132,7 +132,7 @@ def build_profile(
             figures[task]["gain"] = [[round(value, 7) for value in row] for row in gains[task]["gain"].tolist()]
             figures[task]["loss"] = round(gains[task]["loss"], 6)
     weights = [[round(value, 9) for value in row] for row in profile.combine(sizes).tolist()]
-    return profile.Profile(described, recipe, recipe["granularity"], alpha, floor, weights, figures)
+    return profile.Profile(described, recipe, recipe["granularity"], alpha, floor, weights, figures, recipe["kernel"])
 
 
 class Journal:
@@ -211,12 +211,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
+    parser.add_argument("--kernel", type=int, default=13, help="of the scores' pooling, here and where the profile is used (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
     )
     parser.add_argument("--step", type=int, default=128, help="how much more (%(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.85, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.7, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
     parser.add_argument("--refine", type=int, default=0, help="generations of an evolution on the tuning part (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
@@ -247,8 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     model, tokenizer, name = models.load(options.model)
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
-    names = ("tasks", "method", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "seed")
-    recipe = {name: getattr(options, name) for name in names} | {"kernel": 7, "pool": "max", "reduce": "mean"}
+    names = ("tasks", "method", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "kernel", "seed")
+    recipe = {name: getattr(options, name) for name in names} | {"pool": "max", "reduce": "mean"}
     # More prompts may be added later: the journal does not depend on how many there are.
     header = {"model": described, "recipe": {k: v for k, v in recipe.items() if k not in ("needles", "texts", "tasks")}}
     journal = Journal(options.output.with_suffix(".jsonl"), header)
@@ -261,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
             if row.key not in journal and options.method == "headkv":
                 journal.append(retrieval(probe, row))
             elif row.key not in journal:
-                journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced))
+                journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced, options.kernel))
             advance()
     wanted = {row.key for row in rows}
     records = [record for record in journal.records if record["key"] in wanted]

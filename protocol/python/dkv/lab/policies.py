@@ -74,8 +74,15 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
     if needs_profile and not facts.profiles:
         raise UnknownPolicy(f"{name} needs a profile: give --profile")
     if ranking == "scores":
-        ranking = facts.ranked(*(parameters.pop(key, default) for key, default in RANKED.items()))
+        ranking = facts.ranked(*(parameters.pop(key, default) for key, default in ranked_options(facts, name, parameters).items()))
     return Variant(f"{text}@{capacity}", rule(facts, facts.shape(capacity), **parameters), ranking)
+
+
+def ranked_options(facts: Facts, name: str, parameters: dict) -> dict:
+    """What scores are ranked with where the policy's text does not say: a profile brings its own kernel."""
+    if not RULES[name][2]:
+        return RANKED
+    return RANKED | {"kernel": float(facts.profile(str(parameters.get("use", ""))).kernel)}
 
 
 def parse(text: str) -> tuple[str, dict[str, float | str]]:

@@ -41,6 +41,7 @@ class Profile:
     floor: float
     weights: list[list[float]]
     figures: dict = field(default_factory=dict)  # Per task: damage, prompts; and the mean error curves.
+    kernel: int = 7  # Of the scores' pooling, where the policy's options name none.
 
     @property
     def geometry(self) -> Geometry:
@@ -83,6 +84,8 @@ def load(path: Path, geometry: Geometry | None = None) -> Profile:
         raise ProfileError(f"{path} has granularity {profile.granularity}, not layer or head")
     if shape != [width] * len(made_for.compressed):
         raise ProfileError(f"{path} has weights of another shape than its geometry says")
+    if not isinstance(profile.kernel, int) or profile.kernel < 1 or profile.kernel % 2 == 0:
+        raise ProfileError(f"{path} has kernel {profile.kernel}: it must be odd")
     if not all(0 <= value < float("inf") for value in values) or sum(values) == 0:
         raise ProfileError(f"{path} has a weight that is negative or not finite, or no weight above 0")
     if geometry is not None and made_for != geometry:

@@ -74,7 +74,7 @@ def losses(probe: Probe, store: PrefillStore, row: Row, candidates: list[Profile
     """
     is_text = not row.answer
     prompt, greedy = store.prefill(row.tokens, greedy=forced + 1 if is_text else 0)
-    rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt))
+    rankings = scores.prompt_rankings(prompt, scores.prompt_scores(prompt, candidates[0].kernel))
     variants = []
     for capacity in CAPACITIES:
         base = min(capacity - prompt.window, prompt.prefix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dkv
 
-from .policies import RANKED, Facts, parse, profile_weights
+from .policies import Facts, parse, profile_weights, ranked_options
 
 # Of the sidecar alone: the lab has no rule of these names.
 SIDECAR_ONLY = ("knorm", "keydiff")
@@ -18,7 +18,7 @@ def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy | None:
         return None
     wanted = {"capacity": capacity, "window": facts.prompt.window}
     if name in _SCORED:
-        wanted |= {key: parameters.pop(key, default) for key, default in RANKED.items()}
+        wanted |= {key: parameters.pop(key, default) for key, default in ranked_options(facts, name, parameters).items()}
         wanted["kernel"] = int(wanted["kernel"])
     return dkv.Policy(**wanted, **make(facts, **parameters))
 
