@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "sidecar/policy/text.h"
+
 namespace dkv {
 namespace {
 
@@ -25,13 +27,13 @@ Result<void> check(Profile const& profile) {
     auto const bad = std::ranges::find_if(
         profile.weights, [](double weight) { return !(std::isfinite(weight) && weight >= 0); });
     if (bad != profile.weights.end())
-        return wrong(profile, "has a weight of " + std::to_string(*bad) + " at " +
+        return wrong(profile, "has a weight of " + text(*bad) + " at " +
                                   std::to_string(bad - profile.weights.begin()));
     if (std::ranges::max(profile.weights) == 0) return wrong(profile, "has no weight above 0");
     if (!(profile.alpha >= 0 && profile.alpha <= kAlphaMax))
-        return wrong(profile, "has alpha " + std::to_string(profile.alpha) + ", not in 0 … 8");
+        return wrong(profile, "has alpha " + text(profile.alpha) + ", not in 0 … 8");
     if (!(profile.floor >= 0 && profile.floor <= 1))
-        return wrong(profile, "has floor " + std::to_string(profile.floor) + ", not in 0 … 1");
+        return wrong(profile, "has floor " + text(profile.floor) + ", not in 0 … 1");
     return {};
 }
 

@@ -19,6 +19,11 @@ std::unique_ptr<Policy> small_policy(std::uint32_t layers, std::uint32_t kv_head
     return make_policy(params, shape_of(layers, kv_heads, 104, 4));
 }
 
+Tokens heads_of(Policy const& policy, std::uint32_t layer) {
+    auto const budgets = policy.budgets().layer(layer);
+    return {budgets.begin(), budgets.end()};
+}
+
 }  // namespace
 
 TEST_CASE("dynamickv stages r_max times the base in every layer") {
@@ -153,4 +158,75 @@ TEST_CASE("dynamickv that may stage only the mean knows its budgets beforehand")
     auto const only_window = make_policy(params_of("dynamickv", 4, 4), shape_of(4, 1, 104, 4));
     CHECK(only_window->budgets_known());
     CHECK(layer_budgets(*only_window) == Tokens{0, 0, 0, 0});
+}
+
+TEST_CASE("dynamickv per layer and head gives every head what its own counts say") {
+    auto params = params_of("dynamickv", 14, 4);
+    params.r_max = 3;
+    params.granularity = Granularity::LayerHead;
+    auto const policy = make_policy(params, shape_of(2, 2, 104, 4));
+    REQUIRE(policy);
+    CHECK(policy->tally_total(1) == 40);
+    CHECK_FALSE(policy->budgets_known_by_layer());
+
+    policy->rebalance(2, Counts{10, 5, 0, 25});
+
+    CHECK(heads_of(*policy, 0) == Tokens{10, 5});
+    CHECK(heads_of(*policy, 1) == Tokens{1, 24});  // At least r_min of the base, a token.
+}
+
+TEST_CASE("dynamickv per layer and head updates on the way, within what is staged") {
+    auto params = params_of("dynamickv", 14, 4);
+    params.r_max = 3;
+    params.r_min = 0;
+    params.update_interval = 1;
+    params.granularity = Granularity::LayerHead;
+    auto const policy = make_policy(params, shape_of(2, 2, 104, 4));
+    REQUIRE(policy);
+    CHECK(policy->tally_total(0) == 20);
+
+    // 60 are staged, 40 is the budget of all.
+    policy->rebalance(1, Counts{5, 15});
+    CHECK(heads_of(*policy, 0) == Tokens{10, 30});
+    CHECK(heads_of(*policy, 1) == Tokens{30, 30});
+    policy->rebalance(2, Counts{30, 0, 5, 5});
+
+    // By counts 30, 0, 5, 5; the first has 10 left, and a head without counts gets the rest only
+    // when the others are full.
+    CHECK(heads_of(*policy, 0) == Tokens{10, 0});
+    CHECK(heads_of(*policy, 1) == Tokens{15, 15});
+}
+
+TEST_CASE("dynamickv per head shares each layer's budget by that layer's counts alone") {
+    auto params = params_of("dynamickv", 14, 4);
+    params.r_max = 3;
+    params.granularity = Granularity::Head;
+    auto const policy = make_policy(params, shape_of(3, 2, 104, 4));
+    REQUIRE(policy);
+    CHECK_FALSE(policy->budgets_known());
+    CHECK(policy->budgets_known_by_layer());
+    for (std::uint32_t layer = 0; layer < 3; ++layer) {
+        CHECK(policy->tally_total(layer) == 20);
+        CHECK(policy->tally_from(layer) == layer);
+        CHECK(policy->stage_limits(layer)[1] == 30);
+    }
+
+    policy->rebalance(1, Counts{15, 5});
+    CHECK(heads_of(*policy, 0) == Tokens{15, 5});
+    CHECK(heads_of(*policy, 1) == Tokens{30, 30});
+    policy->rebalance(2, Counts{20, 0});
+    policy->rebalance(3, Counts{0, 0});
+
+    CHECK(heads_of(*policy, 0) == Tokens{15, 5});
+    CHECK(heads_of(*policy, 1) == Tokens{19, 1});
+    CHECK(heads_of(*policy, 2) == Tokens{10, 10});
+    CHECK(policy->stage_limits(1)[1] == 30);  // A layer may be ranked again after a failure.
+}
+
+TEST_CASE("dynamickv per head with one head has nothing to share") {
+    auto params = params_of("dynamickv", 14, 4);
+    params.granularity = Granularity::Head;
+    auto const policy = make_policy(params, shape_of(3, 1, 104, 4));
+    CHECK(policy->budgets_known());
+    CHECK(layer_budgets(*policy) == Tokens{10, 10, 10});
 }

@@ -1,12 +1,15 @@
 // What holds for every policy, whatever the prompt.
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 
 #include <doctest/doctest.h>
 
 #include "tests/policy/support.h"
+#include "tests/support/results.h"
 
 using namespace dkv;
 
@@ -45,8 +48,45 @@ std::vector<std::uint64_t> counts_of(Attention attention,
     return counts;
 }
 
+/// Curves as a layer could give them: rising to 1, with plateaus and leaps.
+std::vector<MassCurve> curves_of(PromptShape const& shape, std::mt19937& random) {
+    std::vector<MassCurve> curves(shape.kv_heads);
+    for (MassCurve& curve : curves) {
+        double share = below(random, 100) / 128.0;
+        for (std::uint32_t budget = 0; budget < shape.prefix(); ++budget) {
+            curve.push_back(share);
+            if (below(random, 3) != 0) share += (1 - share) * below(random, 9) / 16;
+        }
+        curve.push_back(1);
+    }
+    return curves;
+}
+
+/// Each head's share of the attention, or the layer's where its heads are alike.
+void check_mass(PolicyParams const& params,
+                std::span<std::uint32_t const> budgets,
+                std::vector<MassCurve> const& curves) {
+    bool const alike = params.granularity == Granularity::Layer || params.name != "dynamickv";
+    auto const share = [&](std::size_t head, bool one_less) {
+        double sum = 0;
+        for (std::size_t h = 0; h < curves.size(); ++h)
+            if (alike || h == head) sum += curves[h][budgets[h] - (one_less ? 1 : 0)];
+        return sum / (alike ? static_cast<double>(curves.size()) : 1);
+    };
+    for (std::size_t head = 0; head < curves.size(); ++head) {
+        if (alike) REQUIRE(budgets[head] == budgets[0]);
+        REQUIRE(share(head, false) >= *params.keep_mass);
+        // The fewest; a hair's breadth is what f32 takes.
+        if (budgets[head] > 0) REQUIRE(share(head, true) < *params.keep_mass + 1e-7);
+    }
+}
+
 /// Drives `policy` over all layers as the pipeline does, checking what must hold on the way.
-void run(Policy& policy, PromptShape const& shape, Attention attention, std::mt19937& random) {
+void run(Policy& policy,
+         PolicyParams const& params,
+         PromptShape const& shape,
+         Attention attention,
+         std::mt19937& random) {
     HeadBudgets const planned = policy.budgets();
     REQUIRE(planned.layers() == shape.layers);
     REQUIRE(planned.kv_heads() == shape.kv_heads);
@@ -54,27 +94,62 @@ void run(Policy& policy, PromptShape const& shape, Attention attention, std::mt1
         auto const limits = policy.stage_limits(layer);
         REQUIRE(limits.size() == shape.kv_heads);
         REQUIRE(std::ranges::equal(limits, policy.budgets().layer(layer)));
-        for (std::uint32_t const limit : limits)
-            REQUIRE(limit <= shape.prefix());
+        REQUIRE(std::ranges::max(limits) <= shape.prefix());
 
-        auto const total = policy.tally_total(layer);
-        if (!total) continue;
-        REQUIRE_FALSE(policy.budgets_known());
         HeadBudgets const before = policy.budgets();
-        policy.rebalance(layer + 1, counts_of(attention, *total, layer + 1, shape, random));
+        REQUIRE(policy.wants_mass() == params.keep_mass.has_value());
+        if (policy.wants_mass()) {
+            auto const curves = curves_of(shape, random);
+            policy.take_mass(layer, curves);
+            check_mass(params, policy.budgets().layer(layer), curves);
+        }
+        if (auto const total = policy.tally_total(layer)) {
+            REQUIRE_FALSE(policy.budgets_known());
+            std::uint32_t const counted = layer + 1 - policy.tally_from(layer);
+            policy.rebalance(layer + 1, counts_of(attention, *total, counted, shape, random));
+        }
         bool grown = false;
+        bool others_changed = false;
         for (std::uint32_t l = 0; l < shape.layers; ++l)
-            for (std::uint32_t head = 0; head < shape.kv_heads; ++head)
+            for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
                 grown = grown || policy.budgets().layer(l)[head] > before.layer(l)[head];
+                others_changed = others_changed || (l != layer && policy.budgets().layer(l)[head] !=
+                                                                      before.layer(l)[head]);
+            }
         REQUIRE_FALSE(grown);
+        if (policy.budgets_known_by_layer()) REQUIRE_FALSE(others_changed);
     }
     if (policy.budgets_known()) REQUIRE(policy.budgets() == planned);
 }
 
+/// Who shares what decides what adds up: everything; every layer; or every head of all layers.
+void check_totals(PolicyParams const& params, HeadBudgets const& budgets, std::uint32_t layers) {
+    std::uint32_t const heads = budgets.kv_heads();
+    std::uint64_t const base = params.base();
+    REQUIRE(budgets.total() == base * layers * heads);
+    bool const dynamic = params.name == "dynamickv";
+    bool const ragged = dynamic && (params.profile ? params.profile->heads > 1
+                                                   : params.granularity != Granularity::Layer);
+    for (std::uint32_t head = 0; head < heads && !ragged; ++head) {
+        std::uint64_t kept = 0;
+        for (std::uint32_t layer = 0; layer < layers; ++layer)
+            kept += budgets.layer(layer)[head];
+        REQUIRE(kept == base * layers);
+    }
+    double const least =
+        !dynamic ? 0 : (params.profile ? params.profile->floor : params.r_min) * params.base();
+    for (std::uint32_t layer = 0; layer < layers; ++layer) {
+        auto const of_layer = budgets.layer(layer);
+        REQUIRE(std::ranges::min(of_layer) >= least - 1e-6);
+        auto const kept = std::accumulate(of_layer.begin(), of_layer.end(), std::uint64_t{0});
+        if (dynamic && !params.profile && params.granularity == Granularity::Head)
+            REQUIRE(kept == base * heads);
+    }
+}
+
 void check_exact(PolicyParams const& params, PromptShape const& shape, std::mt19937& random) {
-    CAPTURE(params.name);
-    CAPTURE(params.capacity);
-    CAPTURE(params.window);
+    CAPTURE(in_words(params));
+    CAPTURE(static_cast<int>(params.granularity));
     CAPTURE(params.r_max);
     CAPTURE(params.r_min);
     CAPTURE(params.update_interval);
@@ -84,23 +159,53 @@ void check_exact(PolicyParams const& params, PromptShape const& shape, std::mt19
     for (Attention const attention :
          {Attention::Even, Attention::OneLayer, Attention::SomeLayersNone, Attention::Random}) {
         auto const policy = make_policy(params, shape);
-        bool const whole = params.name == "fullkv" || shape.prompt_tokens <= params.capacity;
+        std::uint32_t const whole_up_to = params.keep_mass ? params.window : params.capacity;
+        bool const whole = params.name == "fullkv" || shape.prompt_tokens <= whole_up_to;
         REQUIRE((policy == nullptr) == whole);
         if (whole) return;
 
-        run(*policy, shape, attention, random);
-
-        // Exact for every KV head, not only in sum.
-        for (std::uint32_t head = 0; head < shape.kv_heads; ++head) {
-            std::uint64_t kept = 0;
-            for (std::uint32_t layer = 0; layer < shape.layers; ++layer)
-                kept += policy->budgets().layer(layer)[head];
-            REQUIRE(kept == std::uint64_t{params.base()} * shape.layers);
-        }
-        if (params.name != "dynamickv") continue;
-        for (std::uint32_t layer = 0; layer < shape.layers; ++layer)
-            REQUIRE(policy->budgets().layer(layer)[0] >= params.r_min * params.base() - 1e-6);
+        run(*policy, params, shape, attention, random);
+        if (params.keep_mass) return;  // Counts nothing.
+        check_totals(params, policy->budgets(), shape.layers);
+        if (policy->budgets_known()) return;
     }
+}
+
+/// Weights as calibration gives them, and as it should not: nobody matters, one does, all alike.
+std::shared_ptr<Profile const> random_profile(PromptShape const& shape, std::mt19937& random) {
+    auto profile = std::make_shared<Profile>();
+    profile->layers = shape.layers;
+    profile->heads = below(random, 2) ? shape.kv_heads : 1;
+    profile->alpha = std::array{0.0, 0.5, 0.85, 1.0, 8.0}[below(random, 5)];
+    profile->floor = std::array{0.0, 0.2, 0.333, 1.0}[below(random, 4)];
+    profile->weights.assign(std::size_t{shape.layers} * profile->heads, 0);
+    std::uint32_t const kind = below(random, 3);
+    for (double& weight : profile->weights)
+        weight = kind == 0 ? 0 : kind == 1 ? 1 : std::ldexp(below(random, 1000), -20);
+    profile->weights[random() % profile->weights.size()] = 1;
+    REQUIRE(check(*profile));
+    return profile;
+}
+
+/// Every way to say how much, but for a plain capacity.
+enum class Size { Capacity, Ratio, Bytes, Mass };
+
+/// The params for this prompt, with its size said in another way.
+PolicyParams resized(PolicyParams params,
+                     Size size,
+                     PromptShape const& shape,
+                     std::mt19937& random) {
+    Geometry const geometry{.layers = shape.layers,
+                            .q_heads = shape.kv_heads,
+                            .kv_heads = shape.kv_heads,
+                            .head_dim = 8};
+    if (size == Size::Ratio) params.ratio = (1 + below(random, 100)) / 100.0;
+    if (size == Size::Bytes)
+        params.bytes = geometry.cache_bytes(params.capacity) + below(random, 100);
+    if (size == Size::Mass) params.keep_mass = (1 + below(random, 100)) / 100.0;
+    auto const result = sized(params, geometry, shape.prompt_tokens);
+    REQUIRE(result);
+    return result.value();
 }
 
 }  // namespace
@@ -112,8 +217,8 @@ TEST_CASE("the registry lists every policy once, with a summary") {
         CHECK_FALSE(entry.summary.empty());
         CHECK(static_cast<bool>(entry.make));
     }
-    CHECK(names ==
-          std::vector<std::string>{"fullkv", "streamingllm", "snapkv", "pyramidkv", "dynamickv"});
+    CHECK(names == std::vector<std::string>{"fullkv", "streamingllm", "h2o", "snapkv", "pyramidkv",
+                                            "dynamickv", "knorm", "keydiff"});
 }
 
 TEST_CASE("a prompt that fits is kept whole by every policy") {
@@ -129,18 +234,22 @@ TEST_CASE("a prompt that fits is kept whole by every policy") {
 }
 
 TEST_CASE("every policy keeps exactly its capacity on awkward prompts") {
-    std::uint32_t const seed = 7;
-    INFO("seed " << seed);
+    std::uint32_t const seed = std::random_device{}();
+    CAPTURE(seed);
     std::mt19937 random(seed);
     struct Case {
         std::uint32_t capacity, window, layers, tokens;
     };
     constexpr std::array cases{
+        Case{8, 8, 30, 7},      // shorter than the window
+        Case{8, 8, 30, 8},      // just the window
         Case{8, 8, 30, 9},      // base 0, one prefix token
         Case{8, 8, 30, 500},    // base 0
         Case{9, 8, 30, 10},     // N = 2 < L
         Case{12, 8, 30, 20},    // N = 12 < L
         Case{20, 8, 30, 39},    // n just above window + L
+        Case{64, 8, 30, 63},    // n below the capacity
+        Case{64, 8, 30, 64},    // n is the capacity
         Case{64, 8, 30, 65},    // n just above the capacity; budgets above N must be redistributed
         Case{64, 8, 7, 100},    // r_max * base > N, L no multiple of m
         Case{16, 8, 1, 100},    // one layer
@@ -150,18 +259,31 @@ TEST_CASE("every policy keeps exactly its capacity on awkward prompts") {
     };
     for (Case const& c : cases)
         for (PolicyEntry const& entry : policies())
-            for (std::uint32_t kv_heads : {1U, 3U, 8U})
-                check_exact(params_of(std::string(entry.name).c_str(), c.capacity, c.window),
-                            shape_of(c.layers, kv_heads, c.tokens, c.window), random);
+            for (std::uint32_t const kv_heads : {1U, 3U, 8U}) {
+                auto const shape = shape_of(c.layers, kv_heads, c.tokens, c.window);
+                auto params = params_of(std::string(entry.name).c_str(), c.capacity, c.window);
+                for (Granularity const granularity :
+                     {Granularity::Layer, Granularity::Head, Granularity::LayerHead}) {
+                    params.granularity = granularity;
+                    check_exact(params, shape, random);
+                }
+                params.profile = random_profile(shape, random);
+                check_exact(params, shape, random);
+                params.keep_mass = 0.9;
+                if (resolve({.name = params.name, .keep_mass = 0.9}))
+                    check_exact(params, shape, random);
+            }
 }
 
-TEST_CASE("every policy keeps exactly its capacity on random prompts") {
-    std::uint32_t const seed = 20250722;
-    INFO("seed " << seed);
+TEST_CASE("every policy keeps exactly its size on random prompts") {
+    std::uint32_t const seed = std::random_device{}();
+    CAPTURE(seed);
     std::mt19937 random(seed);
-    for (int round = 0; round < 200; ++round) {
+    for (int round = 0; round < 150; ++round) {
         CAPTURE(round);
         std::uint32_t const window = 1 + below(random, 40);
+        std::uint32_t const tokens = 1 + below(random, below(random, 2) ? 300 : 3000);
+        auto const shape = shape_of(1 + below(random, 40), 1 + below(random, 8), tokens, window);
         PolicyParams params;
         params.window = window;
         params.capacity = window + (below(random, 8) == 0 ? 0 : below(random, 200));
@@ -170,11 +292,14 @@ TEST_CASE("every policy keeps exactly its capacity on random prompts") {
         params.update_interval = 1 + below(random, 9);
         params.sinks = std::min(params.base(), below(random, 8));
         params.beta = 1.0 + below(random, 40);
-        std::uint32_t const tokens = 1 + below(random, below(random, 2) ? 300 : 3000);
-        auto const shape = shape_of(1 + below(random, 40), 1 + below(random, 8), tokens, window);
-        for (PolicyEntry const& entry : policies()) {
-            params.name = entry.name;
-            check_exact(params, shape, random);
-        }
+        params.granularity = static_cast<Granularity>(below(random, 3));
+        if (below(random, 3) == 0) params.profile = random_profile(shape, random);
+        for (PolicyEntry const& entry : policies())
+            for (Size const size : {Size::Capacity, Size::Ratio, Size::Bytes, Size::Mass}) {
+                params.name = entry.name;
+                if (size == Size::Mass && !resolve({.name = params.name, .keep_mass = 0.5}))
+                    continue;
+                check_exact(resized(params, size, shape, random), shape, random);
+            }
     }
 }
