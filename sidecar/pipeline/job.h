@@ -26,7 +26,7 @@ struct JobSpec {
 /// Bytes a job needs from the engine. All 0 when the prompt is kept whole.
 struct JobNeeds {
     bool compress = false;
-    std::uint32_t window = 0;      ///< Query rows wanted with each layer.
+    std::uint32_t window = 0;      ///< Query rows wanted with each layer: all of them for h2o.
     std::uint32_t stage_rows = 0;  ///< rows_max of the staging layout; 0: nothing is staged.
     std::uint64_t staging_bytes = 0;
     std::uint64_t destination_bytes = 0;
@@ -36,11 +36,10 @@ JobNeeds needs_of(JobSpec const& spec);
 /// One layer as the engine has it. Views must stay valid during layer_ready(), and until finish()
 /// when the job is not progressive.
 struct LayerSource {
-    RowsView keys;    ///< [kv_heads, prompt_tokens, head_dim]
-    RowsView values;  ///< [kv_heads, prompt_tokens, head_dim]
-    RowsView
-        queries;      ///< [q_heads, window, head_dim]; data nullptr: none, `scores` stands instead.
-    RowsView scores;  ///< [q_heads or kv_heads, prompt_tokens, 1] f32; data nullptr: none.
+    RowsView keys;     ///< [kv_heads, prompt_tokens, head_dim]
+    RowsView values;   ///< [kv_heads, prompt_tokens, head_dim]
+    RowsView queries;  ///< [q_heads, window (h2o: prompt_tokens), head_dim]; data nullptr: none.
+    RowsView scores;   ///< [q_heads or kv_heads, prompt_tokens, 1] f32; data nullptr: none.
     float scale = 0;
     float softcap = 0;
 };
@@ -77,6 +76,10 @@ public:
     /// Takes the next layer. What it returns has happened, in this order: the layer itself
     /// (Committed when budgets are known beforehand, else Staged, else Scored), then the layers
     /// trimmed by an update.
+    ///
+    /// Policies that rank by attention take it from the queries, else from `scores`. Mass kept is
+    /// that of the window's queries whatever the policy ranks by; of the scores of an engine only
+    /// where they are the window's, which h2o's are not.
     ///
     /// Errors: BadState when `layer` is not the next one; InvalidArgument when a view has a wrong
     /// shape or dtype, or there are neither queries nor scores where the policy needs them.

@@ -28,8 +28,10 @@ Result<void> check(LayerSource const& source, JobSpec const& spec, Ranking ranki
     DKV_TRY(check_view("values", source.values, geometry.dtype, geometry.kv_heads,
                        spec.prompt_tokens, geometry.head_dim));
     if (source.queries.data != nullptr)
-        DKV_TRY(check_view("queries", source.queries, geometry.dtype, geometry.q_heads,
-                           spec.params.window, geometry.head_dim));
+        DKV_TRY(
+            check_view("queries", source.queries, geometry.dtype, geometry.q_heads,
+                       ranking == Ranking::Accumulated ? spec.prompt_tokens : spec.params.window,
+                       geometry.head_dim));
     if (source.scores.data != nullptr) {
         // One row per query head is the other shape that is allowed.
         bool const per_query_head = source.scores.heads == geometry.q_heads;
@@ -37,8 +39,8 @@ Result<void> check(LayerSource const& source, JobSpec const& spec, Ranking ranki
                            per_query_head ? geometry.q_heads : geometry.kv_heads,
                            spec.prompt_tokens, 1));
     }
-    if (ranking == Ranking::Scores && source.queries.data == nullptr &&
-        source.scores.data == nullptr)
+    bool const by_attention = ranking == Ranking::Scores || ranking == Ranking::Accumulated;
+    if (by_attention && source.queries.data == nullptr && source.scores.data == nullptr)
         return Error{ErrorCode::InvalidArgument, "there are neither queries nor scores, and " +
                                                      spec.params.name + " ranks tokens by them"};
     return {};

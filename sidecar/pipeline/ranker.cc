@@ -24,7 +24,8 @@ Result<Ranker> Ranker::create(Backend& backend, JobSpec const& spec, Policy cons
     ranker.scores_ = DKV_TRY(BackendArray<float>::create(backend, count));
     ranker.mass_ = DKV_TRY(BackendArray<float>::create(backend, count));
     if (policy.ranking() == Ranking::Positions) return ranker;
-    if (!ranker.tallies_) ranker.pooled_ = DKV_TRY(BackendArray<float>::create(backend, count));
+    if (!ranker.tallies_ && policy.ranking() == Ranking::Scores)
+        ranker.pooled_ = DKV_TRY(BackendArray<float>::create(backend, count));
     ranker.ids_ = DKV_TRY(BackendArray<std::int32_t>::create(backend, limit_max));
     return ranker;
 }
@@ -41,6 +42,15 @@ Result<Ranked> Ranker::rank(std::uint32_t layer, LayerSource const& source) {
         return Ranked{ranked_layer(select_by_position(limits), limits, mass, prefix()), {}};
 
     Ranked ranked;
+    std::span<float const> best_by = scores_.elements();
+    if (policy_->ranking() == Ranking::Scores) best_by = DKV_TRY(pool(ranked));
+    auto const ids = DKV_TRY(select(best_by, limits));
+    ranked.layer = ranked_layer(ids, limits, mass, prefix());
+    return ranked;
+}
+
+/// scores_ smoothed: kept with the layer where tallies will want it.
+Result<std::span<float const>> Ranker::pool(Ranked& ranked) {
     if (tallies_)
         ranked.pooled = DKV_TRY(BackendArray<float>::create(*backend_, head_count() * prefix()));
     auto const pooled = tallies_ ? ranked.pooled.elements() : pooled_.elements();
@@ -50,18 +60,42 @@ Result<Ranked> Ranker::rank(std::uint32_t layer, LayerSource const& source) {
                             .tokens = static_cast<std::uint32_t>(prefix()),
                             .kernel = spec_->params.kernel,
                             .pool = spec_->params.pool}));
-    auto const ids = DKV_TRY(select(pooled, limits));
-    ranked.layer = ranked_layer(ids, limits, mass, prefix());
-    return ranked;
+    return std::span<float const>(pooled);
 }
 
 /// Fills scores_ where there is something to score by. What comes back is the mass [kv_heads,
 /// prefix], or nothing when it is unknown.
 Result<std::vector<float>> Ranker::score(LayerSource const& source) {
-    if (source.queries.data == nullptr)
-        return source.scores.data == nullptr ? std::vector<float>()
-                                             : score_by_engine(source.scores);
-    DKV_TRY(backend_->score({.queries = source.queries,
+    bool const has_queries = source.queries.data != nullptr;
+    std::vector<float> mass;
+    if (has_queries)
+        mass = DKV_TRY(score_window(source));
+    else if (source.scores.data != nullptr)
+        mass = DKV_TRY(score_by_engine(source.scores));
+
+    switch (policy_->ranking()) {
+        case Ranking::Accumulated:
+            if (has_queries) DKV_TRY(accumulate(source));
+            if (!has_queries) mass.clear();  // Of all queries, not of the window's.
+            break;
+        case Ranking::KeyNorm: DKV_TRY(score_keys(source.keys, KeyMeasure::Norm)); break;
+        case Ranking::KeyDifference:
+            DKV_TRY(score_keys(source.keys, KeyMeasure::Difference));
+            break;
+        case Ranking::Scores:
+        case Ranking::Positions: break;
+    }
+    return mass;
+}
+
+/// By the last queries there are.
+Result<std::vector<float>> Ranker::score_window(LayerSource const& source) {
+    RowsView queries = source.queries;
+    std::uint32_t const window = spec_->params.window;
+    DKV_ASSERT(queries.tokens >= window);
+    queries.data = queries.row(0, queries.tokens - window);
+    queries.tokens = window;
+    DKV_TRY(backend_->score({.queries = queries,
                              .keys = source.keys,
                              .scores = scores_.elements(),
                              .mass = mass_.elements(),
@@ -70,6 +104,24 @@ Result<std::vector<float>> Ranker::score(LayerSource const& source) {
                              .softcap = source.softcap,
                              .lse = {}}));
     return download<float>(*backend_, mass_.elements());
+}
+
+Result<void> Ranker::accumulate(LayerSource const& source) {
+    return backend_->accumulate({.queries = source.queries,
+                                 .keys = source.keys,
+                                 .scores = scores_.elements(),
+                                 .window = spec_->params.window,
+                                 .reduce = spec_->params.reduce,
+                                 .per_query = spec_->params.query_norm,
+                                 .scale = source.scale,
+                                 .softcap = source.softcap});
+}
+
+Result<void> Ranker::score_keys(RowsView const& keys, KeyMeasure measure) {
+    return backend_->key_score({.keys = keys,
+                                .scores = scores_.elements(),
+                                .window = spec_->params.window,
+                                .measure = measure});
 }
 
 Result<std::vector<float>> Ranker::score_by_engine(RowsView const& scores) {
@@ -97,6 +149,9 @@ Result<std::vector<float>> Ranker::score_by_engine(RowsView const& scores) {
     PrefixScores own = prefix_scores(on_host, spec_->geometry, scores.tokens,
                                      static_cast<std::uint32_t>(prefix()), spec_->params.reduce);
     uploaded_ = std::move(own.scores);
+    if (spec_->params.query_norm && policy_->ranking() == Ranking::Accumulated)
+        for (std::size_t i = 0; i < uploaded_.size(); ++i)
+            uploaded_[i] /= static_cast<float>(spec_->prompt_tokens - i % prefix());
     DKV_TRY(backend_->upload(std::as_bytes(std::span(uploaded_)),
                              std::as_writable_bytes(scores_.elements())));
     return std::move(own.mass);

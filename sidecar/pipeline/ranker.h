@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "sidecar/pipeline/backend_array.h"
@@ -32,7 +33,11 @@ private:
     std::size_t head_count() const noexcept { return spec_->geometry.kv_heads; }
     std::size_t prefix() const noexcept;
     Result<std::vector<float>> score(LayerSource const& source);
+    Result<std::vector<float>> score_window(LayerSource const& source);
+    Result<void> accumulate(LayerSource const& source);
+    Result<void> score_keys(RowsView const& keys, KeyMeasure measure);
     Result<std::vector<float>> score_by_engine(RowsView const& scores);
+    Result<std::span<float const>> pool(Ranked& ranked);
     Result<std::vector<std::int32_t>> select(std::span<float const> pooled,
                                              std::span<std::uint32_t const> limits);
     std::vector<std::int32_t> select_by_position(std::span<std::uint32_t const> limits) const;
@@ -41,7 +46,7 @@ private:
     JobSpec const* spec_;
     Policy const* policy_;
     bool tallies_ = false;
-    BackendArray<float> scores_;  // [kv_heads, prefix]
+    BackendArray<float> scores_;  // [kv_heads, prefix]; also what is ranked by if nothing pools.
     BackendArray<float> mass_;    // [kv_heads, prefix]
     BackendArray<float> pooled_;  // [kv_heads, prefix]; unused when every layer keeps its own.
     BackendArray<std::int32_t> ids_;

@@ -41,6 +41,17 @@ PromptShape shape_of(JobSpec const& spec) {
             .window = spec.params.window};
 }
 
+std::uint32_t queries_wanted(JobSpec const& spec, Ranking ranking) {
+    switch (ranking) {
+        case Ranking::Accumulated: return spec.prompt_tokens;
+        case Ranking::KeyNorm:
+        case Ranking::KeyDifference: return 0;
+        case Ranking::Scores:
+        case Ranking::Positions: break;
+    }
+    return spec.params.window;
+}
+
 Waiting waiting_of(JobSpec const& spec, Policy const& policy) {
     if (policy.budgets_known() || policy.budgets_known_by_layer()) return Waiting::NotAtAll;
     return spec.progressive ? Waiting::Staged : Waiting::InSource;
@@ -60,7 +71,7 @@ JobNeeds needs_of(JobSpec const& spec) {
     auto const policy = make_policy(spec.params, shape_of(spec));
     if (policy == nullptr) return {};
 
-    JobNeeds needs{.compress = true, .window = spec.params.window};
+    JobNeeds needs{.compress = true, .window = queries_wanted(spec, policy->ranking())};
     if (!fits_in_offsets(spec)) {  // No region can be large enough, and open() says why.
         needs.staging_bytes = needs.destination_bytes = std::numeric_limits<std::uint64_t>::max();
         return needs;

@@ -9,6 +9,11 @@ namespace dkv {
 
 PromptShape shape_of(JobSpec const& spec);
 
+/// Rows of queries to ask the engine for with each layer. What ranks by position asks for the
+/// window's, so that the attention kept is known; what ranks by keys is for those who
+/// have none.
+std::uint32_t queries_wanted(JobSpec const& spec, Ranking ranking);
+
 /// How a layer waits for its final budget.
 enum class Waiting : std::uint8_t {
     NotAtAll,  ///< Its budget is known: it is packed at once.

@@ -9,8 +9,11 @@ namespace dkv {
 
 std::unique_ptr<Policy> make_fullkv(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_streamingllm(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_h2o(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_snapkv(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_pyramidkv(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_knorm(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_keydiff(PolicyParams const& params, PromptShape const& shape);
 
 }  // namespace dkv

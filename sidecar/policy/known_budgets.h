@@ -22,4 +22,17 @@ private:
     HeadBudgets budgets_;
 };
 
+/// The same in every layer and head, of tokens in another order than by the window's attention.
+class EqualBudgets final : public KnownBudgets {
+public:
+    EqualBudgets(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
+        : KnownBudgets(HeadBudgets(shape.layers, shape.kv_heads, params.base())),
+          ranking_(ranking) {}
+
+    Ranking ranking() const noexcept override { return ranking_; }
+
+private:
+    Ranking ranking_;
+};
+
 }  // namespace dkv

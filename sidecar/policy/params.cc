@@ -3,26 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 
 #include "sidecar/policy/policy.h"
 #include "sidecar/policy/presets.h"
+#include "sidecar/policy/rounding.h"
+#include "sidecar/policy/text.h"
 
 namespace dkv {
 namespace {
 
 constexpr std::uint32_t kWindowMax = 1024;
 constexpr std::uint32_t kKernelMax = 63;
-
-/// "0.1", "inf": as short as it can be told.
-std::string text(double value) {
-    std::array<char, 32> buffer{};
-    std::snprintf(buffer.data(), buffer.size(), "%g", value);
-    return buffer.data();
-}
-std::string text(std::uint32_t value) {
-    return std::to_string(value);
-}
 
 template <class T>
 Error refusal(char const* name, T value, std::string const& expected) {
@@ -36,6 +27,12 @@ Result<void> check_name(std::string const& name) {
         if (entry.name == name) return {};
         known += (known.empty() ? "" : ", ") + std::string(entry.name);
     }
+    if (std::ranges::find(reference_forms(), name) != reference_forms().end())
+        return Error{ErrorCode::Unsupported,
+                     name +
+                         " is a published code's form, for comparison only: it runs in `dkv diff "
+                         "FILE --against " +
+                         name + "`, not in a sidecar"};
     return Error{ErrorCode::NotFound, "no policy is called \"" + name + "\"; there are " + known};
 }
 
@@ -68,6 +65,15 @@ Result<void> check_one_size(PolicyRequest const& request) {
     note("keep_mass", request.keep_mass.has_value());
     if (given.find(' ') == std::string::npos) return {};
     return Error{ErrorCode::InvalidArgument, given + " are given: one size is enough"};
+}
+
+Result<void> check_has_profile(PolicyRequest const& request) {
+    if (request.profile) return {};
+    if (request.profile_alpha)
+        return refusal("profile_alpha", *request.profile_alpha, "and there is no profile");
+    if (request.profile_floor)
+        return refusal("profile_floor", *request.profile_floor, "and there is no profile");
+    return {};
 }
 
 Result<void> check(PolicyParams const& params) {
@@ -129,6 +135,7 @@ std::string in_words(PolicyParams const& params) {
 Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) {
     DKV_TRY(check_name(wish.name));
     DKV_TRY(check_one_size(wish));
+    DKV_TRY(check_has_profile(wish));
     PolicyRequest const request = DKV_TRY(with_preset(wish, model));
 
     PolicyParams params;
@@ -175,7 +182,8 @@ Result<PolicyParams> sized(PolicyParams const& params,
 
     PolicyParams result = params;
     if (params.ratio) {
-        auto const tokens = static_cast<std::uint32_t>(*params.ratio * prompt_tokens);
+        auto const tokens =
+            static_cast<std::uint32_t>(*params.ratio * prompt_tokens + kRoundingSlack);
         result.capacity = std::max(params.window, tokens);
     }
     if (params.bytes) {

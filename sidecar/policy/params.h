@@ -73,11 +73,13 @@ struct PolicyParams {
 /// The request with defaults filled in. `model` is the engine's name of its model: a preset may
 /// differ between families; empty: unknown.
 ///
-/// Errors: NotFound for an unknown name or preset (the message lists the known ones).
+/// Errors: NotFound for an unknown name or preset (the message lists the known ones). Unsupported
+/// for a reference form (the message says where it runs).
 /// InvalidArgument, naming the value: capacity below window, window 0 or above 1024, kernel even or
 /// above 63, r_max below 1, r_min outside 0 … 1, update_interval 0, sinks above capacity - window,
 /// beta below 1, ratio or keep_mass outside 0 … 1, bytes 0, two sizes at once, keep_mass of a
-/// policy that does not rank by attention; and those of check(Profile).
+/// policy that does not rank by attention, profile_alpha or profile_floor without a profile; and
+/// those of check(Profile).
 Result<PolicyParams> resolve(PolicyRequest const& request, std::string_view model = {});
 
 /// The request's profile, checked, with the request's own alpha and floor; nullptr: none.

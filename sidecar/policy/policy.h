@@ -52,8 +52,11 @@ private:
 
 /// Which prefix tokens a policy prefers.
 enum class Ranking : std::uint8_t {
-    Scores,    ///< By the window's attention, pooled.
-    Positions  ///< By position alone: ranked_positions() says how.
+    Scores,         ///< By the window's attention, pooled.
+    Accumulated,    ///< By the attention of all queries: ops/accumulate.
+    KeyNorm,        ///< By the keys alone: ops/key_score.
+    KeyDifference,  ///< Likewise.
+    Positions       ///< By position alone: ranked_positions() says how.
 };
 
 /// The share of the window's attention on the window and a head's best b tokens, for b = 0 … N.
@@ -114,6 +117,9 @@ struct PolicyEntry {
 
 /// Every policy, in the order in which `dkv policy list` shows them.
 std::span<PolicyEntry const> policies() noexcept;
+
+/// The published codes' forms, in sidecar/policy/reference: nothing that a sidecar runs.
+std::span<std::string_view const> reference_forms() noexcept;
 
 /// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <=
 /// capacity (which says nothing where there is keep_mass), or prompt_tokens <= window. `params`

@@ -12,6 +12,9 @@ constexpr std::array kPolicies{
     PolicyEntry{"fullkv", "keep every token", make_fullkv},
     PolicyEntry{"streamingllm", "the first tokens and the most recent ones; needs no queries",
                 make_streamingllm},
+    PolicyEntry{
+        "h2o", "what all tokens of the prompt attend to, as much in every layer; needs every query",
+        make_h2o},
     PolicyEntry{"snapkv", "what the last tokens attend to, as much in every layer", make_snapkv},
     PolicyEntry{"pyramidkv",
                 "what the last tokens attend to, more in early layers than in late ones",
@@ -19,9 +22,21 @@ constexpr std::array kPolicies{
     PolicyEntry{"dynamickv",
                 "what the last tokens attend to, more in the layers where attention concentrates",
                 make_dynamickv},
+    PolicyEntry{"knorm", "query-free: the smallest keys, as much in every layer", make_knorm},
+    PolicyEntry{"keydiff",
+                "query-free: the keys least like their mean direction, as much in every layer",
+                make_keydiff},
 };
 
+constexpr std::array<std::string_view, 6> kReferenceForms{"dynamickv-ref",  "snapkv-ref",
+                                                          "pyramidkv-ref",  "streamingllm-ref",
+                                                          "snapkv-kvpress", "h2o-kvpress"};
+
 }  // namespace
+
+std::span<std::string_view const> reference_forms() noexcept {
+    return kReferenceForms;
+}
 
 std::span<PolicyEntry const> policies() noexcept {
     return kPolicies;

@@ -150,8 +150,9 @@ public:
                 rows(LentPrompt::keys_offset(layer), LentPrompt::kKvHeads, LentPrompt::kTokens);
             ready.values =
                 rows(LentPrompt::values_offset(layer), LentPrompt::kKvHeads, LentPrompt::kTokens);
-            ready.queries =
-                rows(LentPrompt::queries_offset(layer), LentPrompt::kQHeads, LentPrompt::kWindow);
+            if (opened.window > 0)
+                ready.queries = rows(LentPrompt::queries_offset(layer), LentPrompt::kQHeads,
+                                     LentPrompt::kWindow);
             REQUIRE(client.ask(std::move(ready))->body.type == Body::Done);
         }
     }
@@ -248,7 +249,7 @@ TEST_CASE("a prompt is compressed through a daemon, whatever the policy") {
     RunningDaemon daemon;
     HandMadeEngine engine(daemon.endpoint);
     std::uint64_t session = 0;
-    for (auto const* const policy : {"dynamickv", "snapkv", "pyramidkv", "streamingllm"}) {
+    for (auto const* const policy : {"dynamickv", "snapkv", "pyramidkv", "streamingllm", "knorm"}) {
         for (bool const progressive : {true, false}) {
             CAPTURE(policy);
             CAPTURE(progressive);
@@ -281,9 +282,9 @@ TEST_CASE("a prompt is compressed through a daemon, whatever the policy") {
     Client controller(daemon.endpoint);
     auto const savings = controller.ask(wire::GetSavingsT());
     REQUIRE(savings->body.type == Body::SavingsInfo);
-    CHECK(savings->body.AsSavingsInfo()->total->sessions == 8);
-    CHECK(savings->body.AsSavingsInfo()->total->bytes_returned == 8000);
-    CHECK(savings->body.AsSavingsInfo()->sessions.size() == 8);
+    CHECK(savings->body.AsSavingsInfo()->total->sessions == 10);
+    CHECK(savings->body.AsSavingsInfo()->total->bytes_returned == 10000);
+    CHECK(savings->body.AsSavingsInfo()->sessions.size() == 10);
 }
 
 TEST_CASE("a controller watches a session, then stops the daemon") {

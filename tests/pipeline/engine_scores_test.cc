@@ -29,14 +29,17 @@ struct EngineScores {
         Geometry const& g = spec.geometry;
         rows = per_query_head ? g.q_heads : g.kv_heads;
         std::uint32_t const group = g.q_heads / rows;
+        // The mean over the window's queries, or h2o's sum over all of them.
+        std::uint32_t const queries = needs_of(spec).window;
+        std::uint32_t const among = queries == spec.prompt_tokens ? 1 : queries;
         for (FakeLayer const& layer : prompt) {
             auto& scores = layers.emplace_back();
             for (std::uint32_t row = 0; row < rows; ++row) {
                 Row sum(spec.prompt_tokens, 0.0);
                 for (std::uint32_t i = 0; i < group; ++i) {
-                    Row const attention = attention_of(spec, layer, row * group + i);
+                    Row const attention = attention_of(spec, layer, row * group + i, queries);
                     for (std::size_t t = 0; t < sum.size(); ++t)
-                        sum[t] += attention[t] / group;
+                        sum[t] += attention[t] / group / among;
                 }
                 for (double const score : sum)
                     scores.push_back(static_cast<float>(score) * factor);
@@ -137,6 +140,23 @@ TEST_CASE("the engine's scores in another unit rank the same, but their mass is 
 
     CHECK(by_scores.destination == run_job(*backend, spec, prompt).destination);
     CHECK(by_scores.outcome.mass_kept.empty());
+}
+
+TEST_CASE("the attention that an engine accumulated does what h2o would have done") {
+    auto const backend = make_cpu_backend(2);
+    for (bool const query_norm : {false, true}) {
+        CAPTURE(query_norm);
+        auto spec = small_spec("h2o");
+        spec.params.query_norm = query_norm;
+        auto const prompt = fake_prompt(spec, 36);
+        EngineScores scores(spec, prompt, true, 1.0F);
+        auto const by_scores = run_job(*backend, spec, [&](std::uint32_t layer) {
+            return scores.source(prompt[layer], layer);
+        });
+
+        CHECK(by_scores.destination == run_job(*backend, spec, prompt).destination);
+        CHECK(by_scores.outcome.mass_kept.empty());  // It is not the window's.
+    }
 }
 
 TEST_CASE("the engine's scores may lie token by token") {

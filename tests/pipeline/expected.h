@@ -14,9 +14,10 @@ namespace dkv {
 using Row = std::vector<double>;
 
 struct ExpectedLayer {
-    std::vector<Row> attention;                    ///< [q_heads][prompt] mean over the window.
-    std::vector<Row> pooled;                       ///< [kv_heads][prefix]
-    std::vector<Row> mass;                         ///< [kv_heads][prefix]
+    std::vector<Row>
+        attention;            ///< [q_heads][prompt] mean over the window; h2o: Σ over all queries.
+    std::vector<Row> pooled;  ///< [kv_heads][prefix]
+    std::vector<Row> mass;    ///< [kv_heads][prefix]
     std::vector<std::vector<std::int32_t>> ranks;  ///< [kv_heads][prefix] the whole order.
 };
 
@@ -46,26 +47,57 @@ struct Expected {
     }
 };
 
-/// Mean over the window's queries of softmax(q·k / sqrt(d)), causal.
-inline Row attention_of(JobSpec const& spec, FakeLayer const& layer, std::uint32_t query_head) {
-    std::uint32_t const window = spec.params.window;
+/// Σ over the last `count` queries of softmax(q·k / sqrt(d)), causal.
+inline Row attention_of(JobSpec const& spec,
+                        FakeLayer const& layer,
+                        std::uint32_t query_head,
+                        std::uint32_t count) {
     std::uint32_t const tokens = spec.prompt_tokens;
+    std::uint32_t const before = layer.queries.shape.tokens - count;
     std::uint32_t const kv_head = query_head / spec.geometry.group();
-    Row mean(tokens, 0.0);
-    for (std::uint32_t q = 0; q < window; ++q) {
-        std::uint32_t const visible = tokens - window + q + 1;
+    Row total(tokens, 0.0);
+    for (std::uint32_t q = 0; q < count; ++q) {
+        std::uint32_t const visible = tokens - count + q + 1;
         Row row(visible);
         for (std::uint32_t t = 0; t < visible; ++t) {
             double dot = 0;
             for (std::uint32_t d = 0; d < spec.geometry.head_dim; ++d)
-                dot += layer.queries.at(query_head, q, d) * layer.keys.at(kv_head, t, d);
+                dot += layer.queries.at(query_head, before + q, d) * layer.keys.at(kv_head, t, d);
             row[t] = std::exp(dot / std::sqrt(double{1} * spec.geometry.head_dim));
         }
         double const sum = std::accumulate(row.begin(), row.end(), 0.0);
         for (std::uint32_t t = 0; t < visible; ++t)
-            mean[t] += row[t] / sum / window;
+            total[t] += row[t] / sum;
     }
-    return mean;
+    return total;
+}
+
+/// What a policy without queries ranks a head's tokens by.
+inline Row key_scores_of(JobSpec const& spec,
+                         FakeLayer const& layer,
+                         std::uint32_t head,
+                         Ranking ranking) {
+    std::uint32_t const dims = spec.geometry.head_dim;
+    Row norms(spec.prompt_tokens, 0.0);
+    Row mean(dims, 0.0);
+    for (std::uint32_t t = 0; t < spec.prompt_tokens; ++t) {
+        for (std::uint32_t d = 0; d < dims; ++d)
+            norms[t] += std::pow(layer.keys.at(head, t, d), 2);
+        norms[t] = std::sqrt(norms[t]);
+        for (std::uint32_t d = 0; d < dims; ++d)
+            mean[d] += layer.keys.at(head, t, d) / norms[t];
+    }
+    Row scores;
+    for (std::uint32_t t = 0; t < spec.prompt_tokens - spec.params.window; ++t) {
+        double dot = 0;
+        for (std::uint32_t d = 0; d < dims; ++d)
+            dot += layer.keys.at(head, t, d) * mean[d];
+        // Rounded: equal norms are ties.
+        scores.push_back(ranking == Ranking::KeyNorm
+                             ? static_cast<double>(static_cast<float>(-norms[t]))
+                             : -dot / norms[t]);
+    }
+    return scores;
 }
 
 inline Row pooled_of(Row const& scores, PolicyParams const& params) {
@@ -90,10 +122,18 @@ inline ExpectedLayer expected_layer(JobSpec const& spec,
     for (std::uint32_t head = 0; head < spec.geometry.kv_heads; ++head) {
         Row sum(prefix, 0.0);
         Row max(prefix, 0.0);
+        Row window(prefix, 0.0);  // What the mass is of, whatever the ranking.
+        bool const by_all = policy.ranking() == Ranking::Accumulated;
         for (std::uint32_t i = 0; i < group; ++i) {
-            auto const& row =
-                expected.attention.emplace_back(attention_of(spec, layer, head * group + i));
+            Row const by_window = attention_of(spec, layer, head * group + i, spec.params.window);
+            Row& row = expected.attention.emplace_back(by_window);
+            for (double& share : row)
+                share /= spec.params.window;
+            for (std::uint32_t t = 0; t < prefix; ++t)
+                window[t] += row[t] / group;
+            if (by_all) row = attention_of(spec, layer, head * group + i, spec.prompt_tokens);
             for (std::uint32_t t = 0; t < prefix; ++t) {
+                if (by_all && spec.params.query_norm) row[t] /= spec.prompt_tokens - t;
                 sum[t] += row[t];
                 max[t] = std::max(max[t], row[t]);
             }
@@ -104,8 +144,12 @@ inline ExpectedLayer expected_layer(JobSpec const& spec,
         Row const& scores = spec.params.reduce == GroupReduce::Max   ? max
                             : spec.params.reduce == GroupReduce::Sum ? sum
                                                                      : mean;
-        expected.pooled.push_back(pooled_of(scores, spec.params));
-        expected.mass.push_back(mean);
+        bool const by_keys =
+            policy.ranking() == Ranking::KeyNorm || policy.ranking() == Ranking::KeyDifference;
+        expected.pooled.push_back(by_all    ? scores
+                                  : by_keys ? key_scores_of(spec, layer, head, policy.ranking())
+                                            : pooled_of(scores, spec.params));
+        expected.mass.push_back(window);
 
         std::vector<std::int32_t> ranks(prefix);
         std::iota(ranks.begin(), ranks.end(), 0);

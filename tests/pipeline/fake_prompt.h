@@ -87,6 +87,8 @@ inline std::vector<FakeLayer> fake_prompt(JobSpec const& spec,
                                           Order order = Order::HeadMajor) {
     std::mt19937 random(seed);
     Geometry const& g = spec.geometry;
+    std::uint32_t const wanted = needs_of(spec).window;
+    std::uint32_t const queries = wanted == 0 ? spec.params.window : wanted;
     std::vector<FakeLayer> layers;
     for (std::uint32_t layer = 0; layer < g.layers; ++layer) {
         float const sharpness = 1.0F / static_cast<float>(1U << layer % 3 * 2);
@@ -94,8 +96,8 @@ inline std::vector<FakeLayer> fake_prompt(JobSpec const& spec,
             {.keys = fake_rows(random, g.dtype, g.kv_heads, spec.prompt_tokens, g.head_dim, order),
              .values =
                  fake_rows(random, g.dtype, g.kv_heads, spec.prompt_tokens, g.head_dim, order),
-             .queries = fake_rows(random, g.dtype, g.q_heads, spec.params.window, g.head_dim, order,
-                                  sharpness)});
+             .queries =
+                 fake_rows(random, g.dtype, g.q_heads, queries, g.head_dim, order, sharpness)});
     }
     return layers;
 }

@@ -15,7 +15,8 @@ using namespace dkv;
 
 namespace {
 
-constexpr std::array kCompressing{"streamingllm", "snapkv", "pyramidkv", "dynamickv"};
+constexpr std::array kCompressing{"streamingllm", "h2o",   "snapkv", "pyramidkv",
+                                  "dynamickv",    "knorm", "keydiff"};
 
 /// Every packed row is the source's row at its reported position.
 void check_rows(JobRun const& run, JobSpec const& spec, std::vector<FakeLayer> const& prompt) {
@@ -118,6 +119,46 @@ TEST_CASE("a job pools and reduces as it is told") {
             }
 }
 
+TEST_CASE("h2o does not pool, reduces as it is told, and divides by the queries that see a token") {
+    auto const backend = make_cpu_backend(2);
+    for (bool const query_norm : {false, true})
+        for (GroupReduce const reduce : {GroupReduce::Mean, GroupReduce::Max, GroupReduce::Sum}) {
+            CAPTURE(query_norm);
+            CAPTURE(name_of(reduce));
+            auto spec = small_spec("h2o");
+            spec.params.query_norm = query_norm;
+            spec.params.reduce = reduce;
+            spec.params.kernel = 63;
+            run_and_check(*backend, spec, 18, Order::TokenMajor);
+        }
+}
+
+TEST_CASE("each policy asks for the queries that it ranks by") {
+    CHECK(needs_of(small_spec("h2o")).window == 90);
+    CHECK(needs_of(small_spec("snapkv")).window == 4);
+    CHECK(needs_of(small_spec("streamingllm")).window == 4);
+    CHECK(needs_of(small_spec("knorm")).window == 0);
+    CHECK(needs_of(small_spec("keydiff")).window == 0);
+}
+
+TEST_CASE("a policy without queries knows no mass, and keeps the same with them") {
+    auto const backend = make_cpu_backend(1);
+    for (char const* const policy : {"knorm", "keydiff"}) {
+        CAPTURE(policy);
+        auto const spec = small_spec(policy);
+        auto const prompt = fake_prompt(spec, 19);
+        auto const with = run_job(*backend, spec, prompt);
+        auto const without = run_job(*backend, spec, [&](std::uint32_t layer) {
+            LayerSource source = prompt[layer].source();
+            source.queries = {};
+            return source;
+        });
+        CHECK(without.destination == with.destination);
+        CHECK(without.outcome.mass_kept.empty());
+        CHECK(with.outcome.mass_kept.size() == 5);
+    }
+}
+
 TEST_CASE("a job serves every grouping of heads") {
     auto const backend = make_cpu_backend(2);
     for (std::uint32_t const kv_heads : {1U, 3U})
@@ -177,7 +218,8 @@ TEST_CASE("a job that stages ends with the same bytes as one that does not") {
 
 TEST_CASE("a layer whose budget is known is committed at once") {
     auto const backend = make_cpu_backend(1);
-    for (char const* const policy : {"streamingllm", "snapkv", "pyramidkv"}) {
+    for (char const* const policy :
+         {"streamingllm", "h2o", "snapkv", "pyramidkv", "knorm", "keydiff"}) {
         CAPTURE(policy);
         auto const spec = small_spec(policy);
         auto const run = run_job(*backend, spec, fake_prompt(spec, 16));

@@ -59,6 +59,16 @@ TEST_CASE("layers come in order, each once") {
                   "layer 5 comes after all 5 layers");
 }
 
+TEST_CASE("h2o wants every query, or scores") {
+    OpenJob open(small_spec("h2o"));
+    LayerSource source = open.prompt[0].source();
+    source.queries.tokens = 4;
+    check_layer_refused(source, open, "queries is [4, 4, 8], not [4, 90, 8]");
+    source.queries = {};
+    check_layer_refused(source, open,
+                        "there are neither queries nor scores, and h2o ranks tokens by them");
+}
+
 TEST_CASE("packing waits for the last layer and goes in order, and the outcome for both") {
     OpenJob open(small_spec());
     REQUIRE(open.job->layer_ready(0, open.prompt[0].source()));

@@ -279,7 +279,7 @@ TEST_CASE("every policy keeps exactly its size on random prompts") {
     std::uint32_t const seed = std::random_device{}();
     CAPTURE(seed);
     std::mt19937 random(seed);
-    for (int round = 0; round < 150; ++round) {
+    for (int round = 0; round < 50; ++round) {
         CAPTURE(round);
         std::uint32_t const window = 1 + below(random, 40);
         std::uint32_t const tokens = 1 + below(random, below(random, 2) ? 300 : 3000);

@@ -28,7 +28,7 @@ def ragged(layer: int, head: int, tokens: int) -> list[int]:
 @dataclasses.dataclass
 class FakeEngine:
     keep: Keep = last_and_every_third
-    window: int = 8
+    window: int | None = 8  # None: every query of the prompt, as h2o wants them.
     compress: bool = True
     open_error: dkv.DkvError | None = None
     fail_at_layer: int | None = None  # layer_ready of this layer fails, as when the sidecar dies.
@@ -46,7 +46,7 @@ class FakeEngine:
 class FakeSession:
     def __init__(self, engine: FakeEngine, tokens: int, policy):
         self.engine, self.tokens, self.policy = engine, tokens, policy
-        self.plan = SimpleNamespace(compress=engine.compress, window=engine.window, policy="fake", capacity=0)
+        self.plan = SimpleNamespace(compress=engine.compress, window=tokens if engine.window is None else engine.window, policy="fake", capacity=0)
         self.queries: dict[int, torch.Tensor] = {}
         self.scales: list[float] = []
         self.closed_with: list[str | None] = []
@@ -65,7 +65,7 @@ class FakeSession:
         if self._failed:
             raise dkv.DkvError(dkv.Status.UNAVAILABLE, "the fake sidecar went away")
         self._rows[layer] = _copy(keys), _copy(values)
-        self.queries[layer] = _copy(queries)
+        self.queries[layer] = None if queries is None else _copy(queries)
         self.scales.append(scale)
         behind = self.engine.release_after
         if behind is not None and layer >= behind:

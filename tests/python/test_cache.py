@@ -254,10 +254,11 @@ def test_every_layer_is_reported_once_with_the_last_queries(tiny_llama, prompt):
         hook.remove()
 
 
+@pytest.mark.parametrize("window", [8, None])
 @pytest.mark.parametrize("chunk", [45, 32, 3])
-def test_queries_are_collected_across_chunks(tiny_llama, prompt, chunk):
+def test_queries_are_collected_across_chunks(tiny_llama, prompt, chunk, window):
     tokens = prompt(50)
-    whole, cut = FakeEngine(window=8), FakeEngine(window=8)
+    whole, cut = FakeEngine(window=window), FakeEngine(window=window)
 
     greedy(tiny_llama, tokens, 1, past_key_values=dkv.hf.Cache(tiny_llama, engine=whole))
     greedy(tiny_llama, tokens, 1, past_key_values=dkv.hf.Cache(tiny_llama, engine=cut), prefill_chunk_size=chunk)
@@ -266,6 +267,16 @@ def test_queries_are_collected_across_chunks(tiny_llama, prompt, chunk):
     assert cut.sessions[0].tokens == 50
     for index in range(4):
         torch.testing.assert_close(cut.sessions[0].queries[index], whole.sessions[0].queries[index], atol=1e-3, rtol=1e-3)
+
+
+def test_a_policy_that_wants_no_queries_is_given_none(tiny_llama, prompt):
+    engine = FakeEngine(window=0)
+    cache = dkv.hf.Cache(tiny_llama, engine=engine)
+
+    greedy(tiny_llama, prompt(50), 4, past_key_values=cache)
+
+    assert engine.sessions[0].queries == dict.fromkeys(range(4))
+    assert cache.report().compressed and cache.report().failure is None
 
 
 @pytest.mark.parametrize("keep", [last_and_every_third, ragged])

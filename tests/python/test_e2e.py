@@ -20,7 +20,7 @@ import dkv.hf
 
 pytestmark = pytest.mark.e2e
 
-POLICIES = ["streamingllm", "snapkv", "pyramidkv", "dynamickv"]
+POLICIES = ["streamingllm", "h2o", "snapkv", "pyramidkv", "dynamickv", "knorm", "keydiff"]
 LAYERS, KV_HEADS = 4, 2
 
 
@@ -55,6 +55,67 @@ def test_the_budget_is_kept_to_the_token(tiny_llama, prompt, sidecar, policy, pr
             assert len(positions) == report.kept_per_head[index][head]
             assert positions == sorted(set(positions)) and positions[-1] == 699
     assert all(0 < mass <= 1.0001 for mass in report.mass_kept_per_layer if mass is not None)
+
+
+@pytest.mark.parametrize("chunk", [None, 128])
+@pytest.mark.parametrize("query_norm", [False, True])
+def test_h2o_keeps_what_all_queries_attend_to(tiny_llama, prompt, sidecar, chunk, query_norm):
+    tokens = prompt(500)
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = tiny_llama(tokens, output_attentions=True).attentions
+    cache = dkv.hf.Cache(
+        tiny_llama, policy="h2o", capacity=100, query_norm=query_norm, endpoint=sidecar.endpoint, timeout_s=60
+    )
+
+    greedy(tiny_llama, tokens, 1, past_key_values=cache, prefill_chunk_size=chunk)
+
+    report = cache.report()
+    assert report.failure is None and report.compressed
+    assert all(0 < mass <= 1.0001 for mass in report.mass_kept_per_layer)
+    for index, attention in enumerate(attentions):
+        scores = attention[0].sum(1).view(KV_HEADS, -1, 500).mean(1)
+        if query_norm:
+            scores = scores / torch.arange(500, 0, -1)
+        for head, positions in enumerate(cache.kept_positions(index)):
+            assert positions[-32:] == list(range(468, 500))
+            best = scores[head, :468].topk(68).indices.tolist()
+            assert len(set(best) & set(positions)) >= 67  # Two that are equal to a bit or so may change places.
+
+
+def test_the_queries_of_a_whole_prompt_are_given_back_layer_by_layer(tiny_llama, prompt, sidecar):
+    cache = dkv.hf.Cache(tiny_llama, policy="h2o", capacity=64, endpoint=sidecar.endpoint, timeout_s=60)
+
+    greedy(tiny_llama, prompt(2000), 1, past_key_values=cache)
+
+    report = cache.report()
+    queries = 2000 * 6 * 16 * 4  # Of one layer.
+    assert report.failure is None and report.window == 2000
+    assert queries < report.peak_bytes  # They are counted …
+    assert report.final_bytes < queries  # … and gone in the end.
+
+
+@pytest.mark.parametrize("policy", ["knorm", "keydiff"])
+def test_query_free_policies_rank_by_the_keys_alone(tiny_llama, prompt, sidecar, policy):
+    tokens = prompt(400)
+    with torch.no_grad():
+        full = tiny_llama(tokens).past_key_values
+    cache = dkv.hf.Cache(tiny_llama, policy=policy, capacity=80, endpoint=sidecar.endpoint, timeout_s=60)
+
+    greedy(tiny_llama, tokens, 1, past_key_values=cache)
+
+    assert cache.report().failure is None and cache.report().window == 0
+    assert cache.report().mass_kept_per_layer == [None] * LAYERS
+    for index in range(LAYERS):
+        keys = full.layers[index].keys[0]
+        if policy == "knorm":
+            scores = -keys.norm(dim=-1)
+        else:
+            mean = torch.nn.functional.normalize(keys, dim=-1).mean(dim=1, keepdim=True)
+            scores = -torch.nn.functional.cosine_similarity(keys, mean, dim=-1)
+        for head, positions in enumerate(cache.kept_positions(index)):
+            best = scores[head, :368].topk(48).indices.tolist()
+            assert len(set(best) & set(positions)) >= 47
 
 
 def test_fullkv_is_the_text_of_plain_transformers(tiny_llama, prompt, sidecar):

@@ -57,7 +57,7 @@ class Prompt:
                 return
             try:
                 self._queries = QueryWindow(
-                    len(self.layers), q_heads, self.storage.head_dim, plan.window, self.storage.dtype
+                    len(self.layers), q_heads, self.storage.head_dim, plan.window, self.tokens, self.storage.dtype
                 )
             except dkv.DkvError as error:
                 session.close(str(error))
@@ -208,6 +208,7 @@ class Prompt:
         self._note_peak()
         self._released.add(ordinal)
         self._source_returned += self.storage.release(ordinal)
+        self._queries.release(ordinal)
 
     def _note_peak(self) -> None:
         held = self.storage.allocated_bytes() + self._queries.allocated_bytes()

@@ -13,7 +13,7 @@ class Report:
 
     policy: str | None = None  # As the sidecar will use it; None: it was never asked.
     capacity: int | None = None
-    window: int | None = None
+    window: int | None = None  # Query rows it asked for with each layer: all for h2o, none for query-free policies.
     profile: str | None = None  # That was asked for; an operator's policy goes before it.
     prompt_tokens: int = 0
     layers: int = 0  # Compressible ones: sliding layers of a hybrid are bounded already and not counted.

@@ -65,11 +65,20 @@ class Storage:
 
 
 class QueryWindow:
-    """The last `rows` queries of every layer, [Hq, rows, D], for the sidecar to score with."""
+    """The last `rows` of a prompt's `tokens` queries of every layer, [Hq, rows, D], for the sidecar to score with.
 
-    def __init__(self, layers: int, q_heads: int, head_dim: int, rows: int, dtype: torch.dtype):
-        self.rows_wanted = rows
-        self._layer_bytes = -(-q_heads * rows * head_dim * dtype.itemsize // 64) * 64
+    Whole prompts' queries (h2o) are as large as the keys of a model without GQA. Sparse: of a layer that has
+    not come there is nothing, and release() gives back what is not read any more; only a prefill in chunks
+    holds all layers' at once.
+    """
+
+    def __init__(self, layers: int, q_heads: int, head_dim: int, rows: int, tokens: int, dtype: torch.dtype):
+        self.rows_wanted, self._before = rows, tokens - rows
+        self._layer_bytes = -(-q_heads * rows * head_dim * dtype.itemsize // _PAGE_BYTES) * _PAGE_BYTES
+        self._seen = [0] * layers
+        self._slots: list[torch.Tensor] = []
+        if rows == 0:  # A policy that ranks without queries.
+            return
         self.arena = dkv.Arena(layers * self._layer_bytes)
         whole = tensor_over(self.arena, dtype)
         stride = self._layer_bytes // dtype.itemsize
@@ -77,18 +86,20 @@ class QueryWindow:
             whole[index * stride :][: q_heads * rows * head_dim].view(q_heads, rows, head_dim)
             for index in range(layers)
         ]
-        self._filled = [0] * layers
 
     def push(self, ordinal: int, query: torch.Tensor) -> None:
-        """Adds a chunk's queries, [1, Hq, q, D]; the oldest fall out. Rows end at the slot's end."""
-        slot, count = self._slots[ordinal], min(query.shape[2], self.rows_wanted)
-        stay = self.rows_wanted - count
-        if stay and self._filled[ordinal]:
-            slot[:, :stay].copy_(slot[:, count:].clone())
-        slot[:, stay:].copy_(query[0, :, query.shape[2] - count :].detach())
-        self._filled[ordinal] = min(self.rows_wanted, self._filled[ordinal] + count)
+        """Takes a chunk's queries, [1, Hq, q, D]: those that are among the last go to their place."""
+        begin = self._seen[ordinal] - self._before
+        end = begin + query.shape[2]
+        self._seen[ordinal] += query.shape[2]
+        if end <= 0 or not self._slots:
+            return
+        first = max(0, begin)
+        self._slots[ordinal][:, first:end].copy_(query[0, :, first - begin :].detach())
 
-    def rows(self, ordinal: int) -> dkv.Rows:
+    def rows(self, ordinal: int) -> dkv.Rows | None:
+        if not self._slots:
+            return None
         slot = self._slots[ordinal]
         return dkv.Rows(
             arena=self.arena,
@@ -102,7 +113,13 @@ class QueryWindow:
         )
 
     def allocated_bytes(self) -> int:
-        return self.arena.allocated_bytes
+        return self.arena.allocated_bytes if self._slots else 0
+
+    def release(self, ordinal: int) -> None:
+        """The layer's queries are not read again."""
+        if self._slots:
+            self.arena.release(ordinal * self._layer_bytes, self._layer_bytes)
 
     def discard(self) -> None:
-        self.arena.release(0, self.arena.bytes)
+        if self._slots:
+            self.arena.release(0, self.arena.bytes)
