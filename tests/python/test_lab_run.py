@@ -186,6 +186,18 @@ def test_rows_are_the_same_for_the_same_seed_and_of_the_length_asked_for(tiny):
     assert {row.template for row in first} == set(needles.FAMILIES["report"])
 
 
+def test_prompts_begin_as_the_tokenizer_begins_them(tiny):
+    class WithBos(Bytes):
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [1] * add_special_tokens + super().__call__(text)["input_ids"]}
+
+    rows = needles.needle_rows(WithBos(), "report", "report", 2, 600, 3) + needles.text_rows(WithBos(), "report", 1, 300, 3)
+
+    assert [len(row.tokens) for row in rows] == [600, 600, 300]
+    assert [row.tokens.count(1) for row in rows] == [1, 1, 1]
+    assert all(row.tokens[0] == 1 for row in rows)
+
+
 def test_the_families_share_no_wording():
     import random
 
