@@ -202,10 +202,9 @@ Result<void> PromptJob::settle(std::uint32_t layer,
     if (policy_->wants_mass()) {
         if (!taken.ranks.mass_known)
             return Error{ErrorCode::Unsupported,
-                         "keep_mass needs to know the attention on every token, and the engine's "
-                         "scores of layer " +
-                             std::to_string(layer) +
-                             " are none: a row is negative or does not add up to 1"};
+                         "keep_mass needs the window's attention on every token, which the "
+                         "engine's scores of layer " +
+                             std::to_string(layer) + " do not tell: send queries"};
         policy_->take_mass(layer, taken.ranks.mass_curves());
     }
     if (!counts.empty()) policy_->rebalance(layer + 1, counts);
