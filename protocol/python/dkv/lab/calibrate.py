@@ -205,13 +205,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--method", choices=("damage", "headkv"), default="damage", help="what is measured (%(default)s); headkv: needles, per head"
     )
-    parser.add_argument("--needles", type=int, default=8)
-    parser.add_argument("--texts", type=int, default=9)
+    parser.add_argument("--needles", type=int, default=24)
+    parser.add_argument("--texts", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
     parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
-    parser.add_argument("--kernel", type=int, default=13, help="of the scores' pooling, here and where the profile is used (%(default)s)")
+    parser.add_argument("--kernel", type=int, default=15, help="of the scores' pooling, here and where the profile is used (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
