@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import json
 import os
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from conftest import ROOT
 from test_cache import greedy, logits_of_masked_model, step_by_step
 
 import dkv.hf
-from dkv.hf.report import process_pss
 
 pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
@@ -48,18 +48,9 @@ def document(smollm2):
     return tokens
 
 
-def prefill(model, tokens, cache) -> float:
-    began = time.perf_counter()
+def prefill(model, tokens, cache) -> None:
     with torch.no_grad():
         model(tokens, past_key_values=cache, logits_to_keep=1)
-    return time.perf_counter() - began
-
-
-def settled_pss() -> int:
-    """What this process holds once nothing that was freed is kept back by the allocator."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return process_pss()
 
 
 def test_the_tokenizer_splits_digits_and_knows_its_end(smollm2):
@@ -121,23 +112,22 @@ def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(model
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_four_thousand_tokens_give_their_bytes_back(model, document, sidecar):
-    tokens = document(4000)
+def test_four_thousand_tokens_give_their_bytes_back(smollm2, sidecar):
     dropped = LAYERS * KV_HEADS * (4000 - 512) * 2 * HEAD_DIM * 4
 
-    def run(policy, **wish):
-        cache = dkv.hf.Cache(model, policy=policy, endpoint=sidecar.endpoint, timeout_s=120, **wish)
-        prefill(model, tokens, cache)
-        return cache, settled_pss()
+    def run(*policy: str) -> dict:
+        script = Path(__file__).with_name("memory_process.py")
+        done = subprocess.run(
+            [sys.executable, script, sidecar.endpoint, "4000", *policy], capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-    run("fullkv")  # What torch allocates once and keeps is there before anything is measured.
-    full, full_pss = run("fullkv")
-    del full
-    cache, pss = run("dynamickv", capacity=512)
+    full, cut = run("fullkv"), run("dynamickv", "512")
 
-    report = cache.report()
-    assert report.compressed, report.failure
-    assert report.bytes_dropped == dropped
-    assert report.bytes_returned >= 0.95 * dropped
-    assert full_pss - pss >= 0.9 * dropped
-    assert report.peak_bytes < report.bytes_full + report.bytes_kept
+    report = cut["report"]
+    assert report["compressed"], report["failure"]
+    assert report["bytes_dropped"] == dropped
+    assert report["bytes_returned"] >= 0.95 * dropped
+    assert full["pss"] - cut["pss"] >= 0.9 * dropped
+    assert report["peak_bytes"] < report["bytes_full"] + report["bytes_kept"]
