@@ -28,6 +28,11 @@ class Prefix:
     keys: torch.Tensor | list[torch.Tensor]
     values: torch.Tensor | list[torch.Tensor]
 
+    def __post_init__(self):
+        # Decode takes them for every token: made once.
+        self.keys_transposed = None if self.uniform else [keys.t() for keys in self.keys]
+        self.longest = max(self.lengths)
+
     @property
     def uniform(self) -> bool:
         return isinstance(self.keys, torch.Tensor)
@@ -71,6 +76,9 @@ def two_part_attention(
                     block, prefix.keys, prefix.values, tail_keys[0], tail_values[0], scale, softcap, block_bias
                 )
             )
+            continue
+        if not (torch.is_grad_enabled() and query.requires_grad):
+            pieces.append(_ragged_softmax(block, prefix, tail_keys[0], tail_values[0], scale, softcap, block_bias))
             continue
         heads = [
             _joint_softmax(
@@ -187,6 +195,43 @@ def _joint_softmax(
     weights = logits.softmax(dim=-1).to(query.dtype)
     out = weights[..., :prefix_length] @ prefix_values
     out = out + weights[..., prefix_length:] @ tail_values
+    return out.reshape(heads, group, q_length, -1)
+
+
+def _ragged_softmax(
+    query: torch.Tensor,
+    prefix: Prefix,
+    tail_keys: torch.Tensor,
+    tail_values: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    tail_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """As _joint_softmax, over heads of unequal length: [H, g, q, D] against a list of [n_h, D].
+
+    K and V are read where they lie, head by head, and only the logits are padded to the longest head, so
+    that everything but the two products with the prefix is one operation for all heads. Writes into views:
+    not for autograd.
+    """
+    heads, group, q_length, _ = query.shape
+    rows = (query * scale).reshape(heads, group * q_length, -1)
+    tail = tail_keys.shape[1]
+    logits = torch.full((heads, rows.shape[1], tail + prefix.longest), float("-inf"), dtype=query.dtype, device=query.device)
+    logits[..., :tail] = torch.bmm(rows, tail_keys.transpose(1, 2))
+    for head, (keys, length) in enumerate(zip(prefix.keys_transposed, prefix.lengths)):
+        torch.mm(rows[head], keys, out=logits[head, :, tail : tail + length])
+    if query.dtype != torch.float32:
+        logits = logits.float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+        for head, length in enumerate(prefix.lengths):
+            logits[head, :, tail + length :] = float("-inf")  # A cap would make it a number.
+    if tail_bias is not None:
+        logits.view(heads, group, q_length, -1)[..., :tail] += tail_bias
+    weights = logits.softmax(dim=-1).to(query.dtype)
+    out = torch.bmm(weights[..., :tail], tail_values)
+    for head, (values, length) in enumerate(zip(prefix.values, prefix.lengths)):
+        out[head].addmm_(weights[head, :, tail : tail + length], values)
     return out.reshape(heads, group, q_length, -1)
 
 
