@@ -10,7 +10,7 @@ POLICY ?=
 CAPACITY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead golden lint \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead bench-decode golden lint \
 	format tidy schema-check install clean
 
 help:         ## list the targets
@@ -57,6 +57,9 @@ bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to
 
 overhead: build ## what dkv costs a real prefill of 4,096 tokens, pair by pair
 	$(PYTHON) tools/bench/overhead.py --bin $(BUILD)/bin
+
+bench-decode: build ## ms per token of unequal heads against equal ones, at equal bytes
+	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
 
 golden: build ## dynamickv-ref against recorded outcomes (FILE=one.json)
 	tools/golden/check $(or $(FILE),tests/data/golden/*.json)

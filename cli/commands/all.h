@@ -11,6 +11,7 @@ Run setup_sessions(CLI::App& app, Context const& context);
 Run setup_watch(CLI::App& app, Context const& context);
 Run setup_savings(CLI::App& app, Context const& context);
 Run setup_policy(CLI::App& app, Context const& context);
+Run setup_diff(CLI::App& app, Context const& context);
 Run setup_doctor(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);

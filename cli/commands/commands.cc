@@ -10,6 +10,8 @@ constexpr Command kCommands[] = {
     {"watch", "what happens, live", setup_watch},
     {"savings", "bytes dropped, returned and reclaimable; attention kept; peaks", setup_savings},
     {"policy", "list, explain and set compression policies", setup_policy},
+    {"diff", "where two policies differ over one saved cache: tokens, budgets, attention, bytes",
+     setup_diff},
     {"doctor", "what this machine can do, in words", setup_doctor},
     {"serve", "run a sidecar here, in the foreground: the same as dkvd", setup_serve},
     {"stop", "stop the sidecar; engines go on uncompressed", setup_stop},

@@ -39,6 +39,8 @@ int main(int argc, char** argv) {
     benchmark::AddCustomContext("ceiling_copy_GB/s", gigabytes(ceiling.copy));
 
     dkv::bench::register_score(*backend, ceiling);
+    dkv::bench::register_accumulate(*backend, ceiling);
+    dkv::bench::register_key_score(*backend, ceiling);
     dkv::bench::register_pool(*backend, ceiling);
     dkv::bench::register_select(*backend, ceiling);
     dkv::bench::register_sum(*backend, ceiling);

@@ -40,6 +40,38 @@ def score(model, dtype, tokens):
     return run
 
 
+def accumulate(model, dtype, tokens):
+    """As H2O: everything against everything, here at least one head at a time."""
+    _, q_heads, kv_heads, head_dim = model
+    queries = torch.randn(q_heads, tokens, head_dim).to(dtype)
+    keys = torch.randn(kv_heads, tokens, head_dim).to(dtype)
+    mask = torch.full((tokens, tokens), float("-inf"), dtype=dtype).triu(1)
+
+    def run():
+        sums = []
+        for head in range(q_heads):
+            logits = queries[head] @ keys[head * kv_heads // q_heads].T / head_dim**0.5 + mask
+            sums.append(F.softmax(logits, dim=-1, dtype=torch.float32).sum(0))
+        return torch.stack(sums)[:, :-WINDOW].view(kv_heads, -1, tokens - WINDOW).mean(1)
+
+    return run
+
+
+def key_norm(model, dtype, tokens):
+    keys = torch.randn(model[2], tokens, model[3]).to(dtype)
+    return lambda: -keys.norm(dim=-1)
+
+
+def key_diff(model, dtype, tokens):
+    keys = torch.randn(model[2], tokens, model[3]).to(dtype)
+
+    def run():
+        mean = F.normalize(keys, dim=-1).mean(1, keepdim=True)
+        return -F.cosine_similarity(keys, mean, dim=-1)
+
+    return run
+
+
 def pool(function):
     def make(model, dtype, tokens):
         scores = attention((model[2], tokens))
@@ -92,6 +124,9 @@ def gather(model, dtype, tokens):
 
 OPS = {
     "score": (score, DTYPES),
+    "accumulate": (accumulate, DTYPES),
+    "key_norm": (key_norm, DTYPES),
+    "key_diff": (key_diff, DTYPES),
     "pool_max": (pool(lambda s, *a, **k: F.max_pool1d(s, *a, **k)), ("f32",)),
     "pool_avg": (pool(lambda s, *a, **k: F.avg_pool1d(s, *a, **k)), ("f32",)),
     "select": (select, ("f32",)),
@@ -125,7 +160,7 @@ def main():
         for op, (make, dtypes) in OPS.items():
             for model_name, model in MODELS.items():
                 for dtype in dtypes:
-                    for tokens in TOKENS:
+                    for tokens in TOKENS[:1] if op == "accumulate" else TOKENS:
                         name = f"{op}/{model_name}/{dtype}/{tokens}"
                         if re.search(args.filter, name):
                             run = make(model, DTYPES[dtype], tokens)

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "sidecar/policy/reference/attention_ref.h"
 #include "sidecar/policy/reference/torch_ops.h"
 
 namespace dkv::reference {
@@ -36,6 +37,11 @@ std::vector<std::int32_t> positions(std::size_t begin, std::size_t count) {
     std::vector<std::int32_t> list(count);
     std::iota(list.begin(), list.end(), static_cast<std::int32_t>(begin));
     return list;
+}
+
+Result<void> check_ratio(double ratio) {
+    if (ratio >= 0 && ratio < 1) return {};
+    return refuse(fmt::format("compression_ratio is {}, not in [0, 1)", ratio));
 }
 
 /// int(n * (1 - ratio)), at least 1.
@@ -96,8 +102,7 @@ Result<std::vector<std::vector<std::int32_t>>> select_snapkv_kvpress(std::span<f
     std::size_t const prefix = DKV_TRY(columns_of(pooled, kv_heads));
     if (prefix == 0) return refuse("the prompt is no longer than the window");
     if (window == 0) return refuse("window is 0");
-    if (!(compression_ratio >= 0 && compression_ratio < 1))
-        return refuse(fmt::format("compression_ratio is {}, not in [0, 1)", compression_ratio));
+    DKV_TRY(check_ratio(compression_ratio));
 
     std::size_t const tokens = prefix + window;
     if (compression_ratio == 0)
@@ -112,6 +117,42 @@ Result<std::vector<std::vector<std::int32_t>>> select_snapkv_kvpress(std::span<f
         scores.resize(tokens, highest);
         lists.push_back(top_positions(scores, kvpress_kept(tokens, compression_ratio)));
     }
+    return lists;
+}
+
+Result<std::vector<std::int32_t>> streamingllm_ref(ClusterParams const& params) {
+    DKV_TRY(check(params));
+    if (params.prompt_tokens < params.capacity) return positions(0, params.prompt_tokens);
+    auto list = positions(0, params.base());
+    auto const recent = positions(params.prompt_tokens - params.window, params.window);
+    list.insert(list.end(), recent.begin(), recent.end());
+    return list;
+}
+
+Result<std::vector<std::vector<std::int32_t>>> select_h2o_kvpress(std::span<float const> sums,
+                                                                  std::uint32_t q_heads,
+                                                                  std::uint32_t kv_heads,
+                                                                  Dtype dtype,
+                                                                  double compression_ratio) {
+    std::size_t const tokens = DKV_TRY(columns_of(sums, q_heads));
+    if (kv_heads == 0 || q_heads % kv_heads != 0)
+        return refuse(fmt::format("q_heads is {}, no multiple of kv_heads {}", q_heads, kv_heads));
+    DKV_TRY(check_ratio(compression_ratio));
+    if (compression_ratio == 0)
+        return std::vector<std::vector<std::int32_t>>(kv_heads, positions(0, tokens));
+
+    std::vector<float> scores(sums.begin(), sums.end());
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+        auto const queries = static_cast<float>(tokens - i % tokens);
+        scores[i] = rounded_to(dtype, scores[i] / rounded_to(dtype, queries));
+    }
+    auto mean = DKV_TRY(group_mean(scores, kv_heads, q_heads / kv_heads));
+    for (float& score : mean)
+        score = rounded_to(dtype, score);
+    std::vector<std::vector<std::int32_t>> lists;
+    for (std::size_t head = 0; head < kv_heads; ++head)
+        lists.push_back(top_positions(std::span(mean).subspan(head * tokens, tokens),
+                                      kvpress_kept(tokens, compression_ratio)));
     return lists;
 }
 

@@ -1,5 +1,5 @@
-// The baselines as they were published: KVCache-Factory's SnapKV and PyramidKV (per query head) and
-// kvpress's SnapKV (per KV head). What each keeps, given pooled scores.
+// The baselines as they were published: KVCache-Factory's SnapKV, PyramidKV and StreamingLLM (per
+// query head), kvpress's SnapKV and H2O (per KV head). What each keeps, given pooled scores.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "protocol/base/dtype.h"
 #include "protocol/base/result.h"
 
 namespace dkv::reference {
@@ -62,5 +63,26 @@ Result<std::vector<std::vector<std::int32_t>>> select_snapkv_kvpress(std::span<f
                                                                      std::uint32_t kv_heads,
                                                                      std::uint32_t window,
                                                                      double compression_ratio);
+
+/// KVCache-Factory's StreamingLLM: the first capacity - window positions and the last window; a
+/// prompt below the capacity is kept whole.
+///
+/// Errors: those of snapkv_ref_budgets.
+Result<std::vector<std::int32_t>> streamingllm_ref(ClusterParams const& params);
+
+/// kvpress's form of H2O (its observed attention): what every query gives to each token, divided by
+/// the number of queries that see it, meaned over the group; the best max(1, int(n * (1 - ratio)))
+/// of all n tokens. No window is set apart.
+///
+///   sums     [q_heads, tokens]  over all queries, as attention_sums gives them
+///   returns  [kv_heads], each the positions kept by falling score
+///
+/// A ratio of 0 keeps everything, by position.
+/// Errors: InvalidArgument for a ratio outside [0, 1), and heads that do not divide the sums.
+Result<std::vector<std::vector<std::int32_t>>> select_h2o_kvpress(std::span<float const> sums,
+                                                                  std::uint32_t q_heads,
+                                                                  std::uint32_t kv_heads,
+                                                                  Dtype dtype,
+                                                                  double compression_ratio);
 
 }  // namespace dkv::reference

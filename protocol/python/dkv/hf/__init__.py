@@ -6,5 +6,6 @@
 
 from .cache import Cache
 from .report import Report
+from .save import save
 
-__all__ = ["Cache", "Report"]
+__all__ = ["Cache", "Report", "save"]

@@ -1,0 +1,37 @@
+// The container: u64 little-endian header length, a JSON header, then the tensors' bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sidecar/files/mapped_file.h"
+
+namespace dkv {
+
+/// A tensor as the file has it; `bytes` are the file's and need not be aligned.
+struct FileTensor {
+    std::string dtype;  ///< "F32", "BF16", "I32" …
+    std::vector<std::uint64_t> shape;
+    std::span<std::byte const> bytes;
+};
+
+/// Where everything lies, checked: each tensor within the file, as many bytes as its shape and
+/// dtype say, no two on the same bytes, none between them unused.
+struct TensorTable {
+    std::map<std::string, FileTensor, std::less<>> tensors;
+    std::map<std::string, std::string, std::less<>> metadata;
+};
+
+/// `file` is a whole file and outlives the table.
+///
+/// Errors: CorruptData, saying what is wrong and where: a length that does not fit, a header that
+/// is no JSON object or has a name twice, an unknown dtype, sizes that disagree or overflow,
+/// tensors that overlap or leave holes.
+Result<TensorTable> parse_safetensors(std::span<std::byte const> file);
+
+}  // namespace dkv

@@ -1,0 +1,67 @@
+// Safetensors files made by hand, for tests: a cache that is right, and every way to spoil it.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "protocol/base/geometry.h"
+
+namespace dkv::test {
+
+using Header = nlohmann::ordered_json;
+
+struct SavedFile {
+    Header header = Header::object();
+    std::string data;
+
+    void add(std::string const& name,
+             std::string const& dtype,
+             std::vector<std::uint64_t> const& shape,
+             std::string const& bytes) {
+        header[name] = {{"dtype", dtype},
+                        {"shape", shape},
+                        {"data_offsets", {data.size(), data.size() + bytes.size()}}};
+        data += bytes;
+    }
+    /// The file as it would lie on a disk.
+    std::string text() const { return framed(header.dump()); }
+    std::string framed(std::string const& head) const {
+        std::string file;
+        for (unsigned shift = 0; shift < 64; shift += 8)
+            file += static_cast<char>(std::uint64_t{head.size()} >> shift & 0xff);
+        return file + head + data;
+    }
+};
+
+inline void write_file(std::string const& path, std::string const& text) {
+    std::ofstream(path, std::ios::binary) << text;
+}
+
+/// `rows_of(layer, part)` gives the f32 bytes of "keys", "values" and "q_window".
+template <class RowsOf>
+SavedFile saved_cache(Geometry const& geometry,
+                      std::uint32_t tokens,
+                      std::uint32_t query_rows,
+                      RowsOf const& rows_of) {
+    SavedFile file;
+    file.header["__metadata__"] = {{"format", "dkv"},
+                                   {"version", "1"},
+                                   {"model", "a small one"},
+                                   {"n_prompt", std::to_string(tokens)}};
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
+        std::string const prefix = "layers." + std::to_string(layer) + ".";
+        for (char const* part : {"keys", "values"})
+            file.add(prefix + part, "F32", {geometry.kv_heads, tokens, geometry.head_dim},
+                     rows_of(layer, part));
+        if (query_rows > 0)
+            file.add(prefix + "q_window", "F32", {geometry.q_heads, query_rows, geometry.head_dim},
+                     rows_of(layer, "q_window"));
+    }
+    return file;
+}
+
+}  // namespace dkv::test
