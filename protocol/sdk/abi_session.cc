@@ -28,6 +28,20 @@ Result<std::shared_ptr<dkv::sdk::Arena>> arena_of(char const* what, dkv_rows con
     return Error{ErrorCode::InvalidArgument, std::string(what) + " have no arena"};
 }
 
+/// What an engine that was built with an earlier dkv.h does not know of has its default.
+Result<dkv_policy> whole(dkv_policy const& given) {
+    constexpr std::size_t kFirstVersion = offsetof(dkv_policy, granularity);
+    if (given.struct_bytes < kFirstVersion)
+        return Error{ErrorCode::InvalidArgument, "options->policy->struct_bytes is " +
+                                                     std::to_string(given.struct_bytes) + ", not " +
+                                                     std::to_string(sizeof given)};
+    dkv_policy policy;
+    dkv_policy_init(&policy);
+    std::memcpy(&policy, &given, std::min<std::size_t>(given.struct_bytes, sizeof policy));
+    policy.struct_bytes = sizeof policy;
+    return policy;
+}
+
 void describe_plan(Session const& session, dkv_session_plan& plan) {
     auto const& policy = session.policy();
     plan.compress = session.is_compressing() ? 1 : 0;
@@ -61,9 +75,14 @@ dkv_status dkv_session_open(dkv_engine* engine,
         *session = nullptr;
         DKV_TRY(check_struct("options", options));
         DKV_TRY(check_struct("plan", plan));
-        if (options->policy != nullptr) DKV_TRY(check_struct("options->policy", options->policy));
+        dkv_session_options wanted = *options;
+        dkv_policy policy;
+        if (options->policy != nullptr) {
+            policy = DKV_TRY(whole(*options->policy));
+            wanted.policy = &policy;
+        }
         DKV_TRY(check_process(*engine->engine));
-        auto opened = DKV_TRY(Session::open(engine->engine, *options));
+        auto opened = DKV_TRY(Session::open(engine->engine, wanted));
         describe_plan(*opened, *plan);
         *session = new dkv_session{std::move(opened)};
         return {};

@@ -82,6 +82,9 @@ wire::GeometryT wire_of(Geometry const& geometry) {
 namespace {
 
 Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
+    if (profile.struct_bytes < sizeof profile)
+        return invalid("policy->profile->struct_bytes is " + std::to_string(profile.struct_bytes) +
+                       ", not " + std::to_string(sizeof profile));
     std::size_t const count = std::size_t{profile.layers} * profile.heads;
     if (profile.weights == nullptr || count == 0 || count > kProfileWeightsMax)
         return invalid("the profile has " + std::to_string(profile.layers) + " layers of " +
@@ -94,6 +97,7 @@ Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
     result->weights.assign(profile.weights, profile.weights + count);
     result->alpha = profile.alpha;
     result->floor = profile.floor;
+    result->kernel = profile.kernel;
     return result;
 }
 

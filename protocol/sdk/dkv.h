@@ -151,6 +151,7 @@ typedef struct dkv_profile {
     double const* weights; /* [layers * heads], at least 0, one of them above */
     double alpha;          /* 0 … 8 */
     double floor;          /* 0 … 1 */
+    uint32_t kernel;       /* of the pooling that it was measured with; 0: unknown */
 } dkv_profile;
 
 /* A wish; what the operator set with `dkv policy set` goes before it. Fill with dkv_policy_init,
@@ -189,10 +190,10 @@ typedef struct dkv_session_options {
 
 typedef struct dkv_session_plan {
     uint32_t struct_bytes;
-    int32_t compress; /* 0: this prompt is kept whole; nothing more is needed but close */
-    uint32_t window;  /* rows of queries wanted with each layer */
-    char policy[64];  /* the name of the policy that will be used */
-    uint32_t capacity;
+    int32_t compress;  /* 0: this prompt is kept whole; nothing more is needed but close */
+    uint32_t window;   /* rows of queries wanted with each layer */
+    char policy[64];   /* the name of the policy that will be used */
+    uint32_t capacity; /* 0: the policy keeps a share of the attention */
 } dkv_session_plan;
 
 /* Opens a session, gives it staging and destination memory, and tells what will be done.

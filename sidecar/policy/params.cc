@@ -142,6 +142,9 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     params.name = request.name;
     params.capacity = request.capacity.value_or(params.capacity);
     params.window = request.window.value_or(params.window);
+    params.profile = DKV_TRY(resolve_profile(request));
+    // A profile was measured with a kernel: other tokens would be the best ones with another.
+    if (params.profile && params.profile->kernel != 0) params.kernel = params.profile->kernel;
     params.kernel = request.kernel.value_or(params.kernel);
     params.pool = request.pool.value_or(params.pool);
     params.reduce = request.reduce.value_or(params.reduce);
@@ -155,7 +158,6 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     params.ratio = request.ratio;
     params.bytes = request.bytes;
     params.keep_mass = request.keep_mass;
-    params.profile = DKV_TRY(resolve_profile(request));
     // A size that is no capacity says nothing of one: it must not fail for the window's sake.
     if (params.ratio || params.bytes || params.keep_mass)
         params.capacity = std::max(params.capacity, params.window);

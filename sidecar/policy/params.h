@@ -14,8 +14,8 @@
 
 namespace dkv {
 
-/// A wish. What is left out is the preset's, or else the policy's own default. Of capacity, ratio,
-/// bytes and keep_mass there is one at most.
+/// A wish. What is left out is the preset's, or else the profile's (its kernel), or else the
+/// policy's own default. Of capacity, ratio, bytes and keep_mass there is one at most.
 struct PolicyRequest {
     std::string name;
     std::optional<std::uint32_t> capacity = {};

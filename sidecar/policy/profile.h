@@ -17,10 +17,11 @@ struct Profile {
     std::vector<double> weights;  ///< [layers, heads], at least 0, one of them above.
     double alpha = 1;             ///< In 0 … 8.
     double floor = 0;             ///< In 0 … 1.
+    std::uint32_t kernel = 0;     ///< Of the pooling that it was measured with; 0: unknown.
 };
 
 /// Errors: InvalidArgument, naming the value: a shape that is no shape, a weight that is negative
-/// or not finite, no weight above 0, alpha or floor outside its range.
+/// or not finite, no weight above 0, alpha or floor outside its range, an even kernel.
 Result<void> check(Profile const& profile);
 
 }  // namespace dkv

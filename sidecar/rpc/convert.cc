@@ -69,7 +69,8 @@ Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
                                               .heads = policy.profile->heads,
                                               .weights = policy.profile->weights,
                                               .alpha = policy.profile->alpha,
-                                              .floor = policy.profile->floor});
+                                              .floor = policy.profile->floor,
+                                              .kernel = policy.profile->kernel});
     if (policy.granularity) {
         if (*policy.granularity > wire::Granularity::MAX)
             return wrong("granularity " + std::to_string(number(*policy.granularity)) +
@@ -146,7 +147,8 @@ wire::FailureT to_wire(Error const& error) {
 std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     auto policy = std::make_unique<wire::PolicyT>();
     policy->name = params.name;
-    policy->capacity = params.capacity;
+    // Where the size was said in another way, nobody asked for the capacity.
+    if (!params.ratio && !params.bytes && !params.keep_mass) policy->capacity = params.capacity;
     policy->window = params.window;
     policy->kernel = params.kernel;
     policy->pool = static_cast<wire::Pool>(params.pool);
@@ -172,6 +174,7 @@ std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
         policy->profile->heads = params.profile->heads;
         policy->profile->alpha = params.profile->alpha;
         policy->profile->floor = params.profile->floor;
+        policy->profile->kernel = params.profile->kernel;
     }
     return policy;
 }

@@ -193,6 +193,21 @@ ChosenPolicy Table::choose(Instance const* instance) const {
     return {resolve(config_.policy, model).value(), PolicySource::Default};
 }
 
+/// For a session. An operator's setting goes before the engine's wish, but for the profile: that
+/// belongs to the model, whoever chose the size.
+Result<ChosenPolicy> Table::choose(Instance const& instance,
+                                   std::optional<PolicyRequest> const& wish) const {
+    auto const& set = instance.policy ? instance.policy : all_policy_;
+    if (!wish) return choose(&instance);
+    if (!set)
+        return ChosenPolicy{DKV_TRY(resolve_or_default(*wish, instance.hello.model)),
+                            PolicySource::Default};
+    PolicyRequest request = *set;
+    if (!request.profile) request.profile = DKV_TRY(resolve_profile(*wish));
+    return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),
+                        instance.policy ? PolicySource::Instance : PolicySource::All};
+}
+
 Result<PolicyParams> Table::resolve_or_default(PolicyRequest const& request,
                                                std::string_view model) const {
     if (!request.name.empty()) return resolve(request, model);

@@ -116,6 +116,8 @@ private:
     Result<Instance*> find(Caller const& caller, std::uint64_t instance);
     Result<Session*> find(Instance& instance, std::uint64_t session);
     ChosenPolicy choose(Instance const* instance) const;
+    Result<ChosenPolicy> choose(Instance const& instance,
+                                std::optional<PolicyRequest> const& wish) const;
     Result<PolicyParams> resolve_or_default(PolicyRequest const& request,
                                             std::string_view model) const;
     std::uint32_t sessions_open() const noexcept;

@@ -69,12 +69,7 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
         return Error{ErrorCode::LimitExceeded,
                      "the prompt has " + std::to_string(request.prompt_tokens) +
                          " tokens; the limit is " + std::to_string(config_.limits.tokens_max)};
-    auto chosen = choose(&engine);
-    if (chosen.source == PolicySource::Default && request.wish)
-        chosen.params = DKV_TRY(resolve_or_default(*request.wish, engine.hello.model));
-    // A profile belongs to the model, whoever chose the size.
-    if (!chosen.params.profile && request.wish)
-        chosen.params.profile = DKV_TRY(resolve_profile(*request.wish));
+    auto chosen = DKV_TRY(choose(engine, request.wish));
     chosen.params = DKV_TRY(sized(chosen.params, engine.hello.geometry, request.prompt_tokens));
     if (sessions_open() >= config_.limits.sessions_max)
         return Error{ErrorCode::LimitExceeded, std::to_string(config_.limits.sessions_max) +

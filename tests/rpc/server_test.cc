@@ -226,7 +226,7 @@ TEST_CASE("a controller's requests need no hello") {
     CHECK(s.ask(wire::GetSavingsT()).type == Body::SavingsInfo);
     auto& list = s.ask(wire::ListPoliciesT());
     REQUIRE(list.type == Body::PolicyList);
-    CHECK(list.AsPolicyList()->policies.size() == 5);
+    CHECK(list.AsPolicyList()->policies.size() == policies().size());
     CHECK(list.AsPolicyList()->default_policy->name == "dynamickv");
     CHECK(s.ask(wire::SubscribeT()).type == Body::Done);
     wire::ListSessionsT unknown;
@@ -357,6 +357,106 @@ TEST_CASE("what an operator sets goes before an engine's wish") {
     CHECK(s.ask(ServerFixture::set_policy(0, nullptr)).type == Body::Done);
     CHECK(policy_of(5) == "snapkv");
     CHECK(s.ask_in_vain(ServerFixture::set_policy(5, "snapkv")).code == wire::ErrorCode::NotFound);
+}
+
+TEST_CASE("a profile travels to the sidecar and sets the plan; replies leave its weights out") {
+    ServerFixture s;
+    s.attach();
+    auto const profile = [](std::uint32_t layers, std::vector<double> weights) {
+        auto made = std::make_unique<wire::ProfileT>();
+        made->name = "tiny";
+        made->layers = layers;
+        made->heads = 2;
+        made->weights = std::move(weights);
+        made->alpha = 0.5;
+        made->floor = 0.25;
+        made->kernel = 21;
+        return made;
+    };
+    auto open = ServerFixture::open_session(1, "dynamickv");
+    CHECK(s.ask(open).AsSessionOpened()->staging_bytes > 0);
+    open.session = 2;
+    open.policy->profile = profile(3, {1, 2, 3, 4, 5, 6});
+
+    auto const& opened = *s.ask(open).AsSessionOpened();
+
+    CHECK(opened.staging_bytes == 0);  // Its budgets are known.
+    REQUIRE(opened.policy->profile);
+    CHECK(opened.policy->profile->name == "tiny");
+    CHECK(opened.policy->profile->alpha == 0.5);
+    CHECK(opened.policy->profile->weights.empty());
+    CHECK(opened.policy->kernel == 21U);
+
+    open.session = 3;
+    open.policy->kernel = 5;
+    open.policy->profile_alpha = 2.0;
+    auto const& changed = *s.ask(open).AsSessionOpened();
+    CHECK(changed.policy->kernel == 5U);
+    CHECK(changed.policy->profile->alpha == 2);
+    CHECK(changed.policy->profile->floor == 0.25);
+
+    open.session = 4;
+    open.policy->profile = profile(4, {1, 2, 3, 4, 5, 6, 7, 8});
+    auto const refusal = s.ask_in_vain(open);
+    CHECK(refusal.code == wire::ErrorCode::InvalidArgument);
+    CHECK(refusal.message ==
+          "profile \"tiny\" is for 4 layers of 2 KV heads, not for 3 of 2: calibrate this model");
+    open.policy->profile = profile(3, {1, 2, 3});
+    CHECK(s.ask_in_vain(open).message == "profile \"tiny\" has 3 weights for 3 layers of 2 heads");
+
+    auto set = ServerFixture::set_policy(kEngine, "dynamickv");
+    set.policy->profile = profile(4, {1, 2, 3, 4, 5, 6, 7, 8});
+    CHECK(s.ask_in_vain(set).message ==
+          "profile \"tiny\" is for 4 layers of 2 KV heads, not for 3 of 2: calibrate this model");
+    set.policy->profile = profile(3, {1, 2, 3, 4, 5, 6});
+    CHECK(s.ask(set).type == Body::Done);
+    auto& listed = s.ask(wire::ListInstancesT());
+    auto const& in_force = *listed.AsInstanceList()->instances.at(0)->policy;
+    REQUIRE(in_force.profile);
+    CHECK(in_force.profile->layers == 3);
+    CHECK(in_force.profile->weights.empty());
+}
+
+TEST_CASE("granularity, norms, presets and sizes travel, and come back in full") {
+    ServerFixture s;
+    s.attach();
+    auto open = ServerFixture::open_session(1, "dynamickv");
+    open.policy->granularity = wire::Granularity::LayerHead;
+    open.policy->score_norm = wire::ScoreNorm::LayerNoSink;
+    open.policy->ratio = 0.25;
+    open.policy->preset = "paper";
+    auto const& opened = *s.ask(open).AsSessionOpened()->policy;
+    CHECK(opened.granularity == wire::Granularity::LayerHead);
+    CHECK(opened.score_norm == wire::ScoreNorm::LayerNoSink);
+    CHECK(opened.capacity == 250U);  // Of 1,000 tokens.
+    CHECK_FALSE(opened.ratio);
+    CHECK(opened.window == 8U);
+    CHECK(opened.pool == wire::Pool::Avg);
+    CHECK(opened.query_norm == false);
+
+    open = ServerFixture::open_session(2, "snapkv");
+    open.policy->bytes = 3 * 2 * 8 * 4 * 2 * 100;
+    CHECK(s.ask(open).AsSessionOpened()->policy->capacity == 100U);
+
+    open = ServerFixture::open_session(3, "snapkv");
+    open.policy->keep_mass = 0.9;
+    auto const& by_mass = *s.ask(open).AsSessionOpened();
+    CHECK_FALSE(by_mass.policy->capacity);
+    CHECK(by_mass.policy->keep_mass == 0.9);
+    CHECK(by_mass.staging_bytes == 0);
+    CHECK(by_mass.destination_bytes > 3 * 2 * 8 * 4 * 2 * 1000);  // Nobody knows: room for all.
+
+    open = ServerFixture::open_session(4, "snapkv");
+    open.policy->granularity = static_cast<wire::Granularity>(3);
+    CHECK(s.ask_in_vain(open).message ==
+          "granularity 3 is none of layer (0), head (1), layer-head (2)");
+    open = ServerFixture::open_session(4, "snapkv");
+    open.policy->score_norm = static_cast<wire::ScoreNorm>(3);
+    CHECK(s.ask_in_vain(open).message ==
+          "score_norm 3 is none of none (0), layer (1), layer-nosink (2)");
+    open = ServerFixture::open_session(4, "snapkv");
+    open.policy->preset = "thesis";
+    CHECK(s.ask_in_vain(open).message == "no preset is called \"thesis\"; there is paper");
 }
 
 TEST_CASE("subscribers hear what happens; those that do not read or are gone stop nobody") {

@@ -206,5 +206,41 @@ TEST_CASE("an operator's policy goes before an engine's wish, an instance's befo
               .code == ErrorCode::InvalidArgument);
 }
 
+TEST_CASE("an engine's profile holds whoever chose the size, unless the operator brings one") {
+    TableFixture t;
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
+    auto const geometry = TableFixture::hello_of(kEngine).geometry;
+    auto const profile_of = [&](char const* name) {
+        auto profile = std::make_shared<Profile>(Profile{
+            .name = name, .layers = geometry.layers, .heads = 1, .weights = {}, .kernel = 21});
+        profile->weights.assign(geometry.layers, 1);
+        return profile;
+    };
+    PolicyRequest const wish{
+        .name = "dynamickv", .capacity = 40, .profile = profile_of("engine's")};
+    std::uint64_t session = 0;
+    auto const policy = [&] {
+        auto const opened = t.table.open_session(
+            t.caller(), kEngine,
+            {.session = ++session, .prompt_tokens = 100, .progressive = true, .wish = wish});
+        REQUIRE(opened);
+        return opened.value().policy;
+    };
+    CHECK(policy().profile->name == "engine's");
+
+    REQUIRE(t.table.set_policy(0, PolicyRequest{.name = "dynamickv", .capacity = 50}));
+    CHECK(policy().profile->name == "engine's");
+    CHECK(policy().capacity == 50);
+    CHECK(policy().kernel == 21);
+
+    REQUIRE(t.table.set_policy(kEngine, PolicyRequest{.name = "dynamickv",
+                                                      .capacity = 60,
+                                                      .kernel = 5,
+                                                      .profile = profile_of("operator's")}));
+    CHECK(policy().profile->name == "operator's");
+    CHECK(policy().capacity == 60);
+    CHECK(policy().kernel == 5);
+}
+
 }  // namespace
 }  // namespace dkv

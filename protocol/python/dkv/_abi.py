@@ -58,6 +58,7 @@ class Profile(Sized):
         ("weights", POINTER(c_double)),
         ("alpha", c_double),
         ("floor", c_double),
+        ("kernel", c_uint32),
     ]
 
 

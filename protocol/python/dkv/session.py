@@ -193,6 +193,7 @@ def _profile(profile: Profile | None):
             weights=(ctypes.c_double * len(flat))(*flat),
             alpha=profile.alpha,
             floor=profile.floor,
+            kernel=profile.kernel or 0,
         )
     )
 

@@ -121,6 +121,7 @@ class Profile:
     weights: list[list[float]]  # [layers][KV heads], or [layers][1]: the heads of a layer alike.
     alpha: float  # Budgets go with weight**alpha …
     floor: float  # … and every head keeps at least this share of the mean.
+    kernel: int | None = None  # Of the pooling that it was measured with: used where the policy names none.
 
 
 @dataclasses.dataclass(frozen=True)
