@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from dkv.lab import calibrate, evaluate, models, needles, policies, profile, refine, report, restore, sources
+from dkv.lab import calibrate, evaluate, models, needles, policies, profile, refine, report, restore, ruler, sources
 
 
 class Bytes:
@@ -131,7 +131,7 @@ def test_headkvs_score_needs_no_cut_and_gives_a_profile(tiny, tmp_path):
 
 
 def test_a_facts_place_in_the_prompt_is_known(tiny):
-    row = needles.needle_rows(Bytes(), "ruler", "report", 1, 900, 3)[0]
+    row = needles.needle_rows(Bytes(), "ruler", "report", 1, 900, 3, "ruler", ruler.RULER)[0]
 
     texts = [bytes(token - 2 for token in row.tokens[begin:end]).decode() for begin, end in row.facts]
     assert len(texts) == 4

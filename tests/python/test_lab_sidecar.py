@@ -11,7 +11,7 @@ from conftest import ROOT, make_tiny_llama
 from test_lab_run import calibrated, tiny  # noqa: F401
 
 import dkv
-from dkv.lab import evaluate, policies, profile, scores, wishes
+from dkv.lab import evaluate, policies, profile, results, scores, wishes
 from dkv.lab import sidecar as lab_sidecar
 from dkv.lab.probe import Probe
 
@@ -33,7 +33,7 @@ NEAR = 1e-4  # Scores whose relative difference is below this are equal but for 
 
 def random_profile(layers: int, heads: int) -> profile.Profile:
     weights = torch.rand(layers, heads, generator=torch.Generator().manual_seed(5), dtype=torch.float64) ** 4
-    return profile.Profile({}, {}, "head", 0.85, 0.2, weights.tolist())
+    return profile.Profile({}, {}, "head", 0.85, 0.2, weights.tolist(), kernel=5)
 
 
 def facts_of(model, tokens: torch.Tensor) -> policies.Facts:
@@ -73,7 +73,7 @@ def scores_of(facts: policies.Facts, name: str, index: int) -> torch.Tensor:
     if name == "h2o":
         return layer.accumulated
     _, parameters = policies.parse(name)
-    options = {key: parameters.get(key, default) for key, default in policies.RANKED.items()}
+    options = policies.ranked_options(facts, name.split("/")[0], parameters) | parameters
     return scores.pool(scores.window_scores(layer, options["reduce"]), int(options["kernel"]), options["pool"])
 
 
@@ -92,7 +92,7 @@ def choose_or_skip(facts, name, capacity, chooser):
 
 
 @pytest.mark.parametrize("capacity", [48, 100])
-@pytest.mark.parametrize("name", UNPROFILED)
+@pytest.mark.parametrize("name", UNPROFILED + PROFILED)
 def test_both_paths_keep_the_same_positions_of_a_random_models_prompt(name, capacity, chooser):
     tokens = torch.randint(2, 512, (300,), generator=torch.Generator().manual_seed(4))
 
@@ -108,23 +108,23 @@ def test_both_paths_keep_the_same_positions_of_a_real_models_prompt(smollm2, cho
     tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, :600]
     facts = facts_of(model, tokens)
 
-    for name in UNPROFILED:
+    for name in UNPROFILED + PROFILED:
         odd, total = choose_or_skip(facts, name, 128, chooser)
         assert odd <= 0.002 * total, name
 
 
 def test_an_evaluation_through_the_sidecar_says_what_inline_says(tiny, tmp_path, sidecar, monkeypatch):
     made = calibrated(tmp_path)
-    flags = ["tiny", "--profile", str(made), "--policies", "streamingllm,snapkv,pyramidkv,dynamickv,joint"]
+    flags = ["tiny", "--profile", str(made), "--policies", "streamingllm,snapkv,pyramidkv,dynamickv,profile,joint"]
     flags += ["--capacity", "48,64", "--tokens", "300", "--needles", "2", "--texts", "2"]
 
     lines = {}
     for path, more in (("inline", ["--inline"]), ("sidecar", ["--endpoint", sidecar.endpoint])):
         output = tmp_path / f"{path}.csv"
         assert evaluate.main([*flags, *more, "-o", str(output)]) == 0
-        lines[path] = evaluate.report.read([output])
+        lines[path] = results.read([output])
 
-    assert len(lines["inline"]) == len(lines["sidecar"]) == 4 * (1 + 2 * 5)
+    assert len(lines["inline"]) == len(lines["sidecar"]) == 4 * (1 + 2 * 6)
     for inline, through in zip(lines["inline"], lines["sidecar"]):
         assert inline["through"] == "inline"
         assert through["through"] == ("inline" if through["policy"] in ("fullkv", "joint") else "sidecar")
@@ -145,7 +145,7 @@ def test_an_evaluation_without_an_endpoint_starts_a_sidecar_and_ends_it(tiny, tm
     assert evaluate.main([*flags, "-o", str(tmp_path / "r.csv")]) == 0
 
     assert len(processes) == 1 and processes[0].returncode is not None
-    assert {line["through"] for line in evaluate.report.read([tmp_path / "r.csv"])} == {"inline", "sidecar"}
+    assert {line["through"] for line in results.read([tmp_path / "r.csv"])} == {"inline", "sidecar"}
 
 
 def test_no_dkvd_and_a_silent_endpoint_are_said_in_one_line(tmp_path, monkeypatch):

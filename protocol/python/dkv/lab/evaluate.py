@@ -5,15 +5,17 @@ default. Rules that exist in the lab alone, and everything under --inline, are c
 
     python -m dkv.lab.evaluate smollm2 --profile p.json --needles 100 --texts 48 --capacity 64,128,256 -o results.csv
     python -m dkv.lab.evaluate report results.csv
+    python -m dkv.lab.evaluate figures results.csv -o FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
 import itertools
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,17 +24,16 @@ from pathlib import Path
 import torch
 
 import dkv
+from dkv.hf import profiles
 
-from . import models, needles, policies, profile, report, sidecar, wishes
+from . import decode, figures, longbench, metrics, models, needles, policies, profile, report, ruler, sidecar, wishes
 from .needles import Row
 from .probe import Probe, Prompt, Variant
+from .results import COLUMNS, Results, note_run
 from .store import PrefillStore
 
 FORCED = 24
 DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
-COLUMNS = (
-    "key task template tokens policy capacity kept found logprob kl agree continuation_nll full_found bytes through"
-).split()
 
 
 def rows_for(tokenizer, options) -> list[Row]:
@@ -41,8 +42,13 @@ def rows_for(tokenizer, options) -> list[Row]:
     for length in options.tokens:
         part, seed = options.part, options.seed
         columns.append(needles.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
-        columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler"))
+        columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler", ruler.RULER))
         columns.append(needles.text_rows(tokenizer, part, options.texts, length, seed, FORCED + 1))
+    if options.grid:
+        lengths, depths = options.grid
+        columns.append(needles.grid_rows(tokenizer, options.family, options.part, lengths, depths, options.repeats, options.seed))
+    if options.longbench:
+        columns.append(longbench.rows(tokenizer, options.longbench, options.longest, options.rows))
     return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
 
 
@@ -90,29 +96,32 @@ def _note(words: str) -> None:
 def evaluate(
     probe: Probe,
     store: PrefillStore,
+    tokenizer,
     row: Row,
     options,
     loaded: dict[str, profile.Profile],
     chooser: sidecar.Chooser | None = None,
-) -> list[dict]:
-    """One line per variant."""
-    is_text = not row.answer
+) -> tuple[list[dict], list[torch.Tensor]]:
+    """A line per policy and capacity, and the budgets of each."""
+    is_text = not row.answer and not row.writes
     wants_sums = any(name.startswith("h2o") for name in options.policies)
     prompt, greedy = store.prefill(row.tokens, wants_sums, FORCED + 1 if is_text else 0)
     facts = policies.Facts(prompt, loaded)
     with chooser.lend(prompt) if chooser is not None else contextlib.nullcontext() as loan:
         chosen = choices_for(facts, options.policies, options.capacity, loan)
     variants = [choice.variant for choice in chosen]
+    if row.writes:
+        ends = decode.ends_of(probe.model)
+        written = decode.greedy(probe, prompt, variants, facts.rankings, row.writes, ends)
+        scores = [row.judge(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
+        return [_line(row, prompt, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)], [v.budgets for v in variants]
     outcome = probe.force(prompt, greedy if is_text else torch.tensor(row.answer), variants, facts.rankings, is_text)
     real = None
     if is_text and options.perplexity and len(row.continuation) > 1:
         real = probe.force(prompt, torch.tensor(row.continuation), variants, facts.rankings).logprob[:, 1:]
     lines = []
     for index, choice in enumerate(chosen):
-        line = dict.fromkeys(COLUMNS, "") | {"through": choice.through}
-        kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
-        line |= {"key": row.key, "task": row.task, "template": row.template, "tokens": prompt.tokens}
-        line |= {"policy": choice.policy, "capacity": choice.capacity, "kept": kept, "bytes": kept * _row_bytes(prompt)}
+        line = _line(row, prompt, choice)
         if is_text:
             line["kl"] = f"{float(outcome.kl[index, 1:].mean()):.6f}"
             line["agree"] = f"{float(outcome.agree[index, 1:].float().mean()):.4f}"
@@ -122,8 +131,25 @@ def evaluate(
             line["logprob"] = f"{float(outcome.logprob[index].sum()):.5f}"
         if real is not None:
             line["continuation_nll"] = f"{-float(real[index].mean()):.5f}"
+        if row.depth is not None:
+            line["depth"] = f"{row.depth:.4f}"
         lines.append(line)
-    return lines
+    return lines, [variant.budgets for variant in variants]
+
+
+def _line(row: Row, prompt: Prompt, choice: Choice) -> dict:
+    kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
+    return dict.fromkeys(COLUMNS, "") | {
+        "key": row.key,
+        "task": row.task,
+        "template": row.template,
+        "tokens": prompt.tokens,
+        "policy": choice.policy,
+        "capacity": choice.capacity,
+        "kept": kept,
+        "bytes": kept * _row_bytes(prompt),
+        "through": choice.through,
+    }
 
 
 def _row_bytes(prompt: Prompt) -> int:
@@ -132,46 +158,41 @@ def _row_bytes(prompt: Prompt) -> int:
     return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
 
 
-class Results:
-    """The CSV, appended prompt by prompt; a prompt whose variants are all there is not run again."""
+def profiles_for(options, geometry: profile.Geometry, described: dict) -> dict[str, profile.Profile]:
+    """Those that were given, or else the one that is known for these weights. Without one its policies are left out."""
+    paths = options.profile
+    if not paths:
+        found = profiles.find(described)
+        paths = [found[0]] if found else []
+    needy = [name for name in options.policies if name not in wishes.SIDECAR_ONLY and policies.RULES[policies.parse(name)[0]][2]]
+    if needy and not paths:
+        _note(f"{', '.join(needy)} left out: there is no profile of {described['name']}; make one with calibrate")
+        options.policies = [name for name in options.policies if name not in needy]
+    return {path.stem: profile.load(path, geometry) for path in paths}
 
-    def __init__(self, path: Path):
-        self._path, self._columns = path, COLUMNS
-        self._done: set[tuple[str, str, str]] = set()
-        if path.exists() and path.stat().st_size:
-            with path.open() as file:
-                reader = csv.DictReader(file)
-                self._columns = reader.fieldnames or []
-                if self._columns != COLUMNS[: max(13, len(self._columns))]:  # The first version wrote 13.
-                    raise RuntimeError(f"{path} has other columns than this build writes: choose another output")
-                self._done = {(line["key"], line["policy"], line["capacity"]) for line in reader}
-        else:
-            with path.open("w", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writeheader()
 
-    def has(self, row: Row, names: list[str], capacities: list[int]) -> bool:
-        wanted = [(row.key, name, str(c)) for name in names for c in capacities if c < len(row.tokens)]
-        return all(entry in self._done for entry in [(row.key, "fullkv", "0"), *wanted])
-
-    def append(self, lines: list[dict]) -> None:
-        with self._path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            for line in lines:
-                entry = (line["key"], line["policy"], str(line["capacity"]))
-                if entry not in self._done:
-                    writer.writerow(line)
-                    self._done.add(entry)
+def _grid(text: str) -> tuple[list[int], list[float]]:
+    lengths, _, depths = text.partition(":")
+    made = [int(value) for value in lengths.split(",")], [float(value) for value in depths.split(",")]
+    if not all(0 <= depth <= 1 for depth in made[1]):
+        raise ValueError(text)
+    return made
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dkv.lab.evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.evaluate"), description=__doc__.split("\n")[0])
     parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
-    parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times")
+    parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
     parser.add_argument("--capacity", default="64,128,256,512")
     parser.add_argument("--needles", type=int, default=100)
     parser.add_argument("--texts", type=int, default=48)
-    parser.add_argument("--ruler", type=int, default=0, help="multi-key, multi-value, variable tracking")
+    parser.add_argument("--ruler", type=int, default=0, help="multi-key, multi-value, multi-query, variable tracking")
+    parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
+    parser.add_argument("--repeats", type=int, default=1, help="needles per cell of the grid (%(default)s)")
+    parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")
+    parser.add_argument("--rows", type=int, help="of each LongBench task; by default all")
+    parser.add_argument("--longest", type=int, default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
     parser.add_argument("--tokens", default="1024")
     parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
     parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
@@ -192,8 +213,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             if name in wishes.SIDECAR_ONLY:
                 if options.inline:
                     parser.error(f"{name} is the sidecar's alone: leave --inline out")
-            elif policies.RULES[policies.parse(name)[0]][2] and not options.profile:
-                parser.error(f"{name} needs a profile: give --profile")
+            else:
+                policies.parse(name)
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
     if options.inline and options.endpoint:
@@ -218,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.progress import Progress, TimeElapsedColumn
 
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["report"]:
-        return report.main(arguments[1:])
+    if arguments[:1] in (["report"], ["figures"]):
+        return {"report": report, "figures": figures}[arguments[0]].main(arguments[1:])
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -227,16 +248,17 @@ def main(arguments: list[str] | None = None) -> int:
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
     geometry = profile.Geometry(**described["geometry"])
-    loaded = {path.stem: profile.load(path, geometry) for path in options.profile}
+    loaded = profiles_for(options, geometry, described)
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
     results = Results(options.output)
+    note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
     rows = rows_for(tokenizer, options)
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with chooser_for(options, name) as chooser, Progress(*columns, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(rows))
         for row in rows:
-            if not results.has(row, options.policies, options.capacity):
-                results.append(evaluate(probe, store, row, options, loaded, chooser))
+            if not results.has(row.key, len(row.tokens), options.policies, options.capacity):
+                results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
             progress.advance(bar)
     return report.main([str(options.output)])
 

@@ -38,13 +38,16 @@ class Row:
     answer: list[int]  # Forced after the prompt; empty: the full cache's own continuation.
     continuation: tuple[int, ...] = ()  # Text rows: what really came next.
     facts: tuple[tuple[int, int], ...] = ()  # Where the hidden statements are: [begin, end) in tokens.
+    depth: float | None = None  # Where they were meant to be, 0 … 1: the mean.
+    writes: int = 0  # Tokens to be written greedily and judged as a text; 0: the answer is forced.
+    judge: Callable[[str], float] | None = None  # Of what was written, 0 … 1.
 
 
 def _pick(rng: random.Random, words: str) -> str:
     return rng.choice(words.split())
 
 
-_PLACES = "Alder Birch Cedar Falcon Granite Harbor Juniper Lantern Maple Orchid Quarry Raven Sparrow Thistle Walnut"
+PLACES = "Alder Birch Cedar Falcon Granite Harbor Juniper Lantern Maple Orchid Quarry Raven Sparrow Thistle Walnut"
 _COLOURS = "turquoise maroon beige crimson lavender olive indigo magenta scarlet amber"
 _FIRST = "Amelia Bertram Cordelia Dmitri Eleanor Fergus Gwendolyn Horatio Imogen Jasper Katarina Leopold Marguerite"
 _LAST = "Ashdown Blackwood Castellan Drummond Evershed Fairbanks Grimaldi Hathaway Lindqvist Montrose Pemberton"
@@ -58,7 +61,7 @@ _WORDS = "anchor basil comet dagger ember fossil goblet hazel ivory jigsaw kettl
 
 
 def _access_code(rng) -> Fact:
-    place, code = _pick(rng, _PLACES), rng.randint(10000, 99999)
+    place, code = _pick(rng, PLACES), rng.randint(10000, 99999)
     return Fact(
         [f"The access code for the {place} archive is {code}."],
         f"What is the access code for the {place} archive?",
@@ -242,53 +245,11 @@ FAMILIES: dict[str, dict[str, Callable[[random.Random], Fact]]] = {
 }
 
 
-def _multi_key(rng) -> Fact:
-    """RULER's multi-key: several facts of one form, one is asked for."""
-    places = rng.sample(_PLACES.split(), 4)
-    codes = [rng.randint(100_000, 999_999) for _ in places]
-    chosen = rng.randrange(4)
-    return Fact(
-        [f"One of the special magic numbers for {place} is: {code}." for place, code in zip(places, codes)],
-        f"What is the special magic number for {places[chosen]}?",
-        f" The special magic number is:",
-        f" {codes[chosen]}",
-    )
-
-
-def _multi_value(rng) -> Fact:
-    """RULER's multi-value: one key, several values, all are asked for."""
-    place = _pick(rng, _PLACES)
-    codes = [str(rng.randint(1_000, 9_999)) for _ in range(3)]
-    return Fact(
-        [f"One of the special magic numbers for {place} is: {code}." for code in codes],
-        f"What are all the special magic numbers for {place}?",
-        f" They are:",
-        f" {codes[0]}, {codes[1]}, {codes[2]}",
-    )
-
-
-def _variables(rng) -> Fact:
-    """RULER's variable tracking: a chain of assignments, the last one's value is asked for."""
-    names = ["".join(rng.choice("ABCDEFGHKLMNPRSTVXZ") for _ in range(4)) for _ in range(3)]
-    value = rng.randint(10_000, 99_999)
-    return Fact(
-        [f"VAR {names[0]} = {value}", f"VAR {names[1]} = VAR {names[0]}", f"VAR {names[2]} = VAR {names[1]}"],
-        f"What is the value of VAR {names[2]}?",
-        f" The value of VAR {names[2]} is",
-        f" {value}",
-    )
-
-
-RULER: dict[str, Callable[[random.Random], Fact]] = {
-    "multi-key": _multi_key,
-    "multi-value": _multi_value,
-    "variable tracking": _variables,
-}
-
-
-def needle_rows(tokenizer, family: str, part: str, count: int, length: int, seed: int, task: str = "needle") -> list[Row]:
-    """`count` prompts of `length` tokens, the family's templates in turn, depths spread evenly."""
-    templates = list((RULER if family == "ruler" else FAMILIES[family]).items())
+def needle_rows(
+    tokenizer, family: str, part: str, count: int, length: int, seed: int, task: str = "needle", makers: dict | None = None
+) -> list[Row]:
+    """`count` prompts of `length` tokens, the family's templates (or `makers`) in turn, depths spread evenly."""
+    templates = list((makers or FAMILIES[family]).items())
     reader = Reader(part, seed)
     rows = []
     for index in range(count):
@@ -310,7 +271,24 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int, continua
     return rows
 
 
-def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str) -> Row:
+def grid_rows(tokenizer, family: str, part: str, lengths: list[int], depths: list[float], repeats: int, seed: int) -> list[Row]:
+    """A needle for every length and depth, `repeats` times, the templates in turn: the paper's heat map."""
+    templates = list(FAMILIES[family].items())
+    reader = Reader(part, seed)
+    rows = []
+    for repeat in range(repeats):
+        for length in lengths:
+            for depth in depths:
+                key = f"grid-{family}-{length}-{depth:g}-{seed}-{repeat}"
+                rng = random.Random(key)
+                name, make = templates[len(rows) % len(templates)]
+                rows.append(_needle_row(tokenizer, make(rng), reader, rng, length, key, "grid", name, [depth]))
+    return rows
+
+
+def _needle_row(
+    tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str, depths: list[float] | None = None
+) -> Row:
     question = _encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
     statements = [_encode(tokenizer, f" {statement}\n") for statement in fact.statements]
     start = _start(tokenizer)
@@ -319,7 +297,7 @@ def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: st
         raise ValueError(f"{length} tokens are too few for {template}")
     hay = _encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
     breaks = _breaks(tokenizer, hay)
-    depths = sorted(rng.uniform(0.05, 0.95) for _ in statements)
+    depths = depths or sorted(rng.uniform(0.05, 0.95) for _ in statements)
     tokens, begin, spans = start, 0, []
     for depth, statement in zip(depths, statements):
         at = max(begin, min(breaks, key=lambda b: abs(b - depth * room)))
@@ -328,7 +306,7 @@ def _needle_row(tokenizer, fact: Fact, reader: Reader, rng, length: int, key: st
         tokens += statement
         begin = at
     tokens += hay[begin:] + question
-    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer), facts=tuple(spans))
+    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer), facts=tuple(spans), depth=sum(depths) / len(depths))
 
 
 def _breaks(tokenizer, tokens: list[int]) -> list[int]:

@@ -119,7 +119,9 @@ class Loan:
         first = layers[0]
         heads, tokens, dim = first.keys.shape
         self._storage = Storage(len(layers), heads, dim, tokens, first.keys.dtype)
-        self._queries = QueryWindow(len(layers), first.queries.shape[0], dim, prompt.window, first.keys.dtype)
+        self._queries = QueryWindow(
+            len(layers), first.queries.shape[0], dim, prompt.window, prompt.window, first.keys.dtype
+        )
         for ordinal, layer in enumerate(layers):
             keys, values = self._storage.layer(ordinal)
             keys[0, :, :tokens].copy_(layer.keys)
@@ -152,8 +154,9 @@ class Loan:
         for ordinal, index in enumerate(self._prompt.compressed):
             layer = self._prompt.layers[index]
             keys, values = self._storage.rows(ordinal, self._prompt.tokens)
-            evidence = {"scores": self._sums.rows(ordinal)} if wants_sums else {"queries": self._queries.rows(ordinal)}
-            session.layer_ready(ordinal, keys, values, **evidence, scale=layer.scale, softcap=layer.softcap or 0.0)
+            queries = self._queries.rows(ordinal) if session.plan.window == self._prompt.window else None
+            sums = self._sums.rows(ordinal) if wants_sums else None
+            session.layer_ready(ordinal, keys, values, queries, sums, scale=layer.scale, softcap=layer.softcap or 0.0)
             while session.poll(0).kind != dkv.EventKind.NONE:  # Rows that may be released are not: others read them.
                 pass
 
