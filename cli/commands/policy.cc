@@ -56,6 +56,7 @@ wire::PolicyT to_wire(PolicyRequest const& request) {
         policy.profile->weights = request.profile->weights;
         policy.profile->alpha = request.profile->alpha;
         policy.profile->floor = request.profile->floor;
+        policy.profile->kernel = request.profile->kernel;
     }
     return policy;
 }

@@ -34,11 +34,11 @@ Json to_json(wire::PolicyT const& policy) {
     put(json, "keep_mass", policy.keep_mass);
     if (!policy.preset.empty()) json["preset"] = policy.preset;
     if (policy.profile)
-        json["profile"] = {{"name", policy.profile->name},
-                           {"layers", policy.profile->layers},
-                           {"heads", policy.profile->heads},
-                           {"alpha", policy.profile->alpha},
-                           {"floor", policy.profile->floor}};
+        json["profile"] = {{"name", policy.profile->name},   {"layers", policy.profile->layers},
+                           {"heads", policy.profile->heads}, {"alpha", policy.profile->alpha},
+                           {"floor", policy.profile->floor}, {"kernel", policy.profile->kernel}};
+    put(json, "profile_alpha", policy.profile_alpha);
+    put(json, "profile_floor", policy.profile_floor);
     return json;
 }
 

@@ -13,6 +13,7 @@ namespace dkv::cli {
 namespace {
 
 constexpr std::string_view kScored = "h2o snapkv pyramidkv dynamickv ";
+constexpr std::string_view kPooled = "snapkv pyramidkv dynamickv ";
 constexpr std::string_view kDynamic = "dynamickv ";
 constexpr std::string_view kBudgeted = "streamingllm h2o snapkv pyramidkv dynamickv knorm keydiff ";
 
@@ -34,14 +35,14 @@ constexpr std::array kWords{
     ParameterWords{"kernel", "--kernel",
                    "Width of the smoothing along tokens: neighbours of an important token are kept "
                    "with it. 1 turns it off.",
-                   "odd, 1 to 63", "SnapKV, clustering by pooling; DynamicKV uses 7", kScored},
+                   "odd, 1 to 63", "SnapKV, clustering by pooling; DynamicKV uses 7", kPooled},
     ParameterWords{
         "pool", "--pool",
         "How the smoothing works: max spreads a peak to its neighbours, avg flattens it.",
         "max or avg",
         "SnapKV, clustering by pooling; DynamicKV takes avg for Llama-3 and InternLM, max "
         "for Mistral and Qwen2",
-        kScored},
+        kPooled},
     ParameterWords{"reduce", "--reduce",
                    "How the scores of the query heads that share one KV head become one score.",
                    "mean, max or sum",
@@ -76,34 +77,55 @@ constexpr std::array kWords{
     ParameterWords{
         "granularity", "--granularity",
         "What shares the budget: the layers (the heads of a layer alike), the heads inside each "
-        "layer (the layers alike), or all heads of all layers.",
+        "layer (the layers alike), or all heads of all layers. With keep-mass: whether the heads "
+        "of a layer are alike, or each keeps the share by itself.",
         "layer, head or layer-head",
-        "DynamicKV shares between layers; Ada-KV between the heads of a layer", kDynamic},
+        "DynamicKV shares between layers, Ada-KV between the heads of a layer; layer-head is "
+        "dkv's own",
+        kDynamic},
     ParameterWords{
         "score_norm", "--score-norm",
-        "How layers are made comparable before the largest scores are counted: not at all, each "
-        "divided by its sum, or that after its first tokens were set aside.",
+        "How layers are made comparable before the largest scores of all are counted: not at all, "
+        "each divided by its sum, or that after its first tokens (sinks, and what the smoothing "
+        "spreads them to) were set to 0. Which tokens a head prefers does not change.",
         "none, layer or layer-nosink", "dkv's own: the paper compares raw attention", kDynamic},
     ParameterWords{
         "profile", "--profile",
         "What `dkv calibrate` measured of this model: which layers and heads matter. Budgets then "
-        "follow from it and are known before the first layer, so nothing is staged.",
-        "a file for the engine's model",
+        "follow from it and are known before the first layer, so nothing is staged; granularity, "
+        "score-norm, r-max, r-min and update-interval say nothing then. It brings the kernel that "
+        "it was measured with.",
+        "a file for the engine's model: dkv profile show FILE",
         "dkv's own; HeadKV, EvolKV and BaKlaVa measure importance in other ways", kDynamic},
+    ParameterWords{"profile_alpha", "--profile-alpha",
+                   "How far budgets follow the profile, instead of its own: they are in "
+                   "proportion to weight^alpha. 0 makes all alike.",
+                   "0 to 8, with a profile", "dkv's own", kDynamic},
+    ParameterWords{"profile_floor", "--profile-floor",
+                   "Least that a head keeps whatever its weight, instead of the profile's own, as "
+                   "a share of capacity - window.",
+                   "0 to 1, with a profile", "dkv's own", kDynamic},
     ParameterWords{"query_norm", "--query-norm",
                    "Whether a token's score is divided by the number of queries that can see it; "
                    "else early tokens, seen by more, score higher.",
                    "on or off", "kvpress divides; H2O as published does not", "h2o "},
     ParameterWords{"ratio", "--ratio",
-                   "Instead of a capacity: the share of the prompt's tokens to keep.",
+                   "Instead of a capacity: the share of the prompt's tokens to keep, window "
+                   "included, but never less than the window.",
                    "above 0, at most 1", "kvpress's way of giving a size", kBudgeted},
     ParameterWords{"bytes", "--bytes",
                    "Instead of a capacity: the most bytes that the kept keys and values may take.",
-                   "at least what the window takes", "dkv's own", kBudgeted},
+                   "at least what the window takes; 512MiB", "dkv's own", kBudgeted},
     ParameterWords{"keep_mass", "--keep-mass",
                    "Instead of a capacity: in every layer, the fewest tokens that hold this share "
-                   "of the window's attention.",
+                   "of the window's attention, the window's own share counted. Nothing is staged. "
+                   "A profile says nothing then.",
                    "above 0, at most 1", "dkv's own", kScored},
+    ParameterWords{"preset", "--preset",
+                   "The settings of a publication for the engine's family of models, unchanged for "
+                   "ever. What else is given goes over them. paper: window 8, kernel 7, r-max 10 "
+                   "(Qwen2 5), r-min 0, update-interval 4, pool avg (Mistral, Qwen2 max).",
+                   "paper", "DynamicKV, experimental settings", kScored},
 };
 
 std::string value_text(Json const& value) {
@@ -131,8 +153,11 @@ bool uses(std::string_view policy, ParameterWords const& parameter) {
 std::string policy_brief(wire::PolicyT const* policy) {
     if (policy == nullptr) return "-";
     auto const name = one_line(policy->name);
-    if (!policy->capacity || name == "fullkv") return name;
-    return fmt::format("{} {}", name, *policy->capacity);
+    if (name == "fullkv") return name;
+    if (policy->ratio) return fmt::format("{} {}", name, human_share(*policy->ratio));
+    if (policy->bytes) return fmt::format("{} {}", name, human_bytes(*policy->bytes));
+    if (policy->keep_mass) return fmt::format("{} mass {:g}", name, *policy->keep_mass);
+    return policy->capacity ? fmt::format("{} {}", name, *policy->capacity) : name;
 }
 
 std::string policy_line(wire::PolicyT const* policy) {

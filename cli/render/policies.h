@@ -25,7 +25,7 @@ std::span<ParameterWords const> parameter_words();
 /// Whether `policy` looks at `parameter`; a policy unknown here looks at all of them.
 bool uses(std::string_view policy, ParameterWords const& parameter);
 
-/// "dynamickv 512", or only the name where capacity says nothing. nullptr: "-".
+/// "dynamickv 512", "snapkv 25.0 %", or only the name where no size is known. nullptr: "-".
 std::string policy_brief(wire::PolicyT const* policy);
 /// "dynamickv capacity=512 window=32 …": the parameters that the policy uses. A line breaks between
 /// them, not in them.

@@ -189,7 +189,7 @@ TEST_CASE("dkv policy show explains the policy in force with the numbers in forc
     std::vector<std::string> names;
     for (auto const& words : shown.at("explained"))
         names.push_back(words.at("name"));
-    CHECK(names == std::vector<std::string>{"capacity", "window", "sinks"});
+    CHECK(names == std::vector<std::string>{"capacity", "window", "sinks", "ratio", "bytes"});
 }
 
 TEST_CASE("dkv stop stops it once") {

@@ -248,14 +248,30 @@ TEST_CASE("dkv policy list marks the default and shows only what a policy uses")
           "  dkv policy show NAME explains every parameter\n");
 }
 
+TEST_CASE("a policy in brief names its size as it was given") {
+    auto policy = some_policy("snapkv", 512);
+    CHECK(policy_brief(&policy) == "snapkv 512");
+    policy.capacity.reset();
+    CHECK(policy_brief(&policy) == "snapkv");
+    policy.ratio = 0.25;
+    CHECK(policy_brief(&policy) == "snapkv 25.0 %");
+    policy.ratio.reset();
+    policy.bytes = 512U << 20U;
+    CHECK(policy_brief(&policy) == "snapkv 512.0 MiB");
+    policy.bytes.reset();
+    policy.keep_mass = 0.95;
+    CHECK(policy_brief(&policy) == "snapkv mass 0.95");
+    CHECK(policy_line(&policy).ends_with(" keep_mass=0.95"));
+}
+
 TEST_CASE("every parameter has words, a range, a source and at least one policy") {
     for (auto const& words : parameter_words()) {
         CAPTURE(words.name);
         CHECK_FALSE(words.what.empty());
         CHECK_FALSE(words.range.empty());
         CHECK_FALSE(words.source.empty());
-        CHECK(
-            (uses("dynamickv", words) || uses("streamingllm", words) || uses("pyramidkv", words)));
+        CHECK((uses("dynamickv", words) || uses("streamingllm", words) ||
+               uses("pyramidkv", words) || uses("h2o", words)));
         CHECK_FALSE(uses("fullkv", words));
         CHECK(uses("a policy of tomorrow", words));
     }
