@@ -9,8 +9,11 @@ PROMPT ?=
 POLICY ?=
 CAPACITY ?=
 
+comma := ,
+
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead bench-decode golden lint \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead bench-decode \
+	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
 help:         ## list the targets
@@ -60,6 +63,15 @@ overhead: build ## what dkv costs a real prefill of 4,096 tokens, pair by pair
 
 bench-decode: build ## ms per token of unequal heads against equal ones, at equal bytes
 	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
+
+eval-quick: build ## a small evaluation through a real dkvd that must come out as expected (minutes)
+	DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=protocol/python \
+		$(PYTHON) -m dkv.lab.quick -o build/eval-quick
+
+eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='--needles 100 …')
+	$(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \
+		$(or $(EVAL),--needles 100 --texts 48 --ruler 40 --grid 1024$(comma)2048$(comma)4096:0.1$(comma)0.3$(comma)0.5$(comma)0.7$(comma)0.9)
+	$(BUILD)/bin/dkv eval figures build/eval/$(notdir $(or $(MODEL),smollm2)).csv -o build/eval/figures
 
 golden: build ## dynamickv-ref against recorded outcomes (FILE=one.json)
 	tools/golden/check $(or $(FILE),tests/data/golden/*.json)

@@ -25,7 +25,7 @@ def saved(path, model, **changes):
     described = profiles.describe(model)
     geometry = described["geometry"]
     weights = [[1.0 + head + layer for head in range(geometry["kv_heads"])] for layer in range(geometry["layers"])]
-    files.Profile(described | changes, {}, "head", 0.85, 0.2, weights).save(path)
+    files.Profile(described | changes, {}, "head", 0.85, 0.2, weights, kernel=13).save(path)
     return path
 
 
@@ -34,7 +34,7 @@ def test_a_named_profile_is_read_as_it_is(tmp_path):
 
     found = profiles.resolve(model, saved(tmp_path / "tiny.json", model))
 
-    assert (found.name, found.alpha, found.floor) == ("tiny", 0.85, 0.2)
+    assert (found.name, found.alpha, found.floor, found.kernel) == ("tiny", 0.85, 0.2, 13)
     assert found.weights == [[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 5.0]]
 
 

@@ -80,7 +80,7 @@ def describe(model: torch.nn.Module) -> dict:
 
 
 def _as_wish(name: str, made: files.Profile) -> dkv.Profile:
-    return dkv.Profile(name=name, weights=made.weights, alpha=made.alpha, floor=made.floor)
+    return dkv.Profile(name=name, weights=made.weights, alpha=made.alpha, floor=made.floor, kernel=made.kernel)
 
 
 def main() -> None:
