@@ -120,6 +120,16 @@ Program::Program(Environment const& environment)
 }
 
 int run(std::vector<std::string> arguments, Environment const& environment) {
+    auto const* const python = arguments.empty() ? nullptr : python_command(arguments.front());
+    // A profile is a file that the sidecar reads, too: showing one takes no Python.
+    bool const is_ours =
+        arguments.size() > 1 && arguments[0] == "profile" && arguments[1] == "show";
+    if (python != nullptr && !is_ours) {
+        arguments.erase(arguments.begin());
+        Error const error = environment.become_python(*python, arguments);
+        return refuse(environment, false, name_of(error.code), is_retryable(error.code),
+                      error.message, exit_code_of(error.code));
+    }
     bool const json = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
     Program program(environment);
     std::reverse(arguments.begin(), arguments.end());  // CLI11 pops them from the back.

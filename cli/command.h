@@ -16,6 +16,7 @@
 
 #include "cli/doctor/readings.h"
 #include "cli/exit_codes.h"
+#include "cli/python.h"
 #include "cli/render/style.h"
 #include "protocol/base/result.h"
 #include "protocol/sdk/controller.h"
@@ -38,6 +39,9 @@ struct Environment {
     std::ostream* out = nullptr;
     std::ostream* err = nullptr;
     bool out_is_terminal = false;
+    /// Becomes Python running that command; comes back only with a reason.
+    std::function<Error(PythonCommand const&, std::vector<std::string> const& arguments)>
+        become_python;
     Style style;  ///< What the terminal can show; --no-color takes the colour away.
 };
 

@@ -66,6 +66,7 @@ dkv::cli::Environment real_environment() {
     environment.read_machine = dkv::cli::doctor::read_machine;
     environment.catch_interrupts = catch_interrupts;
     environment.pause = [](std::chrono::milliseconds time) { std::this_thread::sleep_for(time); };
+    environment.become_python = dkv::cli::become_python;
     environment.out = &std::cout;
     environment.err = &std::cerr;
     environment.out_is_terminal = ::isatty(STDOUT_FILENO) == 1;

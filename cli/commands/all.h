@@ -15,6 +15,9 @@ Run setup_diff(CLI::App& app, Context const& context);
 Run setup_doctor(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);
+Run setup_calibrate(CLI::App& app, Context const& context);
+Run setup_eval(CLI::App& app, Context const& context);
+Run setup_profile(CLI::App& app, Context const& context);
 Run setup_version(CLI::App& app, Context const& context);
 Run setup_completion(CLI::App& app, Context const& context);
 

@@ -15,6 +15,10 @@ constexpr Command kCommands[] = {
     {"doctor", "what this machine can do, in words", setup_doctor},
     {"serve", "run a sidecar here, in the foreground: the same as dkvd", setup_serve},
     {"stop", "stop the sidecar; engines go on uncompressed", setup_stop},
+    {"calibrate", "measure what each layer or KV head of a model is worth: a profile",
+     setup_calibrate},
+    {"eval", "every policy at equal bytes on a real model: needles, texts, LongBench", setup_eval},
+    {"profile", "the calibrated profiles there are; what is in one", setup_profile},
     {"version", "versions of dkv and of the sidecar", setup_version},
     {"completion", "a completion script for bash, zsh or fish", setup_completion},
 };
