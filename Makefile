@@ -4,10 +4,11 @@ BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c')
 
-# The demo's own knobs: make demo PROMPT=file.txt POLICY=snapkv CAPACITY=256
+# The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto
 PROMPT ?=
 POLICY ?=
 CAPACITY ?=
+PROFILE ?=
 
 comma := ,
 
@@ -19,10 +20,10 @@ comma := ,
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY=)
+demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE=)
 	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
 		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
-		$(if $(CAPACITY),--capacity '$(CAPACITY)')
+		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)')
 
 test: test-asan test-e2e ## every test: unit tests under sanitizers, then units and end to end
 

@@ -82,21 +82,12 @@ def assert_near_ties(ranked: torch.Tensor, tokens: set[int]) -> None:
     assert float(values.max() - values.min()) <= NEAR * float(values.max()), "kept otherwise, and no tie"
 
 
-def choose_or_skip(facts, name, capacity, chooser):
-    try:
-        return differences(facts, name, capacity, chooser)
-    except dkv.DkvError as error:
-        if error.status == dkv.Status.NOT_FOUND:
-            pytest.skip(str(error))
-        raise
-
-
 @pytest.mark.parametrize("capacity", [48, 100])
 @pytest.mark.parametrize("name", UNPROFILED + PROFILED)
 def test_both_paths_keep_the_same_positions_of_a_random_models_prompt(name, capacity, chooser):
     tokens = torch.randint(2, 512, (300,), generator=torch.Generator().manual_seed(4))
 
-    odd, total = choose_or_skip(facts_of(make_tiny_llama(), tokens), name, capacity, chooser)
+    odd, total = differences(facts_of(make_tiny_llama(), tokens), name, capacity, chooser)
 
     assert odd <= 0.01 * total
 
@@ -109,7 +100,7 @@ def test_both_paths_keep_the_same_positions_of_a_real_models_prompt(smollm2, cho
     facts = facts_of(model, tokens)
 
     for name in UNPROFILED + PROFILED:
-        odd, total = choose_or_skip(facts, name, 128, chooser)
+        odd, total = differences(facts, name, 128, chooser)
         assert odd <= 0.002 * total, name
 
 

@@ -2,7 +2,8 @@
 """Shows dkv at work: starts dkvd, starts a separate Python process with SmolLM2-135M, steers it from
 outside with `dkv policy set`, and prints what became of the answer and of the memory.
 
-    make demo                                        every policy at 512 tokens, dynamickv at 128 and 1024
+    make demo                                        every policy at 512 tokens, dynamickv at 128 and 1024,
+                                                     and with the model's calibrated profile at 128 and 512
     make demo PROMPT=my.txt POLICY=snapkv CAPACITY=256    one run on your own text
 
 PROMPT's last paragraph is taken as the question. Results: OUT/demo.json.
@@ -32,6 +33,7 @@ from document import default_document, user_document  # noqa: E402
 POLICIES = ("streamingllm", "snapkv", "pyramidkv", "dynamickv")
 CAPACITY = 512
 DYNAMICKV_CAPACITIES = (128, 1024)
+PROFILE_CAPACITIES = (128, 512)
 START_SECONDS = 10
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -41,12 +43,20 @@ class Run:
     policy: str
     capacity: int | None = None
     dkv: bool = True
+    profile: str | None = None  # The engine's own wish: no operator's policy is set for it.
 
     @property
     def title(self) -> str:
         if not self.dkv:
             return "full cache, without dkv"
-        return self.policy + (f" {self.capacity}" if self.capacity else "")
+        calibrated = " + profile" if self.profile else ""
+        return self.policy + (f" {self.capacity}" if self.capacity else "") + calibrated
+
+    def wish(self) -> dict:
+        """What the engine asks for itself; an operator's policy would go before it."""
+        if not self.profile:
+            return {}
+        return {"policy": self.policy, "capacity": self.capacity, "profile": self.profile}
 
 
 class Sidecar:
@@ -76,6 +86,9 @@ class Sidecar:
         return done.stdout
 
     def set_policy(self, run: Run) -> None:
+        if run.profile:
+            self.dkv("policy", "reset")
+            return
         capacity = ("--capacity", str(run.capacity)) if run.capacity else ()
         self.dkv("policy", "set", run.policy, *capacity)
 
@@ -125,12 +138,14 @@ def runs_of(options) -> list[Run]:
     baseline = Run("fullkv", dkv=False)
     if options.policy or options.capacity or options.prompt:
         policy = options.policy or "dynamickv"
-        return [baseline, Run(policy, None if policy == "fullkv" else options.capacity or CAPACITY)]
+        capacity = None if policy == "fullkv" else options.capacity or CAPACITY
+        return [baseline, Run(policy, capacity, profile=options.profile)]
     return [
         baseline,
         Run("fullkv"),
         *(Run(policy, CAPACITY) for policy in POLICIES),
         *(Run("dynamickv", capacity) for capacity in DYNAMICKV_CAPACITIES),
+        *(Run("dynamickv", capacity, profile=options.profile or "auto") for capacity in PROFILE_CAPACITIES),
     ]
 
 
@@ -151,6 +166,7 @@ def play(options, document, sidecar, engine, console) -> dict:
             engine.ask(
                 dkv=run.dkv,
                 endpoint=sidecar.endpoint,
+                wish=run.wish(),
                 document=dataclasses.asdict(document),
                 max_new_tokens=options.max_new_tokens,
             )
@@ -170,7 +186,7 @@ def play(options, document, sidecar, engine, console) -> dict:
 
 def describe(run: Run, event: dict, before: list[dict], document) -> dict:
     """One entry of demo.json's `runs`."""
-    result = {"title": run.title, "policy": run.policy, "capacity": run.capacity, "through_dkv": run.dkv}
+    result = {"title": run.title, "policy": run.policy, "capacity": run.capacity, "profile": run.profile, "through_dkv": run.dkv}
     result |= {key: value for key, value in event.items() if key != "prompt_tokens"}
     result["prefill_seconds_without_dkv"] = before[0]["prefill_seconds"] if before else event["prefill_seconds"]
     result["correct"] = document.expected in event["answer"] if document.expected else None
@@ -244,6 +260,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=pathlib.Path, help="a text of yours instead of the licence")
     parser.add_argument("--policy", help="one policy instead of all")
     parser.add_argument("--capacity", type=int, help=f"tokens per layer and KV head ({CAPACITY})")
+    parser.add_argument("--profile", help='of dkv calibrate, or "auto": for the one policy; beside the others auto is shown')
     parser.add_argument("--max-new-tokens", type=int, default=32)
     options = parser.parse_args()
     if options.prompt and not options.prompt.is_file():

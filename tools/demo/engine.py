@@ -122,7 +122,7 @@ def main() -> None:
         )
         tokens = prompt["input_ids"].shape[1]
         if run["dkv"]:
-            cache = dkv.hf.Cache(model, endpoint=run["endpoint"])
+            cache = dkv.hf.Cache(model, endpoint=run["endpoint"], **run["wish"])
             facts = generate(model, tokenizer, prompt, run, cache) | compressed_facts(cache)
         else:
             model.set_attn_implementation(plain_attention)
