@@ -63,12 +63,13 @@ double share_of(Profile const& profile, std::size_t index) {
     return std::pow(profile.weights[index] / std::ranges::max(profile.weights), profile.alpha);
 }
 
-/// One column. Even nothing is drawn: a blank would be no head at all.
+/// One column; each step down is half as much, for a few heads get nearly all.
 std::string cell(double share, Style const& style) {
     static constexpr std::array kBlocks{"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
     static constexpr std::array kLetters{".", ":", "-", "=", "+", "*", "#", "@"};
-    auto const level = std::min<std::size_t>(static_cast<std::size_t>(share * 8), 7);
-    Tone const tone = share >= 0.75 ? Tone::Bad : share >= 0.375 ? Tone::Warn : Tone::Plain;
+    double const halvings = std::min(std::floor(-std::log2(share)), 7.0);
+    auto const level = static_cast<std::size_t>(7 - halvings);
+    Tone const tone = level == 7 ? Tone::Bad : level >= 5 ? Tone::Warn : Tone::Plain;
     return toned(tone, style.unicode ? kBlocks[level] : kLetters[level], style);
 }
 
@@ -85,7 +86,7 @@ std::string heat_map(Profile const& profile, Style const& style) {
         std::uint32_t const end = std::min(profile.layers, first + width);
         out += "\n" + label("layer");
         for (std::uint32_t layer = first; layer < end; layer += 10)
-            out += end - layer < 10 ? std::to_string(layer) : fmt::format("{:<10}", layer);
+            out += layer + 10 < end ? fmt::format("{:<10}", layer) : std::to_string(layer);
         out += "\n";
         for (std::uint32_t head = 0; head < profile.heads; ++head) {
             out += label(profile.heads == 1 ? "all heads" : fmt::format("head {}", head));
@@ -94,7 +95,8 @@ std::string heat_map(Profile const& profile, Style const& style) {
             out += "\n";
         }
     }
-    return out;
+    return out + toned(Tone::Dim, label("") + "one step down: half as much of the budget", style) +
+           "\n";
 }
 
 std::string bars_of(Profile const& profile, Style const& style) {

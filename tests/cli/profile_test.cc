@@ -46,8 +46,9 @@ TEST_CASE("dkv profile show says what was measured, and maps layers and heads") 
           "figures   needle: prompts 11\n"
           "\n"
           "layer     0\n"
-          "head 0    ▂▅\n"
-          "head 1    ▃█\n");
+          "head 0    ▅▇\n"
+          "head 1    ▆█\n"
+          "          one step down: half as much of the budget\n");
     CHECK(disk.sidecar.connects == 0);
 }
 
@@ -56,7 +57,7 @@ TEST_CASE("dkv profile show draws with letters where there is no Unicode") {
     auto const ran =
         run_dkv({"profile", "show", disk.path}, disk.sidecar,
                 [](cli::Environment& environment) { environment.style.unicode = false; });
-    CHECK(contains(ran.out, "head 0    :+\nhead 1    -@\n"));
+    CHECK(contains(ran.out, "head 0    +#\nhead 1    *@\n"));
 }
 
 TEST_CASE("dkv profile show --plot adds a bar for each layer and head") {
