@@ -47,7 +47,8 @@ void add_policy_flags(CLI::App& app, PolicyRequest& request) {
     add_number(app, "--r-min", request.r_min,
                "least that a layer keeps, as a share of capacity - window");
     add_number(app, "--update-interval", request.update_interval, "layers between two re-cuts");
-    add_number(app, "--sinks", request.sinks, "first tokens that streamingllm keeps");
+    add_number(app, "--sinks", request.sinks,
+               "streamingllm: first tokens kept; --score-norm layer-nosink: not counted");
     add_number(app, "--beta", request.beta, "pyramidkv: mean budget over the last layer's");
     add_word<Granularity>(app, "--granularity", request.granularity,
                           {{"layer", Granularity::Layer},
@@ -61,7 +62,8 @@ void add_policy_flags(CLI::App& app, PolicyRequest& request) {
                         "dynamickv: how layers are made comparable before they are counted");
     add_word<bool>(app, "--query-norm", request.query_norm, {{"on", true}, {"off", false}},
                    "h2o: divide by the number of queries that can see a token");
-    add_number(app, "--ratio", request.ratio, "instead of a capacity: share of the tokens to keep");
+    add_number(app, "--ratio", request.ratio,
+               "instead of a capacity: share of the prompt's tokens to keep");
     app.add_option("--bytes", request.bytes,
                    "instead of a capacity: most bytes of K and V to keep, 512MiB")
         ->transform(CLI::AsSizeValue(false))

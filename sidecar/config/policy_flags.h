@@ -8,9 +8,9 @@ class App;
 
 namespace dkv {
 
-/// Adds --capacity, --window, --kernel, --pool, --reduce, --r-max, --r-min, --update-interval,
-/// --sinks and --beta to `app`: the same flags for dkvd and for `dkv policy set`. The name of the
-/// policy is the caller's to add. `request` must outlive the parse.
+/// Adds a flag for every field of PolicyRequest to `app`, the same ones for dkvd and for `dkv
+/// policy set`. The policy's name is the caller's to add. --profile reads its file while parsing,
+/// and throws a ValidationError in read_profile()'s words. `request` must outlive the parse.
 void add_policy_flags(CLI::App& app, PolicyRequest& request);
 
 }  // namespace dkv

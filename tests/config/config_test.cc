@@ -56,6 +56,34 @@ TEST_CASE("flags fill the configuration; what is left out keeps its default") {
     REQUIRE(check(plain));
 }
 
+TEST_CASE("granularity, norms, sizes, presets and profiles are flags too") {
+    auto const config = parse(
+        "--granularity layer-head --score-norm layer-nosink --query-norm on --ratio 0.25 "
+        "--preset paper --profile " DKV_SHIPPED_PROFILE " --profile-alpha 1.5 --profile-floor 0.1");
+    CHECK(config.policy.granularity == Granularity::LayerHead);
+    CHECK(config.policy.score_norm == ScoreNorm::LayerNoSink);
+    CHECK(config.policy.query_norm == true);
+    CHECK(config.policy.ratio == 0.25);
+    CHECK(config.policy.preset == "paper");
+    REQUIRE(config.policy.profile);
+    CHECK(config.policy.profile->layers == 30);
+    CHECK(config.policy.profile_alpha == 1.5);
+    CHECK(config.policy.profile_floor == 0.1);
+    REQUIRE(check(config));
+
+    CHECK(parse("--bytes 512MiB").policy.bytes == 536870912U);
+    CHECK(parse("--bytes 3kb").policy.bytes == 3072U);
+    CHECK(parse("--keep-mass 0.9").policy.keep_mass == 0.9);
+    CHECK(refusal(parse("--ratio 0.5 --capacity 64")) ==
+          "capacity and ratio are given: one size is enough");
+    CHECK(refusal(parse("--preset thesis")) == "no preset is called \"thesis\"; there is paper");
+    CHECK_THROWS_AS(parse("--granularity token"), CLI::ValidationError);
+    CHECK_THROWS_AS(parse("--bytes much"), CLI::ValidationError);
+    CHECK_THROWS_WITH_AS(parse("--profile /nonexistent"),
+                         "--profile: /nonexistent cannot be read: No such file or directory",
+                         CLI::ValidationError);
+}
+
 TEST_CASE("flags can stand in a TOML file") {
     auto const path = "/tmp/dkv-config-test-" + std::to_string(::getpid()) + ".toml";
     std::ofstream(path) << "policy = \"pyramidkv\"\ncapacity = 128\nlog-level = \"warn\"\n";

@@ -259,9 +259,14 @@ TEST_CASE("a prompt whose bytes cannot be counted is refused, not computed with"
 }
 
 TEST_CASE("a failing device's error comes through, and the same call may be made again") {
-    for (char const* const policy : {"dynamickv", "snapkv"}) {
-        CAPTURE(policy);
-        OpenJob reference(small_spec(policy));
+    auto per_head = small_spec();
+    per_head.params.granularity = Granularity::Head;
+    per_head.params.score_norm = ScoreNorm::LayerNoSink;
+    auto by_mass = small_spec("snapkv");
+    by_mass.params.keep_mass = 0.5;
+    for (JobSpec const& spec : {small_spec(), small_spec("snapkv"), per_head, by_mass}) {
+        CAPTURE(in_words(spec.params));
+        OpenJob reference(spec);
         auto const wanted = run_job(*reference.backend, reference.spec, reference.prompt);
         auto const inner = make_cpu_backend(1);
         bool reached_the_end = false;
