@@ -74,7 +74,8 @@ def heat_maps(lines: list[dict], task: str, capacity: int, title: str):
             for y, row in enumerate(cells):
                 for x, value in enumerate(row):
                     if not math.isnan(value):
-                        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7)
+                        colour = "white" if value < 0.15 or value > 0.85 else "black"
+                        axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
     figure.supxlabel("tokens of the prompt")
     figure.supylabel("depth of the needle")
     figure.suptitle(title)
@@ -129,6 +130,20 @@ def head_map(values, title: str, label: str):
     return figure
 
 
+def ragged_maps(entries: list[dict], capacity: int, policies: list[str], model: str) -> dict:
+    """Layer × head of every policy whose heads get unlike budgets: per task, once where all tasks get the same."""
+    drawn, seen = {}, []
+    for policy in policies:
+        for task in dict.fromkeys(entry["task"] for entry in entries):
+            mean = mean_budgets(entries, task, policy, capacity)
+            if mean is None or bool((mean == mean[:, :1]).all()) or any(torch.equal(mean, other) for other in seen):
+                continue
+            seen.append(mean)
+            title = f"{model}: {policy}, {capacity} tokens, {task}"
+            drawn[f"heads-{policy.replace('/', '-')}-{task}-{capacity}"] = head_map(mean, title, "prefix tokens")
+    return drawn
+
+
 # -------------------------------------------------------------------- quality against capacity
 
 
@@ -139,12 +154,14 @@ def quality(lines: list[dict], task: str, column: str, tokens: str, title: str, 
 
     entries = report.table(lines, task, column, tokens, None, against)
     figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-    policies = list(dict.fromkeys(entry["policy"] for entry in entries))
-    for colour, policy in zip(_COLOURS * 3, [name for name in policies if name != "fullkv"]):
+    policies = [name for name in dict.fromkeys(entry["policy"] for entry in entries) if name != "fullkv"]
+    for number, policy in enumerate(policies):
         mine = sorted((e for e in entries if e["policy"] == policy), key=lambda e: e["capacity"])
-        at = [entry["capacity"] for entry in mine]
-        axis.plot(at, [entry["mean"] for entry in mine], marker="o", markersize=3, color=colour, label=f"{policy} (n = {mine[0]['n']})")
-        axis.fill_between(at, [e["low"] for e in mine], [e["high"] for e in mine], color=colour, alpha=0.12, linewidth=0)
+        beside = 2 ** (0.05 * (number - (len(policies) - 1) / 2))  # So that the intervals stand side by side.
+        around = [[max(0, e["mean"] - e["low"]) for e in mine], [max(0, e["high"] - e["mean"]) for e in mine]]
+        look = {"marker": "o", "markersize": 3, "color": _COLOURS[number % len(_COLOURS)], "elinewidth": 0.7, "capsize": 1.5}
+        label = f"{policy} (n = {mine[0]['n']})"
+        axis.errorbar([beside * e["capacity"] for e in mine], [e["mean"] for e in mine], around, label=label, linewidth=1.2, **look)
     for entry in entries:
         if entry["policy"] == "fullkv" and column != "kl":
             axis.axhline(entry["mean"], color="black", linestyle="--", linewidth=0.8, label="fullkv")
@@ -177,6 +194,8 @@ def draw_all(paths: list[Path], folder: Path, kind: str, made: list[profiles.Pro
     policies = [name for name in dict.fromkeys(entry["policy"] for entry in entries) if name not in ("h2o", "streamingllm")]
     for capacity in capacities if entries else []:
         drawn[f"budgets-{capacity}"] = budget_lines(entries, capacity, policies, f"{model}: budgets per layer, {capacity} tokens")
+    for capacity in capacities:
+        drawn |= ragged_maps(entries, capacity, policies, model)
     for task, metrics in report.METRICS.items():
         for tokens in sorted({line["tokens"] for line in lines if line["task"] == task}, key=int):
             for column, title in metrics:
