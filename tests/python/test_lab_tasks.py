@@ -11,7 +11,7 @@ from conftest import ROOT, make_tiny_llama
 from test_lab_probe import make_tiny_gemma
 from test_lab_run import Bytes, calibrated, tiny  # noqa: F401
 
-from dkv.lab import decode, evaluate, figures, longbench, metrics, needles, quick, report, results, ruler, scores
+from dkv.lab import command, decode, evaluate, figures, longbench, metrics, needles, quick, report, results, ruler, scores
 from dkv.lab.probe import Probe, Variant
 
 MADE = ROOT / "tests" / "data" / "longbench" / "made.jsonl"
@@ -214,6 +214,21 @@ def test_figures_are_drawn_of_everything(evaluated, tmp_path, tiny):
 
     names = {path.name for path in (tmp_path / "f").glob("*.svg")}
     assert {"grid-64.svg", "grid-128.svg", "budgets-64.svg", "text-kl-400.svg", "profile-tiny.svg"} <= names
+
+
+def test_what_a_user_can_mend_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DKV_COMMAND", "dkv eval")
+
+    assert command.run(lambda: report.main([str(tmp_path / "absent.csv")])) == 1
+    assert capsys.readouterr().err == f"dkv eval: [Errno 2] No such file or directory: '{tmp_path}/absent.csv'\n"
+    assert command.run(lambda: evaluate.main(["/nowhere"])) == 1
+    assert capsys.readouterr().err == "dkv eval: /nowhere is not a folder with a model\n"
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert command.run(interrupted) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 def line_of(policy, kept, **columns):

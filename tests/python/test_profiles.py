@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import make_tiny_llama
+from conftest import ROOT, make_tiny_llama
+from test_cache import greedy
 
 import dkv
 import dkv.hf
 from dkv.hf import profiles
+from dkv.lab import budgets
 from dkv.lab import profile as files
 
 
@@ -93,6 +97,42 @@ def test_a_profile_asks_for_dynamickv_unless_another_policy_is_named(tmp_path):
     assert dkv.hf.Cache(model, policy="snapkv", profile=given)._wish["name"] == "snapkv"
     assert dkv.hf.Cache(model, profile="auto")._wish == {}
     assert dkv.hf.Cache(model, profile=given).report().profile == "own"
+
+
+@pytest.mark.e2e
+def test_the_profile_found_decides_the_budgets(tmp_path, prompt, sidecar):
+    model = make_tiny_llama()
+    made = files.load(saved(tmp_path / "mine" / "tiny.json", model))
+
+    cache = dkv.hf.Cache(model, capacity=96, profile="auto", endpoint=sidecar.endpoint, timeout_s=60)
+    greedy(model, prompt(500), 2, past_key_values=cache)
+
+    report = cache.report()
+    assert report.failure is None and (report.policy, report.profile) == ("dynamickv", "tiny")
+    shape = budgets.Shape(4, 2, 500 - 32, 96 - 32)
+    assert report.kept_per_head == (budgets.by_weights(shape, made.tensor(), 0.85, 0.2) + 32).tolist()
+
+
+@pytest.mark.e2e
+def test_a_script_gets_the_profile_under_the_runner(tmp_path, sidecar):
+    saved(tmp_path / "mine" / "tiny.json", make_tiny_llama())
+    script, reported = tmp_path / "script.py", tmp_path / "report.json"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(ROOT / 'tests' / 'python')!r})\n"
+        "from conftest import make_tiny_llama\n"
+        "tokens = torch.arange(2, 402)[None]\n"
+        "make_tiny_llama().generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=3, do_sample=False)\n"
+    )
+    command = [sys.executable, "-m", "dkv.hf", "--profile", "auto", "--capacity", "96", "--endpoint", sidecar.endpoint]
+
+    done = subprocess.run([*command, "--report", reported, script], capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    (only,) = json.loads(reported.read_text())
+    assert only["failure"] is None
+    assert (only["policy"], only["profile"], sum(only["kept_per_layer"])) == ("dynamickv", "tiny", 4 * 96)
+    assert len(set(only["kept_per_layer"])) > 1
 
 
 def test_what_comes_with_dkv_can_be_read():

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-from . import models, needles, profile, refine, restore, scores
+from . import command, models, needles, profile, refine, restore, scores
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant
 from .store import PrefillStore
@@ -110,7 +111,7 @@ def build_profile(
     shape = (len(geometry.compressed), geometry.kv_heads if recipe["granularity"] == "head" else 1)
     damages = mean_damages(records, shape)
     if not damages:
-        raise RuntimeError("no prompt could be measured: the model answers none of the needles and no text was asked for")
+        raise profile.ProfileError("no prompt could be measured: the model answers none of the needles and no text was asked for")
     figures = {
         task: {
             "prompts": sum(record["task"] == task and record["damage"] is not None for record in records),
@@ -144,7 +145,7 @@ class Journal:
         if path.exists():
             lines = path.read_text().splitlines()
             if not lines or json.loads(lines[0]) != header:
-                raise RuntimeError(f"{path} was measured with another model or recipe: remove it or choose another output")
+                raise profile.ProfileError(f"{path} was measured with another model or recipe: remove it or choose another output")
             self.records = [json.loads(line) for line in lines[1:] if line.endswith("}")]
             path.write_text("\n".join([lines[0], *map(json.dumps, self.records)]) + "\n")
         else:
@@ -198,7 +199,7 @@ def _bar(title: str, total: int):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dkv.lab.calibrate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.calibrate"), description=__doc__.split("\n")[0])
     parser.add_argument("model", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
     parser.add_argument("--granularity", choices=("layer", "head"), default="head")
@@ -281,4 +282,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -26,7 +26,7 @@ import torch
 import dkv
 from dkv.hf import profiles
 
-from . import decode, figures, longbench, metrics, models, needles, policies, profile, report, ruler, sidecar, wishes
+from . import command, decode, figures, longbench, metrics, models, needles, policies, profile, report, ruler, sidecar, wishes
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .results import COLUMNS, Results, note_run
@@ -264,4 +264,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -21,6 +21,10 @@ _MAX_CHARACTERS = 400_000
 _KINDS_MAX = 400  # Documents of one kind that are looked at.
 
 
+class NoText(RuntimeError):
+    """This machine has nothing to cut prompts from."""
+
+
 @dataclass(frozen=True)
 class Document:
     kind: str
@@ -51,7 +55,7 @@ class Reader:
             if document.part == part:
                 self._kinds.setdefault(document.kind, []).append(document)
         if not self._kinds:
-            raise RuntimeError(f"no text of at least {_MIN_CHARACTERS} characters was found for the {part} part")
+            raise NoText(f"no text of at least {_MIN_CHARACTERS} characters was found for the {part} part")
         self._turn = 0
 
     def excerpt(self, characters: int, kinds: tuple[str, ...] | None = None) -> tuple[Document, str]:
