@@ -32,8 +32,9 @@ std::string asked_list(std::string const& path, std::string const& name) {
 }
 
 CompletionValues values_of(std::string const& path, std::string const& name, CLI::Option const& o) {
-    CompletionValues values{closed_choice(o), {}};
+    CompletionValues values{closed_choice(o), {}, false};
     if (values.words.empty()) values.list = asked_list(path, name);
+    values.is_file = name == "FILE" || o.get_type_name() == "FILE";
     return values;
 }
 
@@ -114,11 +115,15 @@ std::map<std::string, std::vector<std::string>> by_values(
 
 // ---- bash
 
+constexpr char const* kBashFiles = "-f";  // Of compgen.
+
 std::string bash_reply(std::string const& words) {
+    if (words == kBashFiles) return "COMPREPLY=($(compgen -f -- \"$word\"))";
     return fmt::format("COMPREPLY=($(compgen -W \"{}\" -- \"$word\"))", words);
 }
 
 std::string bash_words(CompletionValues const& values) {
+    if (values.is_file) return kBashFiles;
     return values.list.empty() ? joined(values.words, " ") : ask(values.list);
 }
 
@@ -162,6 +167,7 @@ std::string zsh_item(std::string const& word, std::string const& summary) {
 }
 
 std::string zsh_add(CompletionValues const& values) {
+    if (values.is_file) return "_files";
     if (!values.list.empty()) return fmt::format("compadd -- ${{(f)\"{}\"}}", ask(values.list));
     if (!values.words.empty()) return "compadd -- " + joined(values.words, " ");
     return "_default";
@@ -190,7 +196,8 @@ std::string zsh_script(std::vector<Node> const& nodes) {
         for (auto const& option : node.options)
             out += "\n                " + zsh_item(option.name, option.summary);
         out += ")\n";
-        if (!node.positional.words.empty() || !node.positional.list.empty())
+        auto const& positional = node.positional;
+        if (!positional.words.empty() || !positional.list.empty() || positional.is_file)
             out += "            [[ $PREFIX == -* ]] || " + zsh_add(node.positional) + "\n";
         out += "            ;;\n";
     }
@@ -206,6 +213,7 @@ std::string zsh_script(std::vector<Node> const& nodes) {
 // ---- fish
 
 std::string fish_values(CompletionValues const& values) {
+    if (values.is_file) return " -F";
     if (!values.list.empty())
         return fmt::format(" -a '(dkv completion --words {} 2>/dev/null)'", values.list);
     return values.words.empty() ? std::string() : " -a " + quoted(joined(values.words, " "));
@@ -241,7 +249,10 @@ std::string fish_script(std::vector<Node> const& nodes) {
         for (auto const& option : node.options) {
             bool const is_long = option.name.starts_with("--");
             out += fmt::format("{} -{} {}{}{} -d {}\n", line, is_long ? "l" : "s",
-                               option.name.substr(is_long ? 2 : 1), option.takes_value ? " -x" : "",
+                               option.name.substr(is_long ? 2 : 1),
+                               !option.takes_value     ? ""
+                               : option.values.is_file ? " -r"
+                                                       : " -x",
                                fish_values(option.values), fish_quoted(option.summary));
         }
     }

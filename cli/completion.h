@@ -11,10 +11,11 @@ namespace dkv::cli {
 enum class Shell { Bash, Zsh, Fish };
 
 /// What an option or a positional takes: the only words it takes, or the list of `dkv completion
-/// --words LIST`, which only a running sidecar knows, or anything (both empty).
+/// --words LIST`, which only a running sidecar knows, or a file, or anything (none of these).
 struct CompletionValues {
     std::vector<std::string> words;
     std::string list;
+    bool is_file = false;
 };
 
 /// What can follow `dkv policy set …`, for one (sub)command.

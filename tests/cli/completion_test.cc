@@ -43,6 +43,8 @@ TEST_CASE("completion: the program's nodes are its commands, options and choices
     CHECK(option_of(set, "--pool").values.words == std::vector<std::string>{"avg", "max"});
     CHECK(option_of(set, "--capacity").takes_value);
     CHECK_FALSE(option_of(set, "--all").takes_value);
+    CHECK(option_of(set, "--profile").values.is_file);
+    CHECK(node_at("/profile/show").positional.is_file);
     CHECK(option_of(set, "--json").summary == "print JSON: exact numbers, ids as hex strings");
     CHECK(option_of(node_at("/serve"), "--policy").values.list == "policies");
     CHECK(node_at("/completion").positional.words ==
@@ -58,12 +60,17 @@ TEST_CASE("dkv completion prints a script for each shell") {
     CHECK(contains(bash, "complete -F _dkv dkv\n"));
     CHECK(contains(bash, "'/policy/set --pool'"));
     CHECK(contains(bash, "--pool') COMPREPLY=($(compgen -W \"avg max\""));
+    CHECK(contains(bash, "'/policy/set --profile'"));
+    CHECK(contains(bash, "--profile') COMPREPLY=($(compgen -f -- \"$word\")); return"));
     auto const zsh = run_dkv({"completion", "zsh"}, sidecar).out;
+    CHECK(contains(zsh, "--profile') _files; return ;;"));
     CHECK(zsh.starts_with("#compdef dkv\n"));
     CHECK(contains(zsh, "'status:the sidecar at a glance: engines, sessions, errors, savings'"));
     auto const fish = run_dkv({"completion", "fish"}, sidecar).out;
     CHECK(contains(fish,
                    "complete -c dkv -n '__dkv_at \"/policy/set\"' -l pool -x -a 'avg max' -d "));
+    CHECK(contains(fish, "-n '__dkv_at \"/policy/set\"' -l profile -r -F -d "));
+    CHECK(contains(fish, "-n '__dkv_at \"/profile/show\"' -F\n"));
     CHECK(sidecar.connects == 0);
 }
 
