@@ -217,9 +217,10 @@ def _ragged_softmax(
     rows = (query * scale).reshape(heads, group * q_length, -1)
     tail = tail_keys.shape[1]
     logits = torch.full((heads, rows.shape[1], tail + prefix.longest), float("-inf"), dtype=query.dtype, device=query.device)
-    logits[..., :tail] = torch.bmm(rows, tail_keys.transpose(1, 2))
-    for head, (keys, length) in enumerate(zip(prefix.keys_transposed, prefix.lengths)):
-        torch.mm(rows[head], keys, out=logits[head, :, tail : tail + length])
+    logits.narrow(2, 0, tail).copy_(torch.bmm(rows, tail_keys.transpose(1, 2)))
+    of_heads = zip(rows.unbind(), prefix.keys_transposed, logits.unbind(), prefix.lengths)
+    for row, keys, logit, length in of_heads:
+        torch.mm(row, keys, out=logit.narrow(1, tail, length))
     if query.dtype != torch.float32:
         logits = logits.float()
     if softcap is not None:
@@ -229,9 +230,9 @@ def _ragged_softmax(
     if tail_bias is not None:
         logits.view(heads, group, q_length, -1)[..., :tail] += tail_bias
     weights = logits.softmax(dim=-1).to(query.dtype)
-    out = torch.bmm(weights[..., :tail], tail_values)
-    for head, (values, length) in enumerate(zip(prefix.values, prefix.lengths)):
-        out[head].addmm_(weights[head, :, tail : tail + length], values)
+    out = torch.bmm(weights.narrow(2, 0, tail), tail_values)
+    for head, weight, values, length in zip(out.unbind(), weights.unbind(), prefix.values, prefix.lengths):
+        head.addmm_(weight.narrow(1, tail, length), values)
     return out.reshape(heads, group, q_length, -1)
 
 
