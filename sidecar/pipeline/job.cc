@@ -1,6 +1,6 @@
 #include "sidecar/pipeline/job.h"
 
-#include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -162,8 +162,8 @@ Result<float> PromptJob::tally_scale(TakenLayer const& taken) {
                           .skip = spec_.params.tally_skip()}));
     DKV_TRY(backend_.synchronize());
     double const sum = std::accumulate(sums.begin(), sums.end(), 0.0);
-    auto const scale = static_cast<float>(1 / sum);
-    return sum > 0 && std::isfinite(scale) ? scale : 0.0F;
+    // 1 over less than that may be no f32; and a sum may be NaN.
+    return sum >= double{std::numeric_limits<float>::min()} ? static_cast<float>(1 / sum) : 0.0F;
 }
 
 /// The tally that is due after this layer, or nothing.
