@@ -184,6 +184,8 @@ def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):
     lines = results.read([evaluated])
     assert {line["task"] for line in lines} == {"needle", "text", "grid", "longbench"}
     assert all(0 <= float(line["score"]) <= 1 for line in lines if line["task"] == "longbench")
+    short = [line for line in lines if line["template"] == "trec" and line["capacity"] == "128"]
+    assert {line["policy"] for line in short} == {"snapkv", "dynamickv"}
     row_bytes = 4 * 2 * 16
     assert all(int(line["bytes"]) == int(line["kept"]) * row_bytes for line in lines)
     budgets = results.read_budgets([evaluated])

@@ -114,7 +114,11 @@ def evaluate(
         ends = decode.ends_of(probe.model)
         written = decode.greedy(probe, prompt, variants, facts.rankings, row.writes, ends)
         scores = [row.judge(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
-        return [_line(row, prompt, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)], [v.budgets for v in variants]
+        lines = [_line(row, prompt, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)]
+        # LongBench's prompts may be short: what fits is kept whole, and counts as what it is.
+        fits = [(name, c) for c in options.capacity if c >= prompt.tokens for name in options.policies]
+        lines += [lines[0] | {"policy": name, "capacity": capacity} for name, capacity in fits]
+        return lines, [variant.budgets for variant in variants] + [variants[0].budgets] * len(fits)
     outcome = probe.force(prompt, greedy if is_text else torch.tensor(row.answer), variants, facts.rankings, is_text)
     real = None
     if is_text and options.perplexity and len(row.continuation) > 1:

@@ -73,7 +73,7 @@ def table(lines: list[dict], task: str, column: str, tokens: str | None, templat
 
 def markdown(entries: list[dict], against: str) -> list[str]:
     """A row per policy, a column per capacity: mean [interval], and the paired difference where it excludes zero: *."""
-    capacities = sorted({entry["capacity"] for entry in entries} - {0})
+    capacities = sorted({entry["capacity"] for entry in entries} - {0}) or [0]
     rows: dict[str, dict[int, dict]] = defaultdict(dict)
     for entry in entries:
         rows[entry["policy"]][entry["capacity"]] = entry
