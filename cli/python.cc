@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 constexpr PythonCommand kPythonCommands[] = {
     {"calibrate", "dkv.lab.calibrate"},
     {"eval", "dkv.lab.evaluate"},
-    {"profile", "dkv.hf.profiles"},
+    {"profile", "dkv.lab.known"},
 };
 
 // What the package needs; matplotlib is asked for where something is drawn.

@@ -73,7 +73,7 @@ TEST_CASE("dkv calibrate, eval and profile hand every argument over as it is") {
     CHECK(become({"calibrate", "-o", "p.json", "/a model"}, python).out ==
           "dkv calibrate:\n<-m>\n<dkv.lab.calibrate>\n<-o>\n<p.json>\n</a model>\n");
     CHECK(become({"profile", "list"}, python).out ==
-          "dkv profile:\n<-m>\n<dkv.hf.profiles>\n<list>\n");
+          "dkv profile:\n<-m>\n<dkv.lab.known>\n<list>\n");
 }
 
 TEST_CASE("dkv eval ends as Python ends") {

@@ -1,13 +1,12 @@
 """The calibrated profile of a model: the one that was named, or the one that was made for these very weights.
 
 "auto" looks in $DKV_PROFILES (folders, as in PATH), in ~/.cache/dkv/profiles, and among those that
-come with dkv. `python -m dkv.hf.profiles` lists them.
+come with dkv. `dkv profile` lists them.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from pathlib import Path
 
@@ -81,17 +80,3 @@ def describe(model: torch.nn.Module) -> dict:
 
 def _as_wish(name: str, made: files.Profile) -> dkv.Profile:
     return dkv.Profile(name=name, weights=made.weights, alpha=made.alpha, floor=made.floor, kernel=made.kernel)
-
-
-def main() -> None:
-    for path in paths():
-        try:
-            made = files.load(path)
-            words = f"{made.model['name']}, per {made.granularity}, weights {made.model['weights']}"
-        except files.ProfileError as broken:
-            words = str(broken)
-        print(f"{path}: {words}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
