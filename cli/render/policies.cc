@@ -12,10 +12,12 @@
 namespace dkv::cli {
 namespace {
 
-constexpr std::string_view kScored = "h2o snapkv pyramidkv dynamickv ";
-constexpr std::string_view kPooled = "snapkv pyramidkv dynamickv ";
+constexpr std::string_view kScored = "auto h2o snapkv pyramidkv dynamickv ";
+constexpr std::string_view kPooled = "auto snapkv pyramidkv dynamickv ";
 constexpr std::string_view kDynamic = "dynamickv ";
-constexpr std::string_view kBudgeted = "streamingllm h2o snapkv pyramidkv dynamickv knorm keydiff ";
+constexpr std::string_view kProfiled = "auto dynamickv ";
+constexpr std::string_view kBudgeted =
+    "auto streamingllm h2o snapkv pyramidkv dynamickv knorm keydiff ";
 
 constexpr std::array kWords{
     ParameterWords{
@@ -35,7 +37,9 @@ constexpr std::array kWords{
     ParameterWords{"kernel", "--kernel",
                    "Width of the smoothing along tokens: neighbours of an important token are kept "
                    "with it. 1 turns it off.",
-                   "odd, 1 to 63", "SnapKV, clustering by pooling; DynamicKV uses 7", kPooled},
+                   "odd, 1 to 63",
+                   "SnapKV, clustering by pooling; DynamicKV uses 7, and 15 did best on SmolLM2",
+                   kPooled},
     ParameterWords{
         "pool", "--pool",
         "How the smoothing works: max spreads a peak to its neighbours, avg flattens it.",
@@ -96,15 +100,15 @@ constexpr std::array kWords{
         "score-norm, r-max, r-min and update-interval say nothing then. It brings the kernel that "
         "it was measured with.",
         "a file for the engine's model: dkv profile show FILE",
-        "dkv's own; HeadKV, EvolKV and BaKlaVa measure importance in other ways", kDynamic},
+        "dkv's own; HeadKV, EvolKV and BaKlaVa measure importance in other ways", kProfiled},
     ParameterWords{"profile_alpha", "--profile-alpha",
                    "How far budgets follow the profile, instead of its own: they are in "
                    "proportion to weight^alpha. 0 makes all alike.",
-                   "0 to 8, with a profile", "dkv's own", kDynamic},
+                   "0 to 8, with a profile", "dkv's own", kProfiled},
     ParameterWords{"profile_floor", "--profile-floor",
                    "Least that a head keeps whatever its weight, instead of the profile's own, as "
                    "a share of capacity - window.",
-                   "0 to 1, with a profile", "dkv's own", kDynamic},
+                   "0 to 1, with a profile", "dkv's own", kProfiled},
     ParameterWords{"query_norm", "--query-norm",
                    "Whether a token's score is divided by the number of queries that can see it; "
                    "else early tokens, seen by more, score higher.",

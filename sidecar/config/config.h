@@ -32,7 +32,7 @@ struct Limits {
 
 struct Config {
     std::string endpoint;  ///< Empty: default_endpoint().
-    PolicyRequest policy{.name = "dynamickv"};
+    PolicyRequest policy{.name = "auto"};
     unsigned threads = 0;  ///< Of the CPU backend; 0: every core.
     std::uint32_t heartbeat_ms = 1000;
     std::string metrics_address;  ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.

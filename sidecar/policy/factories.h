@@ -7,6 +7,7 @@
 
 namespace dkv {
 
+std::unique_ptr<Policy> make_auto(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_fullkv(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_streamingllm(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_h2o(PolicyParams const& params, PromptShape const& shape);

@@ -12,6 +12,7 @@
 namespace dkv {
 namespace {
 
+constexpr std::uint32_t kKernelOfAuto = 15;  // docs/eval/README.md, "What does what".
 constexpr std::uint32_t kWindowMax = 1024;
 constexpr std::uint32_t kKernelMax = 63;
 
@@ -143,6 +144,8 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     params.capacity = request.capacity.value_or(params.capacity);
     params.window = request.window.value_or(params.window);
     params.profile = DKV_TRY(resolve_profile(request));
+    // Published policies keep their published kernel; what is best has the one that was best.
+    if (params.name == "auto") params.kernel = kKernelOfAuto;
     // A profile was measured with a kernel: other tokens would be the best ones with another.
     if (params.profile && params.profile->kernel != 0) params.kernel = params.profile->kernel;
     params.kernel = request.kernel.value_or(params.kernel);

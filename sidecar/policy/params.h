@@ -45,7 +45,7 @@ struct PolicyParams {
     std::string name = "dynamickv";
     std::uint32_t capacity = 512;  ///< Mean tokens per layer and KV head, window included.
     std::uint32_t window = 32;     ///< Last prompt tokens: kept, and their queries score.
-    std::uint32_t kernel = 7;      ///< Of the pooling; odd.
+    std::uint32_t kernel = 7;      ///< Of the pooling; odd. 15 with "auto".
     Pool pool = Pool::Max;
     GroupReduce reduce = GroupReduce::Mean;
     double r_max = 10.0;                ///< A layer stages at most r_max * base prefix tokens.

@@ -9,6 +9,9 @@ namespace dkv {
 namespace {
 
 constexpr std::array kPolicies{
+    PolicyEntry{"auto",
+                "the best that was measured: dynamickv with a profile, snapkv without, kernel 15",
+                make_auto},
     PolicyEntry{"fullkv", "keep every token", make_fullkv},
     PolicyEntry{"streamingllm", "the first tokens and the most recent ones; needs no queries",
                 make_streamingllm},

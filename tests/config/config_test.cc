@@ -51,7 +51,7 @@ TEST_CASE("flags fill the configuration; what is left out keeps its default") {
     REQUIRE(check(config));
 
     auto const plain = parse("");
-    CHECK(plain.policy.name == "dynamickv");
+    CHECK(plain.policy.name == "auto");
     CHECK(!plain.policy.capacity);
     REQUIRE(check(plain));
 }

@@ -62,7 +62,7 @@ TEST_CASE("a capacity of just the window is allowed, and leaves no room for sink
 
 TEST_CASE("an unknown policy is refused with the list of the known ones") {
     check_refused({.name = "dynamicvk"}, ErrorCode::NotFound,
-                  "no policy is called \"dynamicvk\"; there are fullkv, streamingllm, h2o, "
+                  "no policy is called \"dynamicvk\"; there are auto, fullkv, streamingllm, h2o, "
                   "snapkv, pyramidkv, dynamickv, knorm, keydiff");
     CHECK(resolve({.name = ""}).error().code == ErrorCode::NotFound);
 }

@@ -127,7 +127,7 @@ void check_totals(PolicyParams const& params, HeadBudgets const& budgets, std::u
     std::uint32_t const heads = budgets.kv_heads();
     std::uint64_t const base = params.base();
     REQUIRE(budgets.total() == base * layers * heads);
-    bool const dynamic = params.name == "dynamickv";
+    bool const dynamic = params.name == "dynamickv" || params.name == "auto";
     bool const ragged = dynamic && (params.profile ? params.profile->heads > 1
                                                    : params.granularity != Granularity::Layer);
     for (std::uint32_t head = 0; head < heads && !ragged; ++head) {
@@ -217,8 +217,8 @@ TEST_CASE("the registry lists every policy once, with a summary") {
         CHECK_FALSE(entry.summary.empty());
         CHECK(static_cast<bool>(entry.make));
     }
-    CHECK(names == std::vector<std::string>{"fullkv", "streamingllm", "h2o", "snapkv", "pyramidkv",
-                                            "dynamickv", "knorm", "keydiff"});
+    CHECK(names == std::vector<std::string>{"auto", "fullkv", "streamingllm", "h2o", "snapkv",
+                                            "pyramidkv", "dynamickv", "knorm", "keydiff"});
 }
 
 TEST_CASE("a prompt that fits is kept whole by every policy") {
@@ -302,4 +302,19 @@ TEST_CASE("every policy keeps exactly its size on random prompts") {
                 check_exact(resized(params, size, shape, random), shape, random);
             }
     }
+}
+
+TEST_CASE("auto follows a profile, and without one treats every layer alike, with a wider kernel") {
+    PolicyRequest request{.name = "auto", .capacity = 14, .window = 4};
+    CHECK(resolve(request).value().kernel == 15);
+    auto const alike = make_policy(resolve(request).value(), shape_of(2, 2, 104, 4));
+    CHECK(alike->budgets_known());
+    CHECK(alike->budgets() == HeadBudgets(2, 2, 10));
+
+    request.profile = std::make_shared<Profile>(
+        Profile{.name = "p", .layers = 2, .heads = 1, .weights = {3, 1}, .kernel = 9});
+    CHECK(resolve(request).value().kernel == 9);
+    auto const measured = make_policy(resolve(request).value(), shape_of(2, 2, 104, 4));
+    CHECK(measured->budgets().layer(0)[1] == 15);
+    CHECK(measured->budgets().layer(1)[1] == 5);
 }

@@ -234,7 +234,7 @@ def test_a_policy_set_on_a_running_engine_changes_its_next_session(tiny_llama, p
     sidecar.dkv("policy", "set", "snapkv", "--capacity", "64", "--instance", engine["instance"])
     after = kept()
 
-    assert before.policy == "dynamickv"
+    assert before.policy == "auto"
     assert (after.policy, after.capacity, after.kept_per_layer) == ("snapkv", 64, [64] * LAYERS)
 
 

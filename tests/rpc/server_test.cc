@@ -139,7 +139,7 @@ TEST_CASE("hello is answered with what the engine has to know") {
     CHECK(welcome.heartbeat_ms == 1000);
     CHECK(welcome.version == DKV_VERSION);
     CHECK(welcome.limits->sessions_max == 1024);
-    CHECK(welcome.policy->name == "dynamickv");
+    CHECK(welcome.policy->name == "auto");
     CHECK(welcome.policy->capacity == 512);
     CHECK(welcome.policy->beta == 20.0);
 }
@@ -227,7 +227,7 @@ TEST_CASE("a controller's requests need no hello") {
     auto& list = s.ask(wire::ListPoliciesT());
     REQUIRE(list.type == Body::PolicyList);
     CHECK(list.AsPolicyList()->policies.size() == policies().size());
-    CHECK(list.AsPolicyList()->default_policy->name == "dynamickv");
+    CHECK(list.AsPolicyList()->default_policy->name == "auto");
     CHECK(s.ask(wire::SubscribeT()).type == Body::Done);
     wire::ListSessionsT unknown;
     unknown.instance = 99;

@@ -79,6 +79,7 @@ struct TableFixture {
 
     static Config small_config() {
         Config config;
+        config.policy.name = "dynamickv";  // The one with every step: staged, trimmed, packed.
         config.policy.capacity = 32;
         config.policy.window = LentPrompt::kWindow;
         config.heartbeat_ms = 100;

@@ -1,6 +1,6 @@
 """dkv for Hugging Face transformers.
 
-    cache = dkv.hf.Cache(model, policy="dynamickv", capacity=512)
+    cache = dkv.hf.Cache(model, capacity=512)
     out = model.generate(**inputs, past_key_values=cache)
 """
 

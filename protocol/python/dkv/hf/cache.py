@@ -1,6 +1,6 @@
 """A transformers Cache whose prompt is compressed by the sidecar.
 
-    cache = dkv.hf.Cache(model, policy="dynamickv", capacity=512)
+    cache = dkv.hf.Cache(model, capacity=512)
     out = model.generate(**inputs, past_key_values=cache)
     print(cache.report())
 
@@ -51,7 +51,8 @@ class Cache(TransformersCache):
     strict         an unknown policy or a bad parameter raises DkvError instead of being logged while
                    generation goes on uncompressed
     profile        how much this model's layers or heads matter, for dynamickv: a file of `dkv calibrate`,
-                   a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py)
+                   a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py);
+                   "auto" when no policy is named either
     force_profile  also a file that was made for other weights of the same shape
 
     Raises ProfileError for a file that does not fit this model.
@@ -77,6 +78,8 @@ class Cache(TransformersCache):
         force_profile: bool = False,
         **policy_options,
     ):
+        if profile is None and policy in (None, "auto"):
+            profile = "auto"
         found = profiles.resolve(model, profile, force_profile)
         if found is not None and policy is None:
             policy = "dynamickv"
