@@ -66,11 +66,11 @@ bench-decode: build ## ms per token of unequal heads against equal ones, at equa
 	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
 
 eval-quick: build ## a small evaluation through a real dkvd that must come out as expected (minutes)
-	DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=protocol/python \
+	OMP_WAIT_POLICY=PASSIVE DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=protocol/python \
 		$(PYTHON) -m dkv.lab.quick -o build/eval-quick
 
 eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='--needles 100 …')
-	$(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \
+	OMP_WAIT_POLICY=PASSIVE $(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \
 		$(or $(EVAL),--needles 100 --texts 48 --ruler 40 --grid 1024$(comma)2048$(comma)4096:0.1$(comma)0.3$(comma)0.5$(comma)0.7$(comma)0.9)
 	$(BUILD)/bin/dkv eval figures build/eval/$(notdir $(or $(MODEL),smollm2)).csv -o build/eval/figures
 

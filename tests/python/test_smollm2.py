@@ -1,4 +1,4 @@
-"""SmolLM2-135M through a real dkvd: what issue 3 wants to be seen, on a real model."""
+"""SmolLM2-135M through a real dkvd: its text, its budgets, its bytes."""
 
 from __future__ import annotations
 
