@@ -45,9 +45,16 @@ def tiny_llama():
     return make_tiny_llama()
 
 
+@pytest.fixture
+def smollm2(loaded_smollm2):
+    """(model, tokenizer), on "sdpa" whatever the last test left it on."""
+    loaded_smollm2[0].set_attn_implementation("sdpa")
+    return loaded_smollm2
+
+
 @pytest.fixture(scope="session")
-def smollm2():
-    """(model, tokenizer), once per process. Tests leave it on "dkv" or "sdpa" as they like."""
+def loaded_smollm2():
+    """Once per process."""
     from dkv.hf import weights
 
     try:

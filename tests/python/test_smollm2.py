@@ -29,12 +29,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(smollm2):
     return smollm2[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def document(smollm2):
     """The first `count` tokens of the licence and the design, as an instruction."""
     tokenizer = smollm2[1]
