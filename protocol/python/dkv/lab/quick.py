@@ -1,6 +1,6 @@
 """A small evaluation through a real sidecar that must come out as everybody expects: `make eval-quick`.
 
-    python -m dkv.lab.quick [--tiny] [-o FOLDER]
+    python -m dkv.lab.quick [-o FOLDER]
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from dkv.hf.profiles import SHIPPED
 from . import evaluate, figures, report, results
 
 PROFILE = SHIPPED / "smollm2-135m-instruct.json"
-SIZES = {  # needles, RULER's, texts, prompt tokens, capacities, policies
-    "quick": (5, 4, 6, 1024, "64,128,256", "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"),
-    "tiny": (2, 0, 1, 512, "128", "snapkv,dynamickv,profile"),
+WANTED = {
+    "--needles": 5,
+    "--ruler": 4,
+    "--texts": 6,
+    "--tokens": 1024,
+    "--seed": 1,
+    "--capacity": "64,128,256",
+    "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
 }
 
 
-def flags(size: str, output: Path, threads: int | None) -> list[str]:
-    needles, ruler, texts, tokens, capacities, policies = SIZES[size]
-    wanted = {"--needles": needles, "--ruler": ruler, "--texts": texts, "--tokens": tokens, "--seed": 1}
-    wanted |= {"--capacity": capacities, "--policies": policies, "--profile": PROFILE, "--output": output}
+def flags(output: Path, threads: int | None) -> list[str]:
+    wanted = WANTED | {"--profile": PROFILE, "--output": output}
     if threads:
         wanted["--threads"] = threads
     return ["smollm2", *(str(word) for pair in wanted.items() for word in pair)]
@@ -62,7 +65,6 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dkv.lab.quick", description=__doc__.split("\n")[0])
-    parser.add_argument("--tiny", action="store_true", help="2 needles and a text of 512 tokens, for CI")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
@@ -70,10 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     table = options.output / "results.csv"
     for path in (table, results.budgets_path(table), results.runs_path(table)):
         path.unlink(missing_ok=True)
-    evaluate.main(flags("tiny" if options.tiny else "quick", table, options.threads))
-    if not options.tiny:
-        report.main([str(table), "--short", "--csv", str(options.output / "tables.csv")])
-        figures.main([str(table), "--profile", str(PROFILE), "-o", str(options.output)])
+    evaluate.main(flags(table, options.threads))
+    report.main([str(table), "--short", "--csv", str(options.output / "tables.csv")])
+    figures.main([str(table), "--profile", str(PROFILE), "-o", str(options.output)])
     lines = results.read([table])
     geometry = results.read_runs([table])[-1]["model"]["geometry"]
     wrong = problems(lines, len(geometry["compressed"]) * geometry["kv_heads"])
