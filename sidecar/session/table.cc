@@ -194,7 +194,8 @@ ChosenPolicy Table::choose(Instance const* instance) const {
 }
 
 /// For a session. An operator's setting goes before the engine's wish, but for the profile: that
-/// belongs to the model, whoever chose the size.
+/// belongs to the model, whoever chose the size. A profile that came with "auto", unasked, stays
+/// with it: an operator who names dynamickv then means the paper's rule.
 Result<ChosenPolicy> Table::choose(Instance const& instance,
                                    std::optional<PolicyRequest> const& wish) const {
     auto const& set = instance.policy ? instance.policy : all_policy_;
@@ -203,7 +204,8 @@ Result<ChosenPolicy> Table::choose(Instance const& instance,
         return ChosenPolicy{DKV_TRY(resolve_or_default(*wish, instance.hello.model)),
                             PolicySource::Default};
     PolicyRequest request = *set;
-    if (!request.profile) request.profile = DKV_TRY(resolve_profile(*wish));
+    bool const unasked = wish->name == "auto" && !request.name.empty() && request.name != "auto";
+    if (!request.profile && !unasked) request.profile = DKV_TRY(resolve_profile(*wish));
     return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),
                         instance.policy ? PolicySource::Instance : PolicySource::All};
 }

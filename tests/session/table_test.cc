@@ -216,8 +216,7 @@ TEST_CASE("an engine's profile holds whoever chose the size, unless the operator
         profile->weights.assign(geometry.layers, 1);
         return profile;
     };
-    PolicyRequest const wish{
-        .name = "dynamickv", .capacity = 40, .profile = profile_of("engine's")};
+    PolicyRequest wish{.name = "dynamickv", .capacity = 40, .profile = profile_of("engine's")};
     std::uint64_t session = 0;
     auto const policy = [&] {
         auto const opened = t.table.open_session(
@@ -232,6 +231,11 @@ TEST_CASE("an engine's profile holds whoever chose the size, unless the operator
     CHECK(policy().profile->name == "engine's");
     CHECK(policy().capacity == 50);
     CHECK(policy().kernel == 21);
+
+    wish.name = "auto";  // The profile came unasked: who names dynamickv gets the paper's rule.
+    CHECK_FALSE(policy().profile);
+    REQUIRE(t.table.set_policy(0, PolicyRequest{.name = "auto", .capacity = 50}));
+    CHECK(policy().profile->name == "engine's");
 
     REQUIRE(t.table.set_policy(kEngine, PolicyRequest{.name = "dynamickv",
                                                       .capacity = 60,

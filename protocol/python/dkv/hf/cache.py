@@ -78,11 +78,10 @@ class Cache(TransformersCache):
         force_profile: bool = False,
         **policy_options,
     ):
-        if profile is None and policy in (None, "auto"):
-            profile = "auto"
-        found = profiles.resolve(model, profile, force_profile)
+        unasked = profile is None and policy in (None, "auto")
+        found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
         if found is not None and policy is None:
-            policy = "dynamickv"
+            policy = "auto" if unasked else "dynamickv"
         attention.register()
         if model.config._attn_implementation != attention.NAME:
             model.set_attn_implementation(attention.NAME)
