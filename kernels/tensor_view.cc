@@ -96,4 +96,25 @@ Result<void> check_memory(char const* name, RowsView const& view) {
     return {};
 }
 
+Result<void> check_heads(RowsView const& queries, RowsView const& keys) {
+    // Strides of 0 can make a small buffer look like anything; what backends allocate for the
+    // queries and their statistics must still be a number.
+    constexpr std::uint64_t kQueryElementsMax = std::uint64_t{1} << 36U;
+    auto const invalid = [](std::string message) {
+        return Error{ErrorCode::InvalidArgument, std::move(message)};
+    };
+    if (keys.heads == 0 || queries.heads == 0 || queries.heads % keys.heads != 0)
+        return invalid("q_heads is " + std::to_string(queries.heads) +
+                       ", no multiple of kv_heads " + std::to_string(keys.heads));
+    if (keys.head_dim == 0) return invalid("head_dim is 0");
+    if (queries.dtype != keys.dtype)
+        return invalid("queries are " + std::string(name_of(queries.dtype)) + ", keys " +
+                       std::string(name_of(keys.dtype)));
+    std::uint64_t elements = std::uint64_t{queries.heads} * queries.tokens;
+    if (__builtin_mul_overflow(elements, std::uint64_t{queries.head_dim}, &elements) ||
+        elements > kQueryElementsMax)
+        return invalid("queries have more than " + std::to_string(kQueryElementsMax) + " elements");
+    return {};
+}
+
 }  // namespace dkv

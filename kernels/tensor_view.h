@@ -60,4 +60,10 @@ Result<void> check_elements(char const* name,
 /// beyond 64 bits.
 Result<void> check_memory(char const* name, RowsView const& view);
 
+/// Queries and keys of one layer: q_heads a multiple of kv_heads, a head_dim, one dtype, and fewer
+/// query elements than what backends could allocate for them would overflow at.
+///
+/// Errors: InvalidArgument, naming the value.
+Result<void> check_heads(RowsView const& queries, RowsView const& keys);
+
 }  // namespace dkv

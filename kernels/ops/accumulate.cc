@@ -11,17 +11,11 @@ Result<void> check(AccumulateArgs const& args) {
     auto const invalid = [](std::string message) {
         return Error{ErrorCode::InvalidArgument, std::move(message)};
     };
-    if (keys.heads == 0 || queries.heads == 0 || queries.heads % keys.heads != 0)
-        return invalid("q_heads is " + std::to_string(queries.heads) +
-                       ", no multiple of kv_heads " + std::to_string(keys.heads));
-    if (keys.head_dim == 0) return invalid("head_dim is 0");
+    DKV_TRY(check_heads(queries, keys));
     if (keys.tokens == 0) return invalid("tokens is 0");
     if (args.window > keys.tokens)
         return invalid("window is " + std::to_string(args.window) + ", more than the " +
                        std::to_string(keys.tokens) + " tokens of keys");
-    if (queries.dtype != keys.dtype)
-        return invalid("queries are " + std::string(name_of(queries.dtype)) + ", keys " +
-                       std::string(name_of(keys.dtype)));
     DKV_TRY(check_shape("queries", queries, queries.heads, keys.tokens, keys.head_dim));
     bool const per_query_head = args.reduce == GroupReduce::None;
     DKV_TRY(check_elements(
