@@ -10,7 +10,8 @@ constexpr int kExitFailed = 1;     ///< The request failed, or doctor found some
 constexpr int kExitUsage = 2;      ///< The command line makes no sense.
 constexpr int kExitNoSidecar = 3;  ///< Nobody listens at the endpoint, or nobody answers in time.
 constexpr int kExitVersion = 4;    ///< The sidecar speaks another version of the protocol.
-constexpr int kExitInternal = 70;  ///< A bug in dkv: EX_SOFTWARE.
+constexpr int kExitInterrupted = 130;  ///< Ctrl-C, as shells have it: 128 + SIGINT.
+constexpr int kExitInternal = 70;      ///< A bug in dkv: EX_SOFTWARE.
 
 constexpr char const* kExitCodesHelp =
     "Exit status:\n"
@@ -19,7 +20,8 @@ constexpr char const* kExitCodesHelp =
     "  2   wrong usage\n"
     "  3   no sidecar answers at the endpoint\n"
     "  4   the sidecar speaks another version of the protocol\n"
-    "  70  internal error: a bug in dkv";
+    "  70  internal error: a bug in dkv\n"
+    "  130 interrupted";
 
 constexpr int exit_code_of(ErrorCode code) noexcept {
     switch (code) {
@@ -27,6 +29,7 @@ constexpr int exit_code_of(ErrorCode code) noexcept {
         case ErrorCode::DeadlineExceeded: return kExitNoSidecar;
         case ErrorCode::VersionMismatch: return kExitVersion;
         case ErrorCode::Internal: return kExitInternal;
+        case ErrorCode::Cancelled: return kExitInterrupted;
         default: return kExitFailed;
     }
 }

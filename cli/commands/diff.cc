@@ -15,13 +15,13 @@ struct DiffOptions {
 
 Result<Output> diff(Context const& context, DiffOptions const& options) {
     auto const backend = make_cpu_backend();
-    auto const file = DKV_TRY(CacheFile::open(options.file));
+    auto const file = DKV_TRY(open_cache(options.file));
     auto const side = [&](std::string const& name) {
-        return offline::run_side(*backend, file, name, options.request);
+        return offline::run_side(*backend, *file, name, options.request);
     };
     auto const a = DKV_TRY(side(options.policy));
     auto const b = DKV_TRY(side(options.against));
-    auto const found = DKV_TRY(offline::compare(*backend, file, a, b));
+    auto const found = DKV_TRY(offline::compare(*backend, *file, a, b));
     return Output{diff_text(found, context.style()), to_json(found)};
 }
 

@@ -18,6 +18,7 @@ std::string_view name_of(ErrorCode code) noexcept {
         case ErrorCode::VersionMismatch: return "version_mismatch";
         case ErrorCode::UnknownInstance: return "unknown_instance";
         case ErrorCode::Internal: return "internal";
+        case ErrorCode::Cancelled: return "cancelled";
     }
     return "unknown";
 }

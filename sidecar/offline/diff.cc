@@ -25,21 +25,23 @@ HeadSet head_set(std::vector<std::int32_t> const& list, std::uint32_t tokens) {
 
 /// How much the window attends to each prefix token. [q_heads, prefix], or nothing.
 Result<std::vector<float>> window_attention(Backend& backend,
-                                            CacheFile const& file,
+                                            SavedCache const& file,
                                             std::uint32_t layer,
                                             std::uint32_t window) {
-    if (file.query_rows() < window || file.prompt_tokens() <= window) return std::vector<float>();
+    if (file.facts().query_rows < window || file.facts().prompt_tokens <= window)
+        return std::vector<float>();
     std::vector<float> scores(std::size_t{file.geometry().q_heads} *
-                              (file.prompt_tokens() - window));
+                              (file.facts().prompt_tokens - window));
     auto const buffer = DKV_TRY(backend.allocate(scores.size() * sizeof(float)));
     std::span<float> const target(reinterpret_cast<float*>(buffer->bytes().data()), scores.size());
-    DKV_TRY(backend.score({.queries = last_queries(file, layer, window),
-                           .keys = file.layer(layer).keys,
+    auto const saved = DKV_TRY(file.layer(layer));
+    DKV_TRY(backend.score({.queries = last_queries(saved, window),
+                           .keys = saved.keys,
                            .scores = target,
                            .mass = {},
                            .reduce = GroupReduce::None,
-                           .scale = file.scale(),
-                           .softcap = file.softcap(),
+                           .scale = file.facts().scale,
+                           .softcap = file.facts().softcap,
                            .lse = {}}));
     DKV_TRY(backend.download(std::as_bytes(target), std::as_writable_bytes(std::span(scores))));
     return scores;
@@ -47,7 +49,7 @@ Result<std::vector<float>> window_attention(Backend& backend,
 
 class LayerComparison {
 public:
-    LayerComparison(CacheFile const& file, std::uint32_t window, std::vector<float> attention)
+    LayerComparison(SavedCache const& file, std::uint32_t window, std::vector<float> attention)
         : file_(file), window_(window), attention_(std::move(attention)) {}
 
     LayerDiff compare(std::vector<std::vector<std::int32_t>> const& a,
@@ -69,7 +71,8 @@ private:
         std::vector<HeadSet> sets;
         for (auto const& list : lists) {
             side.entries += list.size();
-            side.duplicates += sets.emplace_back(head_set(list, file_.prompt_tokens())).duplicates;
+            side.duplicates +=
+                sets.emplace_back(head_set(list, file_.facts().prompt_tokens)).duplicates;
         }
         side.bytes = side.entries * 2 * file_.geometry().row_bytes();
         side.tokens_per_head =
@@ -81,7 +84,7 @@ private:
     void compare_heads(std::uint32_t query_head,
                        std::vector<bool> const& a,
                        std::vector<bool> const& b) {
-        for (std::uint32_t token = 0; token < file_.prompt_tokens(); ++token) {
+        for (std::uint32_t token = 0; token < file_.facts().prompt_tokens; ++token) {
             diff_.shared += a[token] && b[token] ? 1 : 0;
             diff_.sides[0].only_here += a[token] && !b[token] ? 1 : 0;
             diff_.sides[1].only_here += b[token] && !a[token] ? 1 : 0;
@@ -95,7 +98,7 @@ private:
                   std::uint32_t query_head,
                   std::vector<bool> const& has) const {
         if (!mass) return;
-        std::uint32_t const prefix = file_.prompt_tokens() - window_;
+        std::uint32_t const prefix = file_.facts().prompt_tokens - window_;
         if (std::find(has.begin() + prefix, has.end(), false) != has.end()) {
             mass.reset();
             return;
@@ -106,7 +109,7 @@ private:
         *mass += 1 - gone;
     }
 
-    CacheFile const& file_;
+    SavedCache const& file_;
     std::uint32_t const window_;
     std::vector<float> const attention_;
     LayerDiff diff_;
@@ -131,13 +134,13 @@ void add_to_total(LayerDiff& total, LayerDiff const& layer, double layers) {
 
 }  // namespace
 
-Result<Diff> compare(Backend& backend, CacheFile const& file, Side const& a, Side const& b) {
+Result<Diff> compare(Backend& backend, SavedCache const& file, Side const& a, Side const& b) {
     Diff diff{.names = {a.name, b.name},
               .heads = {static_cast<std::uint32_t>(a.kept.front().size()),
                         static_cast<std::uint32_t>(b.kept.front().size())},
               .geometry = file.geometry(),
-              .model = file.model(),
-              .prompt_tokens = file.prompt_tokens(),
+              .model = file.facts().model,
+              .prompt_tokens = file.facts().prompt_tokens,
               .capacity = a.params.capacity,
               .window = a.params.window,
               .layers = {},

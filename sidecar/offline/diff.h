@@ -48,6 +48,6 @@ struct Diff {
 /// queries than the window, or a side dropped tokens of the window.
 ///
 /// Errors: those of the backend.
-Result<Diff> compare(Backend& backend, CacheFile const& file, Side const& a, Side const& b);
+Result<Diff> compare(Backend& backend, SavedCache const& file, Side const& a, Side const& b);
 
 }  // namespace dkv::offline

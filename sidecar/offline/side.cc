@@ -19,16 +19,16 @@ Error refuse(std::string message) {
     return {ErrorCode::InvalidArgument, std::move(message)};
 }
 
-Result<void> check_queries(CacheFile const& file, std::string const& name, std::uint32_t wanted) {
-    if (file.query_rows() >= wanted && file.query_rows() > 0) return {};
-    return refuse(
-        fmt::format("{} needs the queries of the last {} tokens, and the file has {}", name, wanted,
-                    file.query_rows() == 0 ? "none" : fmt::format("{}", file.query_rows())));
+Result<void> check_queries(SavedCache const& file, std::string const& name, std::uint32_t wanted) {
+    if (file.facts().query_rows >= wanted && file.facts().query_rows > 0) return {};
+    return refuse(fmt::format(
+        "{} needs the queries of the last {} tokens, and the file has {}", name, wanted,
+        file.facts().query_rows == 0 ? "none" : fmt::format("{}", file.facts().query_rows)));
 }
 
 /// The whole prompt, for every KV head.
-void keep_all(Side& side, CacheFile const& file) {
-    std::vector<std::int32_t> every(file.prompt_tokens());
+void keep_all(Side& side, SavedCache const& file) {
+    std::vector<std::int32_t> every(file.facts().prompt_tokens);
     std::iota(every.begin(), every.end(), 0);
     side.kept.assign(file.geometry().layers, {file.geometry().kv_heads, every});
 }
@@ -51,21 +51,20 @@ Result<std::vector<std::vector<std::int32_t>>> positions_of(Backend& backend,
 }
 
 /// What the job is told of a layer: queries as far as it wants them, and for the mass else.
-LayerSource source_of(CacheFile const& file, std::uint32_t layer, std::uint32_t queries) {
-    SavedLayer const& saved = file.layer(layer);
+LayerSource source_of(CacheFacts const& facts, SavedLayer const& saved, std::uint32_t queries) {
     LayerSource source{.keys = saved.keys,
                        .values = saved.values,
                        .queries = {},
                        .scores = {},
-                       .scale = file.scale(),
-                       .softcap = file.softcap()};
-    if (queries > 0) source.queries = last_queries(file, layer, queries);
+                       .scale = facts.scale,
+                       .softcap = facts.softcap};
+    if (queries > 0) source.queries = last_queries(saved, queries);
     return source;
 }
 
-Result<void> run_job(Backend& backend, CacheFile const& file, Side& side) {
+Result<void> run_job(Backend& backend, SavedCache const& file, Side& side) {
     JobSpec const spec{.geometry = file.geometry(),
-                       .prompt_tokens = file.prompt_tokens(),
+                       .prompt_tokens = file.facts().prompt_tokens,
                        .params = side.params,
                        .progressive = false};
     JobNeeds const needs = needs_of(spec);
@@ -77,13 +76,16 @@ Result<void> run_job(Backend& backend, CacheFile const& file, Side& side) {
     std::uint32_t const wanted = std::max(needs.window, spec.params.window);
     bool const optional = side.name == "streamingllm" || needs.window == 0;
     if (!optional) DKV_TRY(check_queries(file, side.name, wanted));
-    std::uint32_t const given = file.query_rows() >= wanted ? wanted : 0;
+    std::uint32_t const given = file.facts().query_rows >= wanted ? wanted : 0;
 
     auto const staging = DKV_TRY(backend.allocate(needs.staging_bytes));
     auto const packed = DKV_TRY(backend.allocate(needs.destination_bytes));
+    std::vector<SavedLayer> layers;  // The job reads them until the last is packed.
     auto const job = DKV_TRY(Job::open(backend, spec, staging->bytes(), packed->bytes()));
-    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
-        DKV_TRY(job->layer_ready(layer, source_of(file, layer, given)));
+    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer) {
+        layers.push_back(DKV_TRY(file.layer(layer)));
+        DKV_TRY(job->layer_ready(layer, source_of(file.facts(), layers.back(), given)));
+    }
     for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer) {
         auto const at = DKV_TRY(job->pack(layer));
         side.kept.push_back(DKV_TRY(positions_of(backend, spec.geometry, at, packed->bytes())));
@@ -104,33 +106,34 @@ std::vector<float> as_f32(RowsView const& view) {
 }
 
 /// The published codes divide by sqrt(head_dim), and that is all.
-Result<void> check_logits(CacheFile const& file, std::string const& name) {
+Result<void> check_logits(SavedCache const& file, std::string const& name) {
     double const own = 1 / std::sqrt(static_cast<double>(file.geometry().head_dim));
-    bool const scaled =
-        file.scale() != 0 && std::abs(static_cast<double>(file.scale()) / own - 1) > 1e-6;
-    if (!scaled && file.softcap() == 0) return {};
+    bool const scaled = file.facts().scale != 0 &&
+                        std::abs(static_cast<double>(file.facts().scale) / own - 1) > 1e-6;
+    if (!scaled && file.facts().softcap == 0) return {};
     return Error{ErrorCode::Unsupported,
-                 fmt::format("{} knows no scale of {} and no soft cap of {}", name, file.scale(),
-                             file.softcap())};
+                 fmt::format("{} knows no scale of {} and no soft cap of {}", name,
+                             file.facts().scale, file.facts().softcap)};
 }
 
-Result<void> run_form(CacheFile const& file, Side& side) {
+Result<void> run_form(SavedCache const& file, Side& side) {
     DKV_TRY(check_logits(file, side.name));
     Geometry const& geometry = file.geometry();
     auto const form =
-        DKV_TRY(reference::make_form(side.name, side.params, geometry, file.prompt_tokens()));
+        DKV_TRY(reference::make_form(side.name, side.params, geometry, file.facts().prompt_tokens));
     // Without queries nobody knows how many query heads there are, and rows are stored for each.
     std::uint32_t const wanted = std::max(form->queries_wanted(), 1U);
     DKV_TRY(check_queries(file, side.name, wanted));
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
-        auto const queries = as_f32(last_queries(file, layer, wanted));
-        auto const keys = as_f32(file.layer(layer).keys);
+        auto const saved = DKV_TRY(file.layer(layer));
+        auto const queries = as_f32(last_queries(saved, wanted));
+        auto const keys = as_f32(saved.keys);
         auto const added = form->add_layer({.queries = queries,
                                             .keys = keys,
                                             .q_heads = geometry.q_heads,
                                             .kv_heads = geometry.kv_heads,
                                             .query_rows = wanted,
-                                            .tokens = file.prompt_tokens(),
+                                            .tokens = file.facts().prompt_tokens,
                                             .head_dim = geometry.head_dim,
                                             .dtype = geometry.dtype});
         if (!added)
@@ -147,8 +150,8 @@ bool is_reference(std::string_view name) noexcept {
     return std::ranges::find(reference_forms(), name) != reference_forms().end();
 }
 
-RowsView last_queries(CacheFile const& file, std::uint32_t layer, std::uint32_t count) {
-    RowsView view = file.layer(layer).queries;
+RowsView last_queries(SavedLayer const& layer, std::uint32_t count) {
+    RowsView view = layer.queries;
     DKV_ASSERT(count <= view.tokens);
     view.data = view.row(0, view.tokens - count);
     view.tokens = count;
@@ -156,7 +159,7 @@ RowsView last_queries(CacheFile const& file, std::uint32_t layer, std::uint32_t 
 }
 
 Result<Side> run_side(Backend& backend,
-                      CacheFile const& file,
+                      SavedCache const& file,
                       std::string const& name,
                       PolicyRequest const& request) {
     bool const reference = is_reference(name);
@@ -165,8 +168,8 @@ Result<Side> run_side(Backend& backend,
     if (reference && request.keep_mass)
         return refuse("keep_mass is none of " + name + "'s parameters: give a capacity");
     Side side{.name = name,
-              .params = DKV_TRY(sized(DKV_TRY(resolve(wish, file.model())), file.geometry(),
-                                      file.prompt_tokens())),
+              .params = DKV_TRY(sized(DKV_TRY(resolve(wish, file.facts().model)), file.geometry(),
+                                      file.facts().prompt_tokens)),
               .kept = {}};
     DKV_TRY(reference ? run_form(file, side) : run_job(backend, file, side));
     return side;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "sidecar/files/cache_file.h"
+#include "sidecar/files/saved_cache.h"
 #include "sidecar/policy/params.h"
 
 namespace dkv::offline {
@@ -31,11 +31,11 @@ bool is_reference(std::string_view name) noexcept;
 /// reference form, or the published code raises; Unsupported for a reference form on logits with a
 /// scale or soft cap of their own.
 Result<Side> run_side(Backend& backend,
-                      CacheFile const& file,
+                      SavedCache const& file,
                       std::string const& name,
                       PolicyRequest const& request);
 
-/// The last `count` queries of a layer. count <= file.query_rows().
-RowsView last_queries(CacheFile const& file, std::uint32_t layer, std::uint32_t count);
+/// The last `count` queries of a layer that has as many.
+RowsView last_queries(SavedLayer const& layer, std::uint32_t count);
 
 }  // namespace dkv::offline

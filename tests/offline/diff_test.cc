@@ -23,7 +23,7 @@ struct Fixture {
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
     PolicyRequest request{.name = "", .capacity = 12, .window = 4, .kernel = 3};
 
-    CacheFile file(std::uint32_t query_rows = 4, char const* softcap = nullptr) {
+    std::unique_ptr<SavedCache> file(std::uint32_t query_rows = 4, char const* softcap = nullptr) {
         std::mt19937 random(3);
         std::normal_distribution<float> normal;
         auto saved =
@@ -39,12 +39,12 @@ struct Fixture {
             });
         if (softcap != nullptr) saved.header["__metadata__"]["softcap"] = softcap;
         test::write_file(folder / "cache", saved.text());
-        auto opened = CacheFile::open(folder / "cache");
+        auto opened = open_cache(folder / "cache");
         REQUIRE(opened);
         return std::move(opened).value();
     }
 
-    Diff diff(CacheFile const& cache, std::string const& a, std::string const& b) {
+    Diff diff(SavedCache const& cache, std::string const& a, std::string const& b) {
         auto const side_a = offline::run_side(*backend, cache, a, request);
         REQUIRE(side_a);
         auto const side_b = offline::run_side(*backend, cache, b, request);
@@ -53,7 +53,7 @@ struct Fixture {
         REQUIRE(found);
         return found.value();
     }
-    std::string refusal(CacheFile const& cache, std::string const& name) {
+    std::string refusal(SavedCache const& cache, std::string const& name) {
         auto const side = offline::run_side(*backend, cache, name, request);
         return side ? std::string() : side.error().message;
     }
@@ -62,7 +62,8 @@ struct Fixture {
 }  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "a policy does not differ from itself") {
-    auto const cache = file(kTokens);
+    auto const opened = file(kTokens);
+    SavedCache const& cache = *opened;
     for (char const* name : {"fullkv", "streamingllm", "h2o", "snapkv", "pyramidkv", "dynamickv",
                              "knorm", "keydiff", "dynamickv-ref", "h2o-kvpress"}) {
         CAPTURE(name);
@@ -74,7 +75,7 @@ TEST_CASE_FIXTURE(Fixture, "a policy does not differ from itself") {
 }
 
 TEST_CASE_FIXTURE(Fixture, "native and published StreamingLLM differ by their sinks") {
-    Diff const found = diff(file(), "streamingllm", "streamingllm-ref");
+    Diff const found = diff(*file(), "streamingllm", "streamingllm-ref");
 
     CHECK_FALSE(found.same());
     CHECK(found.heads == std::array{2U, 6U});
@@ -94,7 +95,7 @@ TEST_CASE_FIXTURE(Fixture, "native and published StreamingLLM differ by their si
 TEST_CASE_FIXTURE(Fixture,
                   "native dynamickv keeps its budget, the release twice some of its window") {
     request.r_max = 2;
-    Diff const found = diff(file(), "dynamickv", "dynamickv-ref");
+    Diff const found = diff(*file(), "dynamickv", "dynamickv-ref");
 
     Stored const& native = found.total.sides[0];
     CHECK(native.entries == 12 * kGeometry.layers * kGeometry.kv_heads);
@@ -111,23 +112,24 @@ TEST_CASE_FIXTURE(Fixture,
 
 TEST_CASE_FIXTURE(Fixture,
                   "without queries the mass is unknown, and query-free policies still run") {
-    Diff const found = diff(file(0), "knorm", "keydiff");
+    Diff const found = diff(*file(0), "knorm", "keydiff");
     CHECK(found.total.sides[0].entries == 12 * 5 * 2);
     CHECK_FALSE(found.total.sides[0].mass);
     CHECK_FALSE(found.same());
 }
 
 TEST_CASE_FIXTURE(Fixture, "a side that cannot run says why") {
-    auto const cache = file();
+    auto const opened = file();
+    SavedCache const& cache = *opened;
     CHECK(refusal(cache, "h2o") ==
           "h2o needs the queries of the last 90 tokens, and the file has 4");
     CHECK(refusal(cache, "h2o-kvpress") ==
           "h2o-kvpress needs the queries of the last 90 tokens, and the file has 4");
-    CHECK(refusal(file(0), "snapkv") ==
+    CHECK(refusal(*file(0), "snapkv") ==
           "snapkv needs the queries of the last 4 tokens, and the file has none");
-    CHECK(refusal(file(0), "streamingllm-ref") ==
+    CHECK(refusal(*file(0), "streamingllm-ref") ==
           "streamingllm-ref needs the queries of the last 1 tokens, and the file has none");
-    CHECK(refusal(file(4, "50"), "snapkv-ref") ==
+    CHECK(refusal(*file(4, "50"), "snapkv-ref") ==
           "snapkv-ref knows no scale of 0 and no soft cap of 50");
     CHECK(refusal(cache, "snapkv-reff").starts_with("no policy is called \"snapkv-reff\""));
     request.capacity.reset();
@@ -143,9 +145,9 @@ TEST_CASE_FIXTURE(Fixture, "a side that cannot run says why") {
 TEST_CASE_FIXTURE(Fixture, "a size may be a share or bytes") {
     request.capacity.reset();
     request.ratio = 0.2;
-    CHECK(diff(file(), "snapkv", "snapkv-kvpress").capacity == 18);
+    CHECK(diff(*file(), "snapkv", "snapkv-kvpress").capacity == 18);
     request.ratio.reset();
     request.bytes = kGeometry.cache_bytes(20);
-    CHECK(diff(file(), "snapkv", "snapkv-kvpress").total.sides[0].bytes ==
+    CHECK(diff(*file(), "snapkv", "snapkv-kvpress").total.sides[0].bytes ==
           kGeometry.cache_bytes(20));
 }

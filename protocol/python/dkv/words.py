@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     VERSION_MISMATCH = 12
     UNKNOWN_INSTANCE = 13
     INTERNAL = 14
+    CANCELLED = 15
 
 
 class DkvError(Exception):

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "sidecar/files/mapped_file.h"
+#include "protocol/files/mapped_file.h"
 
 namespace dkv {
 

@@ -1,4 +1,4 @@
-#include "sidecar/files/safetensors.h"
+#include "protocol/files/safetensors.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

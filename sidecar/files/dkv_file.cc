@@ -1,4 +1,4 @@
-#include "sidecar/files/cache_file.h"
+#include "sidecar/files/dkv_file.h"
 
 #include <charconv>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "sidecar/files/safetensors.h"
+#include "protocol/files/safetensors.h"
 
 namespace dkv {
 namespace {
@@ -33,18 +33,38 @@ std::optional<Dtype> dtype_of(std::string_view name) {
     return std::nullopt;
 }
 
-}  // namespace
-
-/// Fills a CacheFile from its tensors; messages do not name the path yet.
-class CacheFileReader {
+class DkvFile final : public SavedCache {
 public:
-    CacheFileReader(CacheFile& file, TensorTable const& table) : file_(file), table_(table) {}
+    DkvFile(MappedFile file, std::filesystem::path path)
+        : file_(std::move(file)), path_(std::move(path)) {}
+
+    Result<SavedLayer> layer(std::uint32_t index) const override { return layers_.at(index); }
+    std::span<std::byte const> bytes() const noexcept { return file_.bytes(); }
+    Result<void> verify(std::uint32_t /*layer*/) const override { return {}; }
+
+private:
+    friend class DkvFileReader;
+
+    MappedFile file_;
+    std::filesystem::path path_;
+    std::vector<SavedLayer> layers_;
+};
+
+/// Fills a DkvFile from its tensors; messages do not name the path yet.
+class DkvFileReader {
+public:
+    DkvFileReader(DkvFile& file, TensorTable const& table) : file_(file), table_(table) {}
 
     Result<void> read() {
         DKV_TRY(read_metadata());
         DKV_TRY(read_geometry());
-        for (std::uint32_t layer = 0; layer < file_.geometry_.layers; ++layer)
+        for (std::uint32_t layer = 0; layer < file_.facts_.geometry.layers; ++layer)
             file_.layers_.push_back(DKV_TRY(read_layer(layer)));
+        auto& facts = file_.facts_;
+        facts.format_words = "dkv 1";
+        facts.file_bytes = file_.bytes().size();
+        facts.lengths.assign(std::size_t{facts.geometry.layers} * facts.geometry.kv_heads,
+                             facts.prompt_tokens);
         return {};
     }
 
@@ -71,13 +91,13 @@ private:
             return corrupt("the metadata's format is not \"dkv\"");
         if (DKV_TRY(metadata("version")) != "1")
             return Error{ErrorCode::Unsupported, "its version is not 1, the only one known here"};
-        file_.model_ = DKV_TRY(metadata("model"));
+        file_.facts_.model = DKV_TRY(metadata("model"));
         auto const tokens = number<std::uint32_t>(DKV_TRY(metadata("n_prompt")));
         if (!tokens || *tokens == 0 || *tokens > kExtentMax)
             return corrupt("the metadata's n_prompt is no count of tokens");
-        file_.prompt_tokens_ = *tokens;
-        file_.scale_ = DKV_TRY(optional_number("scale"));
-        file_.softcap_ = DKV_TRY(optional_number("softcap"));
+        file_.facts_.prompt_tokens = *tokens;
+        file_.facts_.scale = DKV_TRY(optional_number("scale"));
+        file_.facts_.softcap = DKV_TRY(optional_number("softcap"));
         return {};
     }
 
@@ -91,7 +111,7 @@ private:
 
     /// What the first layer says; the others must agree.
     Result<void> read_geometry() {
-        auto& geometry = file_.geometry_;
+        auto& geometry = file_.facts_.geometry;
         while (find(name(geometry.layers, "keys")) != nullptr)
             ++geometry.layers;
         if (geometry.layers == 0) return corrupt("there is no layers.0.keys");
@@ -111,12 +131,13 @@ private:
         if (FileTensor const* queries = find(name(0, "q_window"))) {
             bool const fits = queries->shape.size() == 3 && queries->shape[0] > 0 &&
                               queries->shape[0] <= kExtentMax && queries->shape[1] > 0 &&
-                              queries->shape[1] <= file_.prompt_tokens_;
+                              queries->shape[1] <= file_.facts_.prompt_tokens;
             if (!fits)
                 return corrupt(fmt::format("layers.0.q_window is [{}], of {} tokens",
-                                           fmt::join(queries->shape, ", "), file_.prompt_tokens_));
+                                           fmt::join(queries->shape, ", "),
+                                           file_.facts_.prompt_tokens));
             geometry.q_heads = static_cast<std::uint32_t>(queries->shape[0]);
-            file_.query_rows_ = static_cast<std::uint32_t>(queries->shape[1]);
+            file_.facts_.query_rows = static_cast<std::uint32_t>(queries->shape[1]);
         }
         auto const checked = check(geometry);
         if (!checked) return corrupt(checked.error().message);
@@ -127,7 +148,7 @@ private:
                           std::uint32_t heads,
                           std::uint32_t tokens) const {
         FileTensor const* const tensor = find(tensor_name);
-        auto const& geometry = file_.geometry_;
+        auto const& geometry = file_.facts_.geometry;
         if (tensor == nullptr) return corrupt("there is no " + tensor_name);
         std::vector<std::uint64_t> const wanted{heads, tokens, geometry.head_dim};
         if (dtype_of(tensor->dtype) != geometry.dtype || tensor->shape != wanted)
@@ -142,31 +163,35 @@ private:
     }
 
     Result<SavedLayer> read_layer(std::uint32_t layer) const {
-        auto const& geometry = file_.geometry_;
+        auto const& geometry = file_.facts_.geometry;
         SavedLayer saved;
-        saved.keys = DKV_TRY(rows(name(layer, "keys"), geometry.kv_heads, file_.prompt_tokens_));
+        saved.keys =
+            DKV_TRY(rows(name(layer, "keys"), geometry.kv_heads, file_.facts_.prompt_tokens));
         saved.values =
-            DKV_TRY(rows(name(layer, "values"), geometry.kv_heads, file_.prompt_tokens_));
-        if (file_.query_rows_ > 0)
+            DKV_TRY(rows(name(layer, "values"), geometry.kv_heads, file_.facts_.prompt_tokens));
+        if (file_.facts_.query_rows > 0)
             saved.queries =
-                DKV_TRY(rows(name(layer, "q_window"), geometry.q_heads, file_.query_rows_));
+                DKV_TRY(rows(name(layer, "q_window"), geometry.q_heads, file_.facts_.query_rows));
         return saved;
     }
 
-    CacheFile& file_;
+    DkvFile& file_;
     TensorTable const& table_;
 };
 
-Result<CacheFile> CacheFile::open(std::filesystem::path const& path) {
-    CacheFile file(DKV_TRY(MappedFile::open(path)));
+}  // namespace
+
+Result<std::unique_ptr<SavedCache>> open_dkv_file(MappedFile mapped,
+                                                  std::filesystem::path const& path) {
+    auto file = std::make_unique<DkvFile>(std::move(mapped), path);
     auto const located = [&](Error const& error) {
         return Error{error.code, path.string() + ": " + error.message};
     };
-    auto const table = parse_safetensors(file.file_.bytes());
+    auto const table = parse_safetensors(file->bytes());
     if (!table) return located(table.error());
-    auto const read = CacheFileReader(file, table.value()).read();
+    auto const read = DkvFileReader(*file, table.value()).read();
     if (!read) return located(read.error());
-    return file;
+    return std::unique_ptr<SavedCache>(std::move(file));
 }
 
 }  // namespace dkv

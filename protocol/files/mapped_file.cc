@@ -1,4 +1,4 @@
-#include "sidecar/files/mapped_file.h"
+#include "protocol/files/mapped_file.h"
 
 #include <cerrno>
 #include <cstring>

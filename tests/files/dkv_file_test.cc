@@ -1,10 +1,9 @@
-#include "sidecar/files/cache_file.h"
-
 #include <cstring>
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include "sidecar/files/saved_cache.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -34,9 +33,9 @@ struct Fixture {
     test::TempDir folder;
     std::string path = folder / "cache.safetensors";
 
-    Result<CacheFile> open(std::string const& text) {
+    Result<std::unique_ptr<SavedCache>> open(std::string const& text) {
         test::write_file(path, text);
-        return CacheFile::open(path);
+        return open_cache(path);
     }
     void check_refused(std::string const& text,
                        std::string const& message,
@@ -69,12 +68,12 @@ float element(RowsView const& view, std::uint32_t head, std::uint32_t token, std
 TEST_CASE_FIXTURE(Fixture, "a saved cache is read as what was saved") {
     auto const file = open(good_file().text());
     REQUIRE(file);
-    CHECK(file.value().geometry() == kGeometry);
-    CHECK(file.value().model() == "a small one");
-    CHECK(file.value().prompt_tokens() == 5);
-    CHECK(file.value().query_rows() == 2);
-    CHECK(file.value().scale() == 0);
-    SavedLayer const& layer = file.value().layer(1);
+    CHECK(file.value()->geometry() == kGeometry);
+    CHECK(file.value()->facts().model == "a small one");
+    CHECK(file.value()->facts().prompt_tokens == 5);
+    CHECK(file.value()->facts().query_rows == 2);
+    CHECK(file.value()->facts().scale == 0);
+    auto const layer = file.value()->layer(1).value();
     CHECK(element(layer.keys, 1, 4, 2) == 1029);
     CHECK(element(layer.values, 0, 1, 0) == -1003);
     CHECK(element(layer.queries, 3, 1, 2) == 1023);
@@ -86,11 +85,11 @@ TEST_CASE_FIXTURE(Fixture, "queries may be missing, and the logits have their sc
     saved.header["__metadata__"]["softcap"] = "50";
     auto const file = open(saved.text());
     REQUIRE(file);
-    CHECK(file.value().query_rows() == 0);
-    CHECK(file.value().geometry().q_heads == 2);
-    CHECK(file.value().layer(0).queries.data == nullptr);
-    CHECK(file.value().scale() == 0.25f);
-    CHECK(file.value().softcap() == 50.f);
+    CHECK(file.value()->facts().query_rows == 0);
+    CHECK(file.value()->geometry().q_heads == 2);
+    CHECK(file.value()->layer(0).value().queries.data == nullptr);
+    CHECK(file.value()->facts().scale == 0.25f);
+    CHECK(file.value()->facts().softcap == 50.f);
 }
 
 TEST_CASE_FIXTURE(Fixture, "a file that is cut anywhere is refused") {
@@ -111,7 +110,7 @@ TEST_CASE_FIXTURE(Fixture,
             std::string spoiled = whole;
             spoiled[byte] = static_cast<char>(spoiled[byte] ^ (1 << bit));
             auto const file = open(spoiled);
-            if (file) CHECK(file.value().geometry().layers > 0);
+            if (file) CHECK(file.value()->geometry().layers > 0);
         }
 }
 
@@ -187,7 +186,7 @@ TEST_CASE_FIXTURE(Fixture, "another file than a cache is refused by what it lack
 
 TEST_CASE_FIXTURE(Fixture, "what is no regular file is refused without waiting") {
     auto const message = [](std::string const& where) {
-        auto const file = CacheFile::open(where);
+        auto const file = open_cache(where);
         REQUIRE_FALSE(file);
         CHECK(file.error().code == ErrorCode::Io);
         return file.error().message;

@@ -1,0 +1,133 @@
+// A saved KV cache, whatever program wrote it: what it is, and where its rows lie.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/tensor_view.h"
+#include "protocol/base/geometry.h"
+
+namespace dkv {
+
+/// The formats that dkv knows.
+enum class FileFormat : std::uint8_t {
+    Dkv,         ///< Ours: safetensors.
+    Hf,          ///< safetensors with k_{l} and v_{l}.
+    LlamaState,  ///< llama.cpp: llama_state_seq_get_data, with or without its own magic (GGSQ).
+    LlamaSlot,   ///< llama.cpp: a llama-server slot, or a session file.
+    MlxLm,       ///< mlx-lm's prompt cache.
+    Vllm,        ///< A folder of vLLM's ExampleConnector; read only.
+    Lmcache      ///< A folder of LMCache's fs chunks; read only.
+};
+
+/// "dkv", "hf", "llama-state", "llama-slot", "mlx-lm", "vllm", "lmcache": as --format takes them.
+std::string_view name_of(FileFormat format) noexcept;
+std::optional<FileFormat> file_format(std::string_view name) noexcept;
+bool is_writable(FileFormat format) noexcept;
+
+/// What rotates the keys. theta 0: nobody said.
+struct RopeFacts {
+    double theta = 0;
+    /// Adjacent pairs of dims turn together (llama.cpp's NORM), instead of the two halves (HF).
+    bool interleaved = false;
+    std::uint32_t dims = 0;  ///< 0: all of them.
+    /// A scaling that is not plain rope, as its model's config has it (JSON); empty: plain.
+    std::string scaling;
+};
+
+/// Everything but the rows.
+struct CacheFacts {
+    FileFormat format = FileFormat::Dkv;
+    std::string format_words;  ///< For people: "llama.cpp slot (GGSQ 3)".
+    Geometry geometry;         ///< q_heads is kv_heads where the file has no queries.
+    std::string model;         ///< Empty: the file does not say.
+    /// Tokens of the prompt, kept or not: the next token's position.
+    std::uint32_t prompt_tokens = 0;
+    std::uint32_t query_rows = 0;  ///< How many of the last tokens' queries there are.
+    float scale = 0;               ///< Of the logits; 0: 1/sqrt(head_dim).
+    float softcap = 0;
+    RopeFacts rope;
+    bool compacted = false;              ///< Tokens are missing somewhere.
+    std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads] rows stored.
+    std::vector<std::int32_t> tokens;    ///< [prompt_tokens] ids; empty: the file has none.
+    /// "policy", "capacity", "window" …, "source_format", "source", "dkv": what the file went
+    /// through.
+    std::map<std::string, std::string> provenance;
+    bool has_checksums = false;
+    std::uint64_t file_bytes = 0;  ///< Of the file, or of the folder's files.
+
+    std::uint32_t length(std::uint32_t layer, std::uint32_t head) const {
+        return lengths[std::size_t{layer} * geometry.kv_heads + head];
+    }
+};
+
+/// One layer's rows. Views are never to be written through.
+struct SavedLayer {
+    /// Whole caches: [kv_heads, prompt_tokens, head_dim]. Compacted ones: head after head, as
+    /// keys_of() cuts them.
+    RowsView keys;
+    RowsView values;
+    /// Compacted: where each head's rows begin in the one "head" of keys and values, and their end.
+    /// [kv_heads + 1]; empty: every head has keys.tokens rows.
+    std::vector<std::uint32_t> head_rows;
+    /// Of every row, head after head, ascending in each; empty: 0, 1, 2, … in every head.
+    std::vector<std::int32_t> positions;
+    RowsView queries;  ///< [q_heads, query_rows, head_dim] after RoPE; data nullptr: none.
+    /// Rows that had to be brought together from several places live here.
+    std::shared_ptr<void const> hold;
+
+    /// [1, rows of this head, head_dim]
+    RowsView keys_of(std::uint32_t head) const;
+    RowsView values_of(std::uint32_t head) const;
+    std::span<std::int32_t const> positions_of(std::uint32_t head) const;
+};
+
+/// An opened file (or folder). Memory-mapped: what is not asked for is not read.
+class SavedCache {
+public:
+    virtual ~SavedCache() = default;
+
+    CacheFacts const& facts() const noexcept { return facts_; }
+    Geometry const& geometry() const noexcept { return facts_.geometry; }
+
+    /// `index` < layers. Several threads may ask at once.
+    ///
+    /// Errors: CorruptData or Io, beginning with the path.
+    virtual Result<SavedLayer> layer(std::uint32_t index) const = 0;
+
+    /// Reads a layer's every byte: checksums where there are any, and that K and V are finite.
+    ///
+    /// Errors: CorruptData, beginning with the path and naming the tensor.
+    virtual Result<void> verify(std::uint32_t layer) const = 0;
+
+protected:
+    CacheFacts facts_;
+};
+
+/// What a format does not say of itself.
+struct OpenOptions {
+    std::optional<FileFormat> format = {};  ///< Nothing: found out from the bytes.
+    /// vLLM: how one layer's tensor lies: "2THD", "T2HD" or "TH2D"; empty: unless it is
+    /// unambiguous, refused.
+    std::string layout = {};
+    /// LMCache: KV heads (its chunks do not tell heads from dims). 0: unknown.
+    std::uint32_t kv_heads = 0;
+    std::string model = {};  ///< Instead of what the file says.
+    RopeFacts rope = {};     ///< theta not 0: instead of what the file says.
+};
+
+/// Errors: Io (no such file, no permission, a FIFO; a folder where a file is due); CorruptData for
+/// what is no such file; Unsupported for a version or variant that is refused by name. Messages
+/// begin with the path and name the field at fault. Nothing is allocated that the file's own size
+/// does not justify.
+Result<std::unique_ptr<SavedCache>> open_cache(std::filesystem::path const& path,
+                                               OpenOptions const& options = {});
+
+}  // namespace dkv

@@ -1,0 +1,43 @@
+// Writing a cache in any writable format: sizes first, then rows, layer by layer; the file appears
+// whole or not at all.
+#pragma once
+
+#include <functional>
+
+#include "kernels/backend.h"
+#include "sidecar/files/saved_cache.h"
+
+namespace dkv {
+
+/// A layer as its source has it, and which of its rows to write.
+struct RowsToWrite {
+    SavedLayer source;
+    /// [Σ lengths] rows of `source` in each head, head after head; empty: every row. Also the
+    /// positions, where the source is whole.
+    std::vector<std::int32_t> rows;
+};
+
+struct WriteRequest {
+    std::filesystem::path path;
+    FileFormat format = FileFormat::Dkv;
+    /// What the file will say: geometry, lengths (final), model, tokens, rope, provenance …;
+    /// query_rows 0 leaves the queries out. format, format_words, file_bytes are not read.
+    CacheFacts facts;
+    /// Called once per layer, 0 … layers-1, in order.
+    std::function<Result<RowsToWrite>(std::uint32_t layer)> layer;
+    /// llama.cpp: the file that cells, tokens and types are taken from, where it was one.
+    SavedCache const* source = nullptr;
+};
+
+/// Memory: one head's rows at a time.
+///
+/// Errors: those of `layer` and of NewFile; Unsupported, naming the reason, when the format cannot
+/// hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or heads of unequal
+/// length, mlx-lm without a rope theta to turn keys back by.
+/// Returns the file's size.
+Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
+
+/// The size of the file that write_cache() would write, exactly; `request.layer` is not called.
+Result<std::uint64_t> written_bytes(WriteRequest const& request);
+
+}  // namespace dkv
