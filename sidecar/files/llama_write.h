@@ -1,0 +1,15 @@
+// llama.cpp's saved sequences, written: what llama_state_seq_load_file and a llama-server slot
+// take.
+#pragma once
+
+#include "sidecar/files/write_cache.h"
+
+namespace dkv {
+
+/// Errors: as write_cache() says.
+Result<std::uint64_t> write_llama(Backend& backend, WriteRequest const& request);
+
+/// The size of what write_llama() would write, exactly.
+Result<std::uint64_t> llama_bytes(WriteRequest const& request);
+
+}  // namespace dkv
