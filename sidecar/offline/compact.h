@@ -1,6 +1,7 @@
 // A saved cache in, a smaller one out: the sidecar's own plan over a file, streamed.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -61,10 +62,15 @@ Result<CompactOutcome> compact(Backend& backend,
                                Progress const& progress = {},
                                std::size_t file = 0);
 
+/// What became of one file of several.
+using Ended = std::function<void(std::size_t file, Result<CompactOutcome> const& outcome)>;
+
 /// Several files on `jobs` threads (0: every core), each with one backend thread when there are
 /// more files than one. One file's failure does not stop the others. In the requests' order.
+/// `ended` is called as each file ends, never twice at once.
 std::vector<Result<CompactOutcome>> compact_all(std::span<CompactRequest const> requests,
                                                 unsigned jobs,
-                                                Progress const& progress);
+                                                Progress const& progress,
+                                                Ended const& ended = {});
 
 }  // namespace dkv::offline
