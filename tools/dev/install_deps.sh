@@ -14,8 +14,9 @@ readonly debian_packages=(
     # build
     cmake g++ gcc make ninja-build pkg-config
     # run
-    cppzmq-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libfmt-dev libflatbuffers-dev
-    libhwy-dev libspdlog-dev libtbb-dev libzmq3-dev nlohmann-json3-dev prometheus-cpp-dev
+    cppzmq-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libdeflate-dev libfmt-dev
+    libflatbuffers-dev libhwy-dev libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev
+    prometheus-cpp-dev
     zlib1g-dev
     # test and lint
     clang-format clang-tidy doctest-dev
