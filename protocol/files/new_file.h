@@ -5,13 +5,19 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <vector>
 
 #include "protocol/base/result.h"
+#include "protocol/base/unique_fd.h"
 
 namespace dkv {
 
-/// Written under a temporary name in the same folder; commit() gives it its own. Without commit()
-/// nothing is left behind, and what stood under the name before stands there still.
+/// Written under a temporary name in the same folder (".dkv-….partial"); commit() gives it its own.
+/// Without commit() nothing is left behind, and what stood under the name before stands there
+/// still. A name that is a link to a file stays a link: the file it leads to is replaced.
+///
+/// A process that may meet a limit on file sizes (RLIMIT_FSIZE) ignores SIGXFSZ, which would end it
+/// before the error is seen.
 class NewFile {
 public:
     /// Errors: Io, naming the path and the reason; AlreadyExists for a folder, a FIFO or a device
@@ -22,7 +28,8 @@ public:
     NewFile& operator=(NewFile&& other) noexcept;
     ~NewFile();
 
-    /// After what was appended before. Errors: Io, with the reason ("No space left on device").
+    /// After what was appended before; small pieces are collected first.
+    /// Errors: Io, with the reason ("No space left on device"), of these bytes or earlier ones.
     Result<void> append(std::span<std::byte const> bytes);
     /// Over bytes that were appended already.
     Result<void> rewrite(std::uint64_t offset, std::span<std::byte const> bytes);
@@ -33,11 +40,15 @@ public:
 
 private:
     NewFile() = default;
+    Error refused(int number) const;
+    Result<void> flush();
+    Result<void> write(std::uint64_t offset, std::span<std::byte const> bytes);
     void discard() noexcept;
 
     std::filesystem::path path_;
     std::filesystem::path partial_;
-    int descriptor_ = -1;
+    UniqueFd descriptor_;
+    std::vector<std::byte> buffer_;  // The last bytes of size_, not written yet.
     std::uint64_t size_ = 0;
 };
 

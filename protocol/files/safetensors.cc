@@ -57,15 +57,6 @@ Result<Json> parse_header(std::string_view text) {
     return header;
 }
 
-std::optional<std::uint64_t> bytes_of_dtype(std::string_view dtype) {
-    static std::map<std::string_view, std::uint64_t> const kBytes{
-        {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1},
-        {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
-        {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
-    auto const found = kBytes.find(dtype);
-    return found == kBytes.end() ? std::nullopt : std::optional(found->second);
-}
-
 /// A list of whole numbers.
 Result<std::vector<std::uint64_t>> counts(std::string const& where, Json const& json) {
     std::vector<std::uint64_t> list;
@@ -89,7 +80,7 @@ Result<FileTensor> read_tensor(std::string const& name,
             return corrupt(fmt::format("{} has no {}", where, field));
     if (!json["dtype"].is_string()) return corrupt(where + ": dtype is no text");
     FileTensor tensor{.dtype = json["dtype"].get<std::string>(), .shape = {}, .bytes = {}};
-    auto const element = bytes_of_dtype(tensor.dtype);
+    auto const element = element_bytes(tensor.dtype);
     if (!element) return corrupt(where + ": dtype " + shown(tensor.dtype) + " is unknown");
     tensor.shape = DKV_TRY(counts(where + ": shape", json["shape"]));
     auto const offsets = DKV_TRY(counts(where + ": data_offsets", json["data_offsets"]));
@@ -140,6 +131,16 @@ Result<void> check_coverage(TensorTable const& table, std::span<std::byte const>
 }
 
 }  // namespace
+
+std::optional<std::uint64_t> element_bytes(std::string_view dtype) noexcept {
+    static constexpr std::pair<std::string_view, std::uint64_t> kBytes[] = {
+        {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1},
+        {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},
+        {"U32", 4},  {"F32", 4}, {"F64", 8}, {"I64", 8},     {"U64", 8}};
+    for (auto const& [name, bytes] : kBytes)
+        if (name == dtype) return bytes;
+    return std::nullopt;
+}
 
 Result<TensorTable> parse_safetensors(std::span<std::byte const> file) {
     if (file.size() < kLengthBytes)

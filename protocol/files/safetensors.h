@@ -5,13 +5,18 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "protocol/files/mapped_file.h"
 
 namespace dkv {
+
+/// Of one element of the format's dtype of this name; nothing where there is none.
+std::optional<std::uint64_t> element_bytes(std::string_view dtype) noexcept;
 
 /// A tensor as the file has it; `bytes` are the file's and need not be aligned.
 struct FileTensor {

@@ -1,0 +1,147 @@
+#include "protocol/files/new_file.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <random>
+#include <unistd.h>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <system_error>
+
+namespace dkv {
+namespace {
+
+constexpr std::size_t kBufferBytes = std::size_t{1} << 20U;
+constexpr unsigned kNamesTried = 100;
+
+/// Errors: AlreadyExists for what a rename would destroy without being a file.
+Result<void> check_replaceable(std::filesystem::path const& path, struct stat const& status) {
+    if (S_ISREG(status.st_mode)) return {};
+    char const* const what = S_ISDIR(status.st_mode)    ? "a folder"
+                             : S_ISFIFO(status.st_mode) ? "a FIFO"
+                                                        : "a device or a socket";
+    return Error{ErrorCode::AlreadyExists,
+                 fmt::format("{}: there is {} of this name", path.string(), what)};
+}
+
+std::filesystem::path folder_of(std::filesystem::path const& path) {
+    return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+}  // namespace
+
+Result<NewFile> NewFile::create(std::filesystem::path const& path) {
+    NewFile file;
+    file.path_ = path;
+    if (!path.has_filename()) return file.refused(EISDIR);
+    struct stat status {};
+    bool const replaces = ::stat(path.c_str(), &status) == 0;
+    if (replaces) DKV_TRY(check_replaceable(path, status));
+    std::error_code problem;
+    if (replaces) file.path_ = std::filesystem::canonical(path, problem);
+    if (problem) file.path_ = path;
+
+    std::random_device random;
+    for (unsigned attempt = 0; attempt < kNamesTried && !file.descriptor_; ++attempt) {
+        auto const partial =
+            folder_of(file.path_) / fmt::format(".dkv-{:08x}{:08x}.partial", random(), random());
+        UniqueFd made(::open(partial.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+        if (!made && errno != EEXIST) return file.refused(errno);
+        if (!made) continue;
+        file.descriptor_ = std::move(made);
+        file.partial_ = partial;
+    }
+    if (!file.descriptor_) return file.refused(EEXIST);
+    // Who could not read the old one does not read the new one.
+    if (replaces && ::fchmod(file.descriptor_.get(), status.st_mode & 0777U) != 0)
+        return file.refused(errno);
+    return file;
+}
+
+NewFile::NewFile(NewFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      partial_(std::exchange(other.partial_, {})),
+      descriptor_(std::move(other.descriptor_)),
+      buffer_(std::exchange(other.buffer_, {})),
+      size_(std::exchange(other.size_, 0)) {}
+
+NewFile& NewFile::operator=(NewFile&& other) noexcept {
+    if (this == &other) return *this;
+    discard();
+    path_ = std::move(other.path_);
+    partial_ = std::exchange(other.partial_, {});
+    descriptor_ = std::move(other.descriptor_);
+    buffer_ = std::exchange(other.buffer_, {});
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+}
+
+NewFile::~NewFile() {
+    discard();
+}
+
+void NewFile::discard() noexcept {
+    if (!partial_.empty()) ::unlink(partial_.c_str());
+    partial_.clear();
+    descriptor_.reset();
+}
+
+Error NewFile::refused(int number) const {
+    return {ErrorCode::Io, fmt::format("{}: {}", path_.string(), std::strerror(number))};
+}
+
+Result<void> NewFile::write(std::uint64_t offset, std::span<std::byte const> bytes) {
+    while (!bytes.empty()) {
+        auto const written =
+            ::pwrite(descriptor_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) return refused(written < 0 ? errno : EIO);
+        bytes = bytes.subspan(static_cast<std::size_t>(written));
+        offset += static_cast<std::uint64_t>(written);
+    }
+    return {};
+}
+
+Result<void> NewFile::flush() {
+    DKV_TRY(write(size_ - buffer_.size(), buffer_));
+    buffer_.clear();
+    return {};
+}
+
+Result<void> NewFile::append(std::span<std::byte const> bytes) {
+    DKV_ASSERT(descriptor_);
+    if (buffer_.size() + bytes.size() > kBufferBytes) DKV_TRY(flush());
+    if (bytes.size() >= kBufferBytes) {
+        DKV_TRY(write(size_, bytes));
+    } else {
+        buffer_.reserve(kBufferBytes);
+        buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
+    }
+    size_ += bytes.size();
+    return {};
+}
+
+Result<void> NewFile::rewrite(std::uint64_t offset, std::span<std::byte const> bytes) {
+    DKV_ASSERT(descriptor_ && offset <= size_ && bytes.size() <= size_ - offset);
+    DKV_TRY(flush());
+    return write(offset, bytes);
+}
+
+Result<void> NewFile::commit() {
+    DKV_ASSERT(descriptor_);
+    DKV_TRY(flush());
+    if (::fsync(descriptor_.get()) != 0) return refused(errno);
+    if (::rename(partial_.c_str(), path_.c_str()) != 0) return refused(errno);
+    partial_.clear();
+    descriptor_.reset();
+    auto const folder = folder_of(path_);
+    UniqueFd const held(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    // A folder that may be written but not read cannot be synced; the file is there all the same.
+    if (held && ::fsync(held.get()) != 0 && errno != EINVAL) return refused(errno);
+    return {};
+}
+
+}  // namespace dkv
