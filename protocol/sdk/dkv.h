@@ -309,6 +309,60 @@ dkv_status dkv_session_failure(dkv_session const* session);
  * arenas that were not taken. Does not wait. NULL session is allowed. */
 void dkv_session_close(dkv_session* session, char const* reason);
 
+/* -------------------------------------------------------------------------------- saving a cache
+ */
+
+/* Rows of one tensor of a layer, in memory of the caller's, read during the call only. Row r of
+ * head h begins head_offset[h] bytes, or without head_offset h * head_stride elements, plus
+ * r * token_stride elements after `data`. */
+typedef struct dkv_save_rows {
+    void const* data;
+    uint64_t head_stride;        /* elements; not read where there is a head_offset */
+    uint64_t token_stride;       /* elements */
+    uint64_t dim_stride;         /* elements, nearly always 1 */
+    uint64_t const* head_offset; /* [heads] bytes; NULL: head_stride */
+} dkv_save_rows;
+
+typedef struct dkv_save_layer {
+    uint32_t struct_bytes;    /* sizeof(dkv_save_layer), in every layer: the step of the array */
+    dkv_save_rows keys;       /* [kv_heads, lengths, head_dim] after RoPE */
+    dkv_save_rows values;     /* the same */
+    dkv_save_rows queries;    /* [q_heads, query_rows, head_dim] after RoPE: of the last tokens */
+    uint32_t const* lengths;  /* [kv_heads] rows; NULL: prompt_tokens in each head */
+    int32_t const* positions; /* of the rows, heads one after another, ascending in each;
+                                 NULL where every head has prompt_tokens rows */
+} dkv_save_layer;
+
+typedef struct dkv_save_options {
+    uint32_t struct_bytes;
+    dkv_geometry geometry;
+    char const* model;             /* for people, and for its profile */
+    uint32_t prompt_tokens;        /* kept or not: the position of the next token */
+    int32_t const* tokens;         /* [prompt_tokens] ids; NULL: not saved */
+    uint32_t query_rows;           /* queries saved with each layer; 0: none */
+    float scale;                   /* of the logits; 0: 1/sqrt(head_dim) */
+    float softcap;                 /* 0: none */
+    double rope_theta;             /* 0: not said, and nothing else of rope either */
+    int32_t rope_interleaved;      /* 1: adjacent pairs of dims turn together; 0: the two halves */
+    uint32_t rope_dims;            /* 0: all of them */
+    char const* rope_scaling;      /* JSON; NULL: plain rope */
+    char const* const* provenance; /* key, value, key, value, …, NULL: what the cache went through
+                                      ("policy", "snapkv"); NULL: nothing */
+} dkv_save_options;
+
+/* Writes a cache as dkv's own file (docs/FORMATS.md), which `dkv inspect`, `compact` and `sweep`
+ * read; `layers` has geometry.layers entries. The file appears under `path` when it is whole and on
+ * the disk, over what was there; else `path` is left as it was. *file_bytes is its size; NULL is
+ * allowed. Needs no engine and no sidecar. Takes as long as the disk does.
+ *
+ * DKV_INVALID_ARGUMENT: a NULL, a geometry or lengths that cannot be, positions that do not ascend
+ * or lie outside of the prompt. DKV_IO: the system refused (a full disk, no permission; where file
+ * sizes are limited, ignore SIGXFSZ). DKV_ALREADY_EXISTS: `path` is a folder, FIFO or device. */
+dkv_status dkv_save(char const* path,
+                    dkv_save_options const* options,
+                    dkv_save_layer const* layers,
+                    uint64_t* file_bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -13,6 +13,7 @@
 
 #include "kernels/tensor_view.h"
 #include "protocol/base/geometry.h"
+#include "protocol/files/rope.h"
 
 namespace dkv {
 
@@ -31,16 +32,6 @@ enum class FileFormat : std::uint8_t {
 std::string_view name_of(FileFormat format) noexcept;
 std::optional<FileFormat> file_format(std::string_view name) noexcept;
 bool is_writable(FileFormat format) noexcept;
-
-/// What rotates the keys. theta 0: nobody said.
-struct RopeFacts {
-    double theta = 0;
-    /// Adjacent pairs of dims turn together (llama.cpp's NORM), instead of the two halves (HF).
-    bool interleaved = false;
-    std::uint32_t dims = 0;  ///< 0: all of them.
-    /// A scaling that is not plain rope, as its model's config has it (JSON); empty: plain.
-    std::string scaling;
-};
 
 /// Everything but the rows.
 struct CacheFacts {
