@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "protocol/base/assert.h"
 
@@ -15,17 +16,49 @@ double share_of(RankedHead const& head, double kept) {
 
 }  // namespace
 
+Ranks make_ranks(std::vector<std::int32_t> ids,
+                 std::span<std::uint32_t const> lengths,
+                 std::span<float const> mass,
+                 std::size_t prefix) {
+    DKV_ASSERT(mass.empty() || mass.size() == lengths.size() * prefix);
+    Ranks ranks{.lengths = {lengths.begin(), lengths.end()},
+                .ids = std::move(ids),
+                .mass_known = !mass.empty(),
+                .mass = {},
+                .prefix_mass = std::vector<double>(lengths.size(), 0)};
+    DKV_ASSERT(ranks.ids.size() == std::accumulate(lengths.begin(), lengths.end(), std::size_t{0}));
+    if (mass.empty()) return ranks;
+    ranks.mass.reserve(ranks.ids.size());
+    auto id = ranks.ids.begin();
+    for (std::size_t head = 0; head < lengths.size(); ++head) {
+        auto const of_head = mass.subspan(head * prefix, prefix);
+        for (auto const end = id + lengths[head]; id != end; ++id)
+            ranks.mass.push_back(of_head[static_cast<std::size_t>(*id)]);
+        ranks.prefix_mass[head] = std::accumulate(of_head.begin(), of_head.end(), 0.0);
+    }
+    return ranks;
+}
+
 bool RankedLayer::trim(std::span<std::uint32_t const> budgets) {
     DKV_ASSERT(budgets.size() == heads.size());
     bool trimmed = false;
     for (std::size_t i = 0; i < heads.size(); ++i) {
-        RankedHead& head = heads[i];
-        DKV_ASSERT(budgets[i] <= head.ids.size());
-        trimmed = trimmed || budgets[i] < head.ids.size();
-        head.ids.resize(budgets[i]);
-        if (mass_known) head.mass.resize(budgets[i]);
+        DKV_ASSERT(budgets[i] <= heads[i].ids.size());
+        trimmed = trimmed || budgets[i] < heads[i].ids.size();
     }
+    resize(budgets);
     return trimmed;
+}
+
+void RankedLayer::resize(std::span<std::uint32_t const> budgets) {
+    DKV_ASSERT(budgets.size() == heads.size());
+    std::size_t begin = 0;
+    for (std::size_t i = 0; i < heads.size(); ++i) {
+        DKV_ASSERT(budgets[i] <= ranks->lengths[i]);
+        heads[i].ids = std::span(ranks->ids).subspan(begin, budgets[i]);
+        if (mass_known) heads[i].mass = std::span(ranks->mass).subspan(begin, budgets[i]);
+        begin += ranks->lengths[i];
+    }
 }
 
 std::vector<std::uint32_t> RankedLayer::lengths(std::uint32_t window) const {
@@ -55,26 +88,11 @@ std::optional<float> RankedLayer::mass_kept() const {
     return static_cast<float>(sum / static_cast<double>(heads.size()));
 }
 
-RankedLayer ranked_layer(std::span<std::int32_t const> ids,
-                         std::span<std::uint32_t const> lengths,
-                         std::span<float const> mass,
-                         std::size_t prefix) {
-    DKV_ASSERT(mass.empty() || mass.size() == lengths.size() * prefix);
-    RankedLayer layer{.heads = {}, .mass_known = !mass.empty()};
-    for (std::uint32_t const length : lengths) {
-        RankedHead head;
-        head.ids.assign(ids.begin(), ids.begin() + length);
-        ids = ids.subspan(length);
-        if (layer.mass_known) {
-            auto const of_head = mass.first(prefix);
-            mass = mass.subspan(prefix);
-            for (std::int32_t const id : head.ids)
-                head.mass.push_back(of_head[static_cast<std::size_t>(id)]);
-            head.prefix_mass = std::accumulate(of_head.begin(), of_head.end(), 0.0);
-        }
-        layer.heads.push_back(std::move(head));
-    }
-    DKV_ASSERT(ids.empty());
+RankedLayer best_of(std::shared_ptr<Ranks const> ranks, std::span<std::uint32_t const> limits) {
+    RankedLayer layer{.heads = {}, .mass_known = ranks->mass_known, .ranks = std::move(ranks)};
+    for (double const prefix_mass : layer.ranks->prefix_mass)
+        layer.heads.push_back({.ids = {}, .mass = {}, .prefix_mass = prefix_mass});
+    layer.resize(limits);
     return layer;
 }
 

@@ -2,28 +2,48 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
 namespace dkv {
 
-/// Prefix tokens of one KV head, the best first: a prefix of the list is what a smaller budget
-/// keeps.
+/// Every head's prefix tokens, the best first, as far as anybody may want them. Plans that rank
+/// alike look into the same.
+struct Ranks {
+    std::vector<std::uint32_t> lengths;  ///< [heads]
+    std::vector<std::int32_t> ids;       ///< [Σ lengths]
+    bool mass_known = false;
+    std::vector<float> mass;  ///< Share of the window's attention on each of `ids`, where known.
+    /// [heads] the share on the whole prefix; the window, which is always kept, has the rest of 1.
+    std::vector<double> prefix_mass;
+};
+
+/// `ids` [Σ lengths], head after head; `mass` [heads, prefix] over the whole prefix, or empty.
+Ranks make_ranks(std::vector<std::int32_t> ids,
+                 std::span<std::uint32_t const> lengths,
+                 std::span<float const> mass,
+                 std::size_t prefix);
+
+/// Prefix tokens that one KV head keeps, the best first: a prefix of the list is what a smaller
+/// budget keeps.
 struct RankedHead {
-    std::vector<std::int32_t> ids;
-    /// Share of the window's attention on each of `ids`.
-    std::vector<float> mass;
-    /// The share on the whole prefix; the window, which is always kept, has the rest of 1.
+    std::span<std::int32_t const> ids;
+    std::span<float const> mass;  ///< Of `ids`; empty where it is unknown.
     double prefix_mass = 0;
 };
 
 struct RankedLayer {
     std::vector<RankedHead> heads;
     bool mass_known = false;
+    std::shared_ptr<Ranks const> ranks;  ///< What the heads look into.
 
     /// Cuts each head to its budget. Whether that dropped anything.
     bool trim(std::span<std::uint32_t const> budgets);
+
+    /// Gives each head this many tokens, fewer or more; at most as many as were ranked.
+    void resize(std::span<std::uint32_t const> budgets);
 
     /// Rows per head, `window` included.
     std::vector<std::uint32_t> lengths(std::uint32_t window) const;
@@ -37,10 +57,7 @@ struct RankedLayer {
     std::optional<float> mass_kept() const;
 };
 
-/// `ids` [Σ lengths], head after head; `mass` [heads, prefix] over the whole prefix, or empty.
-RankedLayer ranked_layer(std::span<std::int32_t const> ids,
-                         std::span<std::uint32_t const> lengths,
-                         std::span<float const> mass,
-                         std::size_t prefix);
+/// The best of each head. `limits` [heads], each at most as many as were ranked.
+RankedLayer best_of(std::shared_ptr<Ranks const> ranks, std::span<std::uint32_t const> limits);
 
 }  // namespace dkv

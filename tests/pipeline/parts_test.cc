@@ -12,10 +12,18 @@ namespace {
 using Ids = std::vector<std::int32_t>;
 using Lengths = std::vector<std::uint32_t>;
 
+RankedLayer ranked_layer(Ids const& ids, Lengths const& lengths, std::vector<float> const& mass) {
+    return best_of(std::make_shared<Ranks const>(make_ranks(ids, lengths, mass, 4)), lengths);
+}
+
+Ids ids_of(RankedHead const& head) {
+    return {head.ids.begin(), head.ids.end()};
+}
+
 /// Two heads over a prefix of 4: {2, 0} and {3}.
 RankedLayer two_heads() {
     std::vector<float> const mass{0.25F, 0.0F, 0.5F, 0.125F, 0.0F, 0.0F, 0.25F, 0.25F};
-    return ranked_layer(Ids{2, 0, 3}, Lengths{2, 1}, mass, 4);
+    return ranked_layer({2, 0, 3}, {2, 1}, mass);
 }
 
 }  // namespace
@@ -35,14 +43,33 @@ TEST_CASE("a trim keeps the best, and says whether it dropped anything") {
 
     CHECK_FALSE(layer.trim(Lengths{2, 1}));
     CHECK(layer.trim(Lengths{1, 1}));
-    CHECK(layer.heads[0].ids == Ids{2});
-    CHECK(layer.heads[1].ids == Ids{3});
+    CHECK(ids_of(layer.heads[0]) == Ids{2});
+    CHECK(ids_of(layer.heads[1]) == Ids{3});
     CHECK(layer.lengths(10) == Lengths{11, 11});
 }
 
+TEST_CASE("what was cut may grow again, as far as it was ranked") {
+    auto layer = two_heads();
+
+    layer.trim(Lengths{0, 1});
+    layer.resize(Lengths{2, 0});
+    CHECK(ids_of(layer.heads[0]) == Ids{2, 0});
+    CHECK(ids_of(layer.heads[1]).empty());
+    CHECK(layer.mass_kept() == (0.875F + 0.5F) / 2);
+}
+
+TEST_CASE("a layer may be a part of what was ranked") {
+    auto const whole = two_heads();
+    auto const part = best_of(whole.ranks, Lengths{1, 1});
+
+    CHECK(ids_of(part.heads[0]) == Ids{2});
+    CHECK(ids_of(part.heads[1]) == Ids{3});
+    CHECK(part.mass_kept() == (0.625F + 0.75F) / 2);
+}
+
 TEST_CASE("mass that nobody measured is unknown, even where nothing but the window is kept") {
-    CHECK_FALSE(ranked_layer(Ids{1}, Lengths{1}, {}, 4).mass_kept());
-    CHECK_FALSE(ranked_layer(Ids{}, Lengths{0}, {}, 4).mass_kept());
+    CHECK_FALSE(ranked_layer({1}, {1}, {}).mass_kept());
+    CHECK_FALSE(ranked_layer({}, {0}, {}).mass_kept());
 }
 
 TEST_CASE("staged rows are the window, then the prefix in rank order") {
