@@ -124,6 +124,19 @@ Result<void> NewFile::append(std::span<std::byte const> bytes) {
     return {};
 }
 
+Result<void> NewFile::extend(std::uint64_t bytes) {
+    DKV_ASSERT(descriptor_);
+    DKV_TRY(flush());
+    if (bytes == 0) return {};
+    int number = EINTR;
+    while (number == EINTR)
+        number = ::posix_fallocate(descriptor_.get(), static_cast<off_t>(size_),
+                                   static_cast<off_t>(bytes));
+    if (number != 0) return refused(number);
+    size_ += bytes;
+    return {};
+}
+
 Result<void> NewFile::rewrite(std::uint64_t offset, std::span<std::byte const> bytes) {
     DKV_ASSERT(descriptor_ && offset <= size_ && bytes.size() <= size_ - offset);
     DKV_TRY(flush());

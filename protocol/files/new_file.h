@@ -31,6 +31,9 @@ public:
     /// After what was appended before; small pieces are collected first.
     /// Errors: Io, with the reason ("No space left on device"), of these bytes or earlier ones.
     Result<void> append(std::span<std::byte const> bytes);
+    /// Zeros, which rewrite() fills in any order; the disk has room for them.
+    /// Errors: as append().
+    Result<void> extend(std::uint64_t bytes);
     /// Over bytes that were appended already.
     Result<void> rewrite(std::uint64_t offset, std::span<std::byte const> bytes);
     std::uint64_t size() const noexcept { return size_; }

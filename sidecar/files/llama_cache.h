@@ -1,0 +1,41 @@
+// An opened llama.cpp sequence: its rows as views into the mapping.
+#pragma once
+
+#include "protocol/files/mapped_file.h"
+#include "sidecar/files/llama_layout.h"
+#include "sidecar/files/saved_cache.h"
+
+namespace dkv {
+
+class LlamaCache final : public SavedCache {
+public:
+    /// Errors: those of parse_llama(); InvalidArgument for KV heads that are not known or do not
+    /// divide a row. Messages do not name the path.
+    static Result<std::unique_ptr<LlamaCache>> open(MappedFile mapped,
+                                                    std::filesystem::path const& path,
+                                                    OpenOptions const& options);
+
+    LlamaCache(MappedFile mapped, std::filesystem::path path)
+        : mapped_(std::move(mapped)), path_(std::move(path)) {}
+
+    Result<SavedLayer> layer(std::uint32_t index) const override;
+    Result<void> verify(std::uint32_t layer) const override;
+
+    std::span<std::byte const> bytes() const noexcept { return mapped_.bytes(); }
+    LlamaLayout const& layout() const noexcept { return layout_; }
+
+private:
+    Result<void> describe(OpenOptions const& options);
+    Result<void> order_cells();
+    std::uint64_t part_bytes() const noexcept;
+    SavedLayer views(std::byte const* keys, std::byte const* values) const;
+    void bring_together(std::uint32_t layer, std::span<std::byte> target) const;
+
+    MappedFile mapped_;
+    std::filesystem::path path_;
+    LlamaLayout layout_;
+    std::vector<std::uint32_t> order_;     // Cells by position; empty: they are in that order.
+    std::vector<std::int32_t> positions_;  // Ascending; empty: 0, 1, 2, …
+};
+
+}  // namespace dkv
