@@ -40,6 +40,7 @@ public:
 
     Result<SavedLayer> layer(std::uint32_t index) const override { return layers_.at(index); }
     std::span<std::byte const> bytes() const noexcept { return file_.bytes(); }
+    std::span<std::byte const> mapped() const noexcept override { return file_.bytes(); }
     Result<void> verify(std::uint32_t /*layer*/) const override { return {}; }
 
 private:

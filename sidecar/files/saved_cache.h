@@ -98,6 +98,10 @@ public:
     /// Errors: CorruptData, beginning with the path and naming the tensor.
     virtual Result<void> verify(std::uint32_t layer) const = 0;
 
+    /// The file's own bytes where it is one mapping: pages of it that have been read may be dropped
+    /// from memory, and come back when they are wanted. Empty: nothing may be dropped.
+    virtual std::span<std::byte const> mapped() const noexcept { return {}; }
+
 protected:
     CacheFacts facts_;
 };
