@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -17,7 +18,7 @@ from processes import sidecar  # noqa: E402, F401
 torch.set_num_threads(1)  # The tiny model is faster so; the real one asks for more.
 
 
-def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4):
+def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4, rope: dict | None = None):
     """Random weights: every answer is nonsense, every number is checkable, and it takes no time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,8 +37,18 @@ def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4):
         eos_token_id=None,
         pad_token_id=0,
         initializer_range=0.12,
+        **_rope_options(rope or {}),
     )
     return LlamaForCausalLM(config).eval()
+
+
+def _rope_options(rope: dict) -> dict:
+    if not rope:
+        return {}
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        return {"rope_parameters": rope}
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
 """Saved prompts: what is written, and what `dkv diff` makes of it."""
 
 import json
+import math
 import subprocess
+import zlib
 
+import cuts
 import pytest
 import torch
+from conftest import make_tiny_llama
+from fakes import FakeEngine, ragged
 from processes import program
+from test_cache import greedy
 
 import dkv.hf
 
@@ -26,16 +32,137 @@ def test_the_whole_cache_is_written_with_the_last_queries(tiny_llama, prompt, sa
     path = saved(queries=8)
 
     with torch.no_grad():
-        cache = tiny_llama(prompt(300)).past_key_values
+        out = tiny_llama(prompt(300))
+        cache = out.past_key_values
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"format": "dkv", "version": "1", "model": "LlamaForCausalLM", "n_prompt": "300"}
-        assert len(file.keys()) == 3 * 4
+        words = file.metadata()
+        assert {key: value for key, value in words.items() if not key.startswith("crc32.")} == {
+            "format": "dkv",
+            "version": "1",
+            "model": "LlamaForCausalLM",
+            "n_prompt": "300",
+            "rope.theta": "10000",
+            "rope.interleaved": "false",
+            "provenance.next_token": str(int(out.logits[0, -1].argmax())),
+        }
+        assert len(file.keys()) == 3 * 4 + 1
+        assert file.get_tensor("tokens").tolist() == prompt(300)[0].tolist()
+        for name in file.keys():
+            assert int(words[f"crc32.{name}"], 16) == zlib.crc32(cuts.bytes_of(file.get_tensor(name))), name
         for index, layer in enumerate(cache.layers):
             torch.testing.assert_close(file.get_tensor(f"layers.{index}.keys"), layer.keys[0])
             torch.testing.assert_close(file.get_tensor(f"layers.{index}.values"), layer.values[0])
             assert file.get_tensor(f"layers.{index}.q_window").shape == (6, 8, 16)
     assert tiny_llama.config._attn_implementation == "sdpa"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def same_file(left, right) -> bool:
+    (tensors, words), (others, other_words) = cuts.read(left), cuts.read(right)
+    return words == other_words and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 64}])
+def test_the_prompt_of_a_generate_is_saved_as_if_it_had_run_alone(tiny_llama, prompt, saved, tmp_path, options):
+    expected = greedy(tiny_llama, prompt(300), 9)
+    cache = dkv.hf.Capture(tiny_llama, queries=8)
+
+    assert greedy(tiny_llama, prompt(300), 9, past_key_values=cache, **options) == expected
+    size = dkv.hf.save(cache, tmp_path / "captured.safetensors")
+
+    assert size == (tmp_path / "captured.safetensors").stat().st_size
+    if not options:
+        assert same_file(tmp_path / "captured.safetensors", saved(queries=8))
+    else:  # Other shapes of matrices, other roundings.
+        tensors, words = cuts.read(tmp_path / "captured.safetensors")
+        others, other_words = cuts.read(saved(queries=8))
+        assert words["provenance.next_token"] == other_words["provenance.next_token"]
+        for name in others:
+            torch.testing.assert_close(tensors[name], others[name])
+
+
+def test_all_queries_are_saved_when_all_are_asked_for(tiny_llama, prompt, saved):
+    few, all_of_them = cuts.read(saved(queries=8))[0], cuts.read(saved(queries=None))[0]
+
+    assert all_of_them["layers.3.q_window"].shape == (6, 300, 16)
+    assert torch.equal(all_of_them["layers.3.q_window"][:, -8:], few["layers.3.q_window"])
+
+
+def test_a_capture_begins_again_after_reset(tiny_llama, prompt, saved, tmp_path):
+    cache = dkv.hf.Capture(tiny_llama, queries=8)
+    greedy(tiny_llama, prompt(40, seed=2), 3, past_key_values=cache)
+    cache.reset()
+    greedy(tiny_llama, prompt(300), 3, past_key_values=cache)
+
+    dkv.hf.save(cache, tmp_path / "captured.safetensors")
+
+    assert same_file(tmp_path / "captured.safetensors", saved(queries=8))
+
+
+def test_what_a_live_cache_kept_is_saved_with_its_positions(tiny_llama, prompt, tmp_path):
+    live = dkv.hf.Cache(tiny_llama, engine=FakeEngine(keep=ragged))
+    expected = greedy(tiny_llama, prompt(300), 9, past_key_values=live)
+
+    dkv.hf.save(live, tmp_path / "kept.safetensors", tokens=prompt(300))
+
+    tensors, words = cuts.read(tmp_path / "kept.safetensors")
+    assert words["provenance.policy"] == "fake" and "layers.0.q_window" not in tensors
+    assert tensors["layers.1.positions"].tolist() == [*ragged(1, 0, 300), *ragged(1, 1, 300)]
+    loaded = dkv.hf.load(tmp_path / "kept.safetensors", tiny_llama)
+    # Without what the whole prompt led to, the first token may be another: the rest follows from it.
+    out = dkv.hf.generate(tiny_llama, loaded, torch.tensor([expected[300:301]]), max_new_tokens=8, do_sample=False)
+    assert out[0].tolist() == expected
+
+
+def test_scale_and_softcap_and_rope_are_what_the_model_has(prompt, tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=8, query_pre_attn_scalar=100, attn_logit_softcapping=30.0,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    path = tmp_path / "gemma.safetensors"
+
+    dkv.hf.save(model, prompt(50), path, queries=4)
+
+    tensors, words = cuts.read(path)
+    assert math.isclose(float(words["scale"]), 0.1, rel_tol=1e-6) and float(words["softcap"]) == 30
+    assert "layers.1.keys" in tensors and "layers.2.keys" not in tensors  # Two of four see a sliding window.
+
+
+def test_a_rope_that_is_not_plain_is_saved_with_its_scaling(prompt, tmp_path):
+    model = make_tiny_llama(rope={"rope_type": "linear", "factor": 2.0, "rope_theta": 20000.0})
+    path = tmp_path / "scaled.safetensors"
+
+    dkv.hf.save(model, prompt(40), path)
+
+    words = cuts.read(path)[1]
+    assert words["rope.theta"] == "20000"
+    assert json.loads(words["rope.scaling"]) == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_what_cannot_be_saved_is_refused_in_one_line(tiny_llama, prompt, tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(ValueError, match="the prompt of this cache has not run yet"):
+        dkv.hf.save(dkv.hf.Capture(tiny_llama), path)
+    with torch.no_grad():
+        plain = tiny_llama(prompt(9)).past_key_values
+    with pytest.raises(ValueError, match="a DynamicCache has no queries and no model"):
+        dkv.hf.save(plain, path)
+    cache = dkv.hf.Capture(tiny_llama)
+    greedy(tiny_llama, prompt(9), 2, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"tokens are \[1, 8\], and the prompt has 9"):
+        dkv.hf.save(cache, path, tokens=prompt(8))
+    with pytest.raises(dkv.DkvError) as caught:
+        dkv.hf.save(cache, tmp_path)
+    assert caught.value.status == dkv.Status.ALREADY_EXISTS and str(tmp_path) in str(caught.value)
+    with pytest.raises(dkv.DkvError, match="No such file or directory"):
+        dkv.hf.save(cache, tmp_path / "no" / "x")
+    with pytest.raises(ValueError, match="a batch of 2: one prompt is captured at a time"):
+        tiny_llama(prompt(9).expand(2, -1), past_key_values=dkv.hf.Capture(tiny_llama))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_prompt_is_saved_at_a_time(tiny_llama, prompt, tmp_path):

@@ -161,6 +161,45 @@ class LayerView(Sized):
     ]
 
 
+class SaveRows(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("head_stride", c_uint64),
+        ("token_stride", c_uint64),
+        ("dim_stride", c_uint64),
+        ("head_offset", POINTER(c_uint64)),
+    ]
+
+
+class SaveLayer(Sized):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("keys", SaveRows),
+        ("values", SaveRows),
+        ("queries", SaveRows),
+        ("lengths", POINTER(c_uint32)),
+        ("positions", POINTER(c_int32)),
+    ]
+
+
+class SaveOptions(Sized):
+    _fields_ = [
+        ("struct_bytes", c_uint32),
+        ("geometry", Geometry),
+        ("model", c_char_p),
+        ("prompt_tokens", c_uint32),
+        ("tokens", POINTER(c_int32)),
+        ("query_rows", c_uint32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("rope_theta", c_double),
+        ("rope_interleaved", c_int32),
+        ("rope_dims", c_uint32),
+        ("rope_scaling", c_char_p),
+        ("provenance", POINTER(c_char_p)),
+    ]
+
+
 # name: (result, arguments). A status of c_int32 is checked by call().
 _PROTOTYPES = {
     "dkv_version": (c_char_p, []),
@@ -187,6 +226,7 @@ _PROTOTYPES = {
     "dkv_session_adopted": (c_int32, [c_void_p, c_uint64, c_uint64, c_uint64]),
     "dkv_session_failure": (c_int32, [c_void_p]),
     "dkv_session_close": (None, [c_void_p, c_char_p]),
+    "dkv_save": (c_int32, [c_char_p, POINTER(SaveOptions), POINTER(SaveLayer), POINTER(c_uint64)]),
 }
 
 

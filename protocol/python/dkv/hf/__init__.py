@@ -2,10 +2,16 @@
 
     cache = dkv.hf.Cache(model, capacity=512)
     out = model.generate(**inputs, past_key_values=cache)
+
+    dkv.hf.save(model, tokens, "prompt.safetensors")    # then: dkv compact prompt.safetensors -o small.safetensors …
+    cache = dkv.hf.load("small.safetensors", model)
+    out = dkv.hf.generate(model, cache, question_tokens)
 """
 
 from .cache import Cache
+from .capture import Capture
+from .load import LoadedCache, generate, load
 from .report import Report
 from .save import save
 
-__all__ = ["Cache", "Report", "save"]
+__all__ = ["Cache", "Capture", "LoadedCache", "Report", "generate", "load", "save"]

@@ -17,7 +17,7 @@ import sys
 from transformers.generation.utils import GenerationMixin
 
 from .cache import Cache
-from .generate import announced
+from .announce import announced
 
 log = logging.getLogger("dkv.hf")
 

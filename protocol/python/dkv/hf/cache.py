@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import dkv
 
 from . import attention, profiles
-from .generate import announce_prompts
+from .announce import announce_prompts
 from .layer import DkvLayer
 from .prompt import Prompt
 from .report import Report
@@ -160,7 +160,7 @@ class Cache(TransformersCache):
         except Exception:  # Half-built, or the interpreter is going down.
             pass
 
-    # ---------------------------------------------------------------- called by generate.py
+    # ---------------------------------------------------------------- called by announce.py
 
     def _announce(self, prompt_tokens: int | None) -> None:
         """generate() is about to run this prompt, in one piece or in chunks."""

@@ -17,7 +17,7 @@ class DkvLayer(DynamicLayer):
 
     whole       K and V of every token, views of the cache's storage
     compressed  `prefix` holds the prompt's kept rows, `tail` what came after it
-    heap        as transformers' own DynamicLayer: what dkv does not handle
+    heap        as transformers' own DynamicLayer: what dkv does not handle, and what was saved whole
 
     get_seq_length() is the logical length in all of them, so that positions stay right.
     """
@@ -43,6 +43,7 @@ class DkvLayer(DynamicLayer):
         self._tail_keys = self._tail_values = None
         self._tail_length = 0
         self._unattended = False
+        self._replaying = False
 
     # ---------------------------------------------------------------- what transformers asks
 
@@ -55,6 +56,8 @@ class DkvLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """[b, Hkv, q, D] twice; returns what attention reads, marked as this layer's."""
+        if self._replaying:
+            return self._replayed(key_states)
         if not self.is_initialized:
             cache = self._cache()
             self.heap = cache is None or not cache._accepts(self, key_states, value_states)
@@ -68,7 +71,8 @@ class DkvLayer(DynamicLayer):
         return self._append_whole(key_states, value_states)
 
     def get_seq_length(self, *args) -> int:
-        return super().get_seq_length() if self.heap else self.length
+        length = super().get_seq_length() if self.heap else self.length
+        return length - 1 if self._replaying else length
 
     def get_mask_sizes(self, query_length) -> tuple[int, int]:
         """Logical sizes. transformers 4 passes cache positions where 5 passes a length."""
@@ -147,6 +151,25 @@ class DkvLayer(DynamicLayer):
         self._tail_length = 0
         self.keys = self.values = None
 
+    def restore(self, rows: Prefix | tuple[torch.Tensor, torch.Tensor], tokens: int, positions: list[list[int]] | None) -> None:
+        """Takes the rows of a prompt that was saved: a prefix, or K and V of every token, [1, Hkv, tokens, D]."""
+        self._forget()
+        compressed = isinstance(rows, Prefix)
+        example = rows.head_keys(0) if compressed else rows[0]
+        self.dtype, self.device = example.dtype, example.device
+        self.is_initialized = True
+        self.positions = positions
+        if compressed:
+            self.adopt(rows)
+            self.length = tokens
+        else:
+            self.heap = True
+            self.keys, self.values = rows
+
+    def replay(self, on: bool = True) -> None:
+        """The next forward asks the prompt's last token again: its query is new, its row stays as it is."""
+        self._replaying = on
+
     def kept_lengths(self, prompt_tokens: int, kv_heads: int) -> list[int]:
         return list(self.prefix.lengths) if self.prefix is not None else [prompt_tokens] * kv_heads
 
@@ -189,6 +212,16 @@ class DkvLayer(DynamicLayer):
         self._show_tail()
         self._unattended = True
         return self.keys, self.values
+
+    def _replayed(self, key_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if key_states.shape[2] != 1:
+            raise ValueError(f"{key_states.shape[2]} tokens came where the prompt's last one is asked again")
+        self._replaying = False
+        if self.heap:
+            return self.keys, self.values
+        empty = key_states[:, :, :0]
+        self._unattended = True
+        return self._mark(empty), key_states[:, :, :0]
 
     def _grown(self, tail: torch.Tensor | None, like: torch.Tensor, rows: int) -> torch.Tensor:
         capacity = _TAIL_ROWS if tail is None else 2 * tail.shape[2]

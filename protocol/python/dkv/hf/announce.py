@@ -34,11 +34,22 @@ def announced(cache, args: tuple, kwargs: dict):
     if begin is None:
         yield
         return
+    note = getattr(cache, "_note_prompt", None)
+    if note is not None:
+        note(prompt_ids(args, kwargs))
     begin(prompt_length(args, kwargs))
     try:
         yield
     finally:
         end()
+
+
+def prompt_ids(args: tuple, kwargs: dict) -> torch.Tensor | None:
+    """[b, n] ids of the prompt that generate(*args, **kwargs) was given, if it was given ids."""
+    for tensor in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]):
+        if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and not tensor.is_floating_point():
+            return tensor
+    return None
 
 
 def prompt_length(args: tuple, kwargs: dict) -> int | None:

@@ -1,0 +1,305 @@
+"""dkv's own file of a saved cache, read with the safetensors library.
+
+    layers.{l}.keys, .values   [Hkv, n, D]; heads of unequal length: [rows, D], head after head
+    layers.{l}.positions       [Hkv, n] i32, of a compacted cache; heads of unequal length: [rows]
+    layers.{l}.head_offsets    [Hkv + 1] i32, heads of unequal length: where each begins in the rows
+    layers.{l}.q_window        [Hq, rows, D], the last rows' queries; or in no layer
+    tokens                     [n_prompt] i32; or not there
+
+and the metadata format, version, model, n_prompt; scale and softcap where the logits have their own; rope.*;
+provenance.*, what the file went through; crc32.NAME of each tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dkv.words import DkvError, Status
+
+NEXT_TOKEN = "next_token"  # In the provenance, so that every program carries it along.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_CRC = "crc32."
+_PROVENANCE = "provenance."
+
+
+@dataclass(frozen=True)
+class Rope:
+    """What rotates the keys. theta 0: nobody said."""
+
+    theta: float = 0.0
+    interleaved: bool = False  # Adjacent pairs of dims turn together (llama.cpp), not the two halves (Hugging Face).
+    dims: int = 0  # 0: all of them.
+    scaling: str = ""  # JSON of a scaling that is not plain, as the model's config has it.
+
+
+@dataclass
+class SavedLayer:
+    """Rows of one layer, copies of the file's.
+
+    Heads alike: keys and values are [Hkv, rows, D]; else a list of [rows_h, D], and `positions` tell.
+    """
+
+    keys: torch.Tensor | list[torch.Tensor]
+    values: torch.Tensor | list[torch.Tensor]
+    positions: list[list[int]] | None  # Per KV head, ascending; None: 0 … n_prompt-1 in every head.
+
+    @property
+    def lengths(self) -> list[int]:
+        """Rows, per KV head."""
+        return [rows.shape[0] for rows in self.keys]
+
+
+@dataclass
+class SavedFile:
+    """What a file says of itself; rows are read by layer()."""
+
+    path: Path
+    model: str
+    n_prompt: int  # Tokens of the prompt, kept or not: the next token's position.
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    scale: float | None = None  # Of the logits; None: 1/sqrt(head_dim).
+    softcap: float | None = None
+    rope: Rope = Rope()
+    query_rows: int = 0
+    tokens: torch.Tensor | None = None  # [n_prompt] int64
+    provenance: dict[str, str] = field(default_factory=dict)
+    has_checksums: bool = False
+    _file: object = None
+    _crcs: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "SavedFile":
+        """Raises DkvError, one line beginning with the path: IO, CORRUPT_DATA, UNSUPPORTED."""
+        path = Path(path)
+        file = _open(path)
+        try:
+            return cls._read(path, file)
+        except _Wrong as wrong:
+            raise DkvError(wrong.status, f"{path}: {wrong}") from None
+
+    @property
+    def next_token(self) -> int | None:
+        """What greedy decoding puts behind the prompt, where whoever saved it has seen that."""
+        found = self.provenance.get(NEXT_TOKEN, "")
+        return int(found) if found.isdigit() else None
+
+    @classmethod
+    def _read(cls, path: Path, file) -> "SavedFile":
+        words, names = file.metadata() or {}, set(file.keys())
+        if words.get("format") != "dkv":
+            raise _Wrong("its metadata has no format \"dkv\"; other formats go through dkv convert first")
+        if words.get("version") != "1":
+            raise _Wrong(f"its version is {words.get('version')}, and only 1 is known here", Status.UNSUPPORTED)
+        layers = 0
+        while f"layers.{layers}.keys" in names:
+            layers += 1
+        if layers == 0:
+            raise _Wrong("there is no layers.0.keys")
+        shape = file.get_slice("layers.0.keys").get_shape()
+        ragged = len(shape) == 2
+        if len(shape) not in (2, 3) or 0 in shape[1:]:
+            raise _Wrong(f"layers.0.keys is {shape}, not [heads, rows, head_dim]")
+        if ragged and "layers.0.head_offsets" not in names:
+            raise _Wrong("layers.0.keys has two dimensions, and there is no layers.0.head_offsets")
+        heads = file.get_slice("layers.0.head_offsets").get_shape()[0] - 1 if ragged else shape[0]
+        dtype = file.get_tensor("layers.0.keys").dtype
+        if dtype not in _DTYPES:
+            raise _Wrong(f"layers.0.keys is {dtype}, not float32, float16 or bfloat16")
+        made = cls(
+            path=path,
+            model=words.get("model", ""),
+            n_prompt=_count(words, "n_prompt"),
+            layers=layers,
+            kv_heads=heads,
+            head_dim=shape[-1],
+            dtype=dtype,
+            scale=_number(words, "scale"),
+            softcap=_number(words, "softcap"),
+            rope=_rope(words),
+            provenance=_under(_PROVENANCE, words),
+            _file=file,
+            _crcs=_under(_CRC, words),
+        )
+        made.has_checksums = bool(made._crcs)
+        if "layers.0.q_window" in names:
+            made.query_rows = file.get_slice("layers.0.q_window").get_shape()[1]
+        if "tokens" in names:
+            made.tokens = made._tensor("tokens", (made.n_prompt,), (torch.int32,)).long()
+        return made
+
+    def layer(self, index: int) -> SavedLayer:
+        """Rows of layer `index` < layers, their checksums verified where there are any.
+
+        Raises DkvError (CORRUPT_DATA), beginning with the path and naming the tensor.
+        """
+        try:
+            return self._layer(index)
+        except _Wrong as wrong:
+            raise DkvError(wrong.status, f"{self.path}: {wrong}") from None
+
+    def queries(self, index: int) -> torch.Tensor | None:
+        """[Hq, query_rows, D] after RoPE, or None. Raises as layer() does."""
+        try:
+            return self._tensor(f"layers.{index}.q_window", None, _DTYPES) if self.query_rows else None
+        except _Wrong as wrong:
+            raise DkvError(wrong.status, f"{self.path}: {wrong}") from None
+
+    def _layer(self, index: int) -> SavedLayer:
+        name = f"layers.{index}."
+        names = set(self._file.keys())
+        keys = self._tensor(name + "keys", None, (self.dtype,))
+        values = self._tensor(name + "values", tuple(keys.shape), (self.dtype,))
+        if name + "head_offsets" in names:
+            return self._ragged(name, keys, values)
+        if keys.dim() != 3 or keys.shape[0] != self.kv_heads or keys.shape[2] != self.head_dim:
+            raise _Wrong(f"{name}keys is {list(keys.shape)}, not [{self.kv_heads}, rows, {self.head_dim}]")
+        if name + "positions" not in names:
+            if keys.shape[1] != self.n_prompt:
+                raise _Wrong(f"{name}keys has {keys.shape[1]} rows of {self.n_prompt} tokens, and there are no positions")
+            return SavedLayer(keys, values, None)
+        positions = self._tensor(name + "positions", tuple(keys.shape[:2]), (torch.int32,))
+        return SavedLayer(keys, values, [self._ascending(name, row) for row in positions])
+
+    def _ragged(self, name: str, keys: torch.Tensor, values: torch.Tensor) -> SavedLayer:
+        offsets = self._tensor(name + "head_offsets", (self.kv_heads + 1,), (torch.int32,)).tolist()
+        good = offsets[0] == 0 and all(begin <= end for begin, end in zip(offsets, offsets[1:]))
+        if keys.dim() != 2 or keys.shape[1] != self.head_dim or not good or offsets[-1] != keys.shape[0]:
+            raise _Wrong(f"{name}head_offsets {offsets} do not cut {list(keys.shape)} rows into heads")
+        positions = self._tensor(name + "positions", (keys.shape[0],), (torch.int32,))
+        cuts = list(zip(offsets, offsets[1:]))
+        return SavedLayer(
+            [keys[begin:end] for begin, end in cuts],
+            [values[begin:end] for begin, end in cuts],
+            [self._ascending(name, positions[begin:end]) for begin, end in cuts],
+        )
+
+    def _ascending(self, name: str, positions: torch.Tensor) -> list[int]:
+        steps = positions[1:] - positions[:-1]
+        inside = len(positions) == 0 or (positions[0] >= 0 and positions[-1] < self.n_prompt)
+        if not inside or bool((steps <= 0).any()):
+            raise _Wrong(f"{name}positions are not ascending within 0 … {self.n_prompt - 1}")
+        return positions.tolist()
+
+    def _tensor(self, name: str, shape: tuple | None, dtypes: tuple) -> torch.Tensor:
+        if name not in self._file.keys():
+            raise _Wrong(f"there is no {name}")
+        # Its own memory: whoever cuts the file short later does not take this process along.
+        tensor = self._file.get_tensor(name).clone()
+        if tensor.dtype not in dtypes:
+            raise _Wrong(f"{name} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise _Wrong(f"{name} is {list(tensor.shape)}, not {list(shape)}")
+        if self._crcs:
+            found = f"{crc32_of(tensor):08x}"
+            if self._crcs.get(name) is None:
+                raise _Wrong(f"{name} has no checksum, although others have")
+            if self._crcs[name].lower() != found:
+                raise _Wrong(f"the checksum of {name} is {found}, not {self._crcs[name]}: the file is damaged")
+        return tensor
+
+
+def crc32_of(tensor: torch.Tensor) -> int:
+    """Of the tensor's bytes, as the files have it."""
+    return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+class _Wrong(Exception):
+    """Without the path."""
+
+    def __init__(self, message: str, status: Status = Status.CORRUPT_DATA):
+        super().__init__(message)
+        self.status = status
+
+
+def _open(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            raise DkvError(Status.IO, f"{path}: it is {kind}")
+        return safe_open(path, framework="pt")
+    except OSError as error:
+        raise DkvError(Status.IO, f"{path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise DkvError(Status.CORRUPT_DATA, f"{path}: it is no safetensors file: {error}") from None
+
+
+def _under(prefix: str, words: dict[str, str]) -> dict[str, str]:
+    return {key.removeprefix(prefix): value for key, value in words.items() if key.startswith(prefix)}
+
+
+def _count(words: dict[str, str], key: str) -> int:
+    value = words.get(key, "")
+    if not value.isdigit() or not 0 < int(value) < 2**31:
+        raise _Wrong(f"the metadata's {key} is {value or 'missing'}, no count of tokens")
+    return int(value)
+
+
+def _number(words: dict[str, str], key: str) -> float | None:
+    if key not in words:
+        return None
+    try:
+        value = float(words[key])
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise _Wrong(f"the metadata's {key} is {words[key]}, no number of at least 0")
+    return value or None
+
+
+def _rope(words: dict[str, str]) -> Rope:
+    return Rope(
+        theta=_number(words, "rope.theta") or 0.0,
+        interleaved=words.get("rope.interleaved") == "true",
+        dims=int(_number(words, "rope.dims") or 0),
+        scaling=words.get("rope.scaling", ""),
+    )
+
+
+def rope_of(config) -> Rope:
+    """What a model's config says of its full-attention layers; theta 0 where it says nothing.
+
+    transformers 5 has rope_parameters (of a hybrid: one per layer type), 4 rope_theta and rope_scaling.
+    """
+    config = config.get_text_config(decoder=True)
+    found = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in found:
+        found = found["full_attention"]
+    theta = found.get("rope_theta") or getattr(config, "rope_theta", None) or 0.0
+    scaling = dict(found) or dict(getattr(config, "rope_scaling", None) or {})
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    scaling.pop("rope_theta", None)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    dims = int(head_dim * share)
+    return Rope(
+        theta=float(theta),
+        dims=0 if dims == head_dim else dims,
+        scaling="" if kind == "default" else json.dumps(scaling, sort_keys=True),
+    )
+
+
+def halves_of_pairs(rows: torch.Tensor, dims: int = 0) -> torch.Tensor:
+    """[…, D] whose first `dims` (0: all) are adjacent pairs, in the order of the two halves. See pairs_of_halves."""
+    turned = dims or rows.shape[-1]
+    paired = rows[..., :turned]
+    return torch.cat([paired[..., 0::2], paired[..., 1::2], rows[..., turned:]], dim=-1)
+
+
+def pairs_of_halves(rows: torch.Tensor, dims: int = 0) -> torch.Tensor:
+    """Undoes halves_of_pairs."""
+    turned = dims or rows.shape[-1]
+    first, second = rows[..., : turned // 2], rows[..., turned // 2 : turned]
+    return torch.cat([torch.stack([first, second], dim=-1).flatten(-2), rows[..., turned:]], dim=-1)

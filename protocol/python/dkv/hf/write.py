@@ -1,0 +1,131 @@
+"""Tensors as dkv's own file, through libdkv: checksums of every tensor, whole under its name or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field
+
+import torch
+
+from dkv import _abi
+from dkv.words import DkvError, Dtype, Status
+
+from .files import Rope
+
+_Rows = torch.Tensor | list[torch.Tensor]
+
+
+@dataclass
+class LayerRows:
+    """One layer's rows on the CPU, read while write() runs. Heads of unequal length: lists of [rows_h, D]."""
+
+    keys: _Rows  # [Hkv, rows, D] after RoPE.
+    values: _Rows
+    queries: torch.Tensor | None = None  # [Hq, query rows, D] after RoPE, of the prompt's last tokens.
+    positions: list[list[int]] | None = None  # Per KV head, ascending; None: every token's row is there.
+
+
+@dataclass
+class About:
+    """What a file says beside its rows."""
+
+    model: str
+    n_prompt: int
+    tokens: torch.Tensor | None = None  # [n_prompt] ids
+    scale: float | None = None  # None: 1/sqrt(head_dim).
+    softcap: float | None = None
+    rope: Rope = Rope()
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int:
+    """Returns the file's bytes. What stood under `path` stands there until the new file is whole.
+
+    Raises DkvError: INVALID_ARGUMENT for shapes, dtypes or positions that do not go together, IO, ALREADY_EXISTS when
+    `path` is a folder, FIFO or device.
+    """
+    first = layers[0]
+    example = first.keys[0]
+    queries = first.queries
+    call = _Call(example.dtype)
+    geometry = _abi.Geometry(
+        len(layers),
+        len(first.keys) if queries is None else queries.shape[0],
+        len(first.keys),
+        example.shape[-1],
+        Dtype.of(example.dtype),
+    )
+    rows = (_abi.SaveLayer * len(layers))(*(call.layer(index, layer) for index, layer in enumerate(layers)))
+    written = ctypes.c_uint64()
+    options = _abi.SaveOptions(
+        geometry=geometry,
+        model=about.model.encode(),
+        prompt_tokens=about.n_prompt,
+        tokens=call.integers(about.tokens, about.n_prompt),
+        query_rows=0 if queries is None else queries.shape[1],
+        scale=about.scale or 0.0,
+        softcap=about.softcap or 0.0,
+        rope_theta=about.rope.theta,
+        rope_interleaved=int(about.rope.interleaved),
+        rope_dims=about.rope.dims,
+        rope_scaling=about.rope.scaling.encode() or None,
+        provenance=call.words(about.provenance),
+    )
+    _abi.call("dkv_save", os.fsencode(path), ctypes.byref(options), rows, ctypes.byref(written))
+    return written.value
+
+
+class _Call:
+    """Memory that the call reads, held until it is over."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._dtype, self._held = dtype, []
+
+    def layer(self, index: int, layer: LayerRows) -> _abi.SaveLayer:
+        name = f"layers.{index}"
+        lengths = [rows.shape[0] for rows in layer.keys]
+        made = _abi.SaveLayer(
+            keys=self._rows(f"{name}.keys", layer.keys),
+            values=self._rows(f"{name}.values", layer.values),
+            lengths=(ctypes.c_uint32 * len(lengths))(*lengths),
+        )
+        if [rows.shape for rows in layer.values] != [rows.shape for rows in layer.keys]:
+            raise DkvError(Status.INVALID_ARGUMENT, f"{name}: values are shaped unlike the keys")
+        if layer.queries is not None:
+            made.queries = self._rows(f"{name}.queries", layer.queries)
+        if layer.positions is not None:
+            if [len(heads) for heads in layer.positions] != lengths:
+                raise DkvError(Status.INVALID_ARGUMENT, f"{name}: there is not one position for each row")
+            made.positions = self.integers(torch.tensor([each for heads in layer.positions for each in heads]))
+        return made
+
+    def integers(self, values: torch.Tensor | None, count: int | None = None):
+        if values is None:
+            return None
+        if count is not None and values.numel() != count:
+            raise DkvError(Status.INVALID_ARGUMENT, f"{values.numel()} token ids for {count} tokens")
+        held = self._hold(values.detach().to("cpu", torch.int32).contiguous())
+        return ctypes.cast(held.data_ptr(), ctypes.POINTER(ctypes.c_int32))
+
+    def words(self, pairs: dict[str, str]):
+        flat = [part.encode() for pair in pairs.items() for part in pair]
+        return (ctypes.c_char_p * (len(flat) + 1))(*flat, None)
+
+    def _rows(self, name: str, rows: _Rows) -> _abi.SaveRows:
+        heads = list(rows) if isinstance(rows, list) else [rows]
+        for tensor in heads:
+            if tensor.dtype != self._dtype or tensor.device.type != "cpu":
+                wrong = f"{tensor.dtype} on {tensor.device}, not {self._dtype} on the CPU"
+                raise DkvError(Status.INVALID_ARGUMENT, f"{name} is {wrong}")
+        if not isinstance(rows, list):
+            held = self._hold(rows.detach())
+            return _abi.SaveRows(held.data_ptr(), held.stride(0), held.stride(1), held.stride(2))
+        held = [self._hold(tensor.detach().contiguous()) for tensor in heads]
+        base = min((tensor.data_ptr() for tensor in held if tensor.numel()), default=0)
+        offsets = (ctypes.c_uint64 * len(held))(*(max(0, tensor.data_ptr() - base) for tensor in held))
+        return _abi.SaveRows(base, 0, held[0].shape[-1], 1, offsets)
+
+    def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._held.append(tensor)
+        return tensor
