@@ -23,10 +23,10 @@ public:
           group_(args.queries.heads / args.keys.heads),
           block_(std::min(std::max(kBlockRows / group_, std::size_t{1}), tokens())),
           blocks_((tokens() + block_ - 1) / block_),
-          whole_(group_, block_, simd()),
-          last_(group_, tokens() - (blocks_ - 1) * block_, simd()),
+          whole_(group_, block_, args.keys, simd()),
+          last_(group_, tokens() - (blocks_ - 1) * block_, args.keys, simd()),
           columns_(args.keys.tokens - args.window),
-          scale_(query_scale(args.scale, args.keys.head_dim, args.softcap)) {}
+          form_{query_scale(args.scale, args.keys.head_dim, args.softcap), args.softcap} {}
 
     Result<void> run() {
         DKV_TRY(allocate());
@@ -72,9 +72,7 @@ private:
         float* const tile = begin + queries_floats();
         return {begin, tile_memory(tile, head_dim()), tile + tile_floats(head_dim())};
     }
-    std::size_t queries_floats() const noexcept {
-        return round_up(whole_.rows_padded * head_dim(), kLine);
-    }
+    std::size_t queries_floats() const noexcept { return round_up(whole_.query_floats(), kLine); }
     std::size_t worker_floats() const noexcept {
         return round_up(queries_floats() + tile_floats(head_dim()) + group_ * kStretchKeys, kLine);
     }
@@ -95,12 +93,12 @@ private:
     void statistics(std::size_t head, std::size_t block, std::size_t worker) {
         Scratch const memory = scratch(worker);
         RowPlan const& rows = plan(block);
-        pack_queries(rows, args_.queries, head, first_token(block), scale_, memory.queries);
+        pack_queries(rows, args_.queries, head, first_token(block), memory.queries);
         float* const top = largest(head, block);
         float* const sum = weight(head, block);  // What becomes the weight.
         range_statistics(rows, memory.queries,
                          {&args_.keys, static_cast<std::uint32_t>(head), 0, end_token(block)},
-                         first_token(block), args_.softcap, memory.tile, top, sum);
+                         first_token(block), form_, memory.tile, top, sum, {});
         join_statistics(rows, top, 1, top, sum);
     }
 
@@ -111,11 +109,11 @@ private:
         std::fill_n(memory.sums, group_ * kStretchKeys, 0.0f);
         for (std::size_t block = begin / block_; block < blocks_; ++block) {
             RowPlan const& rows = plan(block);
-            pack_queries(rows, args_.queries, head, first_token(block), scale_, memory.queries);
+            pack_queries(rows, args_.queries, head, first_token(block), memory.queries);
             range_sums(rows, memory.queries,
                        {&args_.keys, static_cast<std::uint32_t>(head), begin,
                         std::min(end, end_token(block))},
-                       first_token(block), args_.softcap, largest(head, block), weight(head, block),
+                       first_token(block), form_, largest(head, block), weight(head, block),
                        memory.tile, memory.sums, kStretchKeys);
         }
         if (args_.per_query)
@@ -138,7 +136,7 @@ private:
     RowPlan const whole_;
     RowPlan const last_;  // Of the last block, which may be shorter.
     std::uint32_t const columns_;
-    float const scale_;
+    LogitForm const form_;
 
     hwy::AlignedFreeUniquePtr<float[]> memory_;  // [kv_heads, blocks, 2, rows_padded], workers'.
     float* workers_memory_ = nullptr;

@@ -1,8 +1,8 @@
-// Two passes over the keys: what each query's softmax sums to, then what each token's share is.
-// With the engine's log-sum-exps the first is not needed.
+// One pass over the keys for what each query's softmax sums to; it keeps 2^logit for the second,
+// which only weighs and adds. Past a limit on what is kept, and with the engine's log-sum-exps, the
+// second computes them from the keys.
 #include <algorithm>
 #include <cmath>
-#include <hwy/aligned_allocator.h>
 #include <limits>
 
 #include "kernels/cpu/ops.h"
@@ -11,57 +11,84 @@
 namespace dkv::cpu {
 namespace {
 
-// Ranges depend on the shape alone and are joined in order: the same bits on any number of threads.
-constexpr std::uint32_t kRangeKeys = 5 * kTileKeys;
+// Ranges, and which of them are kept, depend on the shape alone, and are joined in order: the same
+// bits on any number of threads.
+constexpr std::uint32_t kRangeTiles = 5;
+constexpr std::uint32_t kRangeKeys = kRangeTiles * kTileKeys;
+constexpr std::size_t kKeptFloatsMax = 8 << 20;  // 32 MiB: 64k tokens of 128 rows.
+constexpr std::size_t kItemsPerWorker = 8;       // So that workers end together.
+constexpr std::size_t kLine = 16;                // f32 in 64 bytes.
 constexpr float kMost = std::numeric_limits<float>::max();
+
+std::size_t ranges(std::uint32_t tokens) noexcept {
+    return (std::size_t{tokens} + kRangeKeys - 1) / kRangeKeys;
+}
 
 class Score {
 public:
     Score(ScoreArgs const& args, Workers& workers)
         : args_(args),
           workers_(workers),
-          plan_(args.queries.heads / args.keys.heads, args.queries.tokens, simd()),
-          prefix_(args.keys.tokens - args.queries.tokens) {}
+          plan_(args.queries.heads / args.keys.heads, args.queries.tokens, args.keys, simd()),
+          form_{query_scale(args.scale, args.keys.head_dim, args.softcap), args.softcap},
+          prefix_(args.keys.tokens - args.queries.tokens),
+          ranges_(args.lse.empty() ? ranges(args.keys.tokens) : 0),
+          kept_(std::min(ranges_, kKeptFloatsMax / range_floats())),
+          batch_(batch()) {}
 
     Result<void> run() {
         DKV_TRY(allocate());
-        workers_.for_each(kv_heads(), [&](std::size_t head, std::size_t) { pack(head); });
-        if (args_.lse.empty()) {
-            std::size_t const count = ranges(args_.keys.tokens);
-            workers_.for_each(kv_heads() * count, [&](std::size_t item, std::size_t worker) {
-                statistics(item / count, item % count, worker);
-            });
-            workers_.for_each(kv_heads(), [&](std::size_t head, std::size_t) {
-                join_statistics(plan_, statistics_at(head, 0), count, largest(head), weight(head));
-                average(head);
-            });
-        } else {
-            for (std::size_t head = 0; head < kv_heads(); ++head)
-                take_lse(head);
-        }
-        std::size_t const count = ranges(prefix_);
-        workers_.for_each(kv_heads() * count, [&](std::size_t item, std::size_t worker) {
-            sums(item / count, item % count, worker);
-        });
+        for (first_ = 0; first_ < args_.keys.heads; first_ += batch_)
+            run_batch(std::min(batch_, args_.keys.heads - first_));
         return {};
     }
 
 private:
-    std::size_t kv_heads() const noexcept { return args_.keys.heads; }
     std::size_t head_dim() const noexcept { return args_.keys.head_dim; }
-    static std::size_t ranges(std::uint32_t tokens) noexcept {
-        return (std::size_t{tokens} + kRangeKeys - 1) / kRangeKeys;
+    std::size_t range_floats() const noexcept { return kRangeKeys * plan_.rows_padded; }
+
+    /// How many KV heads are met together: enough for all workers, no more than can be kept.
+    std::size_t batch() const noexcept {
+        std::size_t const heads = args_.keys.heads;
+        if (ranges_ == 0) return heads;
+        std::size_t const wanted = kItemsPerWorker * workers_.count() / ranges_ + 1;
+        std::size_t const most =
+            kKeptFloatsMax / (std::max<std::size_t>(kept_, 1) * range_floats());
+        return std::min({heads, wanted, std::max<std::size_t>(most, 1)});
     }
 
-    float* queries(std::size_t head) noexcept {
-        return memory_.get() + head * plan_.rows_padded * head_dim();
+    /// One KV head's memory; `head` counts from the batch's first one.
+    struct HeadMemory {
+        float* queries;     ///< As plan_ packs them.
+        float* largest;     ///< [rows_padded]
+        float* weight;      ///< [rows_padded]
+        float* statistics;  ///< [ranges, 2, rows_padded]
+        float* tops;        ///< [kept ranges, tiles, rows_padded]
+        float* powers;      ///< [kept ranges, kRangeKeys, rows_padded]
+    };
+    HeadMemory of(std::size_t head) const noexcept {
+        std::size_t const rows = plan_.rows_padded;
+        float* const queries = memory_ + head * head_floats();
+        float* const largest = queries + round_up(plan_.query_floats(), kLine);
+        float* const statistics = largest + 2 * rows;
+        float* const tops = statistics + ranges_ * 2 * rows;
+        return {queries,    largest, largest + rows,
+                statistics, tops,    tops + kept_ * kRangeTiles * rows};
     }
-    float* largest(std::size_t head) noexcept { return largest_ + 2 * head * plan_.rows_padded; }
-    float* weight(std::size_t head) noexcept { return largest(head) + plan_.rows_padded; }
-    float* statistics_at(std::size_t head, std::size_t range) noexcept {
-        return statistics_ + 2 * (head * ranges(args_.keys.tokens) + range) * plan_.rows_padded;
+    std::size_t head_floats() const noexcept {
+        std::size_t const rows = plan_.rows_padded;
+        return round_up(round_up(plan_.query_floats(), kLine) +
+                            rows * (2 + 2 * ranges_ + kept_ * (kRangeTiles + kRangeKeys)),
+                        kLine);
     }
-    float* worker_memory(std::size_t worker) noexcept {
+    Kept kept(std::size_t head, std::size_t index) const noexcept {
+        if (index >= kept_) return {nullptr, nullptr};
+        HeadMemory const memory = of(head);
+        return {memory.powers + index * range_floats(),
+                memory.tops + index * kRangeTiles * plan_.rows_padded};
+    }
+
+    float* worker_memory(std::size_t worker) const noexcept {
         return workers_memory_ + worker * worker_floats();
     }
     std::size_t worker_floats() const noexcept {
@@ -69,66 +96,84 @@ private:
     }
     KeyRange range(std::size_t head, std::size_t index, std::uint32_t tokens) const noexcept {
         auto const begin = static_cast<std::uint32_t>(index * kRangeKeys);
-        return {&args_.keys, static_cast<std::uint32_t>(head), begin,
+        return {&args_.keys, static_cast<std::uint32_t>(first_ + head), begin,
                 begin + std::min(kRangeKeys, tokens - begin)};
     }
 
     Result<void> allocate() {
-        std::size_t const rows = kv_heads() * plan_.rows_padded;
-        std::size_t const queries = round_up(rows * head_dim(), kLine);
-        std::size_t const joined = round_up(2 * rows, kLine);
-        std::size_t const parts =
-            args_.lse.empty() ? round_up(2 * rows * ranges(args_.keys.tokens), kLine) : 0;
-        std::size_t const floats = queries + joined + parts + workers_.count() * worker_floats();
-        memory_ = hwy::AllocateAligned<float>(floats);
-        if (!memory_)
+        std::size_t const heads = batch_ * head_floats();
+        std::size_t const floats = heads + workers_.count() * worker_floats();
+        memory_ = workers_.memory(floats);
+        if (memory_ == nullptr)
             return Error{ErrorCode::LimitExceeded, "not enough memory for " +
                                                        std::to_string(floats * sizeof(float)) +
                                                        " bytes of score's statistics"};
-        largest_ = memory_.get() + queries;
-        statistics_ = largest_ + joined;
-        workers_memory_ = statistics_ + parts;
+        workers_memory_ = memory_ + heads;
         return {};
     }
 
-    void pack(std::size_t head) {
-        pack_queries(plan_, args_.queries, head, 0,
-                     query_scale(args_.scale, head_dim(), args_.softcap), queries(head));
+    void run_batch(std::size_t heads) {
+        workers_.for_each(heads, [&](std::size_t head, std::size_t) {
+            pack_queries(plan_, args_.queries, first_ + head, 0, of(head).queries);
+            if (!args_.lse.empty()) take_lse(head);
+        });
+        if (ranges_ > 0) {
+            workers_.for_each(heads * ranges_, [&](std::size_t item, std::size_t worker) {
+                statistics(item / ranges_, item % ranges_, worker);
+            });
+            workers_.for_each(heads, [&](std::size_t head, std::size_t) {
+                HeadMemory const memory = of(head);
+                join_statistics(plan_, memory.statistics, ranges_, memory.largest, memory.weight);
+                average(memory.weight);
+            });
+        }
+        std::size_t const count = ranges(prefix_);
+        workers_.for_each(heads * count, [&](std::size_t item, std::size_t worker) {
+            // Backwards: what was kept last is still near.
+            std::size_t const left = heads * count - 1 - item;
+            sums(left / count, left % count, worker);
+        });
     }
 
     void statistics(std::size_t head, std::size_t index, std::size_t worker) {
-        float* const out = statistics_at(head, index);
-        range_statistics(plan_, queries(head), range(head, index, args_.keys.tokens), prefix_,
-                         args_.softcap, tile_memory(worker_memory(worker), head_dim()), out,
-                         out + plan_.rows_padded);
+        HeadMemory const memory = of(head);
+        float* const out = memory.statistics + index * 2 * plan_.rows_padded;
+        range_statistics(plan_, memory.queries, range(head, index, args_.keys.tokens), prefix_,
+                         form_, tile_memory(worker_memory(worker), head_dim()), out,
+                         out + plan_.rows_padded, kept(head, index));
     }
 
     void take_lse(std::size_t head) {
-        std::transform(args_.lse.begin() + static_cast<std::ptrdiff_t>(head * plan_.rows),
-                       args_.lse.begin() + static_cast<std::ptrdiff_t>((head + 1) * plan_.rows),
-                       largest(head), [](float lse) {
-                           lse *= kLog2E;
-                           return std::isnan(lse) ? kMost : std::clamp(lse, -kMost, kMost);
-                       });
-        std::fill(largest(head) + plan_.rows, largest(head) + plan_.rows_padded, 0.0f);
-        std::fill_n(weight(head), plan_.rows_padded, 1.0f);
-        average(head);
+        HeadMemory const memory = of(head);
+        auto const lse = args_.lse.subspan((first_ + head) * plan_.rows, plan_.rows);
+        std::transform(lse.begin(), lse.end(), memory.largest, [](float each) {
+            each *= kLog2E;
+            return std::isnan(each) ? kMost : std::clamp(each, -kMost, kMost);
+        });
+        std::fill(memory.largest + plan_.rows, memory.largest + plan_.rows_padded, 0.0f);
+        std::fill_n(memory.weight, plan_.rows_padded, 1.0f);
+        average(memory.weight);
     }
 
     /// Sums over the window become means.
-    void average(std::size_t head) {
-        std::for_each_n(weight(head), plan_.rows_padded,
+    void average(float* weight) const {
+        std::for_each_n(weight, plan_.rows_padded,
                         [&](float& w) { w /= static_cast<float>(plan_.window); });
     }
 
     void sums(std::size_t head, std::size_t index, std::size_t worker) {
         KeyRange const keys = range(head, index, prefix_);
+        HeadMemory const memory = of(head);
         float* const tile = worker_memory(worker);
         float* const sums = tile + tile_floats(head_dim());
         std::fill_n(sums, plan_.group * kRangeKeys, 0.0f);
-        range_sums(plan_, queries(head), keys, prefix_, args_.softcap, largest(head), weight(head),
-                   tile_memory(tile, head_dim()), sums, kRangeKeys);
-        reduce(head, keys, sums);
+        if (index < kept_)
+            kept_sums(plan_, kept(head, index), keys.end - keys.begin, memory.largest,
+                      memory.weight, sums, kRangeKeys);
+        else
+            range_sums(plan_, memory.queries, keys, prefix_, form_, memory.largest, memory.weight,
+                       tile_memory(tile, head_dim()), sums, kRangeKeys);
+        reduce(first_ + head, keys, sums);
     }
 
     /// From one number per query head to what the caller asked for.
@@ -144,17 +189,18 @@ private:
         return args_.reduce == GroupReduce::None ? head * plan_.group : head;
     }
 
-    static constexpr std::size_t kLine = 16;  // f32 in 64 bytes.
-
     ScoreArgs const& args_;
     Workers& workers_;
     RowPlan const plan_;
+    LogitForm const form_;
     std::uint32_t const prefix_;  // Tokens before the window.
+    std::size_t const ranges_;    // Of the statistics; 0 when the engine supplies them.
+    std::size_t const kept_;      // How many of them, from the first on, are kept for the sums.
+    std::size_t const batch_;     // KV heads that are met together.
 
-    hwy::AlignedFreeUniquePtr<float[]> memory_;  // Packed queries, then the parts below.
-    float* largest_ = nullptr;                   // [kv_heads, 2, rows_padded], with the weights
-    float* statistics_ = nullptr;                // [kv_heads, ranges, 2, rows_padded]
-    float* workers_memory_ = nullptr;            // [workers, worker_floats]
+    std::size_t first_ = 0;            // The batch's first KV head.
+    float* memory_ = nullptr;          // [batch, head_floats]
+    float* workers_memory_ = nullptr;  // [workers, worker_floats]
 };
 
 }  // namespace

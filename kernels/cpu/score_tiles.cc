@@ -15,47 +15,29 @@
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
 #include "kernels/cpu/widen-inl.h"
+#include "kernels/cpu/score_blocks-inl.h"
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace dkv::cpu::HWY_NAMESPACE {
 namespace {
 
-constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Blocks of keys × vectors of rows whose accumulators, with a few registers to spare, fill the
-// file: 32 registers, or 16.
-constexpr bool kManyRegisters = HWY_ARCH_ARM || HWY_TARGET <= HWY_AVX3;
-constexpr std::size_t kVecsMax = kManyRegisters ? 4 : 2;
-constexpr std::size_t block_keys(std::size_t vecs) {
-    if (kManyRegisters) return vecs == 1 ? 16 : vecs == 2 ? 12 : vecs == 3 ? 8 : 6;
-    return vecs == 1 ? 12 : 6;
-}
-
 Simd target() {
-    char const* const name = HWY_TARGET == HWY_AVX3   ? "avx512"
+    bool const pairs = multiplies_pairs();
+    char const* const name = HWY_TARGET == HWY_AVX3   ? (pairs ? "avx512_bf16" : "avx512")
                              : HWY_TARGET == HWY_AVX2 ? "avx2"
                              : HWY_TARGET == HWY_SSE4 ? "sse4"
                              : HWY_TARGET == HWY_NEON ? "neon"
                                                       : hwy::TargetName(HWY_TARGET);
-    return {name, kLanes, kVecsMax};
+    return {name, kLanes, kVecsMax, pairs};
 }
 
-/// NaN and the infinities become numbers, so that every sum is one; then the soft cap, if there is
-/// one, and with it the change to base 2, which the queries already hold otherwise.
-HWY_INLINE Vec finish_logits(Vec logits, float softcap) {
-    logits = hn::IfThenElse(hn::IsNaN(logits), hn::Set(kF32, -kLargest), logits);
-    logits = hn::Min(hn::Max(logits, hn::Set(kF32, -kLargest)), hn::Set(kF32, kLargest));
-    if (softcap == 0) return logits;
-    Vec const cap = hn::Set(kF32, softcap);
-    return hn::Mul(hn::Set(kF32, softcap * kLog2E), hn::Tanh(kF32, hn::Div(logits, cap)));
-}
-
-/// 2^x for x <= 0, and 0 below 2^-126; anything above 0 counts as 0. Half the work of an exp for
-/// every argument. Relative error below 2e-7.
+/// 2^x for x <= 0, and 0 below 2^-126. Half the work of an exp for every argument. Relative error
+/// below 2e-7.
 HWY_INLINE Vec exp2_of_negative(Vec x) {
-    x = hn::Min(hn::Max(x, hn::Set(kF32, -127.0f)), hn::Zero(kF32));
+    x = hn::Max(x, hn::Set(kF32, -127.0f));
     // Adding 1.5 * 2^23 leaves the nearest integer in the last bits; adding 127 besides makes it an
     // exponent, to be shifted into place. -127 becomes that of zero.
     Vec const shift = hn::Set(kF32, 0x1.8p23f + 127.0f);
@@ -69,82 +51,6 @@ HWY_INLINE Vec exp2_of_negative(Vec x) {
          {9.67554189e-3f, 5.55071346e-2f, 0.240221202f, 0.693146944f, 1.0f})
         sum = hn::MulAdd(sum, rest, hn::Set(kF32, coefficient));
     return hn::Mul(sum, power);
-}
-
-/// logits[k, rows] = queries · keys[k] for a block of keys, all in registers.
-template <std::size_t kVecs>
-HWY_INLINE void block_logits(float const* HWY_RESTRICT queries,
-                             float const* const* keys,
-                             std::size_t head_dim,
-                             float softcap,
-                             float* HWY_RESTRICT logits) {
-    constexpr std::size_t height = block_keys(kVecs);
-    Vec sums[height][kVecs];
-    for (auto& row : sums)
-        for (Vec& sum : row)
-            sum = hn::Zero(kF32);
-    for (std::size_t dim = 0; dim < head_dim; ++dim, queries += kVecs * kLanes) {
-        Vec query[kVecs];
-        for (std::size_t v = 0; v < kVecs; ++v)
-            query[v] = hn::Load(kF32, queries + v * kLanes);
-        for (std::size_t k = 0; k < height; ++k) {
-            Vec const key = hn::Set(kF32, keys[k][dim]);
-            for (std::size_t v = 0; v < kVecs; ++v)
-                sums[k][v] = hn::MulAdd(query[v], key, sums[k][v]);
-        }
-    }
-    for (std::size_t k = 0; k < height; ++k)
-        for (std::size_t v = 0; v < kVecs; ++v)
-            hn::Store(finish_logits(sums[k][v], softcap), kF32, logits + (k * kVecs + v) * kLanes);
-}
-
-/// logits[k, rows] for a panel and a tile; past the last key, up to a whole block, the last key
-/// again.
-template <std::size_t kVecs>
-HWY_NOINLINE void tile_logits(Panel const& panel,
-                              float const* const* keys,
-                              std::size_t count,
-                              std::size_t head_dim,
-                              float softcap,
-                              float* logits) {
-    for (std::size_t k = 0; k < count; k += block_keys(kVecs))
-        block_logits<kVecs>(panel.queries, keys + k, head_dim, softcap,
-                            logits + k * kVecs * kLanes);
-}
-
-void panel_logits(Panel const& panel,
-                  float const* const* keys,
-                  std::size_t count,
-                  std::size_t head_dim,
-                  float softcap,
-                  float* logits) {
-    switch (panel.rows / kLanes) {
-        case 1: return tile_logits<1>(panel, keys, count, head_dim, softcap, logits);
-        case 2: return tile_logits<2>(panel, keys, count, head_dim, softcap, logits);
-#if HWY_ARCH_ARM || HWY_TARGET <= HWY_AVX3
-        case 3: return tile_logits<3>(panel, keys, count, head_dim, softcap, logits);
-        case 4: return tile_logits<4>(panel, keys, count, head_dim, softcap, logits);
-#endif
-        default: DKV_ASSERT(false);
-    }
-}
-
-/// Where each key of the tile lies as dense f32: in the cache itself if it can, else in `memory`.
-void tile_keys(KeyRange const& range,
-               std::size_t token,
-               std::size_t count,
-               TileMemory const& memory,
-               float const** keys) {
-    RowsView const& view = *range.keys;
-    std::size_t const padded = round_up(std::size_t{view.head_dim}, kLanes);
-    for (std::size_t k = 0; k < kTileKeys; ++k) {
-        if (k >= count) {
-            keys[k] = keys[count - 1];
-            continue;
-        }
-        std::byte const* const row = view.row(range.head, static_cast<std::uint32_t>(token + k));
-        keys[k] = dense_row(row, view, memory.keys + k * padded);
-    }
 }
 
 /// Takes from each query the tokens that come after it.
@@ -164,8 +70,33 @@ void mask_future(RowPlan const& plan,
     }
 }
 
+/// logits[k, rows], to base 2, of `count` keys from `token` on.
+void panel_logits(RowPlan const& plan,
+                  Panel const& panel,
+                  float const* queries,
+                  std::byte const* const* keys,
+                  std::size_t token,
+                  std::size_t count,
+                  std::uint32_t prefix,
+                  LogitForm form,
+                  float* logits) {
+    panel_products(plan, panel, queries, keys, count, form.scale, logits);
+    if (form.softcap != 0) {
+        Vec const cap = hn::Set(kF32, form.softcap);
+        Vec const wide = hn::Set(kF32, form.softcap * kLog2E);
+        for (std::size_t i = 0; i < count * panel.rows; i += kLanes) {
+            Vec const capped = hn::Tanh(kF32, hn::Div(hn::Load(kF32, logits + i), cap));
+            hn::Store(hn::Mul(wide, capped), kF32, logits + i);
+        }
+    }
+    if (token + count > prefix) mask_future(plan, panel, token, count, prefix, logits);
+}
+
+/// Adds a tile's logits to the statistics of rows; with kKeep, they become powers to the base of
+/// `tops`.
+template <bool kKeep>
 void add_statistics(
-    float const* logits, std::size_t count, std::size_t rows, float* largest, float* sum) {
+    float* logits, std::size_t count, std::size_t rows, float* largest, float* sum, float* tops) {
     for (std::size_t row = 0; row < rows; row += kLanes) {
         Vec const before = hn::Load(kF32, largest + row);
         Vec after = before;
@@ -173,11 +104,14 @@ void add_statistics(
             after = hn::Max(after, hn::Load(kF32, logits + k * rows + row));
         Vec total = hn::Mul(hn::Load(kF32, sum + row), exp2_of_negative(hn::Sub(before, after)));
         for (std::size_t k = 0; k < count; ++k) {
-            Vec const logit = hn::Load(kF32, logits + k * rows + row);
-            total = hn::Add(total, exp2_of_negative(hn::Sub(logit, after)));
+            float* const at = logits + k * rows + row;
+            Vec const power = exp2_of_negative(hn::Sub(hn::Load(kF32, at), after));
+            if (kKeep) hn::Store(power, kF32, at);
+            total = hn::Add(total, power);
         }
         hn::Store(after, kF32, largest + row);
         hn::Store(total, kF32, sum + row);
+        if (kKeep) hn::Store(after, kF32, tops + row);
     }
 }
 
@@ -185,22 +119,32 @@ void range_statistics(RowPlan const& plan,
                       float const* queries,
                       KeyRange const& range,
                       std::uint32_t prefix,
-                      float softcap,
+                      LogitForm form,
                       TileMemory const& memory,
                       float* largest,
-                      float* sum) {
+                      float* sum,
+                      Kept const& kept) {
     std::fill_n(largest, plan.rows_padded, -kLargest);
     std::fill_n(sum, plan.rows_padded, 0.0f);
-    float const* keys[kTileKeys];
+    std::byte const* keys[kTileKeys];
+    float* powers = kept.powers;
+    float* tops = kept.tops;
     for (std::size_t token = range.begin; token < range.end; token += kTileKeys) {
         std::size_t const count = std::min(kTileKeys, range.end - token);
-        tile_keys(range, token, count, memory, keys);
-        for (Panel panel : plan.panels) {
-            panel.queries = queries + panel.row * range.keys->head_dim;
-            panel_logits(panel, keys, count, range.keys->head_dim, softcap, memory.logits);
-            mask_future(plan, panel, token, count, prefix, memory.logits);
-            add_statistics(memory.logits, count, panel.rows, largest + panel.row, sum + panel.row);
+        tile_keys(plan, range, token, count, memory, keys);
+        for (Panel const& panel : plan.panels) {
+            float* const logits = powers != nullptr ? powers : memory.logits;
+            panel_logits(plan, panel, queries, keys, token, count, prefix, form, logits);
+            float* const most = largest + panel.row;
+            float* const total = sum + panel.row;
+            if (powers == nullptr) {
+                add_statistics<false>(logits, count, panel.rows, most, total, nullptr);
+                continue;
+            }
+            add_statistics<true>(logits, count, panel.rows, most, total, tops + panel.row);
+            powers += kTileKeys * panel.rows;
         }
+        if (powers != nullptr) tops += plan.rows_padded;
     }
 }
 
@@ -225,59 +169,152 @@ void join_statistics(RowPlan const& plan,
     }
 }
 
-/// Logits become weight * 2^(logit - largest).
-void weigh(
-    float* logits, std::size_t count, std::size_t rows, float const* largest, float const* weight) {
+/// Logits become 2^(logit - largest), at most 1.
+void raise(float* logits, std::size_t count, std::size_t rows, float const* largest) {
     for (std::size_t row = 0; row < rows; row += kLanes) {
         Vec const top = hn::Load(kF32, largest + row);
-        Vec const scale = hn::Load(kF32, weight + row);
         for (std::size_t k = 0; k < count; ++k) {
             float* const at = logits + k * rows + row;
-            Vec const p = exp2_of_negative(hn::Sub(hn::Load(kF32, at), top));
-            hn::Store(hn::Mul(p, scale), kF32, at);
+            Vec const below = hn::Min(hn::Sub(hn::Load(kF32, at), top), hn::Zero(kF32));
+            hn::Store(exp2_of_negative(below), kF32, at);
         }
     }
 }
 
-HWY_INLINE float sum_rows(float const* from, std::size_t count) {
-    Vec total = hn::Zero(kF32);
-    std::size_t row = 0;
-    for (; row + kLanes <= count; row += kLanes)
-        total = hn::Add(total, hn::LoadU(kF32, from + row));
-    if (row < count)
-        total = hn::Add(
-            total, hn::IfThenElseZero(hn::FirstN(kF32, count - row), hn::LoadU(kF32, from + row)));
-    return hn::GetLane(hn::SumOfLanes(kF32, total));
+#if HWY_TARGET != HWY_SCALAR
+/// The sum of each of a vector's positions in blocks of four.
+template <class D>
+HWY_INLINE auto fold_blocks(D d, hn::VFromD<D> v) {
+    if constexpr (hn::MaxLanes(d) == 4) {
+        return v;
+    } else {
+        hn::Half<D> const half;
+        return fold_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+    }
+}
+
+/// {Σa, Σb, Σc, Σd}
+HWY_INLINE auto sums_of_four(Vec a, Vec b, Vec c, Vec d) {
+    hn::RepartitionToWide<hn::RebindToUnsigned<F32>> const twos;
+    auto const ab = hn::BitCast(
+        twos, hn::Add(hn::InterleaveLower(kF32, a, b), hn::InterleaveUpper(kF32, a, b)));
+    auto const cd = hn::BitCast(
+        twos, hn::Add(hn::InterleaveLower(kF32, c, d), hn::InterleaveUpper(kF32, c, d)));
+    Vec const low = hn::BitCast(kF32, hn::InterleaveLower(twos, ab, cd));
+    Vec const high = hn::BitCast(kF32, hn::InterleaveUpper(twos, ab, cd));
+    return fold_blocks(kF32, hn::Add(low, high));
+}
+#endif
+
+/// out[k] += Σ of factors[row] * powers[k, row] over kVecs vectors of rows.
+template <std::size_t kVecs>
+void add_rows(float const* HWY_RESTRICT powers,
+              std::size_t rows,
+              std::size_t count,
+              Vec const* factors,
+              float* HWY_RESTRICT out) {
+    Vec factor[kVecs];
+    std::copy_n(factors, kVecs, factor);
+    auto const weighed = [&](std::size_t k) {
+        float const* const from = powers + k * rows;
+        Vec sum = hn::Mul(hn::Load(kF32, from), factor[0]);
+        for (std::size_t v = 1; v < kVecs; ++v)
+            sum = hn::MulAdd(hn::Load(kF32, from + v * kLanes), factor[v], sum);
+        return sum;
+    };
+    std::size_t k = 0;
+#if HWY_TARGET != HWY_SCALAR
+    hn::FixedTag<float, 4> const four;
+    for (; k + 4 <= count; k += 4) {
+        auto const sums = sums_of_four(weighed(k), weighed(k + 1), weighed(k + 2), weighed(k + 3));
+        hn::StoreU(hn::Add(hn::LoadU(four, out + k), sums), four, out + k);
+    }
+#endif
+    for (; k < count; ++k)
+        out[k] += hn::GetLane(hn::SumOfLanes(kF32, weighed(k)));
+}
+
+/// Adds a panel's powers, each times its row's factor(row of the panel), to the sums of its heads.
+/// `segment` is the panel's first one, and then the next panel's.
+template <class Segments, class Factor>
+HWY_INLINE void add_panel(RowPlan const& plan,
+                          std::size_t index,
+                          float const* powers,
+                          std::size_t count,
+                          Segments& segment,
+                          Factor const& factor,
+                          float* sums,
+                          std::size_t stride) {
+    Panel const& panel = plan.panels[index];
+    for (; segment != plan.segments.end() && segment->panel == index; ++segment) {
+        std::size_t const first = segment->begin / kLanes * kLanes;
+        Vec factors[kVecsMax];
+        std::size_t vecs = 0;
+        for (std::size_t row = first; row < segment->end; row += kLanes) {
+            auto own = hn::FirstN(kF32, segment->end - row);
+            if (row < segment->begin) own = hn::AndNot(hn::FirstN(kF32, segment->begin - row), own);
+            factors[vecs++] = hn::IfThenElseZero(own, factor(panel.row + row));
+        }
+        float* const out = sums + segment->head * stride;
+        switch (vecs) {
+            case 1: add_rows<1>(powers + first, panel.rows, count, factors, out); break;
+            case 2: add_rows<2>(powers + first, panel.rows, count, factors, out); break;
+#if HWY_ARCH_ARM || HWY_TARGET <= HWY_AVX3
+            case 3: add_rows<3>(powers + first, panel.rows, count, factors, out); break;
+            case 4: add_rows<4>(powers + first, panel.rows, count, factors, out); break;
+#endif
+            default: DKV_ASSERT(false);
+        }
+    }
 }
 
 void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
                 std::uint32_t prefix,
-                float softcap,
+                LogitForm form,
                 float const* largest,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
                 std::size_t stride) {
-    float const* keys[kTileKeys];
+    std::byte const* keys[kTileKeys];
     for (std::size_t token = range.begin; token < range.end; token += kTileKeys) {
         std::size_t const count = std::min(kTileKeys, range.end - token);
-        tile_keys(range, token, count, memory, keys);
+        tile_keys(plan, range, token, count, memory, keys);
         auto segment = plan.segments.begin();
         for (std::size_t index = 0; index < plan.panels.size(); ++index) {
-            Panel panel = plan.panels[index];
-            panel.queries = queries + panel.row * range.keys->head_dim;
-            panel_logits(panel, keys, count, range.keys->head_dim, softcap, memory.logits);
-            mask_future(plan, panel, token, count, prefix, memory.logits);
-            weigh(memory.logits, count, panel.rows, largest + panel.row, weight + panel.row);
-            for (; segment != plan.segments.end() && segment->panel == index; ++segment) {
-                float* const out = sums + segment->head * stride + (token - range.begin);
-                for (std::size_t k = 0; k < count; ++k)
-                    out[k] += sum_rows(memory.logits + k * panel.rows + segment->begin,
-                                       segment->end - segment->begin);
-            }
+            Panel const& panel = plan.panels[index];
+            panel_logits(plan, panel, queries, keys, token, count, prefix, form, memory.logits);
+            raise(memory.logits, count, panel.rows, largest + panel.row);
+            auto const factor = [&](std::size_t row) { return hn::Load(kF32, weight + row); };
+            add_panel(plan, index, memory.logits, count, segment, factor,
+                      sums + (token - range.begin), stride);
         }
+    }
+}
+
+void kept_sums(RowPlan const& plan,
+               Kept const& kept,
+               std::size_t tokens,
+               float const* largest,
+               float const* weight,
+               float* sums,
+               std::size_t stride) {
+    float const* powers = kept.powers;
+    float const* tops = kept.tops;
+    for (std::size_t token = 0; token < tokens; token += kTileKeys) {
+        std::size_t const count = std::min(kTileKeys, tokens - token);
+        auto const factor = [&](std::size_t row) {
+            Vec const below = hn::Sub(hn::Load(kF32, tops + row), hn::Load(kF32, largest + row));
+            return hn::Mul(hn::Load(kF32, weight + row), exp2_of_negative(below));
+        };
+        auto segment = plan.segments.begin();
+        for (std::size_t index = 0; index < plan.panels.size(); ++index) {
+            add_panel(plan, index, powers, count, segment, factor, sums + token, stride);
+            powers += kTileKeys * plan.panels[index].rows;
+        }
+        tops += plan.rows_padded;
     }
 }
 
@@ -292,26 +329,10 @@ HWY_EXPORT(target);
 HWY_EXPORT(range_statistics);
 HWY_EXPORT(join_statistics);
 HWY_EXPORT(range_sums);
+HWY_EXPORT(kept_sums);
 
 Simd simd() {
     return HWY_DYNAMIC_DISPATCH(target)();
-}
-
-RowPlan::RowPlan(std::size_t group_heads, std::size_t window_tokens, Simd const& simd)
-    : group(group_heads),
-      window(window_tokens),
-      rows(group * window),
-      rows_padded(round_up(rows, simd.lanes)) {
-    std::size_t const vecs = rows_padded / simd.lanes;
-    std::size_t const count = (vecs + simd.panel_vecs_max - 1) / simd.panel_vecs_max;
-    for (std::size_t i = 0; i < count; ++i) {  // Panels of nearly equal width.
-        std::size_t const begin = vecs * i / count * simd.lanes;
-        std::size_t const end = vecs * (i + 1) / count * simd.lanes;
-        panels.push_back({begin, end - begin, nullptr});
-        for (std::size_t head = begin / window; head < group && head * window < end; ++head)
-            segments.push_back({i, head, std::max(head * window, begin) - begin,
-                                std::min((head + 1) * window, end) - begin});
-    }
 }
 
 std::size_t padded_dim(std::size_t head_dim) {
@@ -319,7 +340,7 @@ std::size_t padded_dim(std::size_t head_dim) {
 }
 
 std::size_t tile_floats(std::size_t head_dim) {
-    return kTileKeys * padded_dim(head_dim) + (kTileKeys * kPanelVecsMax + 1) * simd().lanes;
+    return kTileKeys * (padded_dim(head_dim) + kPanelVecsMax * simd().lanes);
 }
 
 TileMemory tile_memory(float* memory, std::size_t head_dim) {
@@ -330,12 +351,13 @@ void range_statistics(RowPlan const& plan,
                       float const* queries,
                       KeyRange const& range,
                       std::uint32_t prefix,
-                      float softcap,
+                      LogitForm form,
                       TileMemory const& memory,
                       float* largest,
-                      float* sum) {
+                      float* sum,
+                      Kept const& kept) {
     HWY_DYNAMIC_DISPATCH(range_statistics)
-    (plan, queries, range, prefix, softcap, memory, largest, sum);
+    (plan, queries, range, prefix, form, memory, largest, sum, kept);
 }
 
 void join_statistics(RowPlan const& plan,
@@ -350,14 +372,24 @@ void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
                 std::uint32_t prefix,
-                float softcap,
+                LogitForm form,
                 float const* largest,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
                 std::size_t stride) {
     HWY_DYNAMIC_DISPATCH(range_sums)
-    (plan, queries, range, prefix, softcap, largest, weight, memory, sums, stride);
+    (plan, queries, range, prefix, form, largest, weight, memory, sums, stride);
+}
+
+void kept_sums(RowPlan const& plan,
+               Kept const& kept,
+               std::size_t tokens,
+               float const* largest,
+               float const* weight,
+               float* sums,
+               std::size_t stride) {
+    HWY_DYNAMIC_DISPATCH(kept_sums)(plan, kept, tokens, largest, weight, sums, stride);
 }
 
 }  // namespace dkv::cpu

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <hwy/aligned_allocator.h>
 #include <oneapi/tbb/blocked_range.h>
 #include <oneapi/tbb/info.h>
 #include <oneapi/tbb/parallel_for.h>
@@ -18,6 +19,17 @@ public:
 
     std::size_t count() const noexcept {
         return static_cast<std::size_t>(arena_.max_concurrency());
+    }
+
+    /// Memory for one op, aligned to 64 bytes, whatever the last op left there; null when there is
+    /// not enough. It is kept, since the system gives new pages no faster than a core fills them.
+    float* memory(std::size_t floats) {
+        if (floats > memory_floats_) {
+            memory_.reset();
+            memory_ = hwy::AllocateAligned<float>(floats);
+            memory_floats_ = memory_ ? floats : 0;
+        }
+        return memory_.get();
     }
 
     /// Calls body(item, worker) once for each item below `items`, with worker < count(); calls with
@@ -49,6 +61,8 @@ private:
     }
 
     tbb::task_arena arena_;
+    hwy::AlignedFreeUniquePtr<float[]> memory_;
+    std::size_t memory_floats_ = 0;
 };
 
 }  // namespace dkv::cpu

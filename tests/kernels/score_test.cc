@@ -159,6 +159,35 @@ TEST_CASE("score is the reference at every shape, dtype, layout and reduction") 
     });
 }
 
+TEST_CASE("score of a prompt that is too long to keep between the passes is the same") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(17);
+        for (Dtype const dtype : {Dtype::F32, Dtype::Bf16}) {
+            Call call({1, 8, 128, 8800, 2}, dtype, GroupReduce::Mean);  // 34 MiB of logits.
+            call.fill(random);
+            check_against_reference(backend, call);
+        }
+    });
+}
+
+TEST_CASE("score does not depend on what was scored before") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(19);
+        Call call({2, 3, 5, 700, 64}, Dtype::Bf16, GroupReduce::Mean);
+        call.fill(random);
+        REQUIRE(backend.score(call.args));
+        auto const first = call.scores;
+
+        Call nan({3, 4, 32, 900, 80}, Dtype::F32, GroupReduce::Max);
+        nan.keys.fill([](auto...) { return std::nanf(""); });
+        nan.queries.fill([](auto...) { return kInfinity; });
+        REQUIRE(backend.score(nan.args));
+
+        REQUIRE(backend.score(call.args));
+        CHECK(call.scores == first);
+    });
+}
+
 TEST_CASE("the prefix's and the window's mass add up to 1") {
     test::for_each_backend([](Backend& backend) {
         std::mt19937 random(7);
