@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include <fmt/format.h>
 
@@ -17,6 +18,7 @@ constexpr std::uint64_t kPartHeadBytes = 12;  // Before K or V of a layer.
 using Bytes = std::vector<std::byte>;
 
 template <class T>
+requires std::is_arithmetic_v<T>
 void put(Bytes& bytes, T value) {
     auto const words = std::as_bytes(std::span(&value, 1));
     bytes.insert(bytes.end(), words.begin(), words.end());
