@@ -8,8 +8,9 @@
 #include <fmt/format.h>
 
 #include "kernels/cpu/elements.h"
-#include "protocol/base/kv_layout.h"
-#include "sidecar/pipeline/job.h"
+#include "sidecar/offline/source.h"
+#include "sidecar/offline/walk.h"
+#include "sidecar/pipeline/spec.h"
 #include "sidecar/policy/reference/forms.h"
 
 namespace dkv::offline {
@@ -19,13 +20,6 @@ Error refuse(std::string message) {
     return {ErrorCode::InvalidArgument, std::move(message)};
 }
 
-Result<void> check_queries(SavedCache const& file, std::string const& name, std::uint32_t wanted) {
-    if (file.facts().query_rows >= wanted && file.facts().query_rows > 0) return {};
-    return refuse(fmt::format(
-        "{} needs the queries of the last {} tokens, and the file has {}", name, wanted,
-        file.facts().query_rows == 0 ? "none" : fmt::format("{}", file.facts().query_rows)));
-}
-
 /// The whole prompt, for every KV head.
 void keep_all(Side& side, SavedCache const& file) {
     std::vector<std::int32_t> every(file.facts().prompt_tokens);
@@ -33,63 +27,35 @@ void keep_all(Side& side, SavedCache const& file) {
     side.kept.assign(file.geometry().layers, {file.geometry().kv_heads, every});
 }
 
-/// [kv_heads] positions of a packed layer.
-Result<std::vector<std::vector<std::int32_t>>> positions_of(Backend& backend,
-                                                            Geometry const& geometry,
-                                                            LayerProgress const& at,
-                                                            std::span<std::byte const> packed) {
-    PackedLayer const place = packed_layer(geometry, at.lengths, at.destination_offset);
-    std::vector<std::int32_t> all(place.head_rows[geometry.kv_heads]);
-    DKV_TRY(
-        backend.download(packed.subspan(place.positions_offset, all.size() * sizeof(std::int32_t)),
-                         std::as_writable_bytes(std::span(all))));
+/// A layer's rows, head by head.
+std::vector<std::vector<std::int32_t>> positions_of(Plan const& plan, std::uint32_t layer) {
     std::vector<std::vector<std::int32_t>> heads;
-    for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
-        heads.emplace_back(all.begin() + static_cast<std::ptrdiff_t>(place.head_rows[head]),
-                           all.begin() + static_cast<std::ptrdiff_t>(place.head_rows[head + 1]));
+    auto const rows = kept_rows(plan, layer);
+    auto from = rows.begin();
+    for (std::uint32_t const length : plan.layer(layer).lengths(plan.spec().params.window)) {
+        heads.emplace_back(from, from + length);
+        from += length;
+    }
     return heads;
 }
 
-/// What the job is told of a layer: queries as far as it wants them, and for the mass else.
-LayerSource source_of(CacheFacts const& facts, SavedLayer const& saved, std::uint32_t queries) {
-    LayerSource source{.keys = saved.keys,
-                       .values = saved.values,
-                       .queries = {},
-                       .scores = {},
-                       .scale = facts.scale,
-                       .softcap = facts.softcap};
-    if (queries > 0) source.queries = last_queries(saved, queries);
-    return source;
-}
-
-Result<void> run_job(Backend& backend, SavedCache const& file, Side& side) {
+Result<void> run_plan(Backend& backend, SavedCache const& file, Side& side) {
     JobSpec const spec{.geometry = file.geometry(),
                        .prompt_tokens = file.facts().prompt_tokens,
                        .params = side.params,
                        .progressive = false};
-    JobNeeds const needs = needs_of(spec);
-    if (!needs.compress) {
+    auto const policy = make_policy(spec.params, shape_of(spec));
+    if (policy == nullptr) {
         keep_all(side, file);
         return {};
     }
-    // Policies that do not rank by queries do without where there are none.
-    std::uint32_t const wanted = std::max(needs.window, spec.params.window);
-    bool const optional = side.name == "streamingllm" || needs.window == 0;
-    if (!optional) DKV_TRY(check_queries(file, side.name, wanted));
-    std::uint32_t const given = file.facts().query_rows >= wanted ? wanted : 0;
-
-    auto const staging = DKV_TRY(backend.allocate(needs.staging_bytes));
-    auto const packed = DKV_TRY(backend.allocate(needs.destination_bytes));
-    std::vector<SavedLayer> layers;  // The job reads them until the last is packed.
-    auto const job = DKV_TRY(Job::open(backend, spec, staging->bytes(), packed->bytes()));
-    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer) {
-        layers.push_back(DKV_TRY(file.layer(layer)));
-        DKV_TRY(job->layer_ready(layer, source_of(file.facts(), layers.back(), given)));
-    }
-    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer) {
-        auto const at = DKV_TRY(job->pack(layer));
-        side.kept.push_back(DKV_TRY(positions_of(backend, spec.geometry, at, packed->bytes())));
-    }
+    if (auto const wanted = queries_needed(file.facts(), side.params, policy->ranking()))
+        DKV_TRY(check_queries(file.facts(), side.name, wanted));
+    Ranker ranker(backend, spec.geometry, spec.prompt_tokens);
+    Plan plan = DKV_TRY(Plan::create(backend, spec, ranker));
+    DKV_TRY(walk(file, {}, ranker, std::span(&plan, 1)));
+    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
+        side.kept.push_back(positions_of(plan, layer));
     return {};
 }
 
@@ -123,7 +89,7 @@ Result<void> run_form(SavedCache const& file, Side& side) {
         DKV_TRY(reference::make_form(side.name, side.params, geometry, file.facts().prompt_tokens));
     // Without queries nobody knows how many query heads there are, and rows are stored for each.
     std::uint32_t const wanted = std::max(form->queries_wanted(), 1U);
-    DKV_TRY(check_queries(file, side.name, wanted));
+    DKV_TRY(check_queries(file.facts(), side.name, wanted));
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
         auto const saved = DKV_TRY(file.layer(layer));
         auto const queries = as_f32(last_queries(saved, wanted));
@@ -171,7 +137,7 @@ Result<Side> run_side(Backend& backend,
               .params = DKV_TRY(sized(DKV_TRY(resolve(wish, file.facts().model)), file.geometry(),
                                       file.facts().prompt_tokens)),
               .kept = {}};
-    DKV_TRY(reference ? run_form(file, side) : run_job(backend, file, side));
+    DKV_TRY(reference ? run_form(file, side) : run_plan(backend, file, side));
     return side;
 }
 
