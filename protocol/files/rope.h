@@ -12,7 +12,7 @@ struct RopeFacts {
     bool interleaved = false;
     std::uint32_t dims = 0;  ///< 0: all of them.
     /// A scaling that is not plain rope, as its model's config has it (JSON); empty: plain.
-    std::string scaling;
+    std::string scaling = {};
 };
 
 }  // namespace dkv

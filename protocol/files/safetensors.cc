@@ -22,15 +22,6 @@ Error corrupt(std::string message) {
     return {ErrorCode::CorruptData, std::move(message)};
 }
 
-/// Foreign text in a message: short, and without what would paint a terminal.
-std::string shown(std::string_view text) {
-    constexpr std::size_t kMost = 60;
-    std::string line = "\"";
-    for (char const c : text.substr(0, kMost))
-        line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-    return line + (text.size() > kMost ? "…\"" : "\"");
-}
-
 std::uint64_t little_endian(std::span<std::byte const> bytes) {
     std::uint64_t value = 0;
     for (std::size_t i = kLengthBytes; i-- > 0;)
@@ -142,6 +133,14 @@ std::optional<std::uint64_t> element_bytes(std::string_view dtype) noexcept {
     return std::nullopt;
 }
 
+std::string shown(std::string_view text) {
+    constexpr std::size_t kMost = 60;
+    std::string line = "\"";
+    for (char const c : text.substr(0, kMost))
+        line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
+    return line + (text.size() > kMost ? "…\"" : "\"");
+}
+
 Result<TensorTable> parse_safetensors(std::span<std::byte const> file) {
     if (file.size() < kLengthBytes)
         return corrupt(fmt::format("{} bytes are no safetensors file", file.size()));
@@ -150,10 +149,10 @@ Result<TensorTable> parse_safetensors(std::span<std::byte const> file) {
         return corrupt(fmt::format("the header is said to have {} bytes, in a file of {}", length,
                                    file.size()));
     auto const data = file.subspan(kLengthBytes + length);
-    Json const header =
-        DKV_TRY(parse_header({reinterpret_cast<char const*>(file.data()) + kLengthBytes,
-                              static_cast<std::size_t>(length)}));
     TensorTable table;
+    table.header = {reinterpret_cast<char const*>(file.data()) + kLengthBytes,
+                    static_cast<std::size_t>(length)};
+    Json const header = DKV_TRY(parse_header(table.header));
     for (auto const& [name, json] : header.items()) {
         if (name == kMetadata)
             DKV_TRY(read_metadata(json, table));

@@ -30,7 +30,11 @@ struct FileTensor {
 struct TensorTable {
     std::map<std::string, FileTensor, std::less<>> tensors;
     std::map<std::string, std::string, std::less<>> metadata;
+    std::string_view header;  ///< The JSON, in the file, with the blanks behind it.
 };
+
+/// Foreign text in a message: in quotes, short, and without what would paint a terminal.
+std::string shown(std::string_view text);
 
 /// `file` is a whole file and outlives the table.
 ///

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "protocol/files/checksums.h"
 #include "protocol/files/crc32.h"
 #include "protocol/files/safetensors.h"
 
@@ -71,9 +72,10 @@ std::string header_of(std::vector<TensorPlan> const& tensors,
 std::map<std::string, std::string> with_room(std::map<std::string, std::string> metadata,
                                              std::vector<TensorPlan> const& tensors,
                                              bool with_crcs) {
-    if (with_crcs)
-        for (TensorPlan const& tensor : tensors)
-            metadata[crc_key(tensor.name)] = crc_text(0);
+    if (!with_crcs) return metadata;
+    metadata[kHeaderCrcKey] = crc_text(0);
+    for (TensorPlan const& tensor : tensors)
+        metadata[crc_key(tensor.name)] = crc_text(0);
     return metadata;
 }
 
@@ -82,14 +84,6 @@ std::span<std::byte const> bytes_of_text(std::string const& text) {
 }
 
 }  // namespace
-
-std::string crc_key(std::string const& tensor) {
-    return "crc32." + tensor;
-}
-
-std::string crc_text(std::uint32_t crc) {
-    return fmt::format("{:08x}", crc);
-}
 
 Result<SafetensorsWriter> SafetensorsWriter::create(std::filesystem::path const& path,
                                                     std::vector<TensorPlan> tensors,
@@ -150,6 +144,9 @@ Result<void> SafetensorsWriter::commit() {
         return Error{ErrorCode::BadState,
                      fmt::format("{} lacks {} bytes", tensors_[tensor_].name, tensor_bytes_left_)};
     if (with_crcs_) {
+        auto const unsealed = header_of(tensors_, tensor_bytes_, metadata_);
+        metadata_[kHeaderCrcKey] =
+            crc_text(header_crc(std::string_view(unsealed).substr(kLengthBytes)));
         auto const header = header_of(tensors_, tensor_bytes_, metadata_);
         DKV_ASSERT(header.size() == header_bytes_);
         DKV_TRY(file_.rewrite(0, bytes_of_text(header)));

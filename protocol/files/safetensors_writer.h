@@ -1,4 +1,4 @@
-// Writes the container that safetensors.h reads, tensor by tensor, with a CRC-32 of each.
+// Writes the container that safetensors.h reads, tensor by tensor, with a CRC-32 of each if wanted.
 #pragma once
 
 #include <map>
@@ -16,12 +16,9 @@ struct TensorPlan {
     std::vector<std::uint64_t> shape;
 };
 
-/// In the metadata "crc32.NAME": eight hexadecimal digits.
-std::string crc_key(std::string const& tensor);
-std::string crc_text(std::uint32_t crc);
-
 /// The header goes first, so every shape is known before any byte; CRCs go into room that the
-/// header keeps for them. The same tensors and metadata make the same file, byte for byte.
+/// header's metadata keep for them (checksums.h). The same tensors and metadata make the same file,
+/// byte for byte.
 class SafetensorsWriter {
 public:
     /// Tensors lie in the file in this order, one right after another as the format demands: the

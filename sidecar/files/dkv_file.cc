@@ -1,198 +1,237 @@
 #include "sidecar/files/dkv_file.h"
 
-#include <charconv>
-#include <cmath>
+#include <algorithm>
 #include <limits>
-#include <optional>
+#include <set>
 
 #include <fmt/format.h>
 
-#include "protocol/files/safetensors.h"
+#include "protocol/files/checksums.h"
+#include "protocol/files/dkv_plan.h"
 
 namespace dkv {
 namespace {
 
 constexpr std::uint64_t kExtentMax = std::numeric_limits<std::int32_t>::max();
 
-Error corrupt(std::string message) {
-    return {ErrorCode::CorruptData, std::move(message)};
-}
-
-template <class T>
-std::optional<T> number(std::string_view text) {
-    T value{};
-    auto const* const end = text.data() + text.size();
-    auto const [rest, error] = std::from_chars(text.data(), end, value);
-    return error == std::errc() && rest == end ? std::optional(value) : std::nullopt;
-}
-
-std::optional<Dtype> dtype_of(std::string_view name) {
-    if (name == "F32") return Dtype::F32;
-    if (name == "F16") return Dtype::F16;
-    if (name == "BF16") return Dtype::Bf16;
-    return std::nullopt;
-}
-
-class DkvFile final : public SavedCache {
+/// Finds out what a file has; messages do not name the path yet.
+class DkvReader {
 public:
-    DkvFile(MappedFile file, std::filesystem::path path)
-        : file_(std::move(file)), path_(std::move(path)) {}
-
-    Result<SavedLayer> layer(std::uint32_t index) const override { return layers_.at(index); }
-    std::span<std::byte const> bytes() const noexcept { return file_.bytes(); }
-    std::span<std::byte const> mapped() const noexcept override { return file_.bytes(); }
-    Result<void> verify(std::uint32_t /*layer*/) const override { return {}; }
-
-private:
-    friend class DkvFileReader;
-
-    MappedFile file_;
-    std::filesystem::path path_;
-    std::vector<SavedLayer> layers_;
-};
-
-/// Fills a DkvFile from its tensors; messages do not name the path yet.
-class DkvFileReader {
-public:
-    DkvFileReader(DkvFile& file, TensorTable const& table) : file_(file), table_(table) {}
+    explicit DkvReader(TensorFile const& file) : file_(file), metadata_(file.table.metadata) {}
 
     Result<void> read() {
         DKV_TRY(read_metadata());
         DKV_TRY(read_geometry());
-        for (std::uint32_t layer = 0; layer < file_.facts_.geometry.layers; ++layer)
-            file_.layers_.push_back(DKV_TRY(read_layer(layer)));
-        auto& facts = file_.facts_;
-        facts.format_words = "dkv 1";
-        facts.file_bytes = file_.bytes().size();
-        facts.lengths.assign(std::size_t{facts.geometry.layers} * facts.geometry.kv_heads,
-                             facts.prompt_tokens);
-        return {};
+        for (std::uint32_t layer = 0; layer < facts.geometry.layers; ++layer)
+            layers.push_back(DKV_TRY(read_layer(layer)));
+        DKV_TRY(read_tokens());
+        DKV_TRY(check_places());
+        return read_crcs();
     }
 
+    CacheFacts facts;
+    std::vector<LayerTensors> layers;
+    std::map<std::string, std::uint32_t, std::less<>> crcs;
+
 private:
-    Result<std::string_view> metadata(char const* key) const {
-        auto const found = table_.metadata.find(key);
-        if (found == table_.metadata.end())
+    Result<std::string_view> need(char const* key) const {
+        auto const found = metadata_.find(key);
+        if (found == metadata_.end())
             return corrupt(fmt::format("the metadata has no \"{}\"", key));
         return std::string_view(found->second);
     }
 
-    /// A finite number of at least 0, 0 where there is none.
-    Result<float> optional_number(char const* key) const {
-        auto const found = table_.metadata.find(key);
-        if (found == table_.metadata.end()) return 0.0f;
-        auto const value = number<float>(found->second);
-        if (!value || !std::isfinite(*value) || *value < 0)
-            return corrupt(fmt::format("the metadata's {} is no number of at least 0", key));
-        return *value;
-    }
-
     Result<void> read_metadata() {
-        if (DKV_TRY(metadata("format")) != "dkv")
+        if (DKV_TRY(need("format")) != "dkv")
             return corrupt("the metadata's format is not \"dkv\"");
-        if (DKV_TRY(metadata("version")) != "1")
-            return Error{ErrorCode::Unsupported, "its version is not 1, the only one known here"};
-        file_.facts_.model = DKV_TRY(metadata("model"));
-        auto const tokens = number<std::uint32_t>(DKV_TRY(metadata("n_prompt")));
+        if (DKV_TRY(need("version")) != "1")
+            return unsupported("its version is not 1, the only one known here");
+        facts.model = DKV_TRY(need("model"));
+        auto const tokens = number_of<std::uint32_t>(DKV_TRY(need("n_prompt")));
         if (!tokens || *tokens == 0 || *tokens > kExtentMax)
             return corrupt("the metadata's n_prompt is no count of tokens");
-        file_.facts_.prompt_tokens = *tokens;
-        file_.facts_.scale = DKV_TRY(optional_number("scale"));
-        file_.facts_.softcap = DKV_TRY(optional_number("softcap"));
+        facts.format = FileFormat::Dkv;
+        facts.format_words = "dkv 1";
+        facts.prompt_tokens = *tokens;
+        facts.scale = static_cast<float>(DKV_TRY(metadata_number(metadata_, "scale")));
+        facts.softcap = static_cast<float>(DKV_TRY(metadata_number(metadata_, "softcap")));
+        facts.rope = DKV_TRY(metadata_rope(metadata_));
+        for (auto const& [key, value] : metadata_)
+            if (key.starts_with(kProvenancePrefix))
+                facts.provenance[key.substr(kProvenancePrefix.size())] = value;
         return {};
     }
 
-    static std::string name(std::uint32_t layer, char const* part) {
-        return fmt::format("layers.{}.{}", layer, part);
+    NamedTensor named(std::uint32_t layer, char const* part) {
+        NamedTensor found{dkv_tensor(layer, part), nullptr};
+        found.tensor = file_.find(found.name);
+        if (found.tensor != nullptr) placed_.insert(found.name);
+        return found;
     }
-    FileTensor const* find(std::string const& tensor) const {
-        auto const found = table_.tensors.find(tensor);
-        return found == table_.tensors.end() ? nullptr : &found->second;
+    Result<NamedTensor> needed(std::uint32_t layer, char const* part) {
+        auto found = named(layer, part);
+        if (found.tensor == nullptr) return corrupt("there is no " + found.name);
+        return found;
     }
+
+    static bool is_extent(std::uint64_t extent) { return extent > 0 && extent <= kExtentMax; }
 
     /// What the first layer says; the others must agree.
     Result<void> read_geometry() {
-        auto& geometry = file_.facts_.geometry;
-        while (find(name(geometry.layers, "keys")) != nullptr)
+        auto& geometry = facts.geometry;
+        while (file_.find(dkv_tensor(geometry.layers, "keys")) != nullptr)
             ++geometry.layers;
         if (geometry.layers == 0) return corrupt("there is no layers.0.keys");
-        FileTensor const& keys = *find(name(0, "keys"));
-        auto const dtype = dtype_of(keys.dtype);
-        if (!dtype) return corrupt("layers.0.keys is " + keys.dtype + ", not F32, F16 or BF16");
-        if (keys.shape.size() != 3)
-            return Error{ErrorCode::Unsupported,
-                         "layers.0.keys has not three dimensions: a compacted cache cannot be "
-                         "compressed again"};
-        for (std::uint64_t const extent : keys.shape)
-            if (extent == 0 || extent > kExtentMax)
-                return corrupt(fmt::format("layers.0.keys is [{}]", fmt::join(keys.shape, ", ")));
+        auto const keys = named(0, "keys");
+        auto const offsets = named(0, "head_offsets");
+        auto const& shape = keys.tensor->shape;
+        auto const dtype = cache_dtype(keys.tensor->dtype);
+        if (!dtype)
+            return corrupt("layers.0.keys is " + keys.tensor->dtype + ", not F32, F16 or BF16");
+        bool const ragged = offsets.tensor != nullptr;
+        if (shape.size() != (ragged ? 2 : 3) || !is_extent(shape.back()) ||
+            (!ragged && !is_extent(shape.front())))
+            return corrupt("layers.0.keys is " + keys.shape());
+        if (ragged && (offsets.tensor->shape.size() != 1 || offsets.tensor->shape[0] < 2 ||
+                       offsets.tensor->shape[0] > kExtentMax))
+            return corrupt("layers.0.head_offsets is " + offsets.shape());
         geometry.dtype = *dtype;
-        geometry.kv_heads = geometry.q_heads = static_cast<std::uint32_t>(keys.shape[0]);
-        geometry.head_dim = static_cast<std::uint32_t>(keys.shape[2]);
-        if (FileTensor const* queries = find(name(0, "q_window"))) {
-            bool const fits = queries->shape.size() == 3 && queries->shape[0] > 0 &&
-                              queries->shape[0] <= kExtentMax && queries->shape[1] > 0 &&
-                              queries->shape[1] <= file_.facts_.prompt_tokens;
-            if (!fits)
+        geometry.head_dim = static_cast<std::uint32_t>(shape.back());
+        geometry.kv_heads =
+            static_cast<std::uint32_t>(ragged ? offsets.tensor->shape[0] - 1 : shape[0]);
+        geometry.q_heads = geometry.kv_heads;
+        if (auto const queries = named(0, "q_window"); queries.tensor != nullptr) {
+            auto const& rows = queries.tensor->shape;
+            if (rows.size() != 3 || !is_extent(rows[0]) || rows[1] == 0 ||
+                rows[1] > facts.prompt_tokens)
                 return corrupt(fmt::format("layers.0.q_window is [{}], of {} tokens",
-                                           fmt::join(queries->shape, ", "),
-                                           file_.facts_.prompt_tokens));
-            geometry.q_heads = static_cast<std::uint32_t>(queries->shape[0]);
-            file_.facts_.query_rows = static_cast<std::uint32_t>(queries->shape[1]);
+                                           fmt::join(rows, ", "), facts.prompt_tokens));
+            geometry.q_heads = static_cast<std::uint32_t>(rows[0]);
+            facts.query_rows = static_cast<std::uint32_t>(rows[1]);
         }
         auto const checked = check(geometry);
         if (!checked) return corrupt(checked.error().message);
         return {};
     }
 
-    Result<RowsView> rows(std::string const& tensor_name,
-                          std::uint32_t heads,
-                          std::uint32_t tokens) const {
-        FileTensor const* const tensor = find(tensor_name);
-        auto const& geometry = file_.facts_.geometry;
-        if (tensor == nullptr) return corrupt("there is no " + tensor_name);
-        std::vector<std::uint64_t> const wanted{heads, tokens, geometry.head_dim};
-        if (dtype_of(tensor->dtype) != geometry.dtype || tensor->shape != wanted)
-            return Error{tensor->shape.size() == 3 && tensor->shape[1] < tokens
-                             ? ErrorCode::Unsupported
-                             : ErrorCode::CorruptData,
-                         fmt::format("{} is {} [{}], not {} [{}]", tensor_name, tensor->dtype,
-                                     fmt::join(tensor->shape, ", "), name_of(geometry.dtype),
-                                     fmt::join(wanted, ", "))};
-        return dense_rows(const_cast<std::byte*>(tensor->bytes.data()), geometry.dtype, heads,
-                          tokens, geometry.head_dim);
+    static Result<void> check_is(NamedTensor const& tensor,
+                                 std::string_view dtype,
+                                 std::vector<std::uint64_t> const& shape) {
+        if (tensor.tensor->dtype == dtype && tensor.tensor->shape == shape) return {};
+        return corrupt(fmt::format("{} is {}, not {} [{}]", tensor.name, tensor.shape(), dtype,
+                                   fmt::join(shape, ", ")));
     }
 
-    Result<SavedLayer> read_layer(std::uint32_t layer) const {
-        auto const& geometry = file_.facts_.geometry;
-        SavedLayer saved;
-        saved.keys =
-            DKV_TRY(rows(name(layer, "keys"), geometry.kv_heads, file_.facts_.prompt_tokens));
-        saved.values =
-            DKV_TRY(rows(name(layer, "values"), geometry.kv_heads, file_.facts_.prompt_tokens));
-        if (file_.facts_.query_rows > 0)
-            saved.queries =
-                DKV_TRY(rows(name(layer, "q_window"), geometry.q_heads, file_.facts_.query_rows));
-        return saved;
+    Result<LayerTensors> read_layer(std::uint32_t layer) {
+        Geometry const& geometry = facts.geometry;
+        auto const dtype = container_dtype(geometry.dtype);
+        LayerTensors found;
+        found.keys = DKV_TRY(needed(layer, "keys"));
+        found.values = DKV_TRY(needed(layer, "values"));
+        found.positions = named(layer, "positions");
+        found.head_offsets = named(layer, "head_offsets");
+        auto const shape =
+            DKV_TRY(found.head_offsets.tensor != nullptr ? ragged(found) : uniform(found));
+        DKV_TRY(check_is(found.keys, dtype, shape));
+        DKV_TRY(check_is(found.values, dtype, shape));
+        if (found.positions.tensor != nullptr)
+            DKV_TRY(check_is(found.positions, "I32", {shape.begin(), shape.end() - 1}));
+        if (facts.query_rows > 0) {
+            found.queries = DKV_TRY(needed(layer, "q_window"));
+            DKV_TRY(check_is(found.queries, dtype,
+                             {geometry.q_heads, facts.query_rows, geometry.head_dim}));
+        }
+        return found;
     }
 
-    DkvFile& file_;
-    TensorTable const& table_;
+    /// The shape that keys and values must have.
+    Result<std::vector<std::uint64_t>> uniform(LayerTensors& found) const {
+        auto const& shape = found.keys.tensor->shape;
+        std::uint64_t const rows = shape.size() == 3 ? shape[1] : facts.prompt_tokens;
+        if (rows > facts.prompt_tokens)
+            return corrupt(fmt::format("{} is {}, of {} tokens", found.keys.name,
+                                       found.keys.shape(), facts.prompt_tokens));
+        if (rows < facts.prompt_tokens && found.positions.tensor == nullptr)
+            return corrupt(fmt::format("{} has {} of {} tokens, and there is no {}",
+                                       found.keys.name, rows, facts.prompt_tokens,
+                                       found.positions.name));
+        found.rows = static_cast<std::uint32_t>(rows);
+        return std::vector<std::uint64_t>{facts.geometry.kv_heads, rows, facts.geometry.head_dim};
+    }
+
+    Result<std::vector<std::uint64_t>> ragged(LayerTensors& found) const {
+        std::string const& name = found.head_offsets.name;
+        DKV_TRY(check_is(found.head_offsets, "I32", {std::uint64_t{facts.geometry.kv_heads} + 1}));
+        if (found.positions.tensor == nullptr)
+            return corrupt("there is no " + found.positions.name);
+        std::int64_t before = 0;
+        for (std::int32_t const offset : read_i32(*found.head_offsets.tensor)) {
+            bool const first = found.head_rows.empty();
+            if (offset < before || (first && offset != 0) ||
+                offset - before > std::int64_t{facts.prompt_tokens})
+                return corrupt(fmt::format("{} has {} after {}, of {} tokens", name, offset, before,
+                                           facts.prompt_tokens));
+            found.head_rows.push_back(static_cast<std::uint32_t>(offset));
+            before = offset;
+        }
+        return std::vector<std::uint64_t>{found.head_rows.back(), facts.geometry.head_dim};
+    }
+
+    Result<void> read_tokens() {
+        NamedTensor const tokens{kTokensTensor, file_.find(kTokensTensor)};
+        if (tokens.tensor == nullptr) return {};
+        DKV_TRY(check_is(tokens, "I32", {facts.prompt_tokens}));
+        placed_.insert(tokens.name);
+        facts.tokens = read_i32(*tokens.tensor);
+        return {};
+    }
+
+    /// A layer behind a gap would be lost without a word.
+    Result<void> check_places() const {
+        for (auto const& [name, tensor] : file_.table.tensors)
+            if (!placed_.contains(name))
+                return corrupt(fmt::format("there is no place for the tensor {} in {} layers{}",
+                                           shown(name), facts.geometry.layers,
+                                           facts.query_rows == 0 ? " without queries" : ""));
+        return {};
+    }
+
+    Result<void> read_crcs() {
+        std::string const prefix = crc_key("");
+        for (auto const& [key, value] : metadata_) {
+            if (!key.starts_with(prefix)) continue;
+            std::string const tensor = key.substr(prefix.size());
+            auto const crc = parse_crc(value);
+            if (!crc || file_.find(tensor) == nullptr)
+                return corrupt(fmt::format("the metadata's {} is {}", shown(key),
+                                           crc ? "of no tensor" : "no checksum"));
+            crcs[tensor] = *crc;
+        }
+        bool const sealed = metadata_.contains(kHeaderCrcKey);
+        if (crcs.empty() && !sealed) return {};
+        for (auto const& [name, tensor] : file_.table.tensors)
+            if (!crcs.contains(name))
+                return corrupt(fmt::format("the metadata has checksums, but none of {}", name));
+        if (!sealed) return corrupt("the metadata has checksums, but none of the header");
+        return check_header_crc(file_.table);
+    }
+
+    TensorFile const& file_;
+    Metadata const& metadata_;
+    std::set<std::string, std::less<>> placed_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<SavedCache>> open_dkv_file(MappedFile mapped,
-                                                  std::filesystem::path const& path) {
-    auto file = std::make_unique<DkvFile>(std::move(mapped), path);
-    auto const located = [&](Error const& error) {
-        return Error{error.code, path.string() + ": " + error.message};
-    };
-    auto const table = parse_safetensors(file->bytes());
-    if (!table) return located(table.error());
-    auto const read = DkvFileReader(*file, table.value()).read();
-    if (!read) return located(read.error());
-    return std::unique_ptr<SavedCache>(std::move(file));
+Result<std::unique_ptr<SavedCache>> open_dkv_file(TensorFile file, OpenOptions const& options) {
+    DkvReader reader(file);
+    if (auto const read = reader.read(); !read) return located(file.path, read.error());
+    apply_options(options, reader.facts);
+    auto facts = std::move(reader.facts);
+    auto layers = std::move(reader.layers);
+    auto crcs = std::move(reader.crcs);
+    return std::unique_ptr<SavedCache>(std::make_unique<TensorCache>(
+        std::move(file), std::move(facts), std::move(layers), std::move(crcs)));
 }
 
 }  // namespace dkv

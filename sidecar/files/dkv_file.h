@@ -1,20 +1,12 @@
-// A saved KV cache in dkv's own layout: a safetensors file with, for each layer l,
-//
-//   layers.{l}.keys       [kv_heads, n_prompt, head_dim]   f32, f16 or bf16, after RoPE
-//   layers.{l}.values     the same
-//   layers.{l}.q_window   [q_heads, rows, head_dim]        the last rows' queries; or in no layer
-//
-// and the metadata format "dkv", version "1", model, n_prompt; scale and softcap where the logits
-// have them.
+// A saved KV cache in dkv's own layout (protocol/files/dkv_plan.h, docs/FORMATS.md).
 #pragma once
 
-#include "protocol/files/mapped_file.h"
-#include "sidecar/files/saved_cache.h"
+#include "sidecar/files/tensor_cache.h"
 
 namespace dkv {
 
-/// `path` is for messages and provenance. Errors: as open_cache() says.
-Result<std::unique_ptr<SavedCache>> open_dkv_file(MappedFile mapped,
-                                                  std::filesystem::path const& path);
+/// Errors: as open_cache() says; a tensor that has no place in such a file, checksums of some
+/// tensors but not of others, or a header that is not what it was written as.
+Result<std::unique_ptr<SavedCache>> open_dkv_file(TensorFile file, OpenOptions const& options);
 
 }  // namespace dkv

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "sidecar/files/dkv_file.h"
-
 namespace dkv {
 namespace {
 
@@ -63,11 +61,6 @@ std::span<std::int32_t const> SavedLayer::positions_of(std::uint32_t head) const
     if (positions.empty()) return {};
     std::size_t const begin = head_rows.empty() ? std::size_t{head} * keys.tokens : head_rows[head];
     return std::span(positions).subspan(begin, keys_of(head).tokens);
-}
-
-Result<std::unique_ptr<SavedCache>> open_cache(std::filesystem::path const& path,
-                                               OpenOptions const& /*options*/) {
-    return open_dkv_file(DKV_TRY(MappedFile::open(path)), path);
 }
 
 }  // namespace dkv

@@ -1,0 +1,22 @@
+// A folder of vLLM's ExampleConnector: one safetensors file per layer, with one tensor `kv_cache`.
+// Its shape is one of
+//
+//   2THD   [2, tokens, heads, head_dim]   or [2, tokens, heads · head_dim]
+//   T2HD   [tokens, 2, heads, head_dim]   or [tokens, 2, heads · head_dim]
+//   TH2D   [tokens, heads, 2 · head_dim]
+//
+// and nothing in the file says which.
+#pragma once
+
+#include "sidecar/files/saved_cache.h"
+
+namespace dkv {
+
+/// `path` holds the layers, or one folder that holds them. Rows are views into the files.
+///
+/// Errors: as open_cache() says; Unsupported, naming --layout or --kv-heads, for a shape that can
+/// be read in two ways.
+Result<std::unique_ptr<SavedCache>> open_vllm_folder(std::filesystem::path const& path,
+                                                     OpenOptions const& options);
+
+}  // namespace dkv
