@@ -1,0 +1,189 @@
+#include "protocol/files/new_file.h"
+
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <unistd.h>
+
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "tests/support/results.h"
+#include "tests/support/saved_cache.h"
+#include "tests/support/temp_dir.h"
+
+using namespace dkv;
+
+namespace {
+
+std::span<std::byte const> bytes_of(std::string const& text) {
+    return std::as_bytes(std::span(text));
+}
+
+std::string text_of(std::string const& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream text;
+    text << file.rdbuf();
+    return text.str();
+}
+
+std::vector<std::string> names_in(std::string const& folder) {
+    std::vector<std::string> names;
+    for (auto const& entry : std::filesystem::directory_iterator(folder))
+        names.push_back(entry.path().filename().string());
+    return names;
+}
+
+/// Runs `body` in a child, whose exit status is what it returned.
+int in_child(std::function<int()> const& body) {
+    pid_t const pid = ::fork();
+    if (pid == 0) ::_exit(body());
+    int status = 0;
+    ::waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+struct Fixture {
+    test::TempDir folder;
+    std::string path = folder / "out";
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "a new file appears whole, and only when it is committed") {
+    auto file = NewFile::create(path);
+    REQUIRE(file);
+    std::string const large(3U << 20U, 'x');
+    std::string wanted;
+    for (std::string const& piece : {std::string("head"), large, std::string("tail")}) {
+        REQUIRE(file.value().append(bytes_of(piece)));
+        wanted += piece;
+    }
+    REQUIRE(file.value().rewrite(0, bytes_of("HE")));
+    REQUIRE(file.value().append(bytes_of("!")));
+    wanted = "HE" + wanted.substr(2) + "!";
+    CHECK(file.value().size() == wanted.size());
+    CHECK_FALSE(std::filesystem::exists(path));
+
+    REQUIRE(file.value().commit());
+
+    CHECK(text_of(path) == wanted);
+    CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
+}
+
+TEST_CASE_FIXTURE(Fixture, "many small pieces arrive in order") {
+    auto file = NewFile::create(path);
+    REQUIRE(file);
+    std::string wanted;
+    for (int i = 0; i < 300'000; ++i) {
+        std::string const piece = std::to_string(i) + ",";
+        wanted += piece;
+        REQUIRE(file.value().append(bytes_of(piece)));
+    }
+    REQUIRE(file.value().commit());
+    CHECK(text_of(path) == wanted);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a file that is given up leaves nothing, and the old one as it was") {
+    test::write_file(path, "old");
+    {
+        auto file = NewFile::create(path);
+        REQUIRE(file);
+        REQUIRE(file.value().append(bytes_of(std::string(2U << 20U, 'x'))));
+        auto moved = std::move(file).value();
+        CHECK(names_in(folder.path()).size() == 2);
+    }
+    CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
+    CHECK(text_of(path) == "old");
+}
+
+TEST_CASE_FIXTURE(Fixture, "what is replaced keeps its permissions, and a link its name") {
+    std::string const target = folder / "target";
+    test::write_file(target, "old");
+    REQUIRE(::chmod(target.c_str(), 0600) == 0);
+    std::filesystem::create_symlink("target", path);
+
+    auto file = NewFile::create(path);
+    REQUIRE(file);
+    REQUIRE(file.value().append(bytes_of("new")));
+    REQUIRE(file.value().commit());
+
+    CHECK(text_of(target) == "new");
+    CHECK(std::filesystem::is_symlink(path));
+    struct stat status {};
+    REQUIRE(::stat(target.c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777U) == 0600U);
+}
+
+TEST_CASE_FIXTURE(Fixture, "what is no file is not replaced") {
+    auto const message = [&](std::string const& where, ErrorCode code) {
+        auto const file = NewFile::create(where);
+        REQUIRE_FALSE(file);
+        CHECK(file.error().code == code);
+        return file.error().message;
+    };
+    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+    CHECK(message(path, ErrorCode::AlreadyExists) == path + ": there is a FIFO of this name");
+    CHECK(message(folder.path(), ErrorCode::AlreadyExists) ==
+          folder.path() + ": there is a folder of this name");
+    CHECK(message("/dev/null", ErrorCode::AlreadyExists) ==
+          "/dev/null: there is a device or a socket of this name");
+    CHECK(message(folder / "no/out", ErrorCode::Io) ==
+          folder / "no/out" + ": No such file or directory");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays") {
+    test::write_file(path, "old");
+    int const result = in_child([&] {
+        std::signal(SIGXFSZ, SIG_IGN);
+        rlimit const limit{1U << 20U, 1U << 20U};
+        if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 1;
+        auto file = NewFile::create(path);
+        if (!file) return 2;
+        // Small pieces: the buffer's own write fails.
+        std::string const piece(100'000, 'x');
+        for (int i = 0; i < 30; ++i) {
+            auto const appended = file.value().append(bytes_of(piece));
+            if (!appended)
+                return appended.error().code == ErrorCode::Io &&
+                               appended.error().message == path + ": File too large"
+                           ? 0
+                           : 3;
+        }
+        return 4;
+    });
+    CHECK(result == 0);
+    // The child ended without destructors; in-process the same happens with them.
+    for (auto const& name : names_in(folder.path()))
+        if (name != "out") std::filesystem::remove(folder / name);
+    CHECK(text_of(path) == "old");
+
+    int const cleaned = in_child([&] {
+        std::signal(SIGXFSZ, SIG_IGN);
+        rlimit const limit{1000, 1000};
+        if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 1;
+        {
+            auto file = NewFile::create(path);
+            if (!file || !file.value().append(bytes_of(std::string(2000, 'x')))) return 2;
+            if (file.value().commit()) return 3;
+        }
+        return names_in(folder.path()).size() == 1 ? 0 : 4;
+    });
+    CHECK(cleaned == 0);
+    CHECK(text_of(path) == "old");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a folder that may not be written is an error with its reason") {
+    REQUIRE(::chmod(folder.path().c_str(), 0500) == 0);
+    int const result = in_child([&] {
+        if (::geteuid() == 0 && ::seteuid(65534) != 0) return 0;  // Root may not be dropped here.
+        auto const file = NewFile::create(path);
+        return !file && file.error().message.ends_with(": Permission denied") ? 0 : 1;
+    });
+    CHECK(result == 0);
+    REQUIRE(::chmod(folder.path().c_str(), 0700) == 0);
+}
