@@ -39,6 +39,7 @@ struct Environment {
     std::ostream* out = nullptr;
     std::ostream* err = nullptr;
     bool out_is_terminal = false;
+    bool err_is_terminal = false;
     /// Becomes Python running that command; comes back only with a reason.
     std::function<Error(PythonCommand const&, std::vector<std::string> const& arguments)>
         become_python;

@@ -70,6 +70,7 @@ dkv::cli::Environment real_environment() {
     environment.out = &std::cout;
     environment.err = &std::cerr;
     environment.out_is_terminal = ::isatty(STDOUT_FILENO) == 1;
+    environment.err_is_terminal = ::isatty(STDERR_FILENO) == 1;
     environment.style = style_of_stdout(environment.out_is_terminal);
     return environment;
 }
@@ -78,6 +79,8 @@ dkv::cli::Environment real_environment() {
 
 // The one place where an exception ends: cppzmq and std::bad_alloc throw; we do not.
 int main(int argc, char** argv) {
+    // A file-size limit is an error of one write, with a message, not a death.
+    std::signal(SIGXFSZ, SIG_IGN);
     try {
         auto const environment = real_environment();
         return dkv::cli::run(std::vector<std::string>(argv + 1, argv + argc), environment);

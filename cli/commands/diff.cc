@@ -1,42 +1,71 @@
 #include "cli/render/diff.h"
 
 #include "cli/commands/all.h"
+#include "cli/files/open_flags.h"
 #include "sidecar/config/policy_flags.h"
+#include "sidecar/offline/diff_files.h"
 
 namespace dkv::cli {
 namespace {
 
 struct DiffOptions {
-    std::string file;
+    std::vector<std::string> files;
     std::string policy = "dynamickv";
     std::string against;
     PolicyRequest request;
+    OpenOptions open;
 };
 
-Result<Output> diff(Context const& context, DiffOptions const& options) {
-    auto const backend = make_cpu_backend();
-    auto const file = DKV_TRY(open_cache(options.file));
+Result<offline::Diff> diff_policies(Backend& backend, DiffOptions const& options) {
+    auto const file = DKV_TRY(open_cache(options.files[0], options.open));
+    if (file->facts().compacted)
+        return Error{ErrorCode::Unsupported,
+                     options.files[0] + ": compacted already: policies choose from a whole prompt"};
     auto const side = [&](std::string const& name) {
-        return offline::run_side(*backend, *file, name, options.request);
+        return offline::run_side(backend, *file, name, options.request);
     };
     auto const a = DKV_TRY(side(options.policy));
     auto const b = DKV_TRY(side(options.against));
-    auto const found = DKV_TRY(offline::compare(*backend, *file, a, b));
+    return offline::compare(backend, *file, a, b);
+}
+
+Result<offline::Diff> diff_files(Backend& backend, DiffOptions const& options) {
+    auto const a = DKV_TRY(open_cache(options.files[0], options.open));
+    auto const b = DKV_TRY(open_cache(options.files[1], options.open));
+    return offline::compare_files(backend, *a, *b, {options.files[0], options.files[1]});
+}
+
+Result<Output> diff(Context const& context, DiffOptions const& options) {
+    auto const backend = make_cpu_backend();
+    auto const found = DKV_TRY(options.files.size() == 2 ? diff_files(*backend, options)
+                                                         : diff_policies(*backend, options));
     return Output{diff_text(found, context.style()), to_json(found)};
+}
+
+/// Wrong usage that CLI11 cannot see.
+void check_diff(DiffOptions const& options) {
+    if (options.files.size() == 1 && options.against.empty())
+        throw CLI::ValidationError("give a second FILE, or --against with a policy");
+    if (options.files.size() == 2 && !options.against.empty())
+        throw CLI::ValidationError("--against is for one FILE");
 }
 
 }  // namespace
 
 Run setup_diff(CLI::App& app, Context const& context) {
     auto options = std::make_shared<DiffOptions>();
-    app.add_option("FILE", options->file, "a saved cache: dkv's safetensors, with queries")
-        ->required();
-    app.add_option("--policy", options->policy, "policy or reference form A; dynamickv");
+    app.add_option("FILE", options->files,
+                   "two saved caches of one prompt; or one, whole and with queries, and --against")
+        ->required()
+        ->expected(1, 2);
+    app.add_option("--policy", options->policy,
+                   "of one FILE: policy or reference form A; dynamickv");
     app.add_option("--against", options->against,
-                   "policy or reference form B: dynamickv-ref, snapkv-ref, pyramidkv-ref, "
-                   "streamingllm-ref, snapkv-kvpress, h2o-kvpress")
-        ->required();
+                   "of one FILE: policy or reference form B: dynamickv-ref, snapkv-ref, "
+                   "pyramidkv-ref, streamingllm-ref, snapkv-kvpress, h2o-kvpress");
     add_policy_flags(app, options->request);
+    add_open_flags(app, options->open);
+    app.callback([options] { check_diff(*options); });
     return [=, &context]() -> Result<Output> { return diff(context, *options); };
 }
 

@@ -35,9 +35,10 @@ std::vector<std::string> cells(std::string name, LayerDiff const& layer) {
 std::string side_text(Diff const& diff, std::size_t index) {
     Stored const& total = diff.total.sides[index];
     bool const expanded = diff.heads[index] != diff.geometry.kv_heads;
-    std::string text = fmt::format("{} {}: {} of K and V, {} of the attention, {} per layer",
-                                   index == 0 ? "A" : "B", diff.names[index],
-                                   human_bytes(total.bytes), mass_text(total),
+    std::string const mass =
+        total.mass ? mass_text(total) + " of the attention" : std::string("attention unknown");
+    std::string text = fmt::format("{} {}: {} of K and V, {}, {} per layer", index == 0 ? "A" : "B",
+                                   one_line(diff.names[index]), human_bytes(total.bytes), mass,
                                    counted(diff.heads[index], expanded ? "query head" : "KV head"));
     if (expanded) text += " (it stores a KV head's rows once for each query head)";
     if (total.duplicates > 0)
@@ -78,11 +79,16 @@ std::string diff_text(Diff const& diff, Style const& style) {
     for (std::size_t layer = 0; layer < diff.layers.size(); ++layer)
         table.add(cells(std::to_string(layer), diff.layers[layer]));
     table.add(cells("all", diff.total));
-    return fmt::format("{}, {} tokens, capacity {}, window {}\n{}{}\n{}\n{}", one_line(diff.model),
-                       diff.prompt_tokens, diff.capacity, diff.window, side_text(diff, 0),
-                       side_text(diff, 1), table.text(style),
+    std::string words = fmt::format(
+        "{}, {} tokens", diff.model.empty() ? "a model without a name" : one_line(diff.model),
+        diff.prompt_tokens);
+    if (diff.capacity > 0) words += fmt::format(", capacity {}", diff.capacity);
+    if (diff.window > 0) words += fmt::format(", window {}", diff.window);
+    return fmt::format("{}\n{}{}\n{}\n{}{}", words, side_text(diff, 0), side_text(diff, 1),
+                       table.text(style),
                        "TOKENS are the mean of a stored head; BOTH, ONLY A and ONLY B count each "
-                       "query head's tokens.\n");
+                       "query head's tokens.\n",
+                       diff.same() ? "Both keep the same tokens.\n" : "");
 }
 
 Json to_json(Diff const& diff) {

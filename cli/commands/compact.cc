@@ -1,0 +1,135 @@
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "cli/commands/all.h"
+#include "cli/files/batch.h"
+#include "cli/files/open_flags.h"
+#include "cli/files/paths.h"
+#include "cli/render/text.h"
+#include "sidecar/config/policy_flags.h"
+#include "sidecar/offline/convert.h"
+
+namespace dkv::cli {
+namespace {
+
+struct CompactOptions {
+    std::vector<std::string> files;
+    std::string output;
+    bool recursive = false;
+    unsigned jobs = 0;
+    bool no_verify = false;
+    offline::CompactRequest request;
+};
+
+std::vector<std::uint64_t> sizes_of(InputFiles const& inputs) {
+    std::vector<std::uint64_t> sizes;
+    for (auto const& input : inputs.files)
+        sizes.push_back(bytes_at(input.path));
+    return sizes;
+}
+
+void say_skipped(Context const& context, InputFiles const& inputs) {
+    if (inputs.skipped > 0)
+        *context.environment.err << fmt::format("dkv: {} in folders passed over: no {}\n",
+                                                counted(inputs.skipped, "file"),
+                                                inputs.skipped == 1 ? "cache" : "caches");
+}
+
+Result<Output> compact(Context const& context, CompactOptions const& options) {
+    auto const& wish = options.request;
+    auto const inputs = DKV_TRY(find_inputs(options.files, options.recursive, wish.open));
+    auto const outputs = DKV_TRY(outputs_of(inputs, options.output, !wish.dry_run));
+    say_skipped(context, inputs);
+    std::vector<offline::CompactRequest> requests;
+    for (std::size_t index = 0; index < outputs.size(); ++index) {
+        requests.push_back(wish);
+        requests.back().input = inputs.files[index].path;
+        requests.back().output = outputs[index];
+        requests.back().verify = !options.no_verify;
+    }
+    Batch batch(context, sizes_of(inputs), wish.dry_run);
+    auto outcomes = offline::compact_all(requests, options.jobs, batch.progress(),
+                                         [&](std::size_t file, Outcome const& outcome) {
+                                             batch.ended(file, requests[file].input, outcome);
+                                         });
+    return batch.output(std::move(outcomes));
+}
+
+struct ConvertOptions {
+    std::vector<std::string> files;
+    std::string output;
+    bool recursive = false;
+    bool no_verify = false;
+    offline::ConvertRequest request;
+};
+
+Result<Output> convert(Context const& context, ConvertOptions const& options) {
+    auto const inputs =
+        DKV_TRY(find_inputs(options.files, options.recursive, options.request.open));
+    auto const outputs = DKV_TRY(outputs_of(inputs, options.output, true));
+    say_skipped(context, inputs);
+    auto const backend = make_cpu_backend();
+    Batch batch(context, sizes_of(inputs), false);
+    auto const progress = batch.progress();
+    std::vector<Outcome> outcomes;
+    for (std::size_t index = 0; index < outputs.size(); ++index) {
+        auto request = options.request;
+        request.input = inputs.files[index].path;
+        request.output = outputs[index];
+        request.verify = !options.no_verify;
+        outcomes.push_back(progress.stopped()
+                               ? Outcome(offline::interrupted())
+                               : offline::convert(*backend, request, progress, index));
+        batch.ended(index, request.input, outcomes.back());
+    }
+    return batch.output(std::move(outcomes));
+}
+
+template <class Options>
+void add_file_options(CLI::App& app, Options& options) {
+    app.add_option("FILE", options.files, "saved caches, and folders of them")->required();
+    app.add_option("-o,--output", options.output,
+                   "the file to write; for several files the folder, with the same names in it")
+        ->required()
+        ->type_name("FILE");
+    add_format_flag(app, "--format", options.request.format, true,
+                    "of the output; the input's, or dkv where that is only read");
+    app.add_flag("-r,--recursive", options.recursive, "also what is in folders of folders");
+    app.add_flag("--no-verify", options.no_verify,
+                 "do not check every byte that is read: faster, and broken rows stay unseen");
+}
+
+}  // namespace
+
+Run setup_compact(CLI::App& app, Context const& context) {
+    auto options = std::make_shared<CompactOptions>();
+    auto& request = options->request;
+    request.policy.name = "dynamickv";
+    add_file_options(app, *options);
+    app.add_option("--policy", request.policy.name, "what keeps tokens; dynamickv");
+    app.add_flag("--fill", request.fill,
+                 "llama.cpp: fill every layer up to the largest with its next best tokens");
+    app.add_flag("--keep-queries", request.keep_queries,
+                 "dkv's format: the window's queries go along, for dkv diff");
+    app.add_flag("--dry-run", request.dry_run, "say what would come of it; write nothing");
+    app.add_flag("--force", request.force, "also write over what is there");
+    app.add_option("-j,--jobs", options->jobs, "files at once; every core")
+        ->check(CLI::Range(1U, 1024U))
+        ->type_name("N");
+    add_policy_flags(app, request.policy);
+    add_open_flags(app, request.open);
+    return [=, &context]() -> Result<Output> { return compact(context, *options); };
+}
+
+Run setup_convert(CLI::App& app, Context const& context) {
+    auto options = std::make_shared<ConvertOptions>();
+    add_file_options(app, *options);
+    app.add_flag("--drop-queries", options->request.drop_queries,
+                 "leave the window's queries out, where there are any");
+    app.add_flag("--force", options->request.force, "also write over what is there");
+    add_open_flags(app, options->request.open);
+    return [=, &context]() -> Result<Output> { return convert(context, *options); };
+}
+
+}  // namespace dkv::cli

@@ -1,0 +1,276 @@
+#include "cli/render/sweep.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "cli/commands/all.h"
+#include "cli/files/open_flags.h"
+#include "cli/files/paths.h"
+#include "cli/files/progress_bar.h"
+#include "cli/render/text.h"
+#include "cli/sweep/config.h"
+#include "cli/sweep/results.h"
+#include "protocol/files/new_file.h"
+#include "sidecar/config/policy_flags.h"
+
+namespace dkv::cli {
+namespace {
+
+struct SweepOptions {
+    std::vector<std::string> files;
+    std::string task;
+    bool recursive = false;
+    std::string config;
+    std::string output;
+    std::string csv;
+    bool no_error = false;
+    Grid grid;
+    OpenOptions open;
+};
+
+/// What is to be done, out of the flags and the configuration.
+struct SweepWork {
+    std::vector<SweepFile> files;
+    std::vector<GridPoint> points;
+    std::string output;
+    std::string csv;
+    bool with_error = true;
+};
+
+/// The flags go before the file.
+template <class List>
+void fill_in(List& mine, List const& others) {
+    if (mine.empty()) mine = others;
+}
+
+Result<SweepWork> work_of(SweepOptions const& options) {
+    SweepConfig config;
+    if (!options.config.empty()) config = DKV_TRY(read_sweep_config(options.config));
+    SweepWork work{.files = {},
+                   .points = {},
+                   .output = options.output.empty() ? config.output : options.output,
+                   .csv = options.csv.empty() ? config.csv : options.csv,
+                   .with_error = !options.no_error && config.error.value_or(true)};
+    auto grid = options.grid;
+    fill_in(grid.policies, config.grid.policies);
+    bool const sized = !grid.capacities.empty() || !grid.ratios.empty() || !grid.bytes.empty() ||
+                       !grid.masses.empty();
+    if (!sized) {
+        grid.capacities = config.grid.capacities;
+        grid.ratios = config.grid.ratios;
+        grid.bytes = config.grid.bytes;
+        grid.masses = config.grid.masses;
+    }
+    fill_in(grid.windows, config.grid.windows);
+    fill_in(grid.kernels, config.grid.kernels);
+    fill_in(grid.pools, config.grid.pools);
+    work.points = DKV_TRY(grid_points(grid));
+
+    if (!options.files.empty()) config.files.clear();
+    for (auto const& path : options.files)
+        config.files.push_back({path, options.task});
+    for (auto const& file : config.files) {
+        auto const found = DKV_TRY(find_inputs({file.path}, options.recursive, options.open));
+        for (auto const& input : found.files)
+            work.files.push_back({input.path.string(), file.task});
+    }
+    if (work.files.empty()) return Error{ErrorCode::InvalidArgument, "a sweep needs files"};
+    return work;
+}
+
+class SweepRun {
+public:
+    SweepRun(Context const& context, SweepWork const& work, OpenOptions const& open)
+        : context_(context), work_(work), open_(open), bar_(context, sizes(work)) {}
+
+    Result<Output> run() {
+        if (!work_.output.empty()) results_ = DKV_TRY(ResultsFile::open(work_.output));
+        auto const progress = progress_of(bar_, context_);
+        for (std::size_t index = 0; index < work_.files.size(); ++index) {
+            auto const done = file(index, progress);
+            bar_.ended(index);
+            if (done) continue;
+            if (auto const end = final_error(done.error())) return *end;
+            ++failed_;
+            bar_.print(*context_.environment.err, "dkv: " + one_line(done.error().message) + "\n");
+        }
+        if (!work_.csv.empty()) DKV_TRY(write_csv());
+        return output();
+    }
+
+private:
+    static std::vector<std::uint64_t> sizes(SweepWork const& work) {
+        std::vector<std::uint64_t> sizes;
+        for (auto const& file : work.files)
+            sizes.push_back(bytes_at(file.path));
+        return sizes;
+    }
+
+    /// What ends the whole sweep: it was told to, or there was but this file.
+    std::optional<Error> final_error(Error const& error) const {
+        if (error.code == ErrorCode::Cancelled && results_)
+            return Error{error.code, fmt::format("{}; the same command goes on from {}",
+                                                 error.message, work_.output)};
+        if (error.code == ErrorCode::Cancelled || work_.files.size() == 1 || write_failed_)
+            return error;
+        return std::nullopt;
+    }
+
+    Json const* known_row(SweepFile const& file, std::string const& print, Json const& asked) {
+        if (!results_) return nullptr;
+        for (auto const& row : results_->rows())
+            if (is_row_of(row, file, print, asked, work_.with_error)) return &row;
+        return nullptr;
+    }
+
+    Result<void> file(std::size_t index, offline::Progress const& progress) {
+        auto const& file = work_.files[index];
+        if (progress.stopped()) return offline::interrupted();
+        auto const print = DKV_TRY(fingerprint(file.path));
+        std::vector<GridPoint const*> missing;
+        std::vector<Json> rows(work_.points.size());
+        for (std::size_t point = 0; point < rows.size(); ++point) {
+            if (auto const* const row = known_row(file, print, work_.points[point].asked))
+                rows[point] = *row;
+            else
+                missing.push_back(&work_.points[point]);
+        }
+        reused_ += rows.size() - missing.size();
+        if (!missing.empty()) {
+            auto fresh = DKV_TRY(compute(index, print, missing, progress));
+            computed_ += fresh.size();
+            if (results_) {
+                write_failed_ = true;
+                DKV_TRY(results_->append(fresh));
+                write_failed_ = false;
+            }
+            auto next = fresh.begin();
+            for (auto& row : rows)
+                if (row.is_null()) row = std::move(*next++);
+        }
+        rows_.insert(rows_.end(), rows.begin(), rows.end());
+        return {};
+    }
+
+    Result<std::vector<Json>> compute(std::size_t index,
+                                      std::string const& print,
+                                      std::vector<GridPoint const*> const& points,
+                                      offline::Progress const& progress) {
+        auto const cache = DKV_TRY(open_cache(work_.files[index].path, open_));
+        std::vector<PolicyRequest> requests;
+        for (auto const* const point : points)
+            requests.push_back(point->request);
+        offline::Progress const here{
+            .advance = [&](std::size_t, std::uint64_t done,
+                           std::uint64_t total) { progress.report(index, done, total); },
+            .stop = progress.stop};
+        auto const swept =
+            DKV_TRY(offline::sweep(*backend_, *cache, requests, work_.with_error, here));
+        std::vector<Json> rows;
+        for (std::size_t at = 0; at < swept.size(); ++at)
+            rows.push_back(row_json(work_.files[index], print, cache->facts(), *points[at],
+                                    work_.with_error, swept[at]));
+        return rows;
+    }
+
+    Result<void> write_csv() const {
+        auto file = DKV_TRY(NewFile::create(work_.csv));
+        auto const text = csv_text(rows_);
+        DKV_TRY(file.append(std::as_bytes(std::span(text))));
+        return file.commit();
+    }
+
+    Output output() const {
+        auto text = fmt::format("{}, {} each: {} computed, {} known before\n",
+                                counted(work_.files.size() - failed_, "file"),
+                                counted(work_.points.size(), "point"), computed_, reused_);
+        if (!rows_.empty()) text += "\n" + sweep_text(rows_, context_.style());
+        bool const none_good = std::ranges::all_of(
+            rows_, [](Json const& row) { return !row.value("error", "").empty(); });
+        return {text,
+                {{"files", work_.files.size()},
+                 {"files_failed", failed_},
+                 {"points", work_.points.size()},
+                 {"computed", computed_},
+                 {"known_before", reused_},
+                 {"output", work_.output.empty() ? Json() : Json(work_.output)},
+                 {"rows", rows_}},
+                failed_ > 0 || none_good ? kExitFailed : kExitOk};
+    }
+
+    Context const& context_;
+    SweepWork const& work_;
+    OpenOptions const& open_;
+    ProgressBar bar_;
+    std::unique_ptr<Backend> backend_ = make_cpu_backend();
+    std::optional<ResultsFile> results_;
+    bool write_failed_ = false;
+    std::vector<Json> rows_;  ///< In the order of files and points, whenever they were computed.
+    std::size_t computed_ = 0;
+    std::size_t reused_ = 0;
+    std::size_t failed_ = 0;
+};
+
+Result<Output> sweep(Context const& context, SweepOptions const& options) {
+    auto const work = DKV_TRY(work_of(options));
+    return SweepRun(context, work, options.open).run();
+}
+
+/// A list instead of the one value that other commands take.
+template <class T>
+void add_list(CLI::App& app, char const* flag, std::vector<T>& values, char const* help) {
+    if (auto* const single = app.get_option_no_throw(flag)) app.remove_option(single);
+    app.add_option(flag, values, help)->delimiter(',')->type_name("LIST")->group("Grid");
+}
+
+void add_grid_flags(CLI::App& app, Grid& grid) {
+    add_policy_flags(app, grid.fixed);
+    add_list(app, "--policy", grid.policies, "policies, with commas between them");
+    add_list(app, "--capacity", grid.capacities, "capacities: 64,128,256");
+    add_list(app, "--ratio", grid.ratios, "instead, or beside: shares of the prompt's tokens");
+    add_list(app, "--keep-mass", grid.masses, "… shares of the window's attention");
+    add_list(app, "--window", grid.windows, "windows");
+    add_list(app, "--kernel", grid.kernels, "pooling kernels, odd");
+    add_list(app, "--pool", grid.pools, "max, avg or both");
+    app.get_option("--pool")->check(CLI::IsMember({"max", "avg"}));
+    app.remove_option(app.get_option("--bytes"));
+    app.add_option_function<std::vector<std::string>>(
+           "--bytes",
+           [&grid](std::vector<std::string> const& sizes) {
+               for (auto const& text : sizes) {
+                   auto const size = parse_size(text);
+                   if (!size) throw CLI::ValidationError("--bytes", size.error().message);
+                   grid.bytes.push_back(size.value());
+               }
+           },
+           "… bytes of K and V: 16MiB,64MiB")
+        ->delimiter(',')
+        ->type_name("LIST")
+        ->group("Grid");
+}
+
+}  // namespace
+
+Run setup_sweep(CLI::App& app, Context const& context) {
+    auto options = std::make_shared<SweepOptions>();
+    app.add_option("FILE", options->files, "saved caches, and folders of them");
+    app.add_option("-o,--output", options->output,
+                   "results, a JSON object per line; what is there already is not computed again")
+        ->type_name("FILE");
+    app.add_option("--csv", options->csv, "the same as a table, with means over the layers")
+        ->type_name("FILE");
+    app.add_option("--config", options->config,
+                   "a TOML file with files, policies, capacities …; flags go before it")
+        ->type_name("FILE");
+    app.add_option("--task", options->task, "what the prompts of FILE are, for reports")
+        ->type_name("NAME");
+    app.add_flag("--no-error", options->no_error,
+                 "leave out the error of the attention's output, which costs most");
+    app.add_flag("-r,--recursive", options->recursive, "also what is in folders of folders");
+    add_grid_flags(app, options->grid);
+    add_open_flags(app, options->open);
+    return [=, &context]() -> Result<Output> { return sweep(context, *options); };
+}
+
+}  // namespace dkv::cli

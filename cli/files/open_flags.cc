@@ -1,0 +1,68 @@
+#include "cli/files/open_flags.h"
+
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+namespace dkv::cli {
+namespace {
+
+constexpr char const* kGroup = "Input";
+
+std::vector<std::string> format_names(bool writable) {
+    std::vector<std::string> names;
+    for (auto const format :
+         {FileFormat::Dkv, FileFormat::Hf, FileFormat::LlamaState, FileFormat::LlamaSlot,
+          FileFormat::MlxLm, FileFormat::Vllm, FileFormat::Lmcache})
+        if (!writable || is_writable(format)) names.emplace_back(name_of(format));
+    return names;
+}
+
+CLI::Option* add_format(CLI::App& app,
+                        char const* flag,
+                        std::optional<FileFormat>& format,
+                        bool writable,
+                        char const* help) {
+    return app
+        .add_option_function<std::string>(
+            flag, [&format](std::string const& name) { format = file_format(name); }, help)
+        ->check(CLI::IsMember(format_names(writable)));
+}
+
+}  // namespace
+
+void add_format_flag(CLI::App& app,
+                     char const* flag,
+                     std::optional<FileFormat>& format,
+                     bool writable,
+                     char const* help) {
+    add_format(app, flag, format, writable, help);
+}
+
+void add_open_flags(CLI::App& app, OpenOptions& options) {
+    add_format(app, "--input-format", options.format, false,
+               "what FILE is, instead of finding out from its bytes")
+        ->group(kGroup);
+    app.add_option("--layout", options.layout, "vLLM: how one layer's tensor lies")
+        ->check(CLI::IsMember({"2THD", "T2HD", "TH2D"}))
+        ->group(kGroup);
+    app.add_option("--kv-heads", options.kv_heads, "LMCache: KV heads, which its chunks do not say")
+        ->check(CLI::Range(1U, 1024U))
+        ->type_name("N")
+        ->group(kGroup);
+    app.add_option("--model", options.model, "the model's name, instead of the file's")
+        ->type_name("NAME")
+        ->group(kGroup);
+    auto* const theta = app.add_option("--rope-theta", options.rope.theta,
+                                       "base of the rotation of the keys, instead of the file's")
+                            ->check(CLI::PositiveNumber)
+                            ->type_name("THETA")
+                            ->group(kGroup);
+    app.add_flag("--rope-interleaved", options.rope.interleaved,
+                 "adjacent dims turn together, as llama.cpp has Llama's, instead of halves")
+        ->needs(theta)
+        ->group(kGroup);
+}
+
+}  // namespace dkv::cli

@@ -1,0 +1,24 @@
+// The flags of every command that reads saved caches.
+#pragma once
+
+#include <optional>
+
+#include "sidecar/files/saved_cache.h"
+
+namespace CLI {
+class App;
+}
+
+namespace dkv::cli {
+
+/// What formats do not say of themselves. `options` must outlive the parse.
+void add_open_flags(CLI::App& app, OpenOptions& options);
+
+/// A flag that takes the name of a format. Only those that dkv writes, or all of them.
+void add_format_flag(CLI::App& app,
+                     char const* flag,
+                     std::optional<FileFormat>& format,
+                     bool writable,
+                     char const* help);
+
+}  // namespace dkv::cli
