@@ -29,6 +29,17 @@ Result<void> check_classes(TensorFile const& file) {
     return corrupt(fmt::format("the metadata name {} layers, for {} tensors", classes, tensors));
 }
 
+/// The user's metadata, so that they go along into another mlx-lm file; dkv's own as they were.
+std::map<std::string, std::string> provenance_of(Metadata const& metadata) {
+    std::map<std::string, std::string> provenance;
+    for (auto const& [key, value] : metadata) {
+        if (!key.starts_with("1.") || key == "1.model" || key == "1.dkv_n_prompt") continue;
+        bool const ours = key.starts_with("1.dkv_");
+        provenance[ours ? key.substr(6) : "mlx." + key.substr(2)] = value;
+    }
+    return provenance;
+}
+
 Result<Pairs> read(TensorFile const& file) {
     DKV_TRY(check_classes(file));
     auto pairs = DKV_TRY(read_pairs(file, keys_name, values_name));
@@ -47,6 +58,7 @@ Result<std::unique_ptr<SavedCache>> open_mlx_file(TensorFile file, OpenOptions c
     facts.geometry = pairs.value().geometry;
     facts.prompt_tokens = pairs.value().rows_max;
     facts.model = metadata_text(file.table.metadata, "1.model");
+    facts.provenance = provenance_of(file.table.metadata);
     apply_options(options, facts);
     auto layers = std::move(pairs.value().layers);
     return std::unique_ptr<SavedCache>(

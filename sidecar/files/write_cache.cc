@@ -1,0 +1,182 @@
+#include "sidecar/files/write_cache.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "sidecar/files/llama_write.h"
+#include "sidecar/files/row_stream.h"
+#include "sidecar/files/turn_keys.h"
+#include "sidecar/files/write_plan.h"
+
+namespace dkv {
+namespace {
+
+bool is_llama(FileFormat format) noexcept {
+    return format == FileFormat::LlamaState || format == FileFormat::LlamaSlot;
+}
+
+template <class T>
+std::span<std::byte const> bytes_in(std::vector<T> const& values) {
+    return std::as_bytes(std::span(values));
+}
+
+/// One file of safetensors, layer by layer.
+class ContainerWriter {
+public:
+    ContainerWriter(WriteRequest const& request,
+                    FilePlan const& plan,
+                    SafetensorsWriter writer,
+                    RowStream stream,
+                    std::optional<KeyTurner> turner)
+        : request_(request),
+          plan_(plan),
+          writer_(std::move(writer)),
+          stream_(std::move(stream)),
+          turner_(std::move(turner)) {}
+
+    Result<std::uint64_t> write() {
+        CacheFacts const& facts = request_.facts;
+        // Of these formats, dkv's alone has them.
+        if (request_.format == FileFormat::Dkv) DKV_TRY(writer_.append(bytes_in(facts.tokens)));
+        for (std::uint32_t layer = 0; layer < facts.geometry.layers; ++layer) {
+            auto const rows = DKV_TRY(request_.layer(layer));
+            DKV_TRY(write_layer(layer, rows));
+        }
+        DKV_TRY(writer_.commit());
+        return writer_.file_bytes();
+    }
+
+private:
+    Result<void> write_layer(std::uint32_t layer, RowsToWrite const& rows) {
+        CacheFacts const& facts = request_.facts;
+        auto const lengths =
+            std::span(facts.lengths)
+                .subspan(std::size_t{layer} * facts.geometry.kv_heads, facts.geometry.kv_heads);
+        auto const heads = DKV_TRY(rows_of_heads(rows, lengths, layer));
+        auto const shape = layer_shape(lengths, facts.prompt_tokens);
+        if (shape == LayerShape::Ragged) DKV_TRY(write_offsets(lengths));
+        if (plan_.with_positions && shape != LayerShape::Whole) DKV_TRY(write_positions(heads));
+        for (std::uint32_t head = 0; head < heads.size(); ++head)
+            DKV_TRY(write_keys(rows.source.keys_of(head), heads[head]));
+        for (std::uint32_t head = 0; head < heads.size(); ++head)
+            DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], plain_));
+        return plan_.with_queries ? write_queries(layer, rows.source.queries) : Result<void>();
+    }
+
+    Result<void> write_offsets(std::span<std::uint32_t const> lengths) {
+        std::vector<std::int32_t> offsets{0};
+        for (std::uint32_t const length : lengths)
+            offsets.push_back(offsets.back() + static_cast<std::int32_t>(length));
+        return writer_.append(bytes_in(offsets));
+    }
+
+    Result<void> write_positions(std::vector<HeadRows> const& heads) {
+        for (HeadRows const& head : heads) {
+            std::vector<std::int32_t> positions(head.count);
+            for (std::uint32_t row = 0; row < head.count; ++row)
+                positions[row] = head.position(row);
+            DKV_TRY(writer_.append(bytes_in(positions)));
+        }
+        return {};
+    }
+
+    Result<void> write_keys(RowsView const& keys, HeadRows const& head) {
+        if (!turner_) return stream_.send(keys, head, plain_);
+        std::uint64_t const row_bytes = keys.row_bytes();
+        return stream_.send(
+            keys, head, [&](std::span<std::byte const> rows, std::uint32_t first) -> Result<void> {
+                turned_.assign(rows.begin(), rows.end());
+                for (std::uint64_t at = 0; at < turned_.size(); at += row_bytes) {
+                    auto const row = first + static_cast<std::uint32_t>(at / row_bytes);
+                    turner_->turn(std::span(turned_).subspan(at, row_bytes),
+                                  std::int64_t{row} - head.position(row));
+                }
+                return writer_.append(turned_);
+            });
+    }
+
+    /// The last query_rows of them.
+    Result<void> write_queries(std::uint32_t layer, RowsView const& queries) {
+        std::uint32_t const rows = request_.facts.query_rows;
+        if (rows == 0) return {};
+        if (queries.data == nullptr || queries.tokens < rows ||
+            queries.heads != request_.facts.geometry.q_heads)
+            return Error{
+                ErrorCode::InvalidArgument,
+                fmt::format("layer {} has {} queries of {} heads, not {} of {}", layer,
+                            queries.tokens, queries.heads, rows, request_.facts.geometry.q_heads)};
+        for (std::uint32_t head = 0; head < queries.heads; ++head) {
+            RowsView one = queries;
+            one.data = queries.row(head, queries.tokens - rows);
+            one.heads = 1;
+            one.tokens = rows;
+            DKV_TRY(stream_.send(one, {.count = rows, .all = true, .ids = {}, .at = {}}, plain_));
+        }
+        return {};
+    }
+
+    WriteRequest const& request_;
+    FilePlan const& plan_;
+    SafetensorsWriter writer_;
+    RowStream stream_;
+    std::optional<KeyTurner> turner_;
+    std::vector<std::byte> turned_;
+    RowStream::Sink plain_ = [this](std::span<std::byte const> rows, std::uint32_t /*first*/) {
+        return writer_.append(rows);
+    };
+};
+
+/// Nothing when every row is where it will be counted to be.
+Result<std::optional<KeyTurner>> turner_of(WriteRequest const& request, FilePlan const& plan) {
+    CacheFacts const& facts = request.facts;
+    bool const whole = std::ranges::all_of(
+        facts.lengths, [&](std::uint32_t rows) { return rows == facts.prompt_tokens; });
+    if (!plan.from_zero || whole) return std::optional<KeyTurner>();
+    auto turner = KeyTurner::create(facts.rope, facts.geometry.head_dim, facts.geometry.dtype);
+    if (!turner)
+        return Error{turner.error().code,
+                     fmt::format("{}: {}", name_of(request.format), turner.error().message)};
+    return std::optional(std::move(turner).value());
+}
+
+/// What the header will say can be said.
+Result<FilePlan> checked_plan(WriteRequest const& request) {
+    CacheFacts const& facts = request.facts;
+    DKV_TRY(check(facts.geometry));
+    auto const rows = std::size_t{facts.geometry.layers} * facts.geometry.kv_heads;
+    if (facts.lengths.size() != rows)
+        return Error{ErrorCode::InvalidArgument,
+                     fmt::format("{} lengths, not {}", facts.lengths.size(), rows)};
+    for (std::uint32_t const length : facts.lengths)
+        if (length > facts.prompt_tokens)
+            return Error{ErrorCode::InvalidArgument,
+                         fmt::format("{} rows, of {} tokens", length, facts.prompt_tokens)};
+    if (!facts.tokens.empty() && facts.tokens.size() != facts.prompt_tokens)
+        return Error{
+            ErrorCode::InvalidArgument,
+            fmt::format("{} token ids, of {} tokens", facts.tokens.size(), facts.prompt_tokens)};
+    return file_plan(request);
+}
+
+}  // namespace
+
+Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request) {
+    if (is_llama(request.format)) return write_llama(backend, request);
+    auto const plan = DKV_TRY(checked_plan(request));
+    auto turner = DKV_TRY(turner_of(request, plan));
+    auto stream = DKV_TRY(RowStream::create(backend));
+    auto writer = DKV_TRY(
+        SafetensorsWriter::create(request.path, plan.tensors, plan.metadata, plan.with_crcs));
+    return ContainerWriter(request, plan, std::move(writer), std::move(stream), std::move(turner))
+        .write();
+}
+
+Result<std::uint64_t> written_bytes(WriteRequest const& request) {
+    if (is_llama(request.format)) return llama_bytes(request);
+    auto const plan = DKV_TRY(checked_plan(request));
+    DKV_TRY(turner_of(request, plan));
+    return SafetensorsWriter::file_bytes(plan.tensors, plan.metadata, plan.with_crcs);
+}
+
+}  // namespace dkv

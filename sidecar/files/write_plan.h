@@ -1,0 +1,21 @@
+// What the header of a file to come says, for the formats that are safetensors.
+#pragma once
+
+#include "protocol/files/dkv_plan.h"
+#include "sidecar/files/write_cache.h"
+
+namespace dkv {
+
+struct FilePlan {
+    std::vector<TensorPlan> tensors;
+    std::map<std::string, std::string> metadata;
+    bool with_crcs = false;
+    bool with_positions = false;  ///< Of layers that are not whole.
+    bool with_queries = false;
+    bool from_zero = false;  ///< Keys are turned to 0, 1, 2 …
+};
+
+/// Errors: Unsupported, as write_cache() says.
+Result<FilePlan> file_plan(WriteRequest const& request);
+
+}  // namespace dkv
