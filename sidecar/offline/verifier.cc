@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <string>
 
 #include "kernels/cpu/elements.h"
@@ -43,6 +44,15 @@ Verifier::~Verifier() {
     changed_.notify_all();
 }
 
+Result<void> Verifier::verify(std::uint32_t layer) const {
+    try {
+        DKV_TRY(file_.verify(layer));
+        return check_queries_finite(file_, layer);
+    } catch (std::bad_alloc const&) {  // Nobody would catch it on a thread of our own.
+        return Error{ErrorCode::LimitExceeded, "not enough memory to verify a layer"};
+    }
+}
+
 void Verifier::work() {
     std::unique_lock lock(mutex_);
     std::uint32_t const layers = file_.geometry().layers;
@@ -51,8 +61,7 @@ void Verifier::work() {
         if (stop_ || error_ || next_ >= layers) return;
         std::uint32_t const layer = next_++;
         lock.unlock();
-        auto verified = file_.verify(layer);
-        if (verified) verified = check_queries_finite(file_, layer);
+        auto const verified = verify(layer);
         lock.lock();
         verified_[layer] = true;
         // Which thread is first must not decide what is said.

@@ -34,6 +34,7 @@ public:
 
 private:
     void work();
+    Result<void> verify(std::uint32_t layer) const;
     std::uint32_t verified_up_to() const;
 
     SavedCache const& file_;
