@@ -13,7 +13,7 @@ PROFILE ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -58,6 +58,10 @@ soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
 	$(PYTHON) tools/bench/run.py --binary $(BUILD)/bin/dkv_bench
+
+bench-compact: build ## a 2 GB cache compacted by every policy, next to reading it (BENCH_DIR=/tmp)
+	mkdir -p $(or $(BENCH_DIR),/tmp)/dkv-bench
+	$(BUILD)/bin/dkv_compact_bench $(or $(BENCH_DIR),/tmp)/dkv-bench
 
 overhead: build ## what dkv costs a real prefill of 4,096 tokens, pair by pair
 	$(PYTHON) tools/bench/overhead.py --bin $(BUILD)/bin

@@ -1,0 +1,120 @@
+// dkv_compact_bench FOLDER [TOKENS] [REPEAT]: how fast a saved cache is compacted, next to how fast
+// this machine reads its file; how much memory that takes; what a sweep costs next to one compact.
+//
+// The file is Llama-3-8B's: 32 layers, 32 query heads, 8 KV heads of 128 dims, bf16; 16,384 tokens
+// are 2 GiB. It stays in FOLDER for the next run; what is measured is with a warm page cache.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "sidecar/offline/compact.h"
+#include "sidecar/offline/sweep.h"
+#include "tools/bench/compact/machine.h"
+#include "tools/bench/compact/made_file.h"
+
+namespace {
+
+using namespace dkv;
+
+constexpr char const* kPolicies[] = {"auto",         "snapkv", "pyramidkv", "dynamickv",
+                                     "streamingllm", "knorm",  "keydiff"};
+constexpr std::uint32_t kCapacities[] = {64, 128, 256, 512, 1024, 2048};
+
+struct Timing {
+    double seconds = 0;
+    double anonymous_mib = 0;  ///< Beyond the page cache, at most.
+};
+
+/// The best of several.
+Timing best_of(int repeat, std::function<void()> const& body) {
+    Timing best{.seconds = 1e30};
+    for (int i = 0; i < repeat; ++i) {
+        bench::PeakMemory memory;
+        auto const begin = std::chrono::steady_clock::now();
+        body();
+        std::chrono::duration<double> const taken = std::chrono::steady_clock::now() - begin;
+        best.seconds = std::min(best.seconds, taken.count());
+        best.anonymous_mib = std::max(best.anonymous_mib, memory.anonymous_mib());
+    }
+    return best;
+}
+
+template <class T>
+T must(Result<T> result) {
+    if (result) return std::move(result).value();
+    std::fprintf(stderr, "dkv_compact_bench: %s\n", result.error().message.c_str());
+    std::exit(1);
+}
+
+Timing compact(std::string const& policy,
+               std::filesystem::path const& file,
+               bool verify,
+               int repeat) {
+    auto const backend = make_cpu_backend();
+    offline::CompactRequest const request{.input = file,
+                                          .output = file.parent_path() / "compacted.dkv",
+                                          .policy = {.name = policy, .capacity = 512},
+                                          .verify = verify,
+                                          .force = true};
+    return best_of(repeat, [&] { must(offline::compact(*backend, request)); });
+}
+
+Timing sweep(std::filesystem::path const& file,
+             std::initializer_list<char const*> policies,
+             bool with_error,
+             int repeat) {
+    auto const backend = make_cpu_backend();
+    std::vector<PolicyRequest> points;
+    for (char const* policy : policies)
+        for (std::uint32_t const capacity : kCapacities)
+            points.push_back({.name = policy, .capacity = capacity});
+    return best_of(repeat, [&] {
+        auto const cache = must(open_cache(file));
+        must(offline::sweep(*backend, *cache, points, with_error));
+    });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 2) {
+        std::fputs("dkv_compact_bench FOLDER [TOKENS] [REPEAT]\n", stderr);
+        return 2;
+    }
+    auto const tokens = static_cast<std::uint32_t>(argc > 2 ? std::atoi(argv[2]) : 16384);
+    int const repeat = argc > 3 ? std::atoi(argv[3]) : 5;
+    auto const file = must(bench::made_file(argv[1], tokens));
+    auto const bytes = static_cast<double>(std::filesystem::file_size(file));
+
+    double const read = bytes / best_of(repeat, [&] { must(bench::read_file(file)); }).seconds;
+    std::printf("%s: %.2f GB\nread() by every core: %.2f GB/s\n\n", file.c_str(), bytes / 1e9,
+                read / 1e9);
+    std::printf("%-14s %8s %8s %8s   %8s %8s\n", "compact to 512", "GB/s", "of read", "MiB anon",
+                "no-verify", "of read");
+    double slowest = 0;
+    double dynamickv = 0;
+    for (char const* policy : kPolicies) {
+        Timing const checked = compact(policy, file, true, repeat);
+        Timing const fast = compact(policy, file, false, repeat);
+        std::printf("%-14s %8.2f %8.2f %8.0f   %8.2f %8.2f\n", policy,
+                    bytes / checked.seconds / 1e9, bytes / checked.seconds / read,
+                    checked.anonymous_mib, bytes / fast.seconds / 1e9, bytes / fast.seconds / read);
+        slowest = std::max(slowest, checked.seconds);
+        if (std::string(policy) == "dynamickv") dynamickv = checked.seconds;
+    }
+    std::printf("\n%-44s %8s %8s\n", "sweep, 5 policies x 6 capacities", "seconds", "compacts");
+    auto const line = [&](char const* name, Timing const& timing) {
+        std::printf("%-44s %8.2f %8.2f\n", name, timing.seconds, timing.seconds / dynamickv);
+    };
+    line("auto snapkv pyramidkv dynamickv streamingllm",
+         sweep(file, {"auto", "snapkv", "pyramidkv", "dynamickv", "streamingllm"}, false, repeat));
+    line("snapkv dynamickv streamingllm knorm keydiff",
+         sweep(file, {"snapkv", "dynamickv", "streamingllm", "knorm", "keydiff"}, false, repeat));
+    line("the first, with the attention's error",
+         sweep(file, {"auto", "snapkv", "pyramidkv", "dynamickv", "streamingllm"}, true, 1));
+    return 0;
+}
