@@ -13,7 +13,7 @@ PROFILE ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat test-llama fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -53,8 +53,17 @@ test-tsan: deps ## unit tests under the thread sanitizer
 test-compat: build ## the adapter against transformers 4.57, in an environment of its own
 	tools/dev/compat.sh $(BUILD)
 
+test-llama: build ## saved sequences through a real llama.cpp, built from source on first use (ten minutes)
+	tools/llama/build.sh build/llama
+	LLAMA_BUILD=$(CURDIR)/build/llama DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(PYTHON) -m pytest -q -s \
+		-p no:cacheprovider tools/llama
+
+fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
+	tools/fuzz/run.sh $(or $(SECONDS),30)
+
 soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
+	tools/fuzz/run.sh 600
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
 	$(PYTHON) tools/bench/run.py --binary $(BUILD)/bin/dkv_bench

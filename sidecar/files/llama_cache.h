@@ -20,6 +20,7 @@ public:
 
     Result<SavedLayer> layer(std::uint32_t index) const override;
     Result<void> verify(std::uint32_t layer) const override;
+    std::span<std::byte const> mapped() const noexcept override { return mapped_.bytes(); }
 
     std::span<std::byte const> bytes() const noexcept { return mapped_.bytes(); }
     LlamaLayout const& layout() const noexcept { return layout_; }
