@@ -21,7 +21,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def cut(source: Path, target: Path, keep: Keep, crcs: bool = True) -> Path:
     """`source` with the rows that `keep` names; without its queries."""
     tensors, words = read(source)
-    words = {key: value for key, value in words.items() if not key.startswith("crc32.")}
+    words = unsummed(words)
     count, made = int(words["n_prompt"]), {}
     if "tokens" in tensors:
         made["tokens"] = tensors["tokens"]
@@ -41,12 +41,29 @@ def cut(source: Path, target: Path, keep: Keep, crcs: bool = True) -> Path:
     return write(target, made, words, crcs)
 
 
+def unsummed(words: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in words.items() if not key.startswith("crc32")}
+
+
 def write(path: Path, tensors: dict[str, torch.Tensor], words: dict[str, str], crcs: bool = True) -> Path:
+    """With checksums of its own, or with those that `words` have."""
     if crcs:
         sums = {f"crc32.{name}": f"{zlib.crc32(bytes_of(tensor)):08x}" for name, tensor in tensors.items()}
-        words = words | sums
+        words = words | sums | {"crc32": "0" * 8}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=words)
+    if crcs:
+        seal(path)
     return path
+
+
+def seal(path: Path) -> None:
+    """The header's own checksum into its place."""
+    data = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(data[:8], "little")
+    place = data.index(b'"crc32":"') + len(b'"crc32":"')
+    data[place : place + 8] = b"0" * 8
+    data[place : place + 8] = f"{zlib.crc32(data[8:end]):08x}".encode()
+    path.write_bytes(data)
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

@@ -98,6 +98,7 @@ def test_without_the_next_token_the_last_query_is_asked_over_what_was_kept(tiny_
     tensors, words = cuts.read(cut)
     told = int(words.pop("provenance.next_token"))
     other = (told + 1) % 512
+    words = cuts.unsummed(words)
     cuts.write(tmp_path / "silent.safetensors", tensors, words, crcs=False)
     cuts.write(tmp_path / "told.safetensors", tensors, words | {"provenance.next_token": str(other)}, crcs=False)
 
@@ -141,8 +142,8 @@ def test_the_last_row_is_not_recomputed_and_stays_as_it_was_saved(tiny_llama, pr
 def test_a_file_without_tokens_asks_for_the_prompt(tiny_llama, prompt, saved, tmp_path):
     expected = new_text(tiny_llama, prompt(300), NEW)
     tensors, words = cuts.read(saved)
-    del tensors["tokens"], words["crc32.tokens"]
-    path = cuts.write(tmp_path / "no-tokens.safetensors", tensors, words, crcs=False)
+    del tensors["tokens"]
+    path = cuts.write(tmp_path / "no-tokens.safetensors", tensors, cuts.unsummed(words))
 
     cache = dkv.hf.load(path, tiny_llama)
 
@@ -183,7 +184,7 @@ def test_keys_in_llama_cpp_s_order_of_dims_are_put_into_ours(tiny_llama, prompt,
         if name.endswith(".keys"):
             first, second = tensors[name].chunk(2, dim=-1)
             tensors[name] = torch.stack([first, second], dim=-1).flatten(-2)
-    words = {key: value for key, value in words.items() if not key.startswith("crc32.")}
+    words = cuts.unsummed(words)
     path = cuts.write(tmp_path / "pairs.safetensors", tensors, words | {"rope.interleaved": "true"})
 
     assert loaded_text(tiny_llama, dkv.hf.load(path, tiny_llama)) == expected
@@ -230,7 +231,7 @@ def test_another_model_s_cache_is_refused(saved, tmp_path):
     assert str(error) == f"{saved}: {words}"
     assert "4 layers of 2 KV heads of 16" in str(refusal(saved, make_tiny_llama(kv_heads=3)))
     tensors, words = cuts.read(saved)
-    path = cuts.write(tmp_path / "theta.safetensors", tensors, words | {"rope.theta": "500000"})
+    path = cuts.write(tmp_path / "theta.safetensors", tensors, cuts.unsummed(words) | {"rope.theta": "500000"})
     assert "its keys were turned with theta 500000, and those of LlamaForCausalLM with 10000" in str(
         refusal(path, make_tiny_llama())
     )
@@ -238,7 +239,7 @@ def test_another_model_s_cache_is_refused(saved, tmp_path):
 
 def test_what_is_no_cache_of_ours_is_refused_in_one_line(tiny_llama, saved, tmp_path):
     tensors, words = cuts.read(saved)
-    words = {key: value for key, value in words.items() if not key.startswith("crc32.")}
+    words = cuts.unsummed(words)
 
     def changed(tensors=tensors, **more):
         return refusal(cuts.write(tmp_path / "x.safetensors", tensors, words | more, crcs=False), tiny_llama)
@@ -255,9 +256,11 @@ def test_what_is_no_cache_of_ours_is_refused_in_one_line(tiny_llama, saved, tmp_
     assert "has 300 rows of 301 tokens, and there are no positions" in str(
         changed({name: each for name, each in tensors.items() if name != "tokens"}, n_prompt="301")
     )
-    assert "the checksum" in str(
-        refusal(cuts.write(tmp_path / "y", tensors, words | {"crc32.tokens": "00000000"}, crcs=False), tiny_llama)
-    )
+    assert "the metadata has checksums, but none of the header" in str(changed(**{"crc32.tokens": "00000000"}))
+    assert "the checksum of the header is" in str(changed(crc32="00000000"))
+    sealed = cuts.write(tmp_path / "y", tensors, words | {"scale": "0.5"})
+    sealed.write_bytes(sealed.read_bytes().replace(b'"scale":"0.5"', b'"scale":"0.6"'))
+    assert "the checksum of the header is" in str(refusal(sealed, tiny_llama))
     unsorted = cuts.read(cuts.cut(saved, tmp_path / "cut", ragged))[0]
     unsorted["layers.1.positions"][3] = unsorted["layers.1.positions"][2]
     assert "layers.1.positions are not ascending within 0 … 299" in str(changed(unsorted))

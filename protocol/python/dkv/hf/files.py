@@ -7,7 +7,7 @@
     tokens                     [n_prompt] i32; or not there
 
 and the metadata format, version, model, n_prompt; scale and softcap where the logits have their own; rope.*;
-provenance.*, what the file went through; crc32.NAME of each tensor.
+provenance.*, what the file went through; crc32.NAME of each tensor, and crc32 of the header itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dkv.words import DkvError, Status
 
 NEXT_TOKEN = "next_token"  # In the provenance, so that every program carries it along.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_CRC = "crc32."
+_SEAL, _CRC = "crc32", "crc32."
 _PROVENANCE = "provenance."
 
 
@@ -130,7 +130,11 @@ class SavedFile:
             _file=file,
             _crcs=_under(_CRC, words),
         )
-        made.has_checksums = bool(made._crcs)
+        made.has_checksums = bool(made._crcs) or _SEAL in words
+        if made.has_checksums:
+            _check_seal(path, words)
+            if unsummed := sorted(names - made._crcs.keys()):
+                raise _Wrong(f"the metadata has checksums, but none of {unsummed[0]}")
         if "layers.0.q_window" in names:
             made.query_rows = file.get_slice("layers.0.q_window").get_shape()[1]
         if "tokens" in names:
@@ -201,8 +205,6 @@ class SavedFile:
             raise _Wrong(f"{name} is {list(tensor.shape)}, not {list(shape)}")
         if self._crcs:
             found = f"{crc32_of(tensor):08x}"
-            if self._crcs.get(name) is None:
-                raise _Wrong(f"{name} has no checksum, although others have")
             if self._crcs[name].lower() != found:
                 raise _Wrong(f"the checksum of {name} is {found}, not {self._crcs[name]}: the file is damaged")
         return tensor
@@ -234,6 +236,18 @@ def _open(path: Path):
         raise DkvError(Status.IO, f"{path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise DkvError(Status.CORRUPT_DATA, f"{path}: it is no safetensors file: {error}") from None
+
+
+def _check_seal(path: Path, words: dict[str, str]) -> None:
+    """The header's own checksum: of its bytes, with zeros where that checksum stands."""
+    if _SEAL not in words:
+        raise _Wrong("the metadata has checksums, but none of the header")
+    with open(path, "rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    before, begin, after = header.partition(f'"{_SEAL}":"'.encode())
+    found = f"{zlib.crc32(before + begin + b'0' * 8 + after[8:]):08x}"
+    if words[_SEAL] != found:
+        raise _Wrong(f"the checksum of the header is {found}, not {words[_SEAL]}: the file is damaged")
 
 
 def _under(prefix: str, words: dict[str, str]) -> dict[str, str]:
