@@ -10,6 +10,8 @@
 #include <unistd.h>
 #include <vector>
 
+#include <sys/resource.h>
+
 #include "protocol/base/unique_fd.h"
 
 namespace dkv::bench {
@@ -53,6 +55,15 @@ Result<std::size_t> read_file(std::filesystem::path const& path) {
     }
     if (total != size) return Error{ErrorCode::Io, path.string() + " was not read to its end"};
     return total.load();
+}
+
+double cpu_seconds() {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    auto const seconds = [](timeval const& time) {
+        return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6;
+    };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 PeakMemory::PeakMemory() : begin_(anonymous_now()) {

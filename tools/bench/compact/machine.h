@@ -12,6 +12,9 @@ namespace dkv::bench {
 /// Reads the file with read() into buffers of 1 MiB, on every core.
 Result<std::size_t> read_file(std::filesystem::path const& path);
 
+/// Of this process so far, every thread, in user and in kernel space.
+double cpu_seconds();
+
 /// Looks at /proc/self/status from time to time while it lives.
 class PeakMemory {
 public:
