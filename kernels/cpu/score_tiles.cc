@@ -115,6 +115,20 @@ void add_statistics(
     }
 }
 
+/// Asks for a tile's keys ahead: rows of other heads may lie between them, and pages end, which no
+/// hardware foresees.
+void prefetch_tile(KeyRange const& range, std::size_t token) {
+    RowsView const& view = *range.keys;
+    if (view.dim_stride != 1) return;
+    std::size_t const end = std::min<std::size_t>(token + kTileKeys, range.end);
+    std::size_t const row_bytes = view.head_dim * bytes_of(view.dtype);
+    for (; token < end; ++token) {
+        std::byte const* const row = view.row(range.head, static_cast<std::uint32_t>(token));
+        for (std::size_t at = 0; at < row_bytes; at += 64)
+            __builtin_prefetch(row + at, 0, 2);  // L1 is full.
+    }
+}
+
 void range_statistics(RowPlan const& plan,
                       float const* queries,
                       KeyRange const& range,
@@ -135,6 +149,7 @@ void range_statistics(RowPlan const& plan,
         for (Panel const& panel : plan.panels) {
             float* const logits = powers != nullptr ? powers : memory.logits;
             panel_logits(plan, panel, queries, keys, token, count, prefix, form, logits);
+            if (panel.row == 0) prefetch_tile(range, token + kTileKeys);
             float* const most = largest + panel.row;
             float* const total = sum + panel.row;
             if (powers == nullptr) {
@@ -282,6 +297,7 @@ void range_sums(RowPlan const& plan,
     for (std::size_t token = range.begin; token < range.end; token += kTileKeys) {
         std::size_t const count = std::min(kTileKeys, range.end - token);
         tile_keys(plan, range, token, count, memory, keys);
+        prefetch_tile(range, token + kTileKeys);
         auto segment = plan.segments.begin();
         for (std::size_t index = 0; index < plan.panels.size(); ++index) {
             Panel const& panel = plan.panels[index];
