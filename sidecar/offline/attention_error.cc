@@ -50,6 +50,8 @@ public:
           rows_(std::size_t{window_} * (args.queries.heads / args.keys.heads)),
           rows_max_(std::clamp(kLogitsMax / args.keys.tokens, std::size_t{1}, rows_)),
           columns_((args.keys.head_dim + kTileColumns - 1) / kTileColumns * kTileColumns),
+          scale_(args.scale != 0 ? args.scale
+                                 : 1 / std::sqrt(static_cast<float>(args.keys.head_dim))),
           queries_(hwy::AllocateAligned<float>(rows_max_ * columns_)),
           tile_(hwy::AllocateAligned<float>(kTileTokens * columns_)),
           row_(hwy::AllocateAligned<float>(columns_)),
@@ -108,16 +110,17 @@ private:
             multiply_add(queries_.get(), columns_, tile_.get(), products_.get(), count_, columns_,
                          kTileTokens);
             for (std::size_t row = 0; row < count_; ++row)
-                for (std::size_t i = 0; i < count; ++i)
-                    logits(row)[token + i] = logit(products_[row * kTileTokens + i]);
+                put_logits(products_.get() + row * kTileTokens, logits(row) + token, count);
         }
     }
 
-    float logit(float product) const {
-        float const scale =
-            args_.scale != 0 ? args_.scale : 1 / std::sqrt(static_cast<float>(args_.keys.head_dim));
-        float const scaled = product * scale;
-        return args_.softcap == 0 ? scaled : args_.softcap * std::tanh(scaled / args_.softcap);
+    /// From products to logits, of one row.
+    void put_logits(float const* products, float* out, std::size_t count) const {
+        for (std::size_t i = 0; i < count; ++i)
+            out[i] = products[i] * scale_;
+        if (args_.softcap == 0) return;
+        for (std::size_t i = 0; i < count; ++i)
+            out[i] = args_.softcap * std::tanh(out[i] / args_.softcap);
     }
 
     /// The attention's output over `kept`, or over every token.
@@ -177,6 +180,7 @@ private:
     std::size_t const rows_;      // Of a KV head.
     std::size_t const rows_max_;  // At a time.
     std::size_t const columns_;   // head_dim, rounded up.
+    float const scale_;
     std::size_t first_row_ = 0;
     std::size_t count_ = 0;
 

@@ -40,9 +40,10 @@ struct CompactOutcome {
     Geometry geometry;
     std::string model;
     std::uint32_t prompt_tokens = 0;
-    PolicyParams params;                  ///< As used.
-    std::vector<std::uint32_t> lengths;   ///< [layers, kv_heads]
-    std::vector<float> mass_kept;         ///< [layers]; empty: unknown.
+    PolicyParams params;                 ///< As used.
+    std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads]
+    /// [layers]; empty: unknown, as it is where the policy ranks by anything but attention.
+    std::vector<float> mass_kept;
     std::uint64_t rows_bytes_before = 0;  ///< K and V.
     std::uint64_t rows_bytes_after = 0;
     std::uint64_t file_bytes_before = 0;

@@ -122,7 +122,7 @@ Result<void> Compaction::describe() {
     if (request_.fill) provenance_["fill"] = "on";
     if (bytes_)
         params_ = DKV_TRY(capacity_for_bytes(
-            *bytes_, params_, facts().geometry, facts().prompt_tokens,
+            *bytes_, params_, facts().geometry, facts().prompt_tokens, alike() != Alike::Nothing,
             [this](std::vector<std::uint32_t> const& lengths) { return size_of(lengths); }));
     if (bytes_) params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
     outcome_.params = params_;
@@ -210,7 +210,16 @@ Result<void> Compaction::decide_once(unsigned verify_threads) {
                               .bytes_begin = 0,
                               .bytes_end = bytes,
                               .bytes_total = facts().file_bytes};
-    DKV_TRY(walk(*cache_, options, *ranker_, std::span(&*plan_, 1)));
+    // The mass alone would cost more than all the rest: `dkv sweep` tells it.
+    bool const with_queries = queries_needed(facts(), params_, policy->ranking()) > 0;
+    DKV_TRY(
+        walk(*cache_, options, [&](std::uint32_t index, SavedLayer const& layer) -> Result<void> {
+            LayerSource source = source_of(facts(), layer);
+            if (!with_queries) source.queries = {};
+            ranker_->take(source);
+            plan_->take(DKV_TRY(plan_->weigh(index, *ranker_)));
+            return {};
+        }));
     ranker_.reset();
     filled_ = fill(*plan_, alike());
     return {};

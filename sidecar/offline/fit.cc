@@ -13,7 +13,8 @@ using Lengths = std::vector<std::uint32_t>;
 Result<Lengths> lengths_at(std::uint32_t capacity,
                            PolicyParams const& params,
                            Geometry const& geometry,
-                           std::uint32_t prompt_tokens) {
+                           std::uint32_t prompt_tokens,
+                           bool as_if_equal) {
     PolicyParams wish = params;
     wish.capacity = capacity;
     JobSpec const spec{.geometry = geometry,
@@ -23,7 +24,7 @@ Result<Lengths> lengths_at(std::uint32_t capacity,
     auto const policy = make_policy(spec.params, shape_of(spec));
     Lengths lengths(std::size_t{geometry.layers} * geometry.kv_heads,
                     std::min(capacity, prompt_tokens));
-    if (policy == nullptr || !policy->budgets_known()) return lengths;
+    if (as_if_equal || policy == nullptr || !policy->budgets_known()) return lengths;
     auto length = lengths.begin();
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer)
         for (std::uint32_t const budget : policy->budgets().layer(layer))
@@ -60,9 +61,10 @@ Result<PolicyParams> capacity_for_bytes(std::uint64_t bytes,
                                         PolicyParams const& params,
                                         Geometry const& geometry,
                                         std::uint32_t prompt_tokens,
+                                        bool as_if_equal,
                                         SizeOf const& size_of) {
     auto const size_at = [&](std::uint32_t capacity) -> Result<std::uint64_t> {
-        return size_of(DKV_TRY(lengths_at(capacity, params, geometry, prompt_tokens)));
+        return size_of(DKV_TRY(lengths_at(capacity, params, geometry, prompt_tokens, as_if_equal)));
     };
     PolicyParams result = params;
     if (DKV_TRY(size_at(prompt_tokens)) <= bytes || prompt_tokens <= params.window) {

@@ -11,13 +11,15 @@ namespace dkv::offline {
 using SizeOf = std::function<Result<std::uint64_t>(std::vector<std::uint32_t> const& lengths)>;
 
 /// `params` with the largest capacity whose file has at most `bytes`; a capacity of the whole
-/// prompt where all of it fits. Where budgets follow from the attention, as if they were equal.
+/// prompt where all of it fits. Where budgets follow from the attention, or `as_if_equal`, as if
+/// they were equal.
 ///
 /// Errors: InvalidArgument when the window alone does not fit; those of sized() and `size_of`.
 Result<PolicyParams> capacity_for_bytes(std::uint64_t bytes,
                                         PolicyParams const& params,
                                         Geometry const& geometry,
                                         std::uint32_t prompt_tokens,
+                                        bool as_if_equal,
                                         SizeOf const& size_of);
 
 /// Takes tokens from the last layers until the file fits, or gives the first layers their next best
