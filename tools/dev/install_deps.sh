@@ -19,7 +19,7 @@ readonly debian_packages=(
     prometheus-cpp-dev
     zlib1g-dev
     # test and lint
-    clang-format clang-tidy doctest-dev
+    clang clang-format clang-tidy doctest-dev libclang-rt-14-dev
     # Python
     python3 python3-venv
     # the demo's default document: the licence texts of /usr/share/common-licenses
