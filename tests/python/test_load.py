@@ -288,3 +288,61 @@ def test_a_model_with_sliding_windows_cannot_go_on_from_a_file(tiny_llama, saved
 
     assert error.status == dkv.Status.UNSUPPORTED
     assert "5 of 6 layers of Gemma3ForCausalLM are bounded by a window of their own" in str(error)
+
+
+def run_dkv(*arguments) -> subprocess.CompletedProcess:
+    done = subprocess.run([program("dkv"), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("policy", ["dynamickv", "pyramidkv", "streamingllm", "auto"])
+def test_save_compact_load_is_what_the_live_sidecar_generates(tiny_llama, prompt, saved, tmp_path, sidecar, policy):
+    live = dkv.hf.Cache(tiny_llama, policy=policy, capacity=48, window=8, endpoint=sidecar.endpoint, timeout_s=60)
+    expected = new_text(tiny_llama, prompt(300), past_key_values=live)
+    assert live.report().compressed, live.report().failure
+
+    small = tmp_path / "small.safetensors"
+    run_dkv("compact", saved, "-o", small, "--policy", policy, "--capacity", 48, "--window", 8)
+    cache = dkv.hf.load(small, tiny_llama)
+
+    assert [cache.kept_positions(layer) for layer in range(4)] == [live.kept_positions(layer) for layer in range(4)]
+    assert loaded_text(tiny_llama, cache) == expected
+    assert cache.provenance["policy"] == live.report().policy
+
+
+@pytest.mark.e2e
+def test_ragged_heads_come_back_from_the_real_program_as_they_were_live(tiny_llama, prompt, saved, tmp_path, sidecar):
+    options = {"policy": "dynamickv", "capacity": 48, "window": 8, "granularity": "head"}
+    live = dkv.hf.Cache(tiny_llama, **options, endpoint=sidecar.endpoint, timeout_s=60)
+    expected = new_text(tiny_llama, prompt(300), past_key_values=live)
+    assert live.report().compressed, live.report().failure
+
+    small = tmp_path / "small.safetensors"
+    run_dkv("compact", saved, "-o", small, *(word for key, value in options.items() for word in (f"--{key}", value)))
+    cache = dkv.hf.load(small, tiny_llama)
+
+    assert any(len(set(map(len, cache.kept_positions(layer)))) > 1 for layer in range(4))
+    assert loaded_text(tiny_llama, cache) == expected
+
+
+@pytest.mark.e2e
+@pytest.mark.model
+def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smollm2, document, tmp_path, sidecar):  # noqa: F811
+    model, _ = smollm2
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+    tokens, whole, small = document(3600), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    live = dkv.hf.Cache(model, policy="dynamickv", capacity=512, endpoint=sidecar.endpoint, timeout_s=120)
+    expected = new_text(model, tokens, 32, past_key_values=live)
+    assert live.report().compressed, live.report().failure
+    model.set_attn_implementation("sdpa")
+
+    dkv.hf.save(model, tokens, whole)
+    run_dkv("compact", whole, "-o", small, "--policy", "dynamickv", "--capacity", 512)
+    cache = dkv.hf.load(small, model)
+
+    assert sum(map(len, cache.kept_positions(0))) > 0 and cache.get_seq_length() == 3600
+    assert [live.kept_positions(layer) for layer in range(30)] == [cache.kept_positions(layer) for layer in range(30)]
+    assert loaded_text(model, cache, 32) == expected
+    assert small.stat().st_size < 0.16 * whole.stat().st_size

@@ -10,8 +10,9 @@
 
 from .cache import Cache
 from .capture import Capture
+from .convert import convert
 from .load import LoadedCache, generate, load
 from .report import Report
 from .save import save
 
-__all__ = ["Cache", "Capture", "LoadedCache", "Report", "generate", "load", "save"]
+__all__ = ["Cache", "Capture", "LoadedCache", "Report", "convert", "generate", "load", "save"]

@@ -41,10 +41,7 @@ def load(path: str | os.PathLike, model: torch.nn.Module) -> "LoadedCache":
     layers, heads, head_dim or rope theta.
     """
     file = SavedFile.open(path)
-    try:
-        _check_fit(file, model)
-    except _Unfit as unfit:
-        raise DkvError(unfit.status, f"{path}: {unfit}") from None
+    check_fit(file, model)
     return LoadedCache(model, file)
 
 
@@ -193,6 +190,14 @@ class _Unfit(Exception):
     def __init__(self, message: str, status: Status = Status.INVALID_ARGUMENT):
         super().__init__(message)
         self.status = status
+
+
+def check_fit(file: SavedFile, model: torch.nn.Module) -> None:
+    """Raises DkvError, beginning with the file's path, for a cache that is not this model's; see load()."""
+    try:
+        _check_fit(file, model)
+    except _Unfit as unfit:
+        raise DkvError(unfit.status, f"{file.path}: {unfit}") from None
 
 
 def _check_fit(file: SavedFile, model) -> None:
