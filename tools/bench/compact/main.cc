@@ -1,5 +1,6 @@
-// dkv_compact_bench FOLDER [TOKENS] [REPEAT]: how fast a saved cache is compacted, next to how fast
-// this machine reads its file; how much memory that takes; what a sweep costs next to one compact.
+// dkv_compact_bench FOLDER [TOKENS] [REPEAT] [POLICY]: how fast a saved cache is compacted, next to
+// how fast this machine reads its file; how much memory that takes; what a sweep costs next to one
+// compact.
 //
 // The file is Llama-3-8B's: 32 layers, 32 query heads, 8 KV heads of 128 dims, bf16; 16,384 tokens
 // are 2 GiB. It stays in FOLDER for the next run; what is measured is with a warm page cache. The
@@ -86,11 +87,12 @@ Timing sweep(std::filesystem::path const& file,
 
 int main(int argc, char** argv) {
     if (argc < 2) {
-        std::fputs("dkv_compact_bench FOLDER [TOKENS] [REPEAT]\n", stderr);
+        std::fputs("dkv_compact_bench FOLDER [TOKENS] [REPEAT] [POLICY]\n", stderr);
         return 2;
     }
     auto const tokens = static_cast<std::uint32_t>(argc > 2 ? std::atoi(argv[2]) : 16384);
     int const repeat = argc > 3 ? std::atoi(argv[3]) : 5;
+    std::string const only = argc > 4 ? argv[4] : "";
     auto const file = must(bench::made_file(argv[1], tokens));
     auto const bytes = static_cast<double>(std::filesystem::file_size(file));
 
@@ -102,12 +104,14 @@ int main(int argc, char** argv) {
     Timing dynamickv;
     for (char const* policy : kPolicies)
         for (bool const verify : {true, false}) {
+            if (!only.empty() && only != policy) continue;
             Timing const timing = compact(policy, file, verify, repeat);
             std::printf("%-14s %8.2f %8.2f %8.2f %8.0f%s\n", policy, bytes / timing.seconds / 1e9,
                         read.seconds / timing.seconds, read.cpu_seconds / timing.cpu_seconds,
                         timing.anonymous_mib, verify ? "" : "  unverified");
             if (std::string(policy) == "dynamickv" && verify) dynamickv = timing;
         }
+    if (!only.empty()) return 0;
     std::printf("\n%-44s %8s %8s %8s\n", "sweep, 5 policies x 6 capacities", "seconds", "compacts",
                 "by CPU");
     auto const line = [&](char const* name, Timing const& timing) {
