@@ -112,7 +112,7 @@ struct OpenOptions {
     /// vLLM: how one layer's tensor lies: "2THD", "T2HD" or "TH2D"; empty: unless it is
     /// unambiguous, refused.
     std::string layout = {};
-    /// LMCache: KV heads (its chunks do not tell heads from dims). 0: unknown.
+    /// KV heads: llama.cpp and LMCache do not tell heads from dims. 0: unknown.
     std::uint32_t kv_heads = 0;
     std::string model = {};  ///< Instead of what the file says.
     RopeFacts rope = {};     ///< theta not 0: instead of what the file says.
