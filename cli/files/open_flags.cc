@@ -47,7 +47,8 @@ void add_open_flags(CLI::App& app, OpenOptions& options) {
     app.add_option("--layout", options.layout, "vLLM: how one layer's tensor lies")
         ->check(CLI::IsMember({"2THD", "T2HD", "TH2D"}))
         ->group(kGroup);
-    app.add_option("--kv-heads", options.kv_heads, "KV heads, which llama.cpp and LMCache do not save")
+    app.add_option("--kv-heads", options.kv_heads,
+                   "KV heads, which llama.cpp and LMCache do not save")
         ->check(CLI::Range(1U, 1024U))
         ->type_name("N")
         ->group(kGroup);
