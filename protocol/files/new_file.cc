@@ -35,7 +35,7 @@ std::filesystem::path folder_of(std::filesystem::path const& path) {
 
 Result<NewFile> NewFile::create(std::filesystem::path const& path) {
     NewFile file;
-    file.path_ = path;
+    file.name_ = file.path_ = path;
     if (!path.has_filename()) return file.refused(EISDIR);
     struct stat status {};
     bool const replaces = ::stat(path.c_str(), &status) == 0;
@@ -62,7 +62,8 @@ Result<NewFile> NewFile::create(std::filesystem::path const& path) {
 }
 
 NewFile::NewFile(NewFile&& other) noexcept
-    : path_(std::move(other.path_)),
+    : name_(std::move(other.name_)),
+      path_(std::move(other.path_)),
       partial_(std::exchange(other.partial_, {})),
       descriptor_(std::move(other.descriptor_)),
       buffer_(std::exchange(other.buffer_, {})),
@@ -71,6 +72,7 @@ NewFile::NewFile(NewFile&& other) noexcept
 NewFile& NewFile::operator=(NewFile&& other) noexcept {
     if (this == &other) return *this;
     discard();
+    name_ = std::move(other.name_);
     path_ = std::move(other.path_);
     partial_ = std::exchange(other.partial_, {});
     descriptor_ = std::move(other.descriptor_);
@@ -90,7 +92,7 @@ void NewFile::discard() noexcept {
 }
 
 Error NewFile::refused(int number) const {
-    return {ErrorCode::Io, fmt::format("{}: {}", path_.string(), std::strerror(number))};
+    return {ErrorCode::Io, fmt::format("{}: {}", name_.string(), std::strerror(number))};
 }
 
 Result<void> NewFile::write(std::uint64_t offset, std::span<std::byte const> bytes) {

@@ -48,6 +48,7 @@ private:
     Result<void> write(std::uint64_t offset, std::span<std::byte const> bytes);
     void discard() noexcept;
 
+    std::filesystem::path name_;  // As the caller has it: for messages.
     std::filesystem::path path_;
     std::filesystem::path partial_;
     UniqueFd descriptor_;

@@ -13,8 +13,9 @@ namespace dkv {
 
 class KeyTurner {
 public:
-    /// Errors: Unsupported, naming the reason, for a rope without a theta or with a scaling of its
-    /// own; InvalidArgument for dims that are odd or more than head_dim.
+    /// Errors: Unsupported, naming the reason, for a rope without a theta or with a scaling other
+    /// than "default", "linear" and "llama3"; InvalidArgument for dims that are odd or more than
+    /// head_dim.
     static Result<KeyTurner> create(RopeFacts const& rope, std::uint32_t head_dim, Dtype dtype);
 
     /// One row, in place, by `by` positions. The arithmetic is f64; the row is rounded once.
