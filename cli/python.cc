@@ -17,14 +17,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// With a model; matplotlib is asked for where something is drawn.
+constexpr char const* kModelNeeds[] = {"dkv", "torch", "transformers", "rich"};
+constexpr char const* kReportNeeds[] = {"dkv", "matplotlib", "jinja2"};
+
 constexpr PythonCommand kPythonCommands[] = {
-    {"calibrate", "dkv.lab.calibrate"},
-    {"eval", "dkv.lab.evaluate"},
-    {"profile", "dkv.lab.known"},
+    {"calibrate", "dkv.lab.calibrate", kModelNeeds}, {"capture", "dkv.hf.requery", kModelNeeds},
+    {"eval", "dkv.lab.evaluate", kModelNeeds},       {"profile", "dkv.lab.known", kModelNeeds},
+    {"report", "dkv.report", kReportNeeds},
 };
 
-// What the package needs; matplotlib is asked for where something is drawn.
-constexpr char const* kModules[] = {"dkv", "torch", "transformers", "rich"};
 constexpr char const* kProbe =
     "import importlib.util as u, sys\n"
     "print(*[m for m in sys.argv[1:] if u.find_spec(m) is None], sep=', ', end='')";
@@ -81,9 +83,9 @@ Result<std::string> printed_by(std::vector<std::string> words) {
     return out;
 }
 
-Result<void> check_modules(Python const& python) {
+Result<void> check_modules(Python const& python, std::span<char const* const> needs) {
     std::vector<std::string> probe{python.interpreter, "-c", kProbe};
-    probe.insert(probe.end(), std::begin(kModules), std::end(kModules));
+    probe.insert(probe.end(), needs.begin(), needs.end());
     auto const missing = printed_by(std::move(probe));
     if (!missing)
         return Error{ErrorCode::NotFound,
@@ -146,7 +148,7 @@ Error become_python(PythonCommand const& command, std::vector<std::string> const
     std::string const program = fs::read_symlink("/proc/self/exe", ignored);
     Python const python = find_python(program);
     set_environment(python, program, command.name);
-    if (auto const good = check_modules(python); !good) return good.error();
+    if (auto const good = check_modules(python, command.needs); !good) return good.error();
     std::vector<std::string> words{python.interpreter, "-m", command.module};
     words.insert(words.end(), arguments.begin(), arguments.end());
     auto const argv = pointers(words);

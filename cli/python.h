@@ -1,6 +1,7 @@
 // The commands that are the Python package's: which interpreter runs them, and becoming it.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,7 @@ namespace dkv::cli {
 struct PythonCommand {
     char const* name;
     char const* module;
+    std::span<char const* const> needs;  ///< Python packages without which it cannot run.
 };
 
 /// nullptr: no command of Python's.

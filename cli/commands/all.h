@@ -21,6 +21,8 @@ Run setup_doctor(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);
 Run setup_calibrate(CLI::App& app, Context const& context);
+Run setup_capture(CLI::App& app, Context const& context);
+Run setup_report(CLI::App& app, Context const& context);
 Run setup_eval(CLI::App& app, Context const& context);
 Run setup_profile(CLI::App& app, Context const& context);
 Run setup_version(CLI::App& app, Context const& context);

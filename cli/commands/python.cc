@@ -23,6 +23,14 @@ Run setup_calibrate(CLI::App& app, Context const& /*context*/) {
     return set_up_for_help(app);
 }
 
+Run setup_capture(CLI::App& app, Context const& /*context*/) {
+    return set_up_for_help(app);
+}
+
+Run setup_report(CLI::App& app, Context const& /*context*/) {
+    return set_up_for_help(app);
+}
+
 Run setup_eval(CLI::App& app, Context const& /*context*/) {
     return set_up_for_help(app);
 }

@@ -59,7 +59,7 @@ Ran become(std::vector<std::string> const& arguments, std::string const& interpr
 
 }  // namespace
 
-TEST_CASE("dkv calibrate, eval and profile hand every argument over as it is") {
+TEST_CASE("dkv calibrate, capture, eval, profile and report hand every argument over as it is") {
     TempDir const folder;
     auto const python = script_in(folder, "python",
                                   "[ \"$1\" = -c ] && exit 0\n"
@@ -74,6 +74,19 @@ TEST_CASE("dkv calibrate, eval and profile hand every argument over as it is") {
           "dkv calibrate:\n<-m>\n<dkv.lab.calibrate>\n<-o>\n<p.json>\n</a model>\n");
     CHECK(become({"profile", "list"}, python).out ==
           "dkv profile:\n<-m>\n<dkv.lab.known>\n<list>\n");
+    CHECK(become({"capture", "smollm2", "slot.bin", "-o", "out"}, python).out ==
+          "dkv capture:\n<-m>\n<dkv.hf.requery>\n<smollm2>\n<slot.bin>\n<-o>\n<out>\n");
+    CHECK(become({"report", "sweep.jsonl"}, python).out ==
+          "dkv report:\n<-m>\n<dkv.report>\n<sweep.jsonl>\n");
+}
+
+TEST_CASE("a command of Python's asks for the packages that it needs itself") {
+    TempDir const folder;
+    auto const python =
+        script_in(folder, "python", "[ \"$1\" = -c ] && shift 2 && printf \"$*\" && exit 0\n");
+
+    CHECK(contains(become({"report"}, python).out, " has no dkv matplotlib jinja2: "));
+    CHECK(contains(become({"capture"}, python).out, " has no dkv torch transformers rich: "));
 }
 
 TEST_CASE("dkv eval ends as Python ends") {

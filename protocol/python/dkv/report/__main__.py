@@ -33,13 +33,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     points, missing = results.read(options.results)
+    options.output.mkdir(parents=True, exist_ok=True)
     models = list(dict.fromkeys(point.model for point in points))
     studies = []
     for model in models:
         study = Study(model, [point for point in points if point.model == model])
         prefix = f"{re.sub('[^a-z0-9]+', '-', model.lower()).strip('-') or 'model'}-" if len(models) > 1 else ""
         studies.append((study, [each for each in missing if each.model in (model, "")], page.draw(study, prefix)))
-    options.output.mkdir(parents=True, exist_ok=True)
     for _, _, drawn in studies:
         page.save(drawn, options.output)
     title = options.title or f"KV cache budgets{': ' + ', '.join(filter(None, models)) if any(models) else ''}"
