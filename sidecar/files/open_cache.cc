@@ -59,7 +59,7 @@ Opened open_file(std::filesystem::path const& path, OpenOptions const& options) 
         return open_lmcache({path}, path, options);
     if (begins_with(bytes, kTorchMagic))
         return refuse(path, unsupported("torch.save's files are read by the Python package alone: "
-                                        "python -m dkv convert FILE -o OUT"));
+                                        "python -m dkv convert, or dkv.hf.convert()"));
     return open_container(std::move(mapped), path, options);
 }
 

@@ -135,7 +135,7 @@ def test_the_c_side_says_who_reads_torch_s_files(cache, tmp_path):
     assert done.returncode == 1
     assert done.stderr == (
         f"dkv: {tmp_path}/x.pt: torch.save's files are read by the Python package alone: "
-        "python -m dkv convert FILE -o OUT\n"
+        "python -m dkv convert, or dkv.hf.convert()\n"
     )
 
 
