@@ -33,8 +33,7 @@ struct WriteRequest {
 ///
 /// Errors: those of `layer` and of NewFile; Unsupported, naming the reason, when the format cannot
 /// hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or heads of unequal
-/// length, mlx-lm without a rope theta (or with a scaling)
-/// that keys could be turned back by.
+/// length, mlx-lm without a rope theta, or with a scaling, that keys could be turned back by.
 /// Returns the file's size.
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
 
