@@ -19,9 +19,10 @@ namespace dkv {
 /// where the query of token t sees the tokens up to t: the last `window` columns are causal.
 /// a[query head] = mean of p over the window's queries; scores = a reduced over the group;
 /// mass = mean of p over the window's queries and the group, so that the prefix's and the window's
-/// shares add up to 1 per KV head. f32 accumulators or wider; neither [q_heads, window, tokens] nor
-/// expanded keys are ever stored. A logit that is NaN counts as the smallest finite number and an
-/// infinite one as the nearest finite one, so scores and mass are always finite.
+/// shares add up to 1 per KV head. f32 accumulators or wider; of [q_heads, window, tokens] a
+/// backend stores a bounded part at most, and expanded keys never. A logit that is NaN counts as
+/// the smallest finite number and an infinite one as the nearest finite one, so scores and mass are
+/// always finite.
 struct ScoreArgs {
     RowsView queries;
     RowsView keys;
