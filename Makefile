@@ -25,7 +25,7 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)')
 
-test: test-asan test-e2e ## every test: unit tests under sanitizers, then units and end to end
+test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
 
 deps:         ## Debian packages and the Python environment (.venv)
 	tools/dev/install_deps.sh
@@ -37,8 +37,10 @@ build: deps   ## configure and compile (PRESET=release|dev|asan|tsan)
 test-unit: build ## the unit tests alone
 	tools/dev/test.sh $(PRESET) --label-exclude e2e
 
-test-e2e: build ## unit tests, then real processes: dkvd, engines, a real model
-	tools/dev/test.sh $(PRESET)
+test-e2e: deps ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --target end_to_end
+	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test):'
 
 test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
