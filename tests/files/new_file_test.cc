@@ -177,6 +177,33 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
     CHECK(text_of(path) == "old");
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "room asked for ahead is filled in any order, or refused by a full disk") {
+    {
+        auto file = NewFile::create(path);
+        REQUIRE(file);
+        REQUIRE(file.value().append(bytes_of(std::string("a"))));
+        REQUIRE(file.value().extend(3));
+        REQUIRE(file.value().append(bytes_of(std::string("z"))));
+        REQUIRE(file.value().rewrite(3, bytes_of(std::string("c"))));
+        REQUIRE(file.value().rewrite(1, bytes_of(std::string("b"))));
+        CHECK(file.value().size() == 5);
+        REQUIRE(file.value().commit());
+    }
+    CHECK(text_of(path) == std::string("ab\0cz", 5));
+
+    int const result = in_child([&] {
+        std::signal(SIGXFSZ, SIG_IGN);
+        rlimit const limit{1000, 1000};
+        if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 1;
+        auto file = NewFile::create(path);
+        if (!file) return 2;
+        auto const extended = file.value().extend(2000);
+        return !extended && extended.error().message == path + ": File too large" ? 0 : 3;
+    });
+    CHECK(result == 0);
+}
+
 TEST_CASE_FIXTURE(Fixture, "a folder that may not be written is an error with its reason") {
     REQUIRE(::chmod(folder.path().c_str(), 0500) == 0);
     int const result = in_child([&] {
