@@ -23,8 +23,9 @@ struct CompactRequest {
         {};                     ///< Nothing: the input's, or dkv where that is read only.
     bool verify = true;         ///< Every byte read is checked before an output is committed.
     bool keep_queries = false;  ///< dkv's format: the window's queries go along.
-    /// llama.cpp: where budgets differ, every layer and head is filled up to the largest with its
-    /// next best tokens, instead of a refusal.
+    /// Where the format has no room for unequal budgets, the smaller ones are filled up to the
+    /// largest with their next best tokens, instead of a refusal: llama.cpp in all layers and
+    /// heads, hf and mlx-lm in the heads of a layer.
     bool fill = false;
     bool dry_run = false;  ///< Everything but the output.
     bool force = false;    ///< Also when the output is there and says it was made of this request.

@@ -24,6 +24,18 @@ bool is_llama(FileFormat format) {
     return format == FileFormat::LlamaState || format == FileFormat::LlamaSlot;
 }
 
+/// Between one that fits and one that does not, by what share of the last one's size is wanted.
+std::uint32_t next_capacity(double share,
+                            std::uint32_t capacity,
+                            std::uint32_t fits,
+                            std::uint32_t too_many) {
+    if (too_many - fits <= 1) return fits;
+    auto const wanted = static_cast<std::uint32_t>(share * capacity);
+    // Never one step at a time: each is a walk through the file.
+    std::uint32_t const middle = fits + (too_many - fits) / 2;
+    return wanted > fits && wanted < too_many ? wanted : middle;
+}
+
 bool lies_in(fs::path const& path, fs::path const& folder) {
     std::error_code ignored;
     if (!fs::is_directory(folder, ignored)) return false;
@@ -235,10 +247,8 @@ Result<void> Compaction::decide_to_fill(std::uint64_t bytes) {
         bool const near = size <= bytes && size >= bytes - bytes / 64;
         if (near || (size <= bytes && too_many - fits <= 1) || params_.capacity == params_.window)
             return {};
-        double const share = static_cast<double>(bytes) / static_cast<double>(size);
-        auto const next = static_cast<std::uint32_t>(share * params_.capacity);
-        params_.capacity = std::clamp(next, fits + 1, std::max(fits + 1, too_many - 1));
-        if (too_many - fits <= 1) params_.capacity = fits;
+        params_.capacity = next_capacity(static_cast<double>(bytes) / static_cast<double>(size),
+                                         params_.capacity, fits, too_many);
         params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
         DKV_TRY(decide_once(0));
     }

@@ -1,5 +1,5 @@
 // One policy over one saved prompt: which positions it keeps. Native policies run the sidecar's own
-// job, reference forms the published code's arithmetic.
+// plan, reference forms the published code's arithmetic.
 #pragma once
 
 #include <cstdint>
