@@ -338,7 +338,7 @@ TEST_CASE_FIXTURE(Fixture, "a file of no known format is said to be none") {
     check_refused(other.text(), "none of its tensors is a cache's (layers.0.keys, k_0, 0.0)");
     check_refused("PK\x03\x04 and so on",
                   "torch.save's files are read by the Python package alone: "
-                  "dkv.hf.convert()",
+                  "python -m dkv convert, or dkv.hf.convert()",
                   ErrorCode::Unsupported);
     check_refused(hf_file().text(), "the metadata has no \"format\"", ErrorCode::CorruptData,
                   {.format = FileFormat::Dkv});

@@ -151,7 +151,8 @@ def test_the_command_makes_a_file_that_compacts_as_the_saved_one(whole, mute, ca
 @pytest.mark.e2e
 def test_other_formats_are_converted_on_the_way(whole, mute, captured, prompt, tmp_path):
     slot, exported, ids = tmp_path / "slot.bin", tmp_path / "x.pt", tmp_path / "ids.json"
-    made = run("convert", mute(pairs=True, dtype=torch.float16), "-o", slot, "--format", "llama-slot")
+    turned = {"rope.theta": "10000", "rope.interleaved": "true"}
+    made = run("convert", mute(pairs=True, dtype=torch.float16, **turned), "-o", slot, "--format", "llama-slot")
     assert made.returncode == 0, made.stderr
     tensors = cuts.read(whole)[0]
     torch.save([(tensors[f"layers.{layer}.keys"], tensors[f"layers.{layer}.values"]) for layer in range(4)], exported)

@@ -146,7 +146,7 @@ def test_a_converted_export_is_compacted_by_a_policy_without_queries(cache, tmp_
 
     def compact(policy: str):
         command = [program("dkv"), "compact", tmp_path / "x.safetensors", "-o", tmp_path / "y", "--policy", policy, "--capacity", "8"]
-        return subprocess.run([*command, "--window", "4"] if policy != "knorm" else command, capture_output=True, text=True)
+        return subprocess.run([*command, "--window", "4"], capture_output=True, text=True)
 
     refused = compact("dynamickv")
     assert refused.returncode == 1 and "dkv capture" in refused.stderr
