@@ -98,7 +98,9 @@ int run_chosen(Program& program, Environment const& environment) {
 
 Program::Program(Environment const& environment)
     : context{environment, {}},
-      app("Shows and steers the sidecar that compresses KV caches on this machine.", "dkv") {
+      app("Shows and steers the sidecar that compresses KV caches on this machine; works on saved "
+          "ones.",
+          "dkv") {
     app.require_subcommand(1);
     app.fallthrough();  // Inherited: global options may follow the subcommand.
     app.footer(kExitCodesHelp);
@@ -140,6 +142,8 @@ int run(std::vector<std::string> arguments, Environment const& environment) {
     } catch (CLI::ParseError const& error) {
         return refuse(environment, json, "usage", false, usage_message(error, program), kExitUsage);
     }
+    auto& globals = program.context.globals;
+    globals.endpoint_given = program.app.get_option("--endpoint")->count() > 0;
     if (auto const good = check_endpoint(program.context.globals.endpoint); !good)
         return refuse(environment, json, "usage", false, good.error().message, kExitUsage);
     return run_chosen(program, environment);

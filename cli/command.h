@@ -48,7 +48,8 @@ struct Environment {
 
 /// The options that every command accepts, before or after its name.
 struct Globals {
-    std::string endpoint;  ///< Never empty once parsed.
+    std::string endpoint;         ///< Never empty once parsed.
+    bool endpoint_given = false;  ///< On the command line, not by the environment.
     bool json = false;
     bool no_color = false;
     std::uint32_t timeout_ms = 3000;

@@ -5,6 +5,9 @@
 
 #include <fmt/format.h>
 
+#include "cli/files/models.h"
+#include "sidecar/policy/policy.h"
+
 namespace dkv::cli {
 namespace {
 
@@ -31,8 +34,26 @@ std::string asked_list(std::string const& path, std::string const& name) {
     return {};
 }
 
+/// Words of commands that ask no sidecar: what this program knows itself.
+std::vector<std::string> own_words(std::string const& path, std::string const& name) {
+    std::vector<std::string> words;
+    bool const of_files =
+        path == "/compact" || path == "/sweep" || path == "/plan" || path == "/diff";
+    if (of_files && (name == "--policy" || name == "--against"))
+        for (auto const& policy : policies())
+            words.emplace_back(policy.name);
+    if (name == "--against")
+        for (auto const form : reference_forms())
+            words.emplace_back(form);
+    if (path == "/plan" && name == "MODEL")
+        for (auto const& model : known_models())
+            words.emplace_back(model.name);
+    return words;
+}
+
 CompletionValues values_of(std::string const& path, std::string const& name, CLI::Option const& o) {
     CompletionValues values{closed_choice(o), {}, false};
+    if (values.words.empty()) values.words = own_words(path, name);
     if (values.words.empty()) values.list = asked_list(path, name);
     values.is_file = name == "FILE" || o.get_type_name() == "FILE";
     return values;

@@ -6,6 +6,7 @@
 #include "cli/files/batch.h"
 #include "cli/files/open_flags.h"
 #include "cli/files/paths.h"
+#include "cli/files/remote.h"
 #include "cli/render/text.h"
 #include "sidecar/config/policy_flags.h"
 #include "sidecar/offline/convert.h"
@@ -49,11 +50,12 @@ Result<Output> compact(Context const& context, CompactOptions const& options) {
         requests.back().verify = !options.no_verify;
     }
     Batch batch(context, sizes_of(inputs), wish.dry_run);
-    auto outcomes = offline::compact_all(requests, options.jobs, batch.progress(),
-                                         [&](std::size_t file, Outcome const& outcome) {
-                                             batch.ended(file, requests[file].input, outcome);
-                                         });
-    return batch.output(std::move(outcomes));
+    offline::Ended const ended = [&](std::size_t file, Outcome const& outcome) {
+        batch.ended(file, requests[file].input, outcome);
+    };
+    if (context.globals.endpoint_given)
+        return batch.output(DKV_TRY(compact_remotely(context, requests, batch.progress(), ended)));
+    return batch.output(offline::compact_all(requests, options.jobs, batch.progress(), ended));
 }
 
 struct ConvertOptions {

@@ -7,6 +7,7 @@
 #include "cli/render/json.h"
 #include "cli/render/policies.h"
 #include "cli/render/text.h"
+#include "cli/wire_policy.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {
@@ -19,47 +20,6 @@ struct PolicyOptions {
     std::string instance;
     bool all = false;
 };
-
-template <class T>
-flatbuffers::Optional<T> to_wire(std::optional<T> const& value) {
-    return value ? flatbuffers::Optional<T>(*value) : flatbuffers::Optional<T>();
-}
-
-wire::PolicyT to_wire(PolicyRequest const& request) {
-    wire::PolicyT policy;
-    policy.name = request.name;
-    policy.capacity = to_wire(request.capacity);
-    policy.window = to_wire(request.window);
-    policy.kernel = to_wire(request.kernel);
-    if (request.pool) policy.pool = static_cast<wire::Pool>(*request.pool);
-    if (request.reduce) policy.reduce = static_cast<wire::GroupReduce>(*request.reduce);
-    policy.r_max = to_wire(request.r_max);
-    policy.r_min = to_wire(request.r_min);
-    policy.update_interval = to_wire(request.update_interval);
-    policy.sinks = to_wire(request.sinks);
-    policy.beta = to_wire(request.beta);
-    if (request.granularity)
-        policy.granularity = static_cast<wire::Granularity>(*request.granularity);
-    if (request.score_norm) policy.score_norm = static_cast<wire::ScoreNorm>(*request.score_norm);
-    policy.query_norm = to_wire(request.query_norm);
-    policy.ratio = to_wire(request.ratio);
-    policy.bytes = to_wire(request.bytes);
-    policy.keep_mass = to_wire(request.keep_mass);
-    policy.preset = request.preset;
-    policy.profile_alpha = to_wire(request.profile_alpha);
-    policy.profile_floor = to_wire(request.profile_floor);
-    if (request.profile) {
-        policy.profile = std::make_unique<wire::ProfileT>();
-        policy.profile->name = request.profile->name;
-        policy.profile->layers = request.profile->layers;
-        policy.profile->heads = request.profile->heads;
-        policy.profile->weights = request.profile->weights;
-        policy.profile->alpha = request.profile->alpha;
-        policy.profile->floor = request.profile->floor;
-        policy.profile->kernel = request.profile->kernel;
-    }
-    return policy;
-}
 
 bool has_parameters(PolicyRequest const& r) {
     return r.capacity || r.window || r.kernel || r.pool || r.reduce || r.r_max || r.r_min ||

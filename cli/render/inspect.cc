@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/render/policies.h"
 #include "cli/render/ranges.h"
 #include "cli/render/table.h"
 #include "cli/render/text.h"
@@ -54,6 +55,7 @@ std::string kept_text(InspectedFile const& file) {
 }
 
 std::string queries_text(CacheFacts const& facts) {
+    if (facts.query_rows == 0 && facts.compacted) return "none";
     if (facts.query_rows == 0)
         return "none: for policies that rank by attention, dkv capture adds them";
     return fmt::format("of the last {}", counted(facts.query_rows, "token"));
@@ -78,43 +80,59 @@ std::string checks_text(InspectedFile const& file) {
                   "are not finite";
 }
 
-/// What went into a file, in the order in which a reader asks: the policy and its numbers first.
+/// Takes a word out of the provenance; "" where there is none.
+std::string taken(std::map<std::string, std::string>& words, std::string_view key) {
+    auto const found = words.find(std::string(key));
+    if (found == words.end()) return "";
+    auto value = one_line(found->second);
+    words.erase(found);
+    return value;
+}
+
+/// "dynamickv, capacity 512, window 32 …": the numbers that it looks at, the size first.
+std::string policy_words(std::string policy, std::map<std::string, std::string>& left) {
+    std::string words = policy;
+    for (ParameterWords const& parameter : parameter_words()) {
+        auto const value = taken(left, parameter.name);
+        if (value.empty() || !uses(policy, parameter)) continue;
+        words += fmt::format(", {} {}", parameter.flag.substr(2), value);
+    }
+    return words;
+}
+
+/// What a file went through.
 Fields provenance_fields(CacheFacts const& facts) {
     auto left = facts.provenance;
     Fields fields;
-    auto const take = [&left](std::string const& key) {
-        auto const found = left.find(key);
-        std::string const value = found == left.end() ? "" : one_line(found->second);
-        if (found != left.end()) left.erase(found);
-        return value;
-    };
-    auto const source = take("source");
-    auto const source_format = take("source_format");
-    auto const version = take("dkv");
-    auto const policy = take("policy");
-    if (!policy.empty()) {
-        std::string words = policy;
-        for (auto const& [key, value] : left)
-            words += fmt::format(", {} {}", key, one_line(value));
-        fields.emplace_back("policy", words);
-    } else {
-        for (auto const& [key, value] : left)
-            fields.emplace_back(one_line(key), one_line(value));
-    }
-    if (!source.empty() || !source_format.empty())
-        fields.emplace_back(
-            "made from", source.empty()
-                             ? source_format
-                             : source + (source_format.empty() ? "" : " (" + source_format + ")"));
-    if (!version.empty()) fields.emplace_back("made by", "dkv " + version);
+    if (auto const policy = taken(left, "policy"); !policy.empty())
+        fields.emplace_back("policy", policy_words(policy, left));
+    std::string source = taken(left, "source");
+    for (auto const& [key, unit] : {std::pair{"source_format", ""},
+                                    {"source_bytes", " bytes"},
+                                    {"source_crc32", " is its CRC-32"}})
+        if (auto const value = taken(left, key); !value.empty())
+            source += (source.empty() ? "" : ", ") + value + unit;
+    if (!source.empty()) fields.emplace_back("made from", source);
+    if (auto const version = taken(left, "dkv"); !version.empty())
+        fields.emplace_back("made by", "dkv " + version);
+    for (auto const& [key, value] : left)
+        fields.emplace_back(one_line(key), one_line(value));
     return fields;
+}
+
+/// Without queries nobody knows how many heads they have.
+std::string geometry_text(CacheFacts const& facts) {
+    auto const& geometry = facts.geometry;
+    if (facts.query_rows > 0 || geometry.q_heads != geometry.kv_heads) return describe(geometry);
+    return fmt::format("{} layers, {} KV heads, head_dim {}, {}", geometry.layers,
+                       geometry.kv_heads, geometry.head_dim, name_of(geometry.dtype));
 }
 
 Fields facts_fields(InspectedFile const& file) {
     auto const& facts = file.facts;
     Fields fields{{"format", one_line(facts.format_words)},
                   {"model", facts.model.empty() ? "unknown" : one_line(facts.model)},
-                  {"geometry", describe(facts.geometry)},
+                  {"geometry", geometry_text(facts)},
                   {"prompt", kept_text(file)},
                   {"queries", queries_text(facts)},
                   {"rope", rope_text(facts.rope)}};

@@ -8,6 +8,7 @@
 #include "protocol/base/result.h"
 #include "protocol/schema/dkv_generated.h"
 #include "sidecar/config/config.h"
+#include "sidecar/rpc/file_jobs.h"
 #include "sidecar/rpc/subscribers.h"
 #include "sidecar/session/table.h"
 
@@ -20,6 +21,7 @@ struct Context {
     Millis started_at;
     Table& table;
     Subscribers& subscribers;
+    FileJobs& file_jobs;
     bool& stopping;
 };
 
@@ -57,5 +59,6 @@ wire::BodyUnion body_of(Message message) {
 
 std::span<Command const> engine_commands() noexcept;
 std::span<Command const> controller_commands() noexcept;
+std::span<Command const> file_commands() noexcept;
 
 }  // namespace dkv::rpc

@@ -202,8 +202,17 @@ std::unique_ptr<wire::SavingsT> to_wire(Savings const& savings) {
     return out;
 }
 
+std::unique_ptr<wire::GeometryT> to_wire(Geometry const& geometry) {
+    auto out = std::make_unique<wire::GeometryT>();
+    out->layers = geometry.layers;
+    out->q_heads = geometry.q_heads;
+    out->kv_heads = geometry.kv_heads;
+    out->head_dim = geometry.head_dim;
+    out->dtype = static_cast<wire::Dtype>(geometry.dtype);
+    return out;
+}
+
 std::unique_ptr<wire::InstanceInfoT> to_wire(InstanceFacts const& facts) {
-    auto const& geometry = facts.hello.geometry;
     auto out = std::make_unique<wire::InstanceInfoT>();
     out->instance = facts.hello.instance;
     out->generation = facts.hello.generation;
@@ -212,12 +221,7 @@ std::unique_ptr<wire::InstanceInfoT> to_wire(InstanceFacts const& facts) {
     out->engine = facts.hello.engine;
     out->model = facts.hello.model;
     out->device = facts.hello.device;
-    out->geometry = std::make_unique<wire::GeometryT>();
-    out->geometry->layers = geometry.layers;
-    out->geometry->q_heads = geometry.q_heads;
-    out->geometry->kv_heads = geometry.kv_heads;
-    out->geometry->head_dim = geometry.head_dim;
-    out->geometry->dtype = static_cast<wire::Dtype>(geometry.dtype);
+    out->geometry = to_wire(facts.hello.geometry);
     out->alive = facts.alive;
     out->attached_ms = facts.attached_ms;
     out->idle_ms = facts.idle_ms;

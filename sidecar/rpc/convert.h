@@ -21,6 +21,7 @@ wire::FailureT to_wire(Error const& error);
 std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params);
 std::unique_ptr<wire::LimitsT> to_wire(Limits const& limits);
 std::unique_ptr<wire::SavingsT> to_wire(Savings const& savings);
+std::unique_ptr<wire::GeometryT> to_wire(Geometry const& geometry);
 std::unique_ptr<wire::InstanceInfoT> to_wire(InstanceFacts const& facts);
 std::unique_ptr<wire::SessionInfoT> to_wire(SessionFacts const& facts);
 

@@ -8,7 +8,7 @@ namespace dkv::rpc {
 namespace {
 
 Command const* find_command(wire::Body body) noexcept {
-    for (auto const table : {engine_commands(), controller_commands()})
+    for (auto const table : {engine_commands(), controller_commands(), file_commands()})
         for (auto const& command : table)
             if (command.body == body) return &command;
     return nullptr;
@@ -25,6 +25,7 @@ Server::Server(Options options,
       metrics_(metrics),
       outbox_(outbox),
       subscribers_(options_.config.limits.subscribers_max),
+      file_jobs_(options_.config.limits.file_jobs_max, make_backend),
       table_(options_.config, metrics, *this, std::move(make_backend), std::move(wake)) {}
 
 void Server::on_message(Peer const& peer, std::span<std::byte const> bytes, Millis now) {
@@ -62,6 +63,7 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
                     .started_at = options_.started_at,
                     .table = table_,
                     .subscribers = subscribers_,
+                    .file_jobs = file_jobs_,
                     .stopping = stopping_};
     auto reply = command->run(context, caller, request.body);
     if (reply)

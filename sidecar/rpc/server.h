@@ -75,6 +75,7 @@ private:
     Metrics& metrics_;
     Outbox& outbox_;
     Subscribers subscribers_;
+    FileJobs file_jobs_;
     bool stopping_ = false;
     Millis now_ = 0;  ///< Of the call under way.
     Table table_;     // Last: it talks to this while it lives.

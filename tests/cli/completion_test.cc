@@ -45,6 +45,15 @@ TEST_CASE("completion: the program's nodes are its commands, options and choices
     CHECK_FALSE(option_of(set, "--all").takes_value);
     CHECK(option_of(set, "--profile").values.is_file);
     CHECK(node_at("/profile/show").positional.is_file);
+    CHECK(node_at("/compact").positional.is_file);
+    CHECK(option_of(node_at("/compact"), "--output").values.is_file);
+    CHECK(option_of(node_at("/compact"), "--format").values.words ==
+          std::vector<std::string>{"dkv", "hf", "llama-state", "llama-slot", "mlx-lm"});
+    auto const policies = option_of(node_at("/sweep"), "--policy").values;
+    CHECK(policies.list.empty());
+    CHECK(std::ranges::find(policies.words, "dynamickv") != policies.words.end());
+    auto const models = node_at("/plan").positional.words;
+    CHECK(std::ranges::find(models, "llama-3-8b") != models.end());
     CHECK(option_of(set, "--json").summary == "print JSON: exact numbers, ids as hex strings");
     CHECK(option_of(node_at("/serve"), "--policy").values.list == "policies");
     CHECK(node_at("/completion").positional.words ==

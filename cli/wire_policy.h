@@ -1,0 +1,14 @@
+// A policy between our own words and those of the wire.
+#pragma once
+
+#include "protocol/schema/dkv_generated.h"
+#include "sidecar/policy/params.h"
+
+namespace dkv::cli {
+
+wire::PolicyT to_wire(PolicyRequest const& request);
+
+/// Numbers that a sidecar has used.
+PolicyParams params_of(wire::PolicyT const& policy);
+
+}  // namespace dkv::cli
