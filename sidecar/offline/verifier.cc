@@ -12,7 +12,8 @@ namespace {
 
 /// The few queries that score everything else.
 Result<void> check_queries_finite(SavedCache const& file, std::uint32_t layer) {
-    RowsView const queries = DKV_TRY(file.layer(layer)).queries;
+    SavedLayer const saved = DKV_TRY(file.layer(layer));  // Rows may live as long as it does.
+    RowsView const& queries = saved.queries;
     if (queries.data == nullptr) return {};
     for (std::uint32_t head = 0; head < queries.heads; ++head)
         for (std::uint32_t token = 0; token < queries.tokens; ++token)
