@@ -252,11 +252,12 @@ def main(arguments: list[str] | None = None) -> int:
         tempfile.TemporaryDirectory(prefix=".dkv-capture-", dir=options.output.parent) as folder,
         Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar,
     ):
-        task = bar.add_task("opening", total=1.0)
-        file = opened(options.file, Path(folder), more)
-        file.path = options.file  # For messages: not the converted one.
-        bar.update(task, description="loading the model")
+        task = bar.add_task("loading", total=1.0)
         model, _, name = models.load(options.model, getattr(torch, options.dtype))
+        config = model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        file = opened(options.file, Path(folder), [*more, "--kv-heads", str(heads)])  # llama.cpp does not say.
+        file.path = options.file  # For messages: not the converted one.
 
         def progress(done: float, words: str) -> None:
             bar.update(task, completed=done, description=words)
