@@ -107,9 +107,10 @@ void add_file_options(CLI::App& app, Options& options) {
 Run setup_compact(CLI::App& app, Context const& context) {
     auto options = std::make_shared<CompactOptions>();
     auto& request = options->request;
-    request.policy.name = "dynamickv";
+    request.policy.name = "auto";
     add_file_options(app, *options);
-    app.add_option("--policy", request.policy.name, "what keeps tokens; dynamickv");
+    app.add_option("--policy", request.policy.name,
+                   "what keeps tokens; auto: the profile, or equal budgets where there is none");
     app.add_flag("--fill", request.fill,
                  "llama.cpp: fill every layer up to the largest with its next best tokens");
     app.add_flag("--keep-queries", request.keep_queries,

@@ -14,7 +14,7 @@ struct PlanOptions {
     std::optional<std::uint32_t> head_dim;
     std::optional<Dtype> dtype;
     std::optional<std::uint64_t> tokens;
-    PolicyRequest request{.name = "dynamickv"};
+    PolicyRequest request{.name = "auto"};
 };
 
 constexpr std::uint64_t kPlanTokensMax = 1U << 30U;
@@ -90,7 +90,7 @@ Run setup_plan(CLI::App& app, Context const& context) {
            },
            "of keys and values; bf16")
         ->check(CLI::IsMember({"f32", "f16", "bf16"}));
-    app.add_option("--policy", options->request.name, "what keeps tokens; dynamickv");
+    app.add_option("--policy", options->request.name, "what keeps tokens; auto");
     add_policy_flags(app, options->request);
     app.callback([options] { check_plan(*options); });
     return [=, &context]() -> Result<Output> { return plan(context, *options); };

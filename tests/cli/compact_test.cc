@@ -223,7 +223,7 @@ TEST_CASE("dkv compact --endpoint asks that sidecar, with absolute paths") {
     CHECK(request.input == "/tmp/x/../a");
     CHECK(request.output == "/tmp/b");
     CHECK(request.format == "dkv");
-    CHECK(request.policy->name == "dynamickv");
+    CHECK(request.policy->name == "auto");
     CHECK(*request.policy->capacity == 16);
     CHECK(request.force);
     CHECK(request.verify);
