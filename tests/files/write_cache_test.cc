@@ -205,8 +205,7 @@ TEST_CASE_FIXTURE(Fixture, "mlx-lm's keys keep f16 and bf16, rounded to the near
         SavedLayer layer;
         layer.keys = dense_rows(reinterpret_cast<std::byte*>(rows.data()), dtype, 1, 3, 2);
         layer.values = layer.keys;
-        WriteRequest request{
-            .path = path, .format = FileFormat::MlxLm, .facts = {}, .layer = {}};
+        WriteRequest request{.path = path, .format = FileFormat::MlxLm, .facts = {}, .layer = {}};
         request.facts.geometry = {
             .layers = 1, .q_heads = 1, .kv_heads = 1, .head_dim = 2, .dtype = dtype};
         request.facts.prompt_tokens = 3;
