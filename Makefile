@@ -57,8 +57,8 @@ test-compat: build ## the adapter against transformers 4.57, in an environment o
 
 test-llama: build ## saved sequences through a real llama.cpp, built from source on first use (ten minutes)
 	tools/llama/build.sh build/llama
-	LLAMA_BUILD=$(CURDIR)/build/llama DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(PYTHON) -m pytest -q -s \
-		-p no:cacheprovider tools/llama
+	LLAMA_BUILD=$(CURDIR)/build/llama DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
+		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -s -p no:cacheprovider tools/llama
 
 fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
 	tools/fuzz/run.sh $(or $(SECONDS),30)

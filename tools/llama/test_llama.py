@@ -186,3 +186,23 @@ def test_a_state_blob_goes_through_libllama_whole_and_cut(again, flash, tmp_path
     assert whole["nll"] < cut["nll"] < forgotten["nll"]
     print(f"\nwhole {whole}, a quarter {cut}, the last 64 tokens alone {forgotten}")
     assert cut["resident_kib"] < whole["resident_kib"] / 2
+
+
+def test_queries_that_a_model_recomputes_make_a_better_quarter_than_keys_alone(again, tmp_path):
+    from dkv.hf import weights
+
+    def surprise(blob: pathlib.Path) -> float:
+        ran = [BUILD / "llama_state", "continue", model(), again, str(blob), "768", "1"]
+        return json.loads(subprocess.run(ran, check=True, capture_output=True).stdout)["nll"]
+
+    full, captured = tmp_path / "full.blob", tmp_path / "captured.safetensors"
+    subprocess.run([BUILD / "llama_state", "save", model(), again, str(full), "4096", "1"], check=True, capture_output=True)
+    tokens = weights.load_smollm2()[1](again.read_text(encoding="utf-8"))["input_ids"]
+    (tmp_path / "ids.json").write_text(json.dumps(tokens[:-64]))  # A state has no token ids of its own.
+    subprocess.run([DKV, "capture", "smollm2", full, "-o", captured, "--tokens", tmp_path / "ids.json"], check=True)
+    dkv("compact", full, "-o", tmp_path / "keys.blob", *QUARTER)
+    dkv("compact", captured, "-o", tmp_path / "queries.blob", "--format", "llama-state", "--ratio", "0.25")
+
+    by_keys, by_queries = surprise(tmp_path / "keys.blob"), surprise(tmp_path / "queries.blob")
+    print(f"\na quarter by keydiff {by_keys}, by the window's queries {by_queries}")
+    assert by_queries < by_keys
