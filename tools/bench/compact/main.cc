@@ -86,13 +86,15 @@ Timing sweep(std::filesystem::path const& file,
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc < 2) {
+    int const tokens_asked = argc > 2 ? std::atoi(argv[2]) : 16384;
+    int const repeat = argc > 3 ? std::atoi(argv[3]) : 5;
+    std::string const only = argc > 4 ? argv[4] : "";
+    bool const known = only.empty() || std::ranges::find(kPolicies, only) != std::end(kPolicies);
+    if (argc < 2 || tokens_asked < 1 || repeat < 1 || !known) {
         std::fputs("dkv_compact_bench FOLDER [TOKENS] [REPEAT] [POLICY]\n", stderr);
         return 2;
     }
-    auto const tokens = static_cast<std::uint32_t>(argc > 2 ? std::atoi(argv[2]) : 16384);
-    int const repeat = argc > 3 ? std::atoi(argv[3]) : 5;
-    std::string const only = argc > 4 ? argv[4] : "";
+    auto const tokens = static_cast<std::uint32_t>(tokens_asked);
     auto const file = must(bench::made_file(argv[1], tokens));
     auto const bytes = static_cast<double>(std::filesystem::file_size(file));
 
