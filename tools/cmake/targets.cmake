@@ -15,6 +15,14 @@ if(DKV_SANITIZE)
     add_link_options(-fsanitize=${DKV_SANITIZE})
 endif()
 
+# dkv_glue(NAME): code that spends its time waiting. Under sanitizers its compilation costs more than
+# its running ever does, so it is not optimised there.
+function(dkv_glue name)
+    if(DKV_SANITIZE)
+        target_compile_options(${name} PRIVATE -O0)
+    endif()
+endfunction()
+
 # dkv_library(NAME dependency …): one static library per line of tools/tidy/layers.txt, made of the
 # .cc files of the current folder; the linker checks the same law as tools/tidy/tidy.py.
 function(dkv_library name)
@@ -29,5 +37,6 @@ function(dkv_test name)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
     add_executable(${name} ${sources})
     target_link_libraries(${name} PRIVATE dkv_options dkv_test_main ${ARGN})
+    dkv_glue(${name})
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
 endfunction()

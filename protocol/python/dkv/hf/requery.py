@@ -9,6 +9,7 @@ beside the rows, which stay as they were. So what needs queries (dynamickv, snap
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from transformers.cache_utils import DynamicCache
 
 from dkv import command
@@ -244,7 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if not options.output.parent.is_dir():
         raise CommandError(f"{options.output.parent}: no such folder")
+    if not options.file.exists():  # Before a model is loaded for nothing.
+        raise CommandError(f"{options.file}: {os.strerror(errno.ENOENT)}")
     tokens = token_ids(options.tokens) if options.tokens else None
+    transformers.utils.logging.disable_progress_bar()  # Ours is enough, and errors are one line.
     more = ["--input-format", options.input_format] if options.input_format else []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
