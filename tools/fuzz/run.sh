@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzzers and runs each for some seconds, two at a time. What they find worth keeping
+# Builds the fuzzers and runs each for some seconds, four at a time. What they find worth keeping
 # stays in build/fuzz/corpus; inputs that break a reader land in build/fuzz/found, and fail the run.
 #   tools/fuzz/run.sh SECONDS [FORMAT …]
 set -euo pipefail
@@ -29,4 +29,4 @@ run_one() {
     fi
 }
 export -f run_one
-printf '%s\n' "${formats[@]}" | xargs -P 2 -I '{}' bash -c 'run_one "$@"' run_one '{}' "$seconds" "$build"
+printf '%s\n' "${formats[@]}" | xargs -P 4 -I '{}' bash -c 'run_one "$@"' run_one '{}' "$seconds" "$build"
