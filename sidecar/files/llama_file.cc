@@ -6,37 +6,11 @@
 
 #include <fmt/format.h>
 
+#include "sidecar/files/check_bytes.h"
 #include "sidecar/files/llama_cache.h"
 
 namespace dkv {
 namespace {
-
-/// The exponent's bits are all ones in NaN and Inf, and in nothing else.
-template <class Word, Word kExponent>
-bool all_finite(std::span<std::byte const> bytes) {
-    // In blocks, so that the loop inside has no exit and becomes vector code.
-    constexpr std::size_t kBlock = 4096;
-    for (std::size_t offset = 0; offset < bytes.size();) {
-        std::size_t const end = std::min(bytes.size(), offset + kBlock * sizeof(Word));
-        unsigned found = 0;
-        for (; offset < end; offset += sizeof(Word)) {
-            Word word;
-            std::memcpy(&word, bytes.data() + offset, sizeof(Word));
-            found |= static_cast<unsigned>((word & kExponent) == kExponent);
-        }
-        if (found != 0) return false;
-    }
-    return true;
-}
-
-bool all_finite(std::span<std::byte const> bytes, Dtype dtype) {
-    switch (dtype) {
-        case Dtype::F32: return all_finite<std::uint32_t, 0x7f800000>(bytes);
-        case Dtype::F16: return all_finite<std::uint16_t, 0x7c00>(bytes);
-        case Dtype::Bf16: return all_finite<std::uint16_t, 0x7f80>(bytes);
-    }
-    return false;
-}
 
 std::string words_of(LlamaLayout const& layout) {
     switch (layout.kind) {
@@ -172,7 +146,8 @@ Result<SavedLayer> LlamaCache::layer(std::uint32_t index) const {
 
 Result<void> LlamaCache::verify(std::uint32_t layer) const {
     auto const check = [&](char const* part, std::uint64_t offset) -> Result<void> {
-        if (all_finite(mapped_.bytes().subspan(offset, part_bytes()), layout_.dtype)) return {};
+        auto const rows = mapped_.bytes().subspan(offset, part_bytes());
+        if (!check_bytes(rows, layout_.dtype, false).not_finite) return {};
         return Error{ErrorCode::CorruptData, fmt::format("{}: {} of layer {} has a NaN or an Inf",
                                                          path_.string(), part, layer)};
     };
