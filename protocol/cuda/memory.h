@@ -1,0 +1,87 @@
+// Device memory that crosses processes. No CUDA header is included here.
+//
+// The engine exports a range of its memory; the sidecar opens what was exported. A legacy IPC
+// handle names a whole allocation, and an allocator hands out parts of one: what crosses is always
+// handle + offset + bytes, and the range is looked at again by whoever opens it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+
+#include "protocol/base/result.h"
+#include "protocol/base/unique_fd.h"
+
+namespace dkv::cuda {
+
+/// cudaMalloc'ed memory: cudaIpcMemHandle_t.
+struct IpcMemory {
+    std::array<std::byte, 64> handle{};
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;  ///< Bytes from the allocation's base.
+    std::uint64_t bytes = 0;
+};
+
+/// Virtual-memory-management memory (cuMemCreate, torch's expandable segments) by the POSIX file
+/// descriptor of its one physical allocation. Crosses by SCM_RIGHTS.
+struct VmmMemory {
+    UniqueFd file;
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t bytes = 0;
+};
+
+/// Memory of a pool that was made exportable: the pool's descriptor and the pointer's own export.
+struct PoolMemory {
+    UniqueFd pool;
+    std::array<std::byte, 64> pointer{};
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t bytes = 0;
+};
+
+using Exported = std::variant<IpcMemory, VmmMemory, PoolMemory>;
+
+/// Describes [data, data + bytes) of the calling process for another one.
+///
+/// Errors: InvalidArgument when it is no device memory or reaches past its allocation; Unsupported,
+/// with the hint that helps, for memory that cannot be exported: VMM memory made without a POSIX
+/// handle type ("torch: unset PYTORCH_CUDA_ALLOC_CONF=expandable_segments or …"), cudaMallocAsync's
+/// default pool, managed and host memory; Device.
+Result<Exported> export_memory(void const* data, std::uint64_t bytes);
+
+/// Device memory of this process's own, cudaMalloc'ed: exportable as IpcMemory. Freed on
+/// destruction; never while an importer still holds a lease (the sidecar acknowledges detach).
+class DeviceMemory {
+public:
+    virtual ~DeviceMemory() = default;
+    virtual std::span<std::byte> bytes() const noexcept = 0;
+};
+/// Zeroed. Errors: LimitExceeded when the device has not that much left; Device.
+Result<std::unique_ptr<DeviceMemory>> allocate_device_memory(std::uint64_t bytes);
+
+/// Another process's memory, mapped here.
+class OpenedMemory {
+public:
+    virtual ~OpenedMemory() = default;
+    virtual std::span<std::byte> bytes() const noexcept = 0;
+};
+/// Opens what another process exported, on the thread's current device. One process-wide registry:
+/// the same (instance, generation, handle) is opened once and closed once, however often it is
+/// asked for; the same handle of another generation is another allocation.
+///
+/// Errors: InvalidArgument when the range does not lie in the allocation (overflow included);
+/// BadState when the memory is this process's own (CUDA's code 201: use a region of kind inproc);
+/// Device.
+Result<std::shared_ptr<OpenedMemory const>> open_memory(Exported const& memory,
+                                                        std::uint64_t instance,
+                                                        std::uint32_t generation);
+
+/// Mappings open in this process, for status and tests.
+std::size_t opened_memory_count() noexcept;
+
+}  // namespace dkv::cuda

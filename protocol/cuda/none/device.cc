@@ -1,0 +1,25 @@
+#include "protocol/cuda/device.h"
+
+namespace dkv::cuda {
+namespace {
+
+Error without_cuda() {
+    return {ErrorCode::Unsupported, "this was built without CUDA"};
+}
+
+}  // namespace
+
+std::string_view built_with() noexcept {
+    return "no CUDA";
+}
+Result<std::vector<Device>> devices() {
+    return without_cuda();
+}
+Result<Device> find_device(std::string_view /*uuid*/) {
+    return without_cuda();
+}
+Result<void> use_device(std::string_view /*uuid*/) {
+    return without_cuda();
+}
+
+}  // namespace dkv::cuda
