@@ -54,15 +54,20 @@ using Exported = std::variant<IpcMemory, VmmMemory, PoolMemory>;
 /// default pool, managed and host memory; Device.
 Result<Exported> export_memory(void const* data, std::uint64_t bytes);
 
-/// Device memory of this process's own, cudaMalloc'ed: exportable as IpcMemory. Freed on
+/// Device memory of this process's own, on the thread's device when it was made. Freed on
 /// destruction; never while an importer still holds a lease (the sidecar acknowledges detach).
 class DeviceMemory {
 public:
     virtual ~DeviceMemory() = default;
     virtual std::span<std::byte> bytes() const noexcept = 0;
 };
-/// Zeroed. Errors: LimitExceeded when the device has not that much left; Device.
+/// By cudaMalloc: exportable as IpcMemory. Zeroed. Errors: LimitExceeded when the device has not
+/// that much left; Device.
 Result<std::unique_ptr<DeviceMemory>> allocate_device_memory(std::uint64_t bytes);
+/// The same by cuMemCreate, exportable as VmmMemory: for hosts whose processes share no legacy
+/// handles. Errors: those of allocate_device_memory(); Unavailable when the driver is too old for
+/// it.
+Result<std::unique_ptr<DeviceMemory>> allocate_vmm_memory(std::uint64_t bytes);
 
 /// Another process's memory, mapped here.
 class OpenedMemory {
