@@ -1,12 +1,12 @@
 #include "protocol/files/crc32.h"
 
-#include <libdeflate.h>
+#include <isa-l/crc.h>
 
 namespace dkv {
 
 std::uint32_t crc32(std::uint32_t crc, std::span<std::byte const> bytes) noexcept {
-    // libdeflate takes NULL as a question for the start value, whatever the length.
-    return bytes.empty() ? crc : libdeflate_crc32(crc, bytes.data(), bytes.size());
+    if (bytes.empty()) return crc;  // There may be no pointer.
+    return crc32_gzip_refl(crc, reinterpret_cast<unsigned char const*>(bytes.data()), bytes.size());
 }
 
 }  // namespace dkv

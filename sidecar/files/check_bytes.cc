@@ -5,31 +5,74 @@
 
 #include "protocol/files/crc32.h"
 
-namespace dkv {
+// Left out: what SSE4 is next to anyway.
+#define HWY_DISABLED_TARGETS HWY_SSSE3
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sidecar/files/check_bytes.cc"
+// The order matters.
+// clang-format off
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+// clang-format on
+
+HWY_BEFORE_NAMESPACE();
+namespace dkv::HWY_NAMESPACE {
 namespace {
 
-// Fits a core's own cache: what the CRC has read, the other loop finds there.
-constexpr std::size_t kBlockBytes = std::size_t{64} << 10U;
+namespace hn = hwy::HWY_NAMESPACE;
 
-/// Numbers whose exponent is all ones: branch-free, so that compilers use whole vectors.
+/// Whether a number's exponent is all ones. Without its sign, that is to be at least such an
+/// exponent with a fraction of zero: the largest one tells of all.
 template <class Word>
-bool has_ones(std::byte const* data, std::size_t count, Word exponent) noexcept {
-    Word found = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        Word word = 0;
-        std::memcpy(&word, data + i * sizeof word, sizeof word);
-        found |= static_cast<Word>((word & exponent) == exponent ? 1 : 0);
+bool has_ones(std::byte const* bytes, std::size_t count, Word exponent) {
+    hn::ScalableTag<Word> const words;
+    std::size_t const lanes = hn::Lanes(words);
+    auto const* const from = reinterpret_cast<Word const*>(bytes);
+    auto const doubled = [&](std::size_t at) {
+        return hn::ShiftLeft<1>(hn::LoadU(words, from + at));
+    };
+    auto largest = hn::Zero(words);
+    auto other = largest;
+    std::size_t i = 0;
+    for (; i + 2 * lanes <= count; i += 2 * lanes) {
+        largest = hn::Max(largest, doubled(i));
+        other = hn::Max(other, doubled(i + lanes));
     }
-    return found != 0;
+    for (; i < count; i += lanes) {
+        std::size_t const rest = std::min(lanes, count - i);
+        HWY_ALIGN Word last[hn::MaxLanes(words)] = {};
+        std::memcpy(last, from + i, rest * sizeof(Word));
+        other = hn::Max(other, hn::ShiftLeft<1>(hn::Load(words, last)));
+    }
+    auto const least = hn::Set(words, static_cast<Word>(exponent << 1U));
+    return !hn::AllTrue(words, hn::Lt(hn::Max(largest, other), least));
 }
 
-bool has_not_finite(std::span<std::byte const> bytes, Dtype dtype) noexcept {
+bool has_not_finite(std::span<std::byte const> bytes, Dtype dtype) {
     switch (dtype) {
         case Dtype::F32: return has_ones<std::uint32_t>(bytes.data(), bytes.size() / 4, 0x7f800000);
         case Dtype::F16: return has_ones<std::uint16_t>(bytes.data(), bytes.size() / 2, 0x7c00);
         case Dtype::Bf16: return has_ones<std::uint16_t>(bytes.data(), bytes.size() / 2, 0x7f80);
     }
     return false;
+}
+
+}  // namespace
+}  // namespace dkv::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace dkv {
+
+HWY_EXPORT(has_not_finite);
+
+namespace {
+
+// Fits a core's own cache: what the CRC has read, the other loop finds there.
+constexpr std::size_t kBlockBytes = std::size_t{32} << 10U;
+
+bool has_not_finite(std::span<std::byte const> bytes, Dtype dtype) noexcept {
+    return HWY_DYNAMIC_DISPATCH(has_not_finite)(bytes, dtype);
 }
 
 }  // namespace
@@ -51,3 +94,4 @@ BytesReport check_bytes(std::span<std::byte const> bytes,
 }
 
 }  // namespace dkv
+#endif  // HWY_ONCE

@@ -14,7 +14,7 @@ readonly debian_packages=(
     # build
     cmake g++ gcc make ninja-build pkg-config
     # run
-    cppzmq-dev flatbuffers-compiler libbenchmark-dev libboost-context-dev libcli11-dev libdeflate-dev
+    cppzmq-dev flatbuffers-compiler libbenchmark-dev libboost-context-dev libcli11-dev libisal-dev
     libfmt-dev
     libflatbuffers-dev libhwy-dev libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev
     prometheus-cpp-dev
