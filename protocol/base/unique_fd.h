@@ -21,6 +21,8 @@ public:
     ~UniqueFd() { reset(); }
 
     int get() const noexcept { return fd_; }
+    /// The caller's now.
+    [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
     explicit operator bool() const noexcept { return fd_ >= 0; }
     void reset() noexcept {
         if (fd_ >= 0) ::close(std::exchange(fd_, -1));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "protocol/base/endpoint.h"
+#include "protocol/sdk/shm_arena.h"
 
 using dkv::Error;
 using dkv::ErrorCode;
@@ -59,6 +60,28 @@ Result<void> check_process(Engine const& engine) {
     return Error{ErrorCode::BadState, "this engine belongs to the process before fork()"};
 }
 
+Result<void> open_engine(dkv_engine_options const* options,
+                         std::shared_ptr<Device const> gpu,
+                         dkv_engine** engine) {
+    if (engine == nullptr) return null_pointer("engine");
+    *engine = nullptr;
+    DKV_TRY(check_struct("options", options));
+    auto const timeout_ms = options->timeout_ms == 0 ? kTimeoutMsDefault : options->timeout_ms;
+    // Outside the braces: g++ 12 forgets half-made aggregates when DKV_TRY returns inside them.
+    auto const geometry = DKV_TRY(geometry_of(options->geometry));
+    auto const device = gpu ? gpu->uuid() : text_or(options->device, "cpu");
+    auto opened = DKV_TRY(Engine::open({.endpoint = text_or(options->endpoint, default_endpoint()),
+                                        .engine = text_or(options->engine, {}),
+                                        .model = text_or(options->model, {}),
+                                        .device = device,
+                                        .gpu = std::move(gpu),
+                                        .group = options->group,
+                                        .geometry = geometry,
+                                        .timeout = milliseconds(timeout_ms)}));
+    *engine = new dkv_engine{std::move(opened)};
+    return {};
+}
+
 }  // namespace dkv::sdk
 
 char const* dkv_version(void) {
@@ -78,7 +101,7 @@ dkv_status dkv_arena_create(uint64_t bytes, dkv_arena_kind kind, dkv_arena** are
     return guarded([&]() -> Result<void> {
         if (arena == nullptr) return null_pointer("arena");
         *arena = nullptr;
-        auto made = DKV_TRY(dkv::sdk::Arena::create(bytes, kind));
+        auto made = DKV_TRY(dkv::sdk::ShmArena::create(bytes, kind));
         *arena = new dkv_arena{std::move(made)};
         return {};
     });
@@ -111,24 +134,8 @@ void dkv_arena_destroy(dkv_arena* arena) {
 }
 
 dkv_status dkv_engine_open(dkv_engine_options const* options, dkv_engine** engine) {
-    return guarded([&]() -> Result<void> {
-        if (engine == nullptr) return null_pointer("engine");
-        *engine = nullptr;
-        DKV_TRY(check_struct("options", options));
-        auto const timeout_ms = options->timeout_ms == 0 ? kTimeoutMsDefault : options->timeout_ms;
-        // Outside the braces: g++ 12 forgets half-made aggregates when DKV_TRY returns inside them.
-        auto const geometry = DKV_TRY(dkv::sdk::geometry_of(options->geometry));
-        auto opened = DKV_TRY(
-            dkv::sdk::Engine::open({.endpoint = text_or(options->endpoint, dkv::default_endpoint()),
-                                    .engine = text_or(options->engine, {}),
-                                    .model = text_or(options->model, {}),
-                                    .device = text_or(options->device, "cpu"),
-                                    .group = options->group,
-                                    .geometry = geometry,
-                                    .timeout = milliseconds(timeout_ms)}));
-        *engine = new dkv_engine{std::move(opened)};
-        return {};
-    });
+    return guarded(
+        [&]() -> Result<void> { return dkv::sdk::open_engine(options, nullptr, engine); });
 }
 
 dkv_status dkv_engine_wait_attached(dkv_engine* engine, uint32_t timeout_ms) {

@@ -66,6 +66,15 @@ Result<void> check_struct(char const* name, Struct const* given) {
                                                  std::to_string(sizeof(Struct))};
 }
 
+/// dkv_engine_open's body; `gpu` is null for the CPU.
+Result<void> open_engine(dkv_engine_options const* options,
+                         std::shared_ptr<Device const> gpu,
+                         dkv_engine** engine);
+/// dkv_session_layer_ready's body.
+Result<void> report_layer(dkv_session* session,
+                          dkv_layer_ready const* ready,
+                          std::optional<Stream> stream);
+
 /// Errors: BadState in a child after fork().
 Result<void> check_process(Engine const& engine);
 

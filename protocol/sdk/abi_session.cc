@@ -54,6 +54,20 @@ void describe_plan(Session const& session, dkv_session_plan& plan) {
 
 }  // namespace
 
+Result<void> dkv::sdk::report_layer(dkv_session* session,
+                                    dkv_layer_ready const* ready,
+                                    std::optional<Stream> stream) {
+    auto* const target = DKV_TRY(session_of(session));
+    DKV_TRY(check_struct("ready", ready));
+    LayerRows rows;
+    rows.ready = *ready;
+    rows.keys = DKV_TRY(arena_of("keys", ready->keys));
+    rows.values = DKV_TRY(arena_of("values", ready->values));
+    if (ready->queries != nullptr) rows.queries = DKV_TRY(arena_of("queries", *ready->queries));
+    if (ready->scores != nullptr) rows.scores = DKV_TRY(arena_of("scores", *ready->scores));
+    return target->layer_ready(rows, stream);
+}
+
 void dkv_policy_init(dkv_policy* policy) {
     if (policy == nullptr) return;
     *policy = dkv_policy{};
@@ -90,17 +104,8 @@ dkv_status dkv_session_open(dkv_engine* engine,
 }
 
 dkv_status dkv_session_layer_ready(dkv_session* session, dkv_layer_ready const* ready) {
-    return guarded([&]() -> Result<void> {
-        auto* const target = DKV_TRY(session_of(session));
-        DKV_TRY(check_struct("ready", ready));
-        dkv::sdk::LayerRows rows;
-        rows.ready = *ready;
-        rows.keys = DKV_TRY(arena_of("keys", ready->keys));
-        rows.values = DKV_TRY(arena_of("values", ready->values));
-        if (ready->queries != nullptr) rows.queries = DKV_TRY(arena_of("queries", *ready->queries));
-        if (ready->scores != nullptr) rows.scores = DKV_TRY(arena_of("scores", *ready->scores));
-        return target->layer_ready(rows);
-    });
+    return guarded(
+        [&]() -> Result<void> { return dkv::sdk::report_layer(session, ready, std::nullopt); });
 }
 
 dkv_status dkv_session_poll(dkv_session* session, dkv_event* event, uint32_t timeout_ms) {

@@ -13,6 +13,8 @@
 #include "protocol/base/result.h"
 #include "protocol/sdk/arena.h"
 #include "protocol/sdk/connection.h"
+#include "protocol/sdk/device.h"
+#include "protocol/sdk/fences.h"
 
 namespace dkv::sdk {
 
@@ -20,7 +22,8 @@ struct EngineOptions {
     std::string endpoint;
     std::string engine;
     std::string model;
-    std::string device = "cpu";
+    std::string device = "cpu";  ///< With `gpu`, its UUID.
+    std::shared_ptr<Device const> gpu;
     std::uint64_t group = 0;
     Geometry geometry;
     milliseconds timeout{2000};
@@ -28,11 +31,12 @@ struct EngineOptions {
 
 class Engine : public std::enable_shared_from_this<Engine> {
 public:
-    /// Errors: InvalidArgument for geometry or endpoint; Io.
+    /// Errors: InvalidArgument for geometry or endpoint, or a device other than the CPU without
+    /// its functions; Io.
     static Result<std::shared_ptr<Engine>> open(EngineOptions options);
 
     /// Says goodbye. Sessions and arenas that are left over find the line dead, which is safe.
-    void close() { connection_->stop(); }
+    void close();
 
     Connection& connection() noexcept { return *connection_; }
     EngineOptions const& options() const noexcept { return options_; }
@@ -48,6 +52,12 @@ public:
                                     bool writable,
                                     std::uint64_t epoch,
                                     Deadline deadline);
+
+    /// Memory for a session's buffers, where the engine's own rows are.
+    /// Errors: Io; on a device LimitExceeded, Device.
+    Result<std::shared_ptr<Arena>> make_arena(std::uint64_t bytes);
+    /// Behind everything queued on `stream`. Errors: BadState without a device; of Fences::put.
+    Result<Fence> fence(void* stream, std::uint64_t epoch, Deadline deadline);
 
     void count_opened();
     void count_failed(Error const& why);
@@ -65,8 +75,17 @@ private:
     };
     Engine(EngineOptions options, std::uint64_t instance);
     std::optional<std::uint64_t> known_region(std::uint64_t arena, std::uint64_t epoch) const;
-    void forget(std::uint64_t arena);
+    /// What wait_for_detach leaves to its late reply.
+    struct Detaching;
+    Result<std::uint64_t> register_region(Arena& arena,
+                                          bool writable,
+                                          std::uint64_t epoch,
+                                          Deadline deadline);
+    Result<void> forget(std::uint64_t arena, std::shared_ptr<void> memory);
     void unregister(std::uint64_t epoch, std::uint64_t number);
+    Result<void> wait_for_detach(Region const& region, std::shared_ptr<void> memory);
+    /// Frees what sidecars let go of after its deadline: on this thread, not on the connection's.
+    void collect();
 
     EngineOptions const options_;
     std::uint64_t const instance_;
@@ -74,6 +93,8 @@ private:
     mutable std::mutex mutex_;
     std::unordered_map<std::uint64_t, Region> regions_;  // By arena.
     Tally tally_;
+    std::vector<std::shared_ptr<void>> let_go_;
+    std::optional<Fences> fences_;
     std::unique_ptr<Connection> connection_;  // Last: its thread ends before the rest goes.
 };
 

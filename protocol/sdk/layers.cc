@@ -1,7 +1,6 @@
 #include "protocol/sdk/layers.h"
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 #include <utility>
 
@@ -100,14 +99,14 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
         return corrupt("packed " + layer_name(progress.layer) + " at byte " +
                        std::to_string(progress.destination_offset) + ", beyond a destination of " +
                        std::to_string(room));
-    DKV_TRY(check_positions(progress.layer, packed));
+    auto positions = DKV_TRY(read_positions(progress.layer, packed));
 
     bool const was_staged = layer.form == DKV_LAYER_STAGED;
     layer.form = DKV_LAYER_PACKED;
     layer.lengths = progress.lengths;
     layer.keys_offset = packed.keys_offset;
     layer.values_offset = packed.values_offset;
-    layer.positions_offset = packed.positions_offset;
+    layer.positions = std::move(positions);
     layer.head_offset.clear();
     for (std::uint32_t head = 0; head < spec_.geometry.kv_heads; ++head)
         layer.head_offset.push_back(packed.head_rows[head] * spec_.geometry.row_bytes());
@@ -117,14 +116,17 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
     return {};
 }
 
-Result<void> Layers::check_positions(std::uint32_t layer, PackedLayer const& packed) const {
-    auto const* next = spec_.destination->base() + packed.positions_offset;
+/// To this process's own memory: a device's cannot be read here, and a region that is shared could
+/// change after it was checked.
+Result<std::vector<std::int32_t>> Layers::read_positions(std::uint32_t layer,
+                                                         PackedLayer const& packed) const {
+    std::vector<std::int32_t> positions(packed.head_rows.back());
+    DKV_TRY(spec_.destination->read(packed.positions_offset,
+                                    std::as_writable_bytes(std::span(positions))));
     for (std::uint32_t head = 0; head < spec_.geometry.kv_heads; ++head) {
         std::int64_t before = -1;
         for (auto row = packed.head_rows[head]; row < packed.head_rows[head + 1]; ++row) {
-            std::int32_t position = 0;
-            std::memcpy(&position, next, sizeof position);
-            next += sizeof position;
+            auto const position = positions[row];
             if (position <= before || position >= std::int64_t{spec_.prompt_tokens})
                 return corrupt("packed position " + std::to_string(position) + " after " +
                                std::to_string(before) + " in head " + std::to_string(head) +
@@ -133,7 +135,7 @@ Result<void> Layers::check_positions(std::uint32_t layer, PackedLayer const& pac
             before = position;
         }
     }
-    return {};
+    return positions;
 }
 
 Result<void> Layers::apply(wire::CommittedT const& committed) {
@@ -208,8 +210,7 @@ Result<dkv_layer_view> Layers::view(std::uint32_t index) const {
     view.values = base + layer.values_offset;
     view.lengths = layer.lengths.data();
     view.head_offset = layer.head_offset.data();
-    if (packed)
-        view.positions = reinterpret_cast<std::int32_t const*>(base + layer.positions_offset);
+    if (packed) view.positions = layer.positions.data();
     return view;
 }
 

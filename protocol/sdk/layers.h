@@ -67,11 +67,12 @@ private:
         std::vector<std::uint64_t> head_offset;
         std::uint64_t keys_offset = 0;
         std::uint64_t values_offset = 0;
-        std::uint64_t positions_offset = 0;
+        std::vector<std::int32_t> positions;
     };
 
     Result<void> check_lengths(wire::LayerProgressT const& progress, std::uint32_t rows_max) const;
-    Result<void> check_positions(std::uint32_t layer, PackedLayer const& packed) const;
+    Result<std::vector<std::int32_t>> read_positions(std::uint32_t layer,
+                                                     PackedLayer const& packed) const;
     Result<void> stage(wire::LayerProgressT const& progress);
     Result<void> trim(wire::LayerProgressT const& progress);
     Result<void> pack(wire::LayerProgressT const& progress);

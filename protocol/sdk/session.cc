@@ -112,18 +112,28 @@ Result<void> Session::lend_buffers(Deadline deadline) {
     message.instance = engine_->instance();
     message.session = id_;
     if (opened_.staging_bytes > 0) {
-        staging_ = DKV_TRY(Arena::create(opened_.staging_bytes, DKV_ARENA_DEFAULT));
+        staging_ = DKV_TRY(engine_->make_arena(opened_.staging_bytes));
         message.staging_region =
             DKV_TRY(engine_->region_of(staging_, true, attachment_.epoch, deadline));
     }
     // Whole pages, as the system gives them anyway: any element size divides that.
     constexpr std::uint64_t kPageBytes = 4096;
     auto const pages = (opened_.destination_bytes + kPageBytes - 1) / kPageBytes;
-    destination_ = DKV_TRY(Arena::create(pages * kPageBytes, DKV_ARENA_DEFAULT));
+    destination_ = DKV_TRY(engine_->make_arena(pages * kPageBytes));
     message.destination_region =
         DKV_TRY(engine_->region_of(destination_, true, attachment_.epoch, deadline));
     DKV_TRY(expect<wire::DoneT>(
         engine_->connection().call(attachment_.epoch, body_of(message), deadline)));
+    return {};
+}
+
+Result<void> Session::check_place(std::uint32_t layer, Arena const& arena) const {
+    auto const& device = engine_->options().device;
+    auto const text = "layer " + std::to_string(layer) + " has rows in an arena ";
+    if (arena.device() != device)
+        return Error{ErrorCode::InvalidArgument, text + "on " + std::string(arena.device()) +
+                                                     ", and this engine is on " + device};
+    if (!arena.is_there()) return Error{ErrorCode::InvalidArgument, text + "that was released"};
     return {};
 }
 
@@ -148,6 +158,9 @@ Result<void> Session::check(LayerRows const& rows) const {
     if (!(ready.scale >= 0) || !(ready.softcap >= 0))
         return invalid(" has a negative scale or softcap");
 
+    for (auto const& arena : {rows.keys, rows.values, rows.queries, rows.scores})
+        if (arena) DKV_TRY(check_place(ready.layer, *arena));
+
     dkv_rows wanted{};
     wanted.heads = geometry.kv_heads;
     wanted.tokens = prompt_tokens_;
@@ -169,7 +182,7 @@ Result<void> Session::check(LayerRows const& rows) const {
     return {};
 }
 
-Result<void> Session::layer_ready(LayerRows const& rows) {
+Result<void> Session::layer_ready(LayerRows const& rows, std::optional<Stream> stream) {
     look();
     if (failure_)
         return Error{ErrorCode::BadState, "the session was abandoned: " + failure_->message};
@@ -196,12 +209,26 @@ Result<void> Session::layer_ready(LayerRows const& rows) {
     DKV_TRY(lend(rows.ready.values, rows.values, message.values));
     if (rows.queries) DKV_TRY(lend(*rows.ready.queries, rows.queries, message.queries));
     if (rows.scores) DKV_TRY(lend(*rows.ready.scores, rows.scores, message.scores));
+    if (stream) DKV_TRY(put_fence(*stream, message));
 
     layers_->report();
     engine_->connection().post(attachment_.epoch, body_of(std::move(message)),
                                [inbox = inbox_](Reply reply) {
                                    if (!reply) inbox->end(std::move(reply).error());
                                });
+    return {};
+}
+
+Result<void> Session::put_fence(Stream stream, wire::LayerReadyT& message) {
+    auto const fence = engine_->fence(stream.handle, attachment_.epoch, engine_->deadline());
+    if (!fence) {
+        abandon(fence.error());
+        return fence.error();
+    }
+    message.event = fence.value().event;
+    message.timeline_region = fence.value().timeline_region;
+    message.timeline_offset = fence.value().timeline_offset;
+    message.timeline_value = fence.value().timeline_value;
     return {};
 }
 

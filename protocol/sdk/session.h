@@ -31,6 +31,11 @@ struct LayerRows {
     std::shared_ptr<Arena> scores;   // Null: none.
 };
 
+/// A queue of the engine's device behind which a layer's rows are written.
+struct Stream {
+    void* handle = nullptr;  // cudaStream_t; null is the default stream.
+};
+
 class Session {
 public:
     /// Everything within the engine's deadline. Errors: Connection::call's, and the sidecar's.
@@ -46,7 +51,8 @@ public:
     std::uint32_t window() const noexcept { return opened_.window; }
     wire::PolicyT const& policy() const noexcept { return *opened_.policy; }
 
-    Result<void> layer_ready(LayerRows const& rows);
+    /// Without a stream the rows are written by now.
+    Result<void> layer_ready(LayerRows const& rows, std::optional<Stream> stream = {});
     LayerEvent poll(milliseconds timeout);
     /// Errors: why the session was abandoned, DeadlineExceeded being one of the reasons; BadState
     /// while layers are missing, and then it goes on.
@@ -67,7 +73,9 @@ private:
                                                     Deadline deadline);
     Result<void> start(dkv_policy const* wish, Deadline deadline);
     Result<void> lend_buffers(Deadline deadline);
+    Result<void> check_place(std::uint32_t layer, Arena const& arena) const;
     Result<void> check(LayerRows const& rows) const;
+    Result<void> put_fence(Stream stream, wire::LayerReadyT& message);
     /// Applies what has come; abandons the session when that was bad.
     void look();
     Result<void> apply(wire::BodyUnion const& message);

@@ -1,0 +1,72 @@
+#include "protocol/sdk/fences.h"
+
+#include <utility>
+
+#include "protocol/sdk/convert.h"
+#include "protocol/sdk/engine.h"
+
+namespace dkv::sdk {
+namespace {
+
+constexpr std::uint64_t kWords = 512;
+
+/// The sidecar or this process has no interprocess events, and words will do.
+bool means_no_events(Error const& error) {
+    return error.code == ErrorCode::Unsupported || error.code == ErrorCode::Device;
+}
+
+}  // namespace
+
+Result<Fences::Kind> Fences::agree(Engine& engine, std::uint64_t epoch, Deadline deadline) {
+    if (epoch_ == epoch) return kind_;
+    auto const handles = device_->events();
+    if (!handles) {
+        if (!means_no_events(handles.error())) return handles.error();
+        kind_ = Kind::Timeline;
+    } else {
+        wire::RegisterEventsT message;
+        message.instance = engine.instance();
+        message.handles.assign(handles.value().begin(), handles.value().end());
+        auto const done = expect<wire::DoneT>(
+            engine.connection().call(epoch, body_of(std::move(message)), deadline));
+        if (!done && !means_no_events(done.error())) return done.error();
+        kind_ = done ? Kind::Events : Kind::Timeline;
+        events_ = static_cast<std::uint32_t>(handles.value().size() / DKV_DEVICE_HANDLE_BYTES);
+    }
+    epoch_ = epoch;
+    return kind_;
+}
+
+Result<Fence> Fences::put(Engine& engine, void* stream, std::uint64_t epoch, Deadline deadline) {
+    std::lock_guard const lock(mutex_);
+    if (DKV_TRY(agree(engine, epoch, deadline)) == Kind::Timeline)
+        return put_word(engine, stream, epoch, deadline);
+    auto const event = next_event_++ % events_;
+    DKV_TRY(device_->record(event, stream));
+    Fence fence;
+    fence.event = static_cast<std::int32_t>(event);
+    return fence;
+}
+
+Result<Fence> Fences::put_word(Engine& engine,
+                               void* stream,
+                               std::uint64_t epoch,
+                               Deadline deadline) {
+    // A word each, for two streams that count in one word would overtake each other.
+    if (!timeline_) timeline_ = DKV_TRY(device_->allocate(kWords * sizeof(std::uint64_t)));
+    Fence fence;
+    fence.timeline_region = DKV_TRY(engine.region_of(timeline_, false, epoch, deadline));
+    fence.timeline_offset = next_word_ % kWords * sizeof(std::uint64_t);
+    fence.timeline_value = next_word_ / kWords + 1;
+    DKV_TRY(device_->write_timeline(timeline_->base() + fence.timeline_offset, fence.timeline_value,
+                                    stream));
+    ++next_word_;
+    return fence;
+}
+
+std::shared_ptr<Arena> Fences::take_timeline() {
+    std::lock_guard const lock(mutex_);
+    return std::exchange(timeline_, nullptr);
+}
+
+}  // namespace dkv::sdk
