@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -7,7 +8,8 @@
 namespace dkv::cuda {
 namespace {
 
-constexpr unsigned kWarpsPerBlock = 8;
+constexpr unsigned kThreads = 256;
+constexpr unsigned kRowsPerLanes = 4;  // Loads under way per thread before its first store.
 
 struct Head {
     std::uint64_t first_id;    // Where the head's ids begin.
@@ -15,110 +17,155 @@ struct Head {
     std::uint32_t rows;
 };
 
+/// Where the words of a row are. Strides count words.
+template <class Word>
+struct Source {
+    Word const* data;
+    std::uint64_t head_stride;
+    std::uint64_t token_stride;
+    std::uint64_t dim_stride;     // Between elements.
+    std::uint32_t element_words;  // 0: the row is one piece.
+    std::uint32_t row_words;
+};
+
 /// Ids outside [0, tokens) leave a fault: the first to come is kept.
-DKV_KERNEL void check_ids_kernel(std::int32_t const* __restrict__ ids,
-                                 Head const* __restrict__ heads,
-                                 std::uint32_t tokens,
-                                 Fault* fault) {
-    Head const head = heads[blockIdx.y];
-    std::uint32_t const row = blockIdx.x * blockDim.x + threadIdx.x;
+DKV_KERNEL void __launch_bounds__(kThreads) check_ids_kernel(std::int32_t const* __restrict__ ids,
+                                                             Head const* __restrict__ heads,
+                                                             std::uint32_t blocks_per_head,
+                                                             std::uint32_t tokens,
+                                                             Fault* fault) {
+    std::uint32_t const index = blockIdx.x / blocks_per_head;
+    Head const head = heads[index];
+    std::uint32_t const row = blockIdx.x % blocks_per_head * kThreads + threadIdx.x;
     if (row >= head.rows) return;
     std::int32_t const id = ids[head.first_id + row];
     if (id >= 0 && static_cast<std::uint32_t>(id) < tokens) return;
     if (atomicCAS(&fault->kind, 0U, kBadId) != 0U) return;
     fault->limit = tokens;
-    fault->head = blockIdx.y;
+    fault->head = index;
     fault->id = id;
 }
 
-// One warp copies one row: lane l moves the row's words l, l + 32, l + 64, …
+// `lanes` neighbouring threads copy four rows, word by word: all four loads before the first store.
 //
-//   source   rows of row_words words, strides in words   read once
-//   out      rows of row_words words, dense              written once
+//   source   rows of row_words words             read once
+//   out      rows of row_words words, dense      written once
 template <class Word>
-DKV_KERNEL void gather_kernel(Word const* __restrict__ source,
-                              std::uint64_t head_stride,
-                              std::uint64_t token_stride,
-                              std::uint64_t word_stride,
-                              std::int32_t const* __restrict__ ids,
-                              Head const* __restrict__ heads,
-                              unsigned char* __restrict__ out,
-                              std::uint32_t row_words,
-                              Fault const* fault) {
+DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(Source<Word> source,
+                                                          std::int32_t const* __restrict__ ids,
+                                                          Head const* __restrict__ heads,
+                                                          std::uint32_t blocks_per_head,
+                                                          unsigned lanes,
+                                                          unsigned char* __restrict__ out,
+                                                          Fault const* fault) {
     if (fault->kind != 0) return;  // A refused op writes nothing.
-    Head const head = heads[blockIdx.y];
-    std::uint32_t const row = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarpLanes;
-    if (row >= head.rows) return;
-
-    auto const token = static_cast<std::uint64_t>(ids[head.first_id + row]);
-    Word const* const from = source + blockIdx.y * head_stride + token * token_stride;
-    Word* const to =
-        reinterpret_cast<Word*>(out + head.out_offset) + std::uint64_t{row} * row_words;
-    for (std::uint32_t word = threadIdx.x % kWarpLanes; word < row_words; word += kWarpLanes)
-        to[word] = from[word * word_stride];
+    std::uint32_t const index = blockIdx.x / blocks_per_head;
+    Head const head = heads[index];
+    unsigned const groups = kThreads / lanes;
+    std::uint32_t const first =
+        blockIdx.x % blocks_per_head * groups * kRowsPerLanes + threadIdx.x / lanes;
+    if (first >= head.rows) return;
+    Word const* const base = source.data + index * source.head_stride;
+    Word* const to = reinterpret_cast<Word*>(out + head.out_offset);
+    Word const* from[kRowsPerLanes];
+#pragma unroll
+    for (unsigned i = 0; i < kRowsPerLanes; ++i) {
+        std::uint32_t const row = first + i * groups;
+        std::uint32_t const token =
+            row < head.rows ? static_cast<std::uint32_t>(ids[head.first_id + row]) : 0;
+        from[i] = base + token * source.token_stride;
+    }
+    for (std::uint32_t word = threadIdx.x % lanes; word < source.row_words; word += lanes) {
+        std::uint64_t at = word;
+        if (source.element_words != 0)
+            at = word / source.element_words * source.dim_stride + word % source.element_words;
+        Word words[kRowsPerLanes];
+#pragma unroll
+        for (unsigned i = 0; i < kRowsPerLanes; ++i)
+            if (first + i * groups < head.rows) words[i] = from[i][at];
+#pragma unroll
+        for (unsigned i = 0; i < kRowsPerLanes; ++i)
+            if (first + i * groups < head.rows)
+                to[std::uint64_t{first + i * groups} * source.row_words + word] = words[i];
+    }
 }
 
-bool is_multiple(std::uint64_t value, std::size_t bytes) {
-    return value % bytes == 0;
+/// The widest word, 16 bytes to 1, of which every row and every piece of it is a whole number and
+/// at whose multiples all begin, source and target.
+std::size_t word_of(GatherArgs const& args) {
+    RowsView const& source = args.source;
+    std::uint64_t const element = bytes_of(source.dtype);
+    bool const whole = source.dim_stride == 1 || source.head_dim == 1;
+    std::uint64_t bits = 16 | reinterpret_cast<std::uintptr_t>(source.data) |
+                         reinterpret_cast<std::uintptr_t>(args.out.data()) |
+                         (whole ? source.row_bytes() : element);
+    if (source.heads > 1) bits |= source.head_stride * element;
+    if (source.tokens > 1) bits |= source.token_stride * element;
+    for (std::size_t head = 0; head < args.lengths.size(); ++head)
+        if (args.lengths[head] != 0) bits |= args.out_offsets[head];
+    return static_cast<std::size_t>(bits & (~bits + 1));
 }
 
-/// Whether every row begins and ends at a multiple of `bytes`, source and target.
-bool fits_words_of(std::size_t bytes, GatherArgs const& args) {
-    std::size_t const element = bytes_of(args.source.dtype);
-    bool fits = args.source.dim_stride == 1 &&
-                is_multiple(reinterpret_cast<std::uintptr_t>(args.source.data), bytes) &&
-                is_multiple(reinterpret_cast<std::uintptr_t>(args.out.data()), bytes) &&
-                is_multiple(args.source.row_bytes(), bytes) &&
-                is_multiple(args.source.head_stride * element, bytes) &&
-                is_multiple(args.source.token_stride * element, bytes);
-    for (std::uint64_t const offset : args.out_offsets)
-        fits = fits && is_multiple(offset, bytes);
-    return fits;
+/// Blocks per head, each for `rows` rows.
+std::uint32_t blocks_for(std::uint32_t rows_max, std::uint32_t rows) {
+    return (rows_max - 1) / rows + 1;
 }
 
 template <class Word>
-Result<void> launch_gather(GatherArgs const& args,
-                           Head const* heads,
-                           std::uint32_t rows_max,
-                           Queue& queue) {
-    std::size_t const element = bytes_of(args.source.dtype);
-    std::uint64_t const words_per_element = element / sizeof(Word);  // Bytes: the odd case.
+Result<void> copy(GatherArgs const& args, Head const* heads, std::uint32_t rows_max, Queue& queue) {
+    RowsView const& view = args.source;
+    std::size_t const element = bytes_of(view.dtype);
     auto const in_words = [&](std::uint64_t elements) { return elements * element / sizeof(Word); };
-    dim3 const grid((rows_max + kWarpsPerBlock - 1) / kWarpsPerBlock, args.source.heads);
-    return launch(
-        gather_kernel<Word>, grid, kWarpsPerBlock * kWarpLanes, 0, queue.stream(),
-        reinterpret_cast<Word const*>(args.source.data), in_words(args.source.head_stride),
-        in_words(args.source.token_stride),
-        words_per_element == 0 ? std::uint64_t{1} : args.source.dim_stride * words_per_element,
-        args.ids.data(), heads, reinterpret_cast<unsigned char*>(args.out.data()),
-        static_cast<std::uint32_t>(args.source.row_bytes() / sizeof(Word)),
-        static_cast<Fault const*>(queue.fault()));
+    bool const whole = view.dim_stride == 1 || view.head_dim == 1;
+    Source<Word> source{};
+    source.data = reinterpret_cast<Word const*>(view.data);
+    // A stride that is never taken need be no whole number of words.
+    source.head_stride = view.heads > 1 ? in_words(view.head_stride) : 0;
+    source.token_stride = view.tokens > 1 ? in_words(view.token_stride) : 0;
+    source.dim_stride = whole ? 0 : in_words(view.dim_stride);
+    source.element_words = whole ? 0 : static_cast<std::uint32_t>(element / sizeof(Word));
+    source.row_words = static_cast<std::uint32_t>(view.row_bytes() / sizeof(Word));
+
+    unsigned lanes = 1;
+    while (lanes < kWarpLanes && lanes < source.row_words)
+        lanes *= 2;
+    std::uint32_t const blocks = blocks_for(rows_max, kThreads / lanes * kRowsPerLanes);
+    unsigned const grid = DKV_TRY(grid_of(std::uint64_t{blocks} * view.heads));
+    return launch(gather_kernel<Word>, grid, kThreads, 0, queue.stream(), source, args.ids.data(),
+                  heads, blocks, lanes, reinterpret_cast<unsigned char*>(args.out.data()),
+                  static_cast<Fault const*>(queue.fault()));
 }
 
 }  // namespace
 
 Result<void> gather(GatherArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
+    if (args.source.place != Place::Device)
+        return Error{ErrorCode::InvalidArgument, "source is in host memory"};
     if (args.ids.empty()) return {};
     queue.begin();
     std::vector<Head> heads;
+    heads.reserve(args.lengths.size());
     std::uint64_t first = 0;
-    std::uint32_t rows_max = 0;
     for (std::size_t head = 0; head < args.lengths.size(); ++head) {
         heads.push_back({first, args.out_offsets[head], args.lengths[head]});
         first += args.lengths[head];
-        rows_max = std::max(rows_max, args.lengths[head]);
     }
+    std::uint32_t const rows_max = *std::max_element(args.lengths.begin(), args.lengths.end());
     Head const* const on_device = DKV_TRY(queue.upload(std::span<Head const>(heads)));
 
-    constexpr unsigned kCheckThreads = 256;
-    dim3 const grid((rows_max + kCheckThreads - 1) / kCheckThreads, args.source.heads);
-    DKV_TRY(launch(check_ids_kernel, grid, kCheckThreads, 0, queue.stream(), args.ids.data(),
-                   on_device, args.source.tokens, queue.fault()));
-    if (fits_words_of(16, args)) return launch_gather<uint4>(args, on_device, rows_max, queue);
-    if (fits_words_of(4, args))
-        return launch_gather<std::uint32_t>(args, on_device, rows_max, queue);
-    return launch_gather<std::uint16_t>(args, on_device, rows_max, queue);
+    std::uint32_t const blocks = blocks_for(rows_max, kThreads);
+    unsigned const grid = DKV_TRY(grid_of(std::uint64_t{blocks} * args.source.heads));
+    DKV_TRY(launch(check_ids_kernel, grid, kThreads, 0, queue.stream(), args.ids.data(), on_device,
+                   blocks, args.source.tokens, queue.fault()));
+    if (args.source.head_dim == 0) return {};
+    switch (word_of(args)) {
+        case 16: return copy<uint4>(args, on_device, rows_max, queue);
+        case 8: return copy<uint2>(args, on_device, rows_max, queue);
+        case 4: return copy<std::uint32_t>(args, on_device, rows_max, queue);
+        case 2: return copy<std::uint16_t>(args, on_device, rows_max, queue);
+        default: return copy<std::uint8_t>(args, on_device, rows_max, queue);
+    }
 }
 
 }  // namespace dkv::cuda

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <utility>
 
 #include <cuda_runtime.h>
@@ -25,6 +27,14 @@ namespace dkv::cuda {
 
 inline constexpr unsigned kWarpLanes = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+/// Blocks of a one-dimensional grid. Errors: LimitExceeded when no grid has that many.
+inline Result<unsigned> grid_of(std::uint64_t blocks) {
+    constexpr std::uint64_t kBlocksMax = 0x7fffffffU;
+    if (blocks <= kBlocksMax) return static_cast<unsigned>(blocks);
+    return Error{ErrorCode::LimitExceeded, "a kernel would need " + std::to_string(blocks) +
+                                               " blocks, more than " + std::to_string(kBlocksMax)};
+}
 
 /// The form that nvcc and the emulation have in common; never <<<>>>. A grid without blocks is a
 /// launch error: callers return before.

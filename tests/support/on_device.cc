@@ -174,6 +174,7 @@ private:
         auto const both =
             DKV_TRY(Mirror::of(*device_, begin, static_cast<std::size_t>(end - begin)));
         args.source.data = both.data() + (host.source.data - begin);
+        args.source.place = Place::Device;
         args.out = {both.data() + (host.out.data() - begin), host.out.size()};
         DKV_TRY(device_->gather(args));
         DKV_TRY(device_->synchronize());
