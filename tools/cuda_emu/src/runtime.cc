@@ -18,7 +18,7 @@
 #endif
 struct CUstream_st { unsigned flags; uint64_t pushed = 0, done = 0; std::deque<std::function<void()>> q; };
 struct CUevent_st { CUstream_st* s = nullptr; uint64_t seq = 0; std::chrono::steady_clock::time_point t; };
-namespace cudaemu { void run_grid(const cudaLaunchConfig_t&, const std::function<void()>&); cudaError_t check_launch(const cudaLaunchConfig_t&, const void*); }
+#include "tools/cuda_emu/src/grid.h"
 namespace {
 struct Alloc { size_t size, map_len; char* map; int fd; bool ipc; int refs; std::string key; };
 std::recursive_mutex mu; std::map<char*, Alloc> allocs; std::map<char*, size_t> pinned; std::set<CUstream_st*> streams;
@@ -50,8 +50,9 @@ void unmap(std::map<char*, Alloc>::iterator it) { ASAN_UNPOISON_MEMORY_REGION(it
 namespace cudaemu {
 cudaError_t launch(const cudaLaunchConfig_t& c, const void* fn, std::function<void()> body) {
   if (cudaError_t e = check_launch(c, fn)) return err(e);
-  cudaLaunchConfig_t k = c; push(c.stream, [k, body] { run_grid(k, body); }); return cudaSuccess; }
+  cudaLaunchConfig_t k = c; push(c.stream, [k, fn, body] { run_grid(k, fn, body); }); return cudaSuccess; }
 }
+namespace cudaemu { cudaError_t copy_symbol(void* to, void const* from, std::size_t n, cudaStream_t s) { push(s, [=] { std::memcpy(to, from, n); }); return cudaSuccess; } }
 #define API extern "C" cudaError_t CUDARTAPI
 #define LOCK std::lock_guard<std::recursive_mutex> l_(mu)
 API cudaMalloc(void** p, size_t n) { LOCK; if (!n) { *p = nullptr; return cudaSuccess; }
