@@ -1,7 +1,7 @@
 // Device memory of this process's own, of the two kinds that can be exported.
 #include <utility>
 
-#include "protocol/cuda/device_guard.h"
+#include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/driver.h"
 #include "protocol/cuda/memory.h"
 

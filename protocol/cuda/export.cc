@@ -1,6 +1,9 @@
 // What memory is, as CUDA tells it, and how another process gets at it.
+#include <cstdio>
 #include <cstring>
 
+#include "protocol/cuda/copy.h"
+#include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/device_guard.h"
 #include "protocol/cuda/driver.h"
 #include "protocol/cuda/memory.h"
@@ -22,24 +25,6 @@ std::string range_text(void const* data, std::uint64_t bytes) {
 
 Error unsupported(std::string const& what) {
     return {ErrorCode::Unsupported, what};
-}
-
-/// Errors: Unsupported by name for memory that is not the device's own.
-Result<int> device_of(void const* data, std::uint64_t bytes) {
-    cudaPointerAttributes attributes{};
-    DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, data));
-    switch (attributes.type) {
-        case cudaMemoryTypeDevice: return attributes.device;
-        case cudaMemoryTypeHost:
-            return unsupported(
-                range_text(data, bytes) +
-                " are pinned host memory, which cannot be exported: use dkv_arena_create");
-        case cudaMemoryTypeManaged:
-            return unsupported(range_text(data, bytes) +
-                               " are managed memory, which cannot be exported: use cudaMalloc");
-        case cudaMemoryTypeUnregistered: break;
-    }
-    return Error{ErrorCode::InvalidArgument, range_text(data, bytes) + " are no device memory"};
 }
 
 template <class Value>
@@ -168,6 +153,23 @@ Result<Exported> export_vmm(void const* data, std::uint64_t bytes) {
 }
 
 }  // namespace
+
+Result<int> device_of(void const* data, std::uint64_t bytes) {
+    cudaPointerAttributes attributes{};
+    DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, data));
+    switch (attributes.type) {
+        case cudaMemoryTypeDevice: return attributes.device;
+        case cudaMemoryTypeHost:
+            return unsupported(
+                range_text(data, bytes) +
+                " are pinned host memory, which cannot be exported: use dkv_arena_create");
+        case cudaMemoryTypeManaged:
+            return unsupported(range_text(data, bytes) +
+                               " are managed memory, which cannot be exported: use cudaMalloc");
+        case cudaMemoryTypeUnregistered: break;
+    }
+    return Error{ErrorCode::InvalidArgument, range_text(data, bytes) + " are no device memory"};
+}
 
 Result<Exported> export_memory(void const* data, std::uint64_t bytes) {
     if (bytes == 0) return Error{ErrorCode::InvalidArgument, "0 bytes to export"};

@@ -1,0 +1,96 @@
+#include "protocol/sdk/cuda/engine_device.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "protocol/cuda/device_guard.h"
+#include "protocol/cuda/events.h"
+#include "protocol/sdk/cuda/guarded.h"
+#include "protocol/sdk/cuda/memory.h"
+
+namespace dkv::sdk_cuda {
+namespace {
+
+// Enough that two prompts at once do not use an event again before it was looked at.
+constexpr std::uint32_t kEventsMin = 16;
+constexpr std::uint32_t kEventsMax = 256;
+
+/// What `self` points to.
+struct EngineDevice {
+    cuda::Device device;
+    std::uint32_t events_wanted = kEventsMin;
+    std::mutex mutex;
+    std::unique_ptr<cuda::EventPool> events;  // Made when the first layer asks for one.
+    std::vector<cuda::EventHandle> handles;
+};
+
+EngineDevice& of(void* self) {
+    return *static_cast<EngineDevice*>(self);
+}
+
+dkv_status allocate_for_session(void* self,
+                                std::uint64_t bytes,
+                                dkv_device_memory* memory,
+                                char* error) {
+    return answered(error, [&]() -> Result<void> {
+        *memory = DKV_TRY(allocate(of(self).device, bytes, DKV_CUDA_ARENA_DEFAULT));
+        return {};
+    });
+}
+
+dkv_status events(void* self, unsigned char const** handles, std::uint32_t* count, char* error) {
+    return answered(error, [&]() -> Result<void> {
+        auto& device = of(self);
+        std::lock_guard const lock(device.mutex);
+        if (!device.events) {
+            auto const guard = DKV_TRY(cuda::DeviceGuard::enter(device.device.ordinal));
+            device.events = DKV_TRY(cuda::make_event_pool(device.events_wanted));
+            device.handles = device.events->handles();
+        }
+        static_assert(sizeof(cuda::EventHandle) == DKV_DEVICE_HANDLE_BYTES);
+        *handles = reinterpret_cast<unsigned char const*>(device.handles.data());
+        *count = static_cast<std::uint32_t>(device.handles.size());
+        return {};
+    });
+}
+
+dkv_status record(void* self, std::uint32_t event, void* stream, char* error) {
+    return answered(error, [&]() -> Result<void> {
+        auto const guard = DKV_TRY(cuda::DeviceGuard::enter(of(self).device.ordinal));
+        return of(self).events->record(event, stream);
+    });
+}
+
+dkv_status count_up(void* self, void* word, std::uint64_t value, void* stream, char* error) {
+    return answered(error, [&]() -> Result<void> {
+        auto const guard = DKV_TRY(cuda::DeviceGuard::enter(of(self).device.ordinal));
+        return cuda::write_timeline(word, value, stream);
+    });
+}
+
+void free_device(void* self) {
+    std::unique_ptr<EngineDevice> const device(&of(self));
+    auto const guard = cuda::DeviceGuard::enter(device->device.ordinal);
+    device->events.reset();
+}
+
+}  // namespace
+
+Result<dkv_device> device_functions(std::string_view uuid, std::uint32_t layers) {
+    auto device = std::make_unique<EngineDevice>();
+    device->device = DKV_TRY(cuda::find_device(uuid));
+    device->events_wanted = std::clamp(2 * std::min(layers, kEventsMax), kEventsMin, kEventsMax);
+    dkv_device functions{};
+    functions.uuid = device->device.uuid.c_str();
+    functions.allocate = allocate_for_session;
+    functions.events = events;
+    functions.record = record;
+    functions.write_timeline = count_up;
+    functions.free = free_device;
+    functions.self = device.release();
+    return functions;
+}
+
+}  // namespace dkv::sdk_cuda
