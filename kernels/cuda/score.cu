@@ -1,10 +1,24 @@
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/score_pass.h"
 
 namespace dkv::cuda {
 
-Result<void> score(ScoreArgs const& args, Queue& /*queue*/) {
+Result<void> score(ScoreArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
-    return Error{ErrorCode::Unsupported, "score is not there on a GPU yet"};
+    if (args.scores.empty()) return {};
+    queue.begin();
+    std::uint32_t const prefix = args.keys.tokens - args.queries.tokens;
+    auto pass = DKV_TRY(Pass::plan(args.queries, args.keys, prefix, args.scale, args.softcap));
+    DKV_TRY(pass.pack_queries(queue));
+    float const share = 1.0F / static_cast<float>(args.queries.tokens);  // Sums become means.
+    DKV_TRY(args.lse.empty() ? pass.statistics(queue, share)
+                             : pass.take_lse(queue, args.lse, share));
+    return pass.sums(queue, {.scores = args.scores.data(),
+                             .mass = args.mass.empty() ? nullptr : args.mass.data(),
+                             .stride = prefix,
+                             .columns = prefix,
+                             .reduce = args.reduce,
+                             .add = false});
 }
 
 }  // namespace dkv::cuda

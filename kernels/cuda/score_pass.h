@@ -1,0 +1,105 @@
+// What `score` and `accumulate` share: the attention of some queries to the keys that they see, in
+// two passes over those keys.
+//
+// A KV head's queries are rows: its group's heads one after another, each head's window padded to
+// whole eights, all of them padded to whole chunks. pack_queries() puts them into the order in
+// which a warp's lanes meet them; statistics() leaves {largest logit, weight} of each row; sums()
+// weighs and adds per token and head.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/cuda/queue.h"
+#include "kernels/tensor_view.h"
+#include "protocol/base/score_options.h"
+
+namespace dkv::cuda {
+
+inline constexpr float kLog2E = 1.44269504F;
+inline constexpr unsigned kPassWarps = 4;
+inline constexpr unsigned kPassThreads = 32 * kPassWarps;
+inline constexpr std::uint32_t kHeadDimMax = 768;  ///< A tile of f32 keys fits in 99 KiB.
+
+/// Keys or queries as a kernel reads them.
+struct DeviceRows {
+    unsigned char const* data;
+    std::uint64_t head_bytes;  ///< Apart.
+    std::uint64_t token_bytes;
+    std::uint64_t dim_bytes;
+    std::uint32_t head_dim;
+    Dtype dtype;
+    bool wide;  ///< Rows are whole, aligned pieces of 16 bytes, one after another.
+};
+
+/// The query of row r, head r / window_rows and token prefix + r % window_rows, sees the tokens up
+/// to its own.
+struct PassShape {
+    std::uint32_t kv_heads;
+    std::uint32_t group;
+    std::uint32_t window;
+    std::uint32_t window_rows;  ///< window, up to whole eights.
+    std::uint32_t rows;         ///< group * window_rows
+    std::uint32_t rows_padded;  ///< Up to whole chunks.
+    std::uint32_t prefix;       ///< Tokens before the window.
+    std::uint32_t head_dim;
+    float scale;    ///< With kLog2E in it unless there is a soft cap.
+    float softcap;  ///< 0: none.
+    float inverse_softcap;
+};
+
+/// A row's statistics; of rows that pad, the weight is 0.
+struct RowWeight {
+    float largest;  ///< Logit, to base 2.
+    float weight;   ///< A weight times 2^(logit - largest) is what the row gives to a token.
+};
+
+/// How the products are computed.
+enum class Products : std::uint8_t {
+    F16,   ///< On tensor cores, head_dim up to 256.
+    Bf16,  ///< The same.
+    F32,   ///< Any dtype, widened.
+};
+
+/// Where sums() leaves what tokens [0, columns) are given.
+struct SumsTarget {
+    float* scores;  ///< [rows, stride]; a row for each query head with None, else for each KV head.
+    float* mass;    ///< [kv_heads, stride]: the mean over the group; or null.
+    std::uint64_t stride;
+    std::uint32_t columns;
+    GroupReduce reduce;
+    bool add;  ///< To what is there.
+};
+
+class Pass {
+public:
+    /// `queries` are those of the tokens from `prefix` on; keys.tokens beyond the last of them are
+    /// not met. Errors: Unsupported when head_dim is above kHeadDimMax.
+    static Result<Pass> plan(RowsView const& queries,
+                             RowsView const& keys,
+                             std::uint32_t prefix,
+                             float scale,
+                             float softcap);
+
+    /// Takes scratch from the queue, and packs the queries into it.
+    Result<void> pack_queries(Queue& queue);
+    /// Each row's largest logit and 1 / Σ 2^(logit - largest), times `share`.
+    Result<void> statistics(Queue& queue, float share);
+    /// In place of statistics(): the engine's log-sum-exps [q_heads, window].
+    Result<void> take_lse(Queue& queue, std::span<float const> lse, float share);
+    Result<void> sums(Queue& queue, SumsTarget const& target) const;
+
+private:
+    Pass() = default;
+
+    PassShape shape_{};
+    DeviceRows queries_{};
+    DeviceRows keys_{};
+    Products products_{};
+    std::uint32_t row_warps_ = 0;  // Warps of a block that share a tile's rows; others its tokens.
+    std::size_t packed_bytes_ = 0;
+    unsigned char* packed_ = nullptr;
+    RowWeight* weights_ = nullptr;  // [kv_heads, rows_padded]
+};
+
+}  // namespace dkv::cuda
