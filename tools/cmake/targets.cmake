@@ -40,3 +40,22 @@ function(dkv_test name)
     dkv_glue(${name})
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
 endfunction()
+
+# dkv_emulated_twin(NAME): the same program, of the same name, in emulated/bin: its GPU is
+# tools/cuda_emu. For end-to-end tests, never installed.
+function(dkv_emulated_twin name)
+    if(NOT DKV_HAS_EMULATION OR DKV_SANITIZE)
+        return()
+    endif()
+    get_target_property(sources ${name} SOURCES)
+    get_target_property(output ${name} OUTPUT_NAME)
+    if(NOT output)
+        set(output ${name})
+    endif()
+    get_target_property(links ${name} LINK_LIBRARIES)
+    list(TRANSFORM links REPLACE "^dkv_gpu$" dkv_gpu_emulated)
+    add_executable(${name}_emulated ${sources})
+    target_link_libraries(${name}_emulated PRIVATE ${links})
+    set_target_properties(${name}_emulated PROPERTIES OUTPUT_NAME ${output}
+        RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/emulated/bin)
+endfunction()

@@ -1,13 +1,8 @@
 #include "protocol/cuda/device.h"
 
+#include "protocol/cuda/none/without_cuda.h"
+
 namespace dkv::cuda {
-namespace {
-
-Error without_cuda() {
-    return {ErrorCode::Unsupported, "this was built without CUDA"};
-}
-
-}  // namespace
 
 std::string_view built_with() noexcept {
     return "no CUDA";
