@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/device_guard.h"
 #include "protocol/cuda/events.h"
 #include "protocol/cuda/host_poll.h"

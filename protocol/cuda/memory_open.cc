@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/device_guard.h"
 #include "protocol/cuda/driver.h"
 #include "protocol/cuda/imported_pool.h"
