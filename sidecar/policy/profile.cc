@@ -9,7 +9,7 @@ namespace dkv {
 namespace {
 
 constexpr double kAlphaMax = 8;
-constexpr std::uint32_t kKernelMax = 63;
+constexpr std::uint32_t kProfileKernelMax = 63;
 
 Error wrong(Profile const& profile, std::string const& why) {
     return Error{ErrorCode::InvalidArgument, "profile \"" + profile.name + "\" " + why};
@@ -35,9 +35,9 @@ Result<void> check(Profile const& profile) {
         return wrong(profile, "has alpha " + text(profile.alpha) + ", not in 0 … 8");
     if (!(profile.floor >= 0 && profile.floor <= 1))
         return wrong(profile, "has floor " + text(profile.floor) + ", not in 0 … 1");
-    if (profile.kernel != 0 && (profile.kernel % 2 == 0 || profile.kernel > kKernelMax))
+    if (profile.kernel != 0 && (profile.kernel % 2 == 0 || profile.kernel > kProfileKernelMax))
         return wrong(profile, "has kernel " + text(profile.kernel) + ", not an odd number in 1 … " +
-                                  text(kKernelMax));
+                                  text(kProfileKernelMax));
     return {};
 }
 

@@ -23,6 +23,14 @@ function(dkv_glue name)
     endif()
 endfunction()
 
+# dkv_unity(NAME): several files as one, where nobody waits for a single one of them: the headers cost
+# more than the code. Not in debug builds, where somebody does.
+function(dkv_unity name)
+    if(DKV_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL Release)
+        set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+    endif()
+endfunction()
+
 # dkv_library(NAME dependency …): one static library per line of tools/tidy/layers.txt, made of the
 # .cc files of the current folder; the linker checks the same law as tools/tidy/tidy.py.
 function(dkv_library name)
