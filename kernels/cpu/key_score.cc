@@ -10,6 +10,7 @@ namespace {
 
 // Ranges depend on the shape alone and are joined in order: the same bits on any number of threads.
 constexpr std::uint32_t kRangeKeys = 1024;
+constexpr std::size_t kItemsPerWorker = 4;  // So that workers end together.
 
 class KeyScore {
 public:
@@ -21,22 +22,12 @@ public:
 
     Result<void> run() {
         bool const by_difference = args_.measure == KeyMeasure::Difference;
-        DKV_TRY(allocate(by_difference ? args_.keys.heads * ranges(args_.keys.tokens) : 0));
-        if (by_difference) {
-            for_each_range(args_.keys.tokens, [&](KeyRange const& range, std::size_t worker) {
-                add_directions(range, row(worker), directions(range.head, range.begin));
-            });
-            for (std::uint32_t head = 0; head < args_.keys.heads; ++head)
-                join_directions(head);
-        }
-        for_each_range(columns_, [&](KeyRange const& range, std::size_t worker) {
-            float* const out =
-                args_.scores.data() + std::size_t{range.head} * columns_ + range.begin;
-            if (by_difference)
-                key_cosines(range, directions(range.head, 0), row(worker), out);
-            else
-                key_norms(range, row(worker), out);
-        });
+        std::uint32_t const heads = args_.keys.heads;
+        DKV_TRY(allocate(by_difference ? heads * ranges(args_.keys.tokens) : 0));
+        // What is read twice is read twice while it is near.
+        std::uint32_t const batch = by_difference ? batch_heads() : heads;
+        for (std::uint32_t head = 0; head < heads; head += batch)
+            run_heads(head, std::min(batch, heads - head), by_difference);
         return {};
     }
 
@@ -45,12 +36,40 @@ private:
         return (std::size_t{tokens} + kRangeKeys - 1) / kRangeKeys;
     }
 
+    /// Enough of them for all workers.
+    std::uint32_t batch_heads() const noexcept {
+        return static_cast<std::uint32_t>(std::min<std::size_t>(
+            kItemsPerWorker * workers_.count() / ranges(args_.keys.tokens) + 1, args_.keys.heads));
+    }
+
+    void run_heads(std::uint32_t first, std::uint32_t heads, bool by_difference) {
+        if (by_difference) {
+            auto const add = [&](KeyRange const& range, std::size_t worker) {
+                add_directions(range, row(worker), directions(range.head, range.begin));
+            };
+            for_each_range(first, heads, args_.keys.tokens, add);
+            for (std::uint32_t head = first; head < first + heads; ++head)
+                join_directions(head);
+        }
+        for_each_range(first, heads, columns_, [&](KeyRange const& range, std::size_t worker) {
+            float* const out =
+                args_.scores.data() + std::size_t{range.head} * columns_ + range.begin;
+            if (by_difference)
+                key_cosines(range, directions(range.head, 0), row(worker), out);
+            else
+                key_norms(range, row(worker), out);
+        });
+    }
+
     template <class Body>
-    void for_each_range(std::uint32_t tokens, Body const& body) {
+    void for_each_range(std::uint32_t first,
+                        std::uint32_t heads,
+                        std::uint32_t tokens,
+                        Body const& body) {
         std::size_t const count = ranges(tokens);
-        workers_.for_each(args_.keys.heads * count, [&](std::size_t item, std::size_t worker) {
+        workers_.for_each(heads * count, [&](std::size_t item, std::size_t worker) {
             auto const begin = static_cast<std::uint32_t>(item % count * kRangeKeys);
-            body(KeyRange{&args_.keys, static_cast<std::uint32_t>(item / count), begin,
+            body(KeyRange{&args_.keys, first + static_cast<std::uint32_t>(item / count), begin,
                           begin + std::min(kRangeKeys, tokens - begin)},
                  worker);
         });

@@ -8,6 +8,10 @@
 namespace dkv::offline {
 namespace {
 
+// A file of no more stays mapped: to map it again for the second pass, page by page, takes as long
+// as its checksums.
+constexpr std::size_t kMappedBytesMax = std::size_t{4} << 30U;
+
 /// The whole pages of a view, and none that it shares with its neighbours.
 void drop(SavedCache const& file, RowsView const& view) {
     auto const extent = extent_bytes(view);
@@ -28,6 +32,7 @@ void drop(SavedCache const& file, RowsView const& view) {
 }  // namespace
 
 void drop_pages(SavedCache const& file, SavedLayer const& layer) {
+    if (file.mapped().size() <= kMappedBytesMax) return;
     drop(file, layer.keys);
     drop(file, layer.values);
     drop(file, layer.queries);

@@ -23,7 +23,8 @@ struct WalkOptions {
 /// What is done with a layer, in order.
 using OnLayer = std::function<Result<void>(std::uint32_t index, SavedLayer const& layer)>;
 
-/// Pages that a layer was read from are dropped from memory before the next but a few is read.
+/// Pages of a large file that a layer was read from are dropped from memory before the next but a
+/// few is read.
 ///
 /// Errors: those of the file and of `each`; CorruptData where a layer, or its queries, are not what
 /// their checksums say or not finite; interrupted().
