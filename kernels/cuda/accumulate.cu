@@ -1,10 +1,99 @@
+// Blocks of queries, each against the keys up to its end as `score` does it with a window; what
+// they give is added up in the blocks' order. Scratch is bounded by a block.
+#include <algorithm>
+
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/score_pass.h"
 
 namespace dkv::cuda {
+namespace {
 
-Result<void> accumulate(AccumulateArgs const& args, Queue& /*queue*/) {
+constexpr std::uint32_t kBlockRows = 4096;  // Of a KV head: many times what a device has warps.
+constexpr unsigned kThreads = 256;
+
+// A thread finishes one number of `scores`.
+//
+//   sums    [q_heads, columns]   read, when not null: the largest of a group counts
+//   scores  [rows, columns]      written; read, when there are no sums
+DKV_KERNEL void finish_kernel(float const* __restrict__ sums,
+                              float* __restrict__ scores,
+                              std::uint64_t count,
+                              std::uint32_t columns,
+                              std::uint32_t group,
+                              std::uint32_t tokens,
+                              bool per_query) {
+    std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+    if (index >= count) return;
+    std::uint64_t const row = index / columns;
+    auto const token = static_cast<std::uint32_t>(index % columns);
+    float value = 0;
+    if (sums == nullptr) {
+        value = scores[index];
+    } else {
+        for (std::uint32_t head = 0; head < group; ++head)
+            value = fmaxf(value, sums[(row * group + head) * columns + token]);
+    }
+    scores[index] = per_query ? value / static_cast<float>(tokens - token) : value;
+}
+
+std::uint32_t block_tokens(std::uint32_t tokens, std::uint32_t group) {
+    return std::min(tokens, std::max(8U, kBlockRows / group / 8 * 8));
+}
+
+/// The queries from token `first` on.
+Result<Pass> plan_block(AccumulateArgs const& args, std::uint32_t first, std::uint32_t tokens) {
+    RowsView queries = args.queries;
+    queries.data = queries.row(0, first);
+    queries.tokens = std::min(tokens, args.queries.tokens - first);
+    return Pass::plan(queries, args.keys, first, args.scale, args.softcap);
+}
+
+}  // namespace
+
+Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
-    return Error{ErrorCode::Unsupported, "accumulate is not there on a GPU yet"};
+    if (args.scores.empty()) return {};
+    queue.begin();
+    std::uint32_t const tokens = args.keys.tokens;
+    std::uint32_t const columns = tokens - args.window;
+    std::uint32_t const group = args.queries.heads / args.keys.heads;
+    std::uint32_t const block = block_tokens(tokens, group);
+
+    PassNeeds needs{};
+    for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
+        auto const pass = DKV_TRY(plan_block(args, first, block));
+        PassNeeds const own = pass.needs(true);
+        needs = {std::max(needs.packed_bytes, own.packed_bytes), std::max(needs.rows, own.rows),
+                 std::max(needs.partials, own.partials)};
+    }
+    auto memory = DKV_TRY(plan_block(args, 0, block));
+    DKV_TRY(memory.take_memory(queue, needs));
+
+    // Sums add up block by block, the largest of a group is known behind the last.
+    bool const largest = args.reduce == GroupReduce::Max;
+    std::size_t const count =
+        largest ? std::size_t{args.queries.heads} * columns : args.scores.size();
+    float* const sums = largest ? DKV_TRY(queue.scratch<float>(count)) : args.scores.data();
+    DKV_CUDA_TRY(cudaMemsetAsync(sums, 0, count * sizeof(float), queue.stream()));
+    for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
+        auto pass = DKV_TRY(plan_block(args, first, block));
+        pass.share_memory(memory);
+        DKV_TRY(pass.pack_queries(queue));
+        DKV_TRY(pass.statistics(queue, 1));
+        std::uint32_t const end = first + std::min(block, tokens - first);
+        DKV_TRY(pass.sums(queue, {.scores = sums,
+                                  .mass = nullptr,
+                                  .stride = columns,
+                                  .columns = std::min(columns, end),
+                                  .reduce = largest ? GroupReduce::None : args.reduce,
+                                  .add = true}));
+    }
+    if (!largest && !args.per_query) return {};
+    unsigned const blocks = DKV_TRY(grid_of((args.scores.size() + kThreads - 1) / kThreads));
+    return launch(finish_kernel, blocks, kThreads, 0, queue.stream(),
+                  static_cast<float const*>(largest ? sums : nullptr), args.scores.data(),
+                  std::uint64_t{args.scores.size()}, columns, group, tokens, args.per_query);
 }
 
 }  // namespace dkv::cuda

@@ -9,6 +9,7 @@ Result<void> score(ScoreArgs const& args, Queue& queue) {
     queue.begin();
     std::uint32_t const prefix = args.keys.tokens - args.queries.tokens;
     auto pass = DKV_TRY(Pass::plan(args.queries, args.keys, prefix, args.scale, args.softcap));
+    DKV_TRY(pass.take_memory(queue, pass.needs(args.lse.empty())));
     DKV_TRY(pass.pack_queries(queue));
     float const share = 1.0F / static_cast<float>(args.queries.tokens);  // Sums become means.
     DKV_TRY(args.lse.empty() ? pass.statistics(queue, share)

@@ -155,35 +155,39 @@ Result<Pass> Pass::plan(RowsView const& queries,
                                                    std::to_string(kRowsMax) + " rows"};
     shape.window_rows = static_cast<std::uint32_t>(window_rows);
     shape.rows = static_cast<std::uint32_t>(rows);
-    static_cast<void>(with_engine(pass.products_, shape, [&](auto const& engine) -> Result<void> {
+    with_engine(pass.products_, shape, [&](auto const& engine) {
         constexpr std::uint32_t warp_rows = 16 * std::remove_cvref_t<decltype(engine)>::kTiles;
         std::uint32_t const warps = (shape.rows - 1) / warp_rows + 1;
         pass.row_warps_ = warps > 2 ? kPassWarps : warps;
         std::uint32_t const chunk = pass.row_warps_ * warp_rows;
         shape.rows_padded = ((shape.rows - 1) / chunk + 1) * chunk;
         pass.packed_bytes_ = engine.packed_bytes(std::uint64_t{shape.kv_heads} * shape.rows_padded);
-        return {};
-    }));
+    });
     return pass;
+}
+
+Result<void> Pass::take_memory(Queue& queue, PassNeeds const& needs) {
+    memory_.packed = DKV_TRY(queue.scratch<unsigned char>(needs.packed_bytes));
+    memory_.weights = DKV_TRY(queue.scratch<RowWeight>(needs.rows));
+    memory_.partials = DKV_TRY(queue.scratch<RowSum>(needs.partials));
+    return {};
 }
 
 Result<void> Pass::pack_queries(Queue& queue) {
     std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
-    packed_ = DKV_TRY(queue.scratch<unsigned char>(packed_bytes_));
-    weights_ = DKV_TRY(queue.scratch<RowWeight>(rows));
     if (products_ == Products::F32)
         return launch(pack_floats_kernel, blocks_of(packed_bytes_ / 4), kThreads, 0, queue.stream(),
                       shape_, queries_, static_cast<std::uint32_t>(packed_bytes_ / 4 / rows),
-                      reinterpret_cast<float*>(packed_));
+                      reinterpret_cast<float*>(memory_.packed));
     return launch(pack_fragments_kernel, blocks_of(packed_bytes_ / 16), kThreads, 0, queue.stream(),
                   shape_, queries_, static_cast<std::uint32_t>(packed_bytes_ / 32 / rows),
-                  reinterpret_cast<uint4*>(packed_));
+                  reinterpret_cast<uint4*>(memory_.packed));
 }
 
 Result<void> Pass::take_lse(Queue& queue, std::span<float const> lse, float share) {
     std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
     return launch(take_lse_kernel, blocks_of(rows), kThreads, 0, queue.stream(), shape_, lse.data(),
-                  share, weights_);
+                  share, memory_.weights);
 }
 
 }  // namespace dkv::cuda

@@ -54,6 +54,19 @@ struct RowWeight {
     float weight;   ///< A weight times 2^(logit - largest) is what the row gives to a token.
 };
 
+/// Of a row and some tokens: `sum` is Σ 2^(logit - largest).
+struct RowSum {
+    float largest;
+    float sum;
+};
+
+/// Scratch that a pass wants.
+struct PassNeeds {
+    std::size_t packed_bytes;
+    std::size_t rows;
+    std::size_t partials;
+};
+
 /// How the products are computed.
 enum class Products : std::uint8_t {
     F16,   ///< On tensor cores, head_dim up to 256.
@@ -81,7 +94,16 @@ public:
                              float scale,
                              float softcap);
 
-    /// Takes scratch from the queue, and packs the queries into it.
+    /// Without statistics() no partials are needed.
+    PassNeeds needs(bool statistics) const {
+        return {packed_bytes_, std::size_t{shape_.kv_heads} * shape_.rows_padded,
+                statistics ? partials() : 0};
+    }
+    /// Scratch of the queue's. `needs` may be larger than this pass's own.
+    Result<void> take_memory(Queue& queue, PassNeeds const& needs);
+    /// That of a pass before this one on the same queue, taken for this one's needs, too.
+    void share_memory(Pass const& before) { memory_ = before.memory_; }
+
     Result<void> pack_queries(Queue& queue);
     /// Each row's largest logit and 1 / Σ 2^(logit - largest), times `share`.
     Result<void> statistics(Queue& queue, float share);
@@ -91,6 +113,7 @@ public:
 
 private:
     Pass() = default;
+    std::size_t partials() const;
 
     PassShape shape_{};
     DeviceRows queries_{};
@@ -98,8 +121,11 @@ private:
     Products products_{};
     std::uint32_t row_warps_ = 0;  // Warps of a block that share a tile's rows; others its tokens.
     std::size_t packed_bytes_ = 0;
-    unsigned char* packed_ = nullptr;
-    RowWeight* weights_ = nullptr;  // [kv_heads, rows_padded]
+    struct Memory {
+        unsigned char* packed;  // [kv_heads, rows_padded], as the products want them.
+        RowWeight* weights;     // [kv_heads, rows_padded]
+        RowSum* partials;       // [kv_heads, rows_padded, parts of the tokens]
+    } memory_{};
 };
 
 }  // namespace dkv::cuda

@@ -13,18 +13,13 @@ constexpr std::uint32_t kChunksMax = 16;
 constexpr std::uint32_t kTileTokensMax = 64;
 constexpr std::size_t kSharedBytesMax = std::size_t{99} << 10U;
 
-/// Of a row and some tokens: Σ 2^(logit - largest) is `sum`.
-struct RowSum {
-    float largest;
-    float sum;
-};
-
 struct StatisticsGrid {
     std::uint32_t row_warps;     // Warps that share a tile's rows; the others share its tokens.
     std::uint32_t token_warps;   // row_warps * token_warps <= kPassWarps
     std::uint32_t chunks;        // Of rows: what the block's warps hold at a time.
     std::uint32_t block_chunks;  // Of them, a block's.
     std::uint32_t row_groups;    // Blocks that share the rows.
+    std::uint32_t kept_rows;     // A block's, where its chunks take turns.
     std::uint32_t tile_tokens;   // A multiple of 16 * token_warps.
     std::uint32_t tiles;
     std::uint32_t split_tiles;  // A block's.
@@ -56,19 +51,19 @@ struct LaneSums {
     }
 
     /// Four logits of each row; the first is that of column `token`, the others of token + 1, + 8
-    /// and + 9. Where `limits`, row i sees no token above limits[i].
+    /// and + 9. Where `causal`, row i sees no token above limits[i].
     __device__ void add(PassShape const& shape,
                         float const (&acc)[kTiles][2][4],
                         std::uint32_t token,
-                        std::uint32_t const* limits) {
+                        bool causal,
+                        std::uint32_t const (&limits)[2 * kTiles]) {
 #pragma unroll
         for (unsigned i = 0; i < 2 * kTiles; ++i) {
             float logits[4];
 #pragma unroll
             for (unsigned j = 0; j < 4; ++j) {
                 logits[j] = logit_of(shape, acc[i / 2][j / 2][i % 2 * 2 + j % 2]);
-                if (limits != nullptr && token + j / 2 * 8 + j % 2 > limits[i])
-                    logits[j] = -INFINITY;
+                if (causal && token + j / 2 * 8 + j % 2 > limits[i]) logits[j] = -INFINITY;
             }
             RowSum& row = rows[i];
             float const largest = fmaxf(fmaxf(logits[0], logits[1]), fmaxf(logits[2], logits[3]));
@@ -102,7 +97,7 @@ struct LaneSums {
 //   keys      [kv_heads, tokens, head_dim]                         read
 //   partials  [kv_heads, rows_padded, splits * token_warps]        written
 template <class Engine>
-DKV_KERNEL void __launch_bounds__(kPassThreads)
+DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
     statistics_kernel(PassShape shape,
                       Products products,
                       DeviceRows keys,
@@ -155,16 +150,15 @@ DKV_KERNEL void __launch_bounds__(kPassThreads)
                 sums.clear();
             }
             std::uint32_t limits[2 * kTiles];
-            if (causal) {
 #pragma unroll
-                for (unsigned i = 0; i < 2 * kTiles; ++i)
-                    limits[i] = shape.prefix + (row + lane / 4 + 8 * i) % shape.window_rows;
-            }
+            for (unsigned i = 0; i < 2 * kTiles; ++i)
+                limits[i] =
+                    causal ? shape.prefix + (row + lane / 4 + 8 * i) % shape.window_rows : 0;
             for (std::uint32_t at = 0; at < warp_tokens; at += 16) {
                 std::uint32_t const place = token_warp * warp_tokens + at;
                 float acc[kTiles][2][4];
                 engine.pass_keys(acc, stage + place * engine.key_stride(), lane);
-                sums.add(shape, acc, token + place + lane % 4 * 2, causal ? limits : nullptr);
+                sums.add(shape, acc, token + place + lane % 4 * 2, causal, limits);
             }
             if (chunks == 1 && tile + 1 < end_tile) continue;
 
@@ -220,11 +214,11 @@ StatisticsGrid grid_for(Engine const& engine, PassShape const& shape, std::uint3
     grid.chunks = shape.rows_padded / chunk_rows;
     grid.row_groups = pieces(grid.chunks, kChunksMax);
     grid.block_chunks = pieces(grid.chunks, grid.row_groups);
-    std::size_t const kept =
-        grid.block_chunks > 1 ? grid.block_chunks * chunk_rows * sizeof(RowSum) : 0;
+    grid.kept_rows = grid.block_chunks > 1 ? grid.block_chunks * chunk_rows : 0;
     grid.tile_tokens = kTileTokensMax;
     while (grid.tile_tokens > 16 &&
-           2 * grid.tile_tokens * engine.key_stride() + kept > kSharedBytesMax)
+           2 * grid.tile_tokens * engine.key_stride() + grid.kept_rows * sizeof(RowSum) >
+               kSharedBytesMax)
         grid.tile_tokens /= 2;
     grid.token_warps = std::min(kPassWarps / row_warps, grid.tile_tokens / 16);
     grid.tiles = pieces(shape.prefix + shape.window, grid.tile_tokens);
@@ -237,24 +231,28 @@ StatisticsGrid grid_for(Engine const& engine, PassShape const& shape, std::uint3
 
 }  // namespace
 
+std::size_t Pass::partials() const {
+    std::size_t parts = 0;
+    with_engine(products_, shape_, [&](auto const& engine) {
+        StatisticsGrid const grid = grid_for(engine, shape_, row_warps_);
+        parts = grid.splits * grid.token_warps;
+    });
+    return parts * shape_.kv_heads * shape_.rows_padded;
+}
+
 Result<void> Pass::statistics(Queue& queue, float share) {
     return with_engine(products_, shape_, [&](auto const& engine) -> Result<void> {
         using Engine = std::remove_cvref_t<decltype(engine)>;
         StatisticsGrid const grid = grid_for(engine, shape_, row_warps_);
-        std::uint32_t const parts = grid.splits * grid.token_warps;
+        std::size_t const shared = std::size_t{2} * grid.tile_tokens * engine.key_stride() +
+                                   grid.kept_rows * sizeof(RowSum);
+        DKV_TRY(launch(statistics_kernel<Engine>, shape_.kv_heads * grid.splits * grid.row_groups,
+                       kPassThreads, shared, queue.stream(), shape_, products_, keys_,
+                       memory_.packed, grid, memory_.partials));
         std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
-        RowSum* const partials = DKV_TRY(queue.scratch<RowSum>(rows * parts));
-        std::size_t const kept = grid.block_chunks > 1 ? std::size_t{grid.block_chunks} *
-                                                             grid.row_warps * 16 * Engine::kTiles
-                                                       : 0;
-        DKV_TRY(
-            launch(statistics_kernel<Engine>, shape_.kv_heads * grid.splits * grid.row_groups,
-                   kPassThreads,
-                   std::size_t{2} * grid.tile_tokens * engine.key_stride() + kept * sizeof(RowSum),
-                   queue.stream(), shape_, products_, keys_, packed_, grid, partials));
         auto const blocks = static_cast<unsigned>((rows + kPassWarps - 1) / kPassWarps);
-        return launch(join_kernel, blocks, kPassThreads, 0, queue.stream(), shape_, partials, parts,
-                      share, weights_);
+        return launch(join_kernel, blocks, kPassThreads, 0, queue.stream(), shape_,
+                      memory_.partials, grid.splits * grid.token_warps, share, memory_.weights);
     });
 }
 

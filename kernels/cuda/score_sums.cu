@@ -40,10 +40,9 @@ struct LaneTokens {
                           SumsTarget const& target,
                           unsigned lane,
                           float divisor) const {
-        float mine = 0;
-#pragma unroll
-        for (unsigned i = 0; i < 2 * kTiles; ++i)
-            if (i == lane % 4) mine = of[i];
+        // No of[t]: that would be memory.
+        float mine = lane % 2 == 0 ? of[0] : of[1];
+        if constexpr (kTiles == 2) mine = lane % 4 < 2 ? mine : lane % 2 == 0 ? of[2] : of[3];
         std::uint32_t const token = first + lane / 4 + lane % 4 * 8;
         if (lane % 4 >= 2 * kTiles || token >= target.columns) return;
         mine /= divisor;
@@ -133,7 +132,7 @@ __device__ void sum_rows(Engine const& engine,
 //   weights  [kv_heads, rows_padded]          read
 //   keys     [kv_heads, columns, head_dim]    read once
 template <class Engine>
-DKV_KERNEL void __launch_bounds__(kPassThreads)
+DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
     sums_kernel(PassShape shape,
                 Products products,
                 DeviceRows keys,
@@ -192,7 +191,7 @@ Result<void> Pass::sums(Queue& queue, SumsTarget const& target) const {
         grid.blocks = (grid.tiles - 1) / grid.block_tiles + 1;
         return launch(sums_kernel<Engine>, shape_.kv_heads * grid.blocks, kPassThreads,
                       std::size_t{grid.tile_tokens} * engine.key_stride(), queue.stream(), shape_,
-                      products_, keys_, packed_, weights_, target, grid);
+                      products_, keys_, memory_.packed, memory_.weights, target, grid);
     });
 }
 

@@ -308,7 +308,7 @@ __device__ inline float logit_of(PassShape const& shape, float product) {
 
 /// Runs f(Engine) with the engine for this pass.
 template <class Function>
-Result<void> with_engine(Products products, PassShape const& shape, Function const& f) {
+auto with_engine(Products products, PassShape const& shape, Function const& f) {
     if (products == Products::F32) return f(FmaProducts(shape, products));
     if (shape.head_dim <= 64) return f(MmaProducts<4>(shape, products));
     if (shape.head_dim <= 80) return f(MmaProducts<5>(shape, products));
