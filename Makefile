@@ -13,7 +13,7 @@ PROFILE ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat test-llama fuzz soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -40,7 +40,7 @@ test-unit: build ## the unit tests alone
 test-e2e: deps ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --target end_to_end
-	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test):'
+	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test|ptxas|gpu):'
 
 test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
@@ -59,6 +59,20 @@ test-llama: build ## saved sequences through a real llama.cpp, built from source
 	tools/llama/build.sh build/llama
 	LLAMA_BUILD=$(CURDIR)/build/llama DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
 		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -s -p no:cacheprovider tools/llama
+
+ptxas: deps   ## what nvcc made of every kernel, for every architecture, against the table under version control
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --target ptxas
+
+ptxas-accept: deps ## the table is what is built now: look at its difference before you commit it
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --target ptxas-accept
+
+gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON
+	tools/gpu/gpu_test.sh $(GPU_TEST)
+
+gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
+	tools/gpu/bundle.sh
 
 fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
 	tools/fuzz/run.sh $(or $(SECONDS),30)
