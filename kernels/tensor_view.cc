@@ -1,5 +1,6 @@
 #include "kernels/tensor_view.h"
 
+#include <algorithm>
 #include <string>
 
 namespace dkv {
@@ -46,7 +47,9 @@ Result<std::uint64_t> extent_bytes(RowsView const& view) {
         wide |= __builtin_add_overflow(last, distance, &last);
     };
     add(view.heads, view.head_stride);
-    add(view.tokens, view.token_stride);
+    if (view.paged() && (view.block_count == 0 || view.block_tokens == 0)) return std::uint64_t{0};
+    add(view.paged() ? std::min(view.tokens, view.block_tokens) : view.tokens, view.token_stride);
+    if (view.paged()) add(view.block_count, view.block_stride);
     add(view.head_dim, view.dim_stride);
     std::uint64_t bytes = 0;
     wide |= __builtin_add_overflow(last, std::uint64_t{1}, &bytes);
@@ -86,6 +89,8 @@ Result<void> check_memory(char const* name, RowsView const& view) {
     if (!dtype_from_wire(static_cast<std::uint8_t>(view.dtype)))
         return invalid(std::string(name) + " has unknown dtype " +
                        std::to_string(static_cast<unsigned>(view.dtype)));
+    if (view.paged() && view.block_tokens == 0)
+        return invalid(std::string(name) + " has blocks of 0 tokens");
     auto const bytes = extent_bytes(view);
     if (!bytes) return invalid(std::string(name) + ": " + bytes.error().message);
     if (bytes.value() != 0 && view.data == nullptr)
@@ -93,6 +98,18 @@ Result<void> check_memory(char const* name, RowsView const& view) {
     std::uint64_t end = 0;
     if (__builtin_add_overflow(reinterpret_cast<std::uintptr_t>(view.data), bytes.value(), &end))
         return invalid(std::string(name) + " ends beyond the address space");
+    return {};
+}
+
+Result<void> check_blocks(RowsView const& view) {
+    if (!view.paged() || view.block_tokens == 0) return {};  // The latter check_memory() refuses.
+    for (std::uint32_t i = 0; i < view.table_size(); ++i) {
+        std::int32_t const block = view.blocks[i];
+        if (block < 0 || static_cast<std::uint32_t>(block) >= view.block_count)
+            return invalid("block " + std::to_string(i) + " of the table is " +
+                           std::to_string(block) + ", not in [0, " +
+                           std::to_string(view.block_count) + ")");
+    }
     return {};
 }
 
@@ -107,6 +124,7 @@ Result<void> check_heads(RowsView const& queries, RowsView const& keys) {
         return invalid("q_heads is " + std::to_string(queries.heads) +
                        ", no multiple of kv_heads " + std::to_string(keys.heads));
     if (keys.head_dim == 0) return invalid("head_dim is 0");
+    if (queries.paged()) return invalid("queries are paged; only keys and values may be");
     if (queries.dtype != keys.dtype)
         return invalid("queries are " + std::string(name_of(queries.dtype)) + ", keys " +
                        std::string(name_of(keys.dtype)));

@@ -54,21 +54,33 @@ public:
         return copy(source, target);
     }
 
-    Result<void> score(ScoreArgs const& args) override { return cpu::score(args, workers_); }
+    Result<void> score(ScoreArgs const& args) override {
+        DKV_TRY(check_table(args.keys));
+        return cpu::score(args, workers_);
+    }
     Result<void> accumulate(AccumulateArgs const& args) override {
+        DKV_TRY(check_table(args.keys));
         return cpu::accumulate(args, workers_);
     }
     Result<void> key_score(KeyScoreArgs const& args) override {
+        DKV_TRY(check_table(args.keys));
         return cpu::key_score(args, workers_);
     }
     Result<void> pool(PoolArgs const& args) override { return cpu::pool(args, workers_); }
     Result<void> select(SelectArgs const& args) override { return cpu::select(args, workers_); }
     Result<void> sum(SumArgs const& args) override { return cpu::sum(args, workers_); }
     Result<void> tally(TallyArgs const& args) override { return cpu::tally(args, workers_); }
-    Result<void> gather(GatherArgs const& args) override { return cpu::gather(args, workers_); }
+    Result<void> gather(GatherArgs const& args) override {
+        DKV_TRY(check_table(args.source));
+        return cpu::gather(args, workers_);
+    }
     Result<void> synchronize() override { return {}; }
 
 private:
+    /// Behind this, every block of paged rows exists; a device's table is refused with its rows.
+    static Result<void> check_table(RowsView const& rows) {
+        return rows.place == Place::Host ? check_blocks(rows) : Result<void>();
+    }
     static Result<void> copy(std::span<std::byte const> source, std::span<std::byte> target) {
         if (source.size() != target.size())
             return Error{ErrorCode::InvalidArgument, "target has " + std::to_string(target.size()) +

@@ -60,7 +60,7 @@ void prefetch(std::byte const* row, std::size_t bytes) {
 /// generous budget is a few long runs.
 void copy_rows(RowsView const& source, Item const& item) {
     std::uint64_t const row_bytes = source.row_bytes();
-    bool const dense = source.token_stride == source.head_dim;
+    bool const dense = source.token_stride == source.head_dim && !source.paged();
     std::size_t const rows_ahead = kAheadBytes / row_bytes + 1;
     auto const row = [&](std::size_t i) {
         return source.row(item.head, static_cast<std::uint32_t>(item.ids[i]));

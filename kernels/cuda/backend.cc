@@ -65,8 +65,12 @@ public:
         return queue_->synchronize();
     }
 
-    Result<void> score(ScoreArgs const& args) override { return cuda::score(args, *queue_); }
+    Result<void> score(ScoreArgs const& args) override {
+        DKV_TRY(refuse_paged(args.keys));
+        return cuda::score(args, *queue_);
+    }
     Result<void> accumulate(AccumulateArgs const& args) override {
+        DKV_TRY(refuse_paged(args.keys));
         return cuda::accumulate(args, *queue_);
     }
     Result<void> key_score(KeyScoreArgs const& args) override {
@@ -80,6 +84,10 @@ public:
     Result<void> synchronize() override { return queue_->synchronize(); }
 
 private:
+    static Result<void> refuse_paged(RowsView const& keys) {
+        if (!keys.paged()) return {};
+        return Error{ErrorCode::Unsupported, "paged keys are scored on a CPU only"};
+    }
     static Result<void> check_sizes(std::span<std::byte const> source,
                                     std::span<std::byte> target) {
         if (source.size() == target.size()) return {};

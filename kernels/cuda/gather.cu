@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "kernels/cuda/gather_rows.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
 
@@ -17,15 +19,11 @@ struct Head {
     std::uint32_t rows;
 };
 
-/// Where the words of a row are. Strides count words.
-template <class Word>
-struct Source {
-    Word const* data;
-    std::uint64_t head_stride;
-    std::uint64_t token_stride;
-    std::uint64_t dim_stride;     // Between elements.
-    std::uint32_t element_words;  // 0: the row is one piece.
+/// How a row is cut into words.
+struct Cut {
     std::uint32_t row_words;
+    std::uint32_t element_words;  // 0: the row is one piece.
+    std::uint64_t dim_words;      // Between elements.
 };
 
 /// Ids outside [0, tokens) leave a fault: the first to come is kept.
@@ -42,7 +40,7 @@ DKV_KERNEL void __launch_bounds__(kThreads) check_ids_kernel(std::int32_t const*
     if (id >= 0 && static_cast<std::uint32_t>(id) < tokens) return;
     if (atomicCAS(&fault->kind, 0U, kBadId) != 0U) return;
     fault->limit = tokens;
-    fault->head = index;
+    fault->index = index;
     fault->id = id;
 }
 
@@ -51,7 +49,8 @@ DKV_KERNEL void __launch_bounds__(kThreads) check_ids_kernel(std::int32_t const*
 //   source   rows of row_words words             read once
 //   out      rows of row_words words, dense      written once
 template <class Word>
-DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(Source<Word> source,
+DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(RowsOnDevice source,
+                                                          Cut cut,
                                                           std::int32_t const* __restrict__ ids,
                                                           Head const* __restrict__ heads,
                                                           std::uint32_t blocks_per_head,
@@ -65,7 +64,6 @@ DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(Source<Word> source,
     std::uint32_t const first =
         blockIdx.x % blocks_per_head * groups * kRowsPerLanes + threadIdx.x / lanes;
     if (first >= head.rows) return;
-    Word const* const base = source.data + index * source.head_stride;
     Word* const to = reinterpret_cast<Word*>(out + head.out_offset);
     Word const* from[kRowsPerLanes];
 #pragma unroll
@@ -73,12 +71,12 @@ DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(Source<Word> source,
         std::uint32_t const row = first + i * groups;
         std::uint32_t const token =
             row < head.rows ? static_cast<std::uint32_t>(ids[head.first_id + row]) : 0;
-        from[i] = base + token * source.token_stride;
+        from[i] = reinterpret_cast<Word const*>(source.row(index, token));
     }
-    for (std::uint32_t word = threadIdx.x % lanes; word < source.row_words; word += lanes) {
+    for (std::uint32_t word = threadIdx.x % lanes; word < cut.row_words; word += lanes) {
         std::uint64_t at = word;
-        if (source.element_words != 0)
-            at = word / source.element_words * source.dim_stride + word % source.element_words;
+        if (cut.element_words != 0)
+            at = word / cut.element_words * cut.dim_words + word % cut.element_words;
         Word words[kRowsPerLanes];
 #pragma unroll
         for (unsigned i = 0; i < kRowsPerLanes; ++i)
@@ -86,24 +84,17 @@ DKV_KERNEL void __launch_bounds__(kThreads) gather_kernel(Source<Word> source,
 #pragma unroll
         for (unsigned i = 0; i < kRowsPerLanes; ++i)
             if (first + i * groups < head.rows)
-                to[std::uint64_t{first + i * groups} * source.row_words + word] = words[i];
+                to[std::uint64_t{first + i * groups} * cut.row_words + word] = words[i];
     }
 }
 
-/// The widest word, 16 bytes to 1, of which every row and every piece of it is a whole number and
-/// at whose multiples all begin, source and target.
-std::size_t word_of(GatherArgs const& args) {
-    RowsView const& source = args.source;
-    std::uint64_t const element = bytes_of(source.dtype);
-    bool const whole = source.dim_stride == 1 || source.head_dim == 1;
-    std::uint64_t bits = 16 | reinterpret_cast<std::uintptr_t>(source.data) |
-                         reinterpret_cast<std::uintptr_t>(args.out.data()) |
-                         (whole ? source.row_bytes() : element);
-    if (source.heads > 1) bits |= source.head_stride * element;
-    if (source.tokens > 1) bits |= source.token_stride * element;
+/// The widest word, 16 bytes to 1, of which source and target are whole numbers.
+std::uint64_t word_of(GatherArgs const& args) {
+    std::uint64_t bits =
+        word_bytes(args.source) | reinterpret_cast<std::uintptr_t>(args.out.data());
     for (std::size_t head = 0; head < args.lengths.size(); ++head)
         if (args.lengths[head] != 0) bits |= args.out_offsets[head];
-    return static_cast<std::size_t>(bits & (~bits + 1));
+    return bits & (~bits + 1);
 }
 
 /// Blocks per head, each for `rows` rows.
@@ -114,25 +105,21 @@ std::uint32_t blocks_for(std::uint32_t rows_max, std::uint32_t rows) {
 template <class Word>
 Result<void> copy(GatherArgs const& args, Head const* heads, std::uint32_t rows_max, Queue& queue) {
     RowsView const& view = args.source;
-    std::size_t const element = bytes_of(view.dtype);
-    auto const in_words = [&](std::uint64_t elements) { return elements * element / sizeof(Word); };
-    bool const whole = view.dim_stride == 1 || view.head_dim == 1;
-    Source<Word> source{};
-    source.data = reinterpret_cast<Word const*>(view.data);
-    // A stride that is never taken need be no whole number of words.
-    source.head_stride = view.heads > 1 ? in_words(view.head_stride) : 0;
-    source.token_stride = view.tokens > 1 ? in_words(view.token_stride) : 0;
-    source.dim_stride = whole ? 0 : in_words(view.dim_stride);
-    source.element_words = whole ? 0 : static_cast<std::uint32_t>(element / sizeof(Word));
-    source.row_words = static_cast<std::uint32_t>(view.row_bytes() / sizeof(Word));
-
+    RowsOnDevice const source = rows_on_device(view);
+    std::uint64_t const element = bytes_of(view.dtype);
+    Cut cut{static_cast<std::uint32_t>(view.row_bytes() / sizeof(Word)), 0, 0};
+    if (source.dim_bytes != element) {
+        cut.element_words = static_cast<std::uint32_t>(element / sizeof(Word));
+        cut.dim_words = source.dim_bytes / sizeof(Word);
+    }
     unsigned lanes = 1;
-    while (lanes < kWarpLanes && lanes < source.row_words)
+    while (lanes < kWarpLanes && lanes < cut.row_words)
         lanes *= 2;
     std::uint32_t const blocks = blocks_for(rows_max, kThreads / lanes * kRowsPerLanes);
     unsigned const grid = DKV_TRY(grid_of(std::uint64_t{blocks} * view.heads));
-    return launch(gather_kernel<Word>, grid, kThreads, 0, queue.stream(), source, args.ids.data(),
-                  heads, blocks, lanes, reinterpret_cast<unsigned char*>(args.out.data()),
+    return launch(gather_kernel<Word>, grid, kThreads, 0, queue.stream(), source, cut,
+                  args.ids.data(), heads, blocks, lanes,
+                  reinterpret_cast<unsigned char*>(args.out.data()),
                   static_cast<Fault const*>(queue.fault()));
 }
 
@@ -142,6 +129,9 @@ Result<void> gather(GatherArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
     if (args.source.place != Place::Device)
         return Error{ErrorCode::InvalidArgument, "source is in host memory"};
+    if (args.source.row_bytes() > 0xffffffffU)
+        return Error{ErrorCode::LimitExceeded,
+                     "rows of " + std::to_string(args.source.row_bytes()) + " bytes"};
     if (args.ids.empty()) return {};
     queue.begin();
     std::vector<Head> heads;
@@ -158,6 +148,7 @@ Result<void> gather(GatherArgs const& args, Queue& queue) {
     unsigned const grid = DKV_TRY(grid_of(std::uint64_t{blocks} * args.source.heads));
     DKV_TRY(launch(check_ids_kernel, grid, kThreads, 0, queue.stream(), args.ids.data(), on_device,
                    blocks, args.source.tokens, queue.fault()));
+    DKV_TRY(check_blocks_later(args.source, queue));
     if (args.source.head_dim == 0) return {};
     switch (word_of(args)) {
         case 16: return copy<uint4>(args, on_device, rows_max, queue);

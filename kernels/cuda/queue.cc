@@ -17,6 +17,17 @@ std::size_t rounded(std::size_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+/// In the words that the CPU backend has for it.
+Error fault_error(Fault const& fault) {
+    std::string const range = "not in [0, " + std::to_string(fault.limit) + ")";
+    std::string const index = std::to_string(fault.index);
+    std::string const id = std::to_string(fault.id);
+    return Error{ErrorCode::InvalidArgument,
+                 fault.kind == kBadBlock
+                     ? "block " + index + " of the table is " + id + ", " + range
+                     : "id " + id + " of head " + index + " is " + range};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Queue>> Queue::create() {
@@ -116,9 +127,7 @@ Result<void> Queue::synchronize() {
     Fault const fault = *fault_on_host_;
     if (fault.kind == 0) return {};
     DKV_CUDA_TRY(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_));
-    return Error{ErrorCode::InvalidArgument, "id " + std::to_string(fault.id) + " of head " +
-                                                 std::to_string(fault.head) + " is not in [0, " +
-                                                 std::to_string(fault.limit) + ")"};
+    return fault_error(fault);
 }
 
 }  // namespace dkv::cuda

@@ -17,12 +17,13 @@ namespace dkv::cuda {
 
 /// What a kernel found wrong in its data. Zeroed by synchronize(), which turns it into an Error.
 struct Fault {
-    std::uint32_t kind = 0;  ///< 0: nothing; see kBadId.
+    std::uint32_t kind = 0;  ///< 0: nothing; else one of those below.
     std::uint32_t limit = 0;
-    std::uint32_t head = 0;
+    std::uint32_t index = 0;
     std::int32_t id = 0;
 };
-inline constexpr std::uint32_t kBadId = 1;  ///< id of head `head` is not in [0, limit).
+inline constexpr std::uint32_t kBadId = 1;     ///< id of head `index` is not in [0, limit).
+inline constexpr std::uint32_t kBadBlock = 2;  ///< Entry `index` of a block table, likewise.
 
 /// One thread at a time. Ops enqueue and return; nothing here waits but synchronize().
 class Queue {

@@ -50,6 +50,16 @@ Result<std::vector<Range>> head_ranges(GatherArgs const& args) {
 /// Head by head, for an engine may keep its destination between the heads of its source.
 Result<void> check_apart(GatherArgs const& args, std::vector<Range> const& ranges) {
     auto const out = reinterpret_cast<std::uintptr_t>(args.out.data());
+    // Where the blocks of paged rows are is known to the table alone, which may be a device's.
+    if (args.source.paged()) {
+        auto const source = reinterpret_cast<std::uintptr_t>(args.source.data);
+        std::uint64_t const bytes = DKV_TRY(extent_bytes(args.source));
+        for (Range const& range : ranges)
+            if (out + range.begin < source + bytes && source < out + range.end)
+                return invalid("out overlaps the blocks of source: rows of head " +
+                               std::to_string(range.head) + " would be written between them");
+        return {};
+    }
     RowsView one_head = args.source;
     one_head.heads = 1;
     std::uint64_t const head_bytes = DKV_TRY(extent_bytes(one_head));

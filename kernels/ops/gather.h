@@ -9,11 +9,11 @@ namespace dkv {
 
 /// Copies chosen rows of a cache. Every head has its own number of rows, in its own order.
 ///
-///   source        [heads, tokens, head_dim]   any dtype and strides; read
+///   source        [heads, tokens, head_dim]   any dtype, strides and blocks; read
 ///   ids           [Σ lengths]                 i32, head after head, each in [0, tokens)
 ///   lengths       [heads]                     rows per head
 ///   out           bytes                       written: head h's rows, dense, from out_offsets[h]
-///   on out_offsets   [heads]                     bytes from the start of out
+///   out_offsets   [heads]                     bytes from the start of out
 ///
 /// `out` must not overlap `source`, nor one head's rows another's. Ids are checked before anything
 /// is written: a row outside the source is refused, not read.
@@ -25,7 +25,8 @@ struct GatherArgs {
     std::span<std::uint64_t const> out_offsets;
 };
 
-/// Checks all but the ids, which may lie in a device's memory: each backend checks those itself.
+/// Checks all but the ids, and those of blocks, which may lie in a device's memory: each backend
+/// checks those itself.
 ///
 /// Errors: InvalidArgument when a shape disagrees with the table above, a head's rows do not fit in
 /// `out`, or two ranges overlap.

@@ -15,13 +15,15 @@ enum class KeyMeasure : std::uint8_t {
 
 /// Scores tokens by their keys alone; the largest are to be kept.
 ///
-///   keys    [kv_heads, tokens, head_dim]   any dtype and strides; read: once for Norm, twice else
+///   keys    [kv_heads, tokens, head_dim]   any dtype, strides and blocks; read: once for
+///                                           Norm, twice else
 ///   scores  [kv_heads, tokens - window]    f32, written
 ///
 /// The mean of Difference is over all tokens of the head, the last `window` included, which have no
 /// column. A key of zeros is a direction of zeros, and its cosine 0. A token whose key has a norm
 /// that is no f32 number scores the lowest number there is and takes no part in the mean, so scores
-/// are always finite. Accumulators are f32 or wider.
+/// are always finite. Accumulators are f32 or wider. A device reads rows that are no whole 16-byte
+/// words three times for Difference, and adds up the mean in another order than a CPU.
 struct KeyScoreArgs {
     RowsView keys;
     std::span<float> scores;

@@ -44,12 +44,26 @@ Result<Mirror> mirror_of(Backend& device, std::span<T> host) {
     return Mirror::of(device, reinterpret_cast<std::byte const*>(host.data()), host.size_bytes());
 }
 
-Result<Mirror> mirror_of(Backend& device, RowsView& view) {
-    std::uint64_t const bytes = DKV_TRY(extent_bytes(view));
-    auto mirror = DKV_TRY(Mirror::of(device, view.data, view.data == nullptr ? 0 : bytes));
-    view.data = view.data == nullptr ? nullptr : mirror.data();
+/// Puts the view's table of blocks on the device, and the view with it.
+Result<Mirror> mirror_table(Backend& device, RowsView& view) {
     view.place = Place::Device;
+    std::size_t const entries = view.paged() ? view.table_size() : 0;
+    auto mirror = DKV_TRY(mirror_of(device, std::span(view.blocks, entries)));
+    if (view.paged()) view.blocks = mirror.as<std::int32_t const>().data();
     return mirror;
+}
+
+struct RowsMirror {
+    Mirror data;
+    Mirror table;
+};
+
+Result<RowsMirror> mirror_of(Backend& device, RowsView& view) {
+    std::uint64_t const bytes = DKV_TRY(extent_bytes(view));
+    auto table = DKV_TRY(mirror_table(device, view));
+    auto data = DKV_TRY(Mirror::of(device, view.data, view.data == nullptr ? 0 : bytes));
+    view.data = view.data == nullptr ? nullptr : data.data();
+    return RowsMirror{std::move(data), std::move(table)};
 }
 
 class OnDevice final : public Backend {
@@ -174,7 +188,7 @@ private:
         auto const both =
             DKV_TRY(Mirror::of(*device_, begin, static_cast<std::size_t>(end - begin)));
         args.source.data = both.data() + (host.source.data - begin);
-        args.source.place = Place::Device;
+        auto const table = DKV_TRY(mirror_table(*device_, args.source));
         args.out = {both.data() + (host.out.data() - begin), host.out.size()};
         DKV_TRY(device_->gather(args));
         DKV_TRY(device_->synchronize());
