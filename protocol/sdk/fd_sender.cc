@@ -4,15 +4,18 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <poll.h>
 
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 namespace dkv::sdk {
 namespace {
 
 Error failed(std::string const& socket, char const* what) {
+    if (errno == EAGAIN)
+        return Error{ErrorCode::DeadlineExceeded,
+                     "the sidecar at " + socket + " did not take a descriptor in time"};
     bool const nobody =
         errno == ENOENT || errno == ECONNREFUSED || errno == ECONNRESET || errno == EPIPE;
     return Error{nobody ? ErrorCode::Unavailable : ErrorCode::Io,
@@ -20,7 +23,17 @@ Error failed(std::string const& socket, char const* what) {
                      std::strerror(errno)};
 }
 
-Result<UniqueFd> connected(std::string const& socket) {
+/// Of connect and send both: the sidecar's queue may be full.
+Result<void> set_deadline(UniqueFd const& line, std::string const& socket, Deadline deadline) {
+    auto const left =
+        std::max(milliseconds(1), std::chrono::ceil<milliseconds>(deadline - Clock::now()));
+    timeval const limit{left.count() / 1000, left.count() % 1000 * 1000};
+    if (::setsockopt(line.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) != 0)
+        return failed(socket, "deadline");
+    return {};
+}
+
+Result<UniqueFd> connected(std::string const& socket, Deadline deadline) {
     sockaddr_un address{};
     if (socket.size() >= sizeof address.sun_path)
         return Error{ErrorCode::InvalidArgument, "the sidecar's descriptor socket '" + socket +
@@ -28,8 +41,9 @@ Result<UniqueFd> connected(std::string const& socket) {
                                                      std::to_string(sizeof address.sun_path - 1)};
     address.sun_family = AF_UNIX;
     std::copy(socket.begin(), socket.end(), address.sun_path);
-    UniqueFd line(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    UniqueFd line(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     if (!line) return failed(socket, "socket");
+    DKV_TRY(set_deadline(line, socket, deadline));
     if (::connect(line.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
         return failed(socket, "connect");
     return line;
@@ -45,7 +59,7 @@ Result<void> send_descriptor(std::string const& socket,
     if (socket.empty())
         return Error{ErrorCode::Unsupported,
                      "the sidecar takes no descriptors: it is reached over TCP, or has no CUDA"};
-    auto const line = DKV_TRY(connected(socket));
+    auto const line = DKV_TRY(connected(socket, deadline));
 
     std::array<std::uint64_t, 2> words{instance, ticket};
     iovec part{words.data(), sizeof words};
@@ -63,19 +77,6 @@ Result<void> send_descriptor(std::string const& socket,
     std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
     if (::sendmsg(line.get(), &message, MSG_NOSIGNAL) < 0) return failed(socket, "send");
 
-    // Its byte says that the descriptor is there, so that no message can come before it.
-    auto const left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
-    pollfd wait{line.get(), POLLIN, 0};
-    int const ready = ::poll(&wait, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
-    if (ready < 0) return failed(socket, "poll");
-    if (ready == 0)
-        return Error{ErrorCode::DeadlineExceeded,
-                     "the sidecar at " + socket + " did not take a descriptor in time"};
-    char byte = 0;
-    ssize_t const got = ::recv(line.get(), &byte, sizeof byte, 0);
-    if (got < 0) return failed(socket, "receive");
-    if (got == 0)
-        return Error{ErrorCode::Unavailable, "the sidecar at " + socket + " took no descriptor"};
     return {};
 }
 

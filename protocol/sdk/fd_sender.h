@@ -10,8 +10,8 @@
 
 namespace dkv::sdk {
 
-/// Over the Unix socket of Welcome.fd_socket, under a ticket that the message which needs it names;
-/// returns when the sidecar has it.
+/// Over the Unix socket of Welcome.fd_socket, under a ticket that the message which needs it names.
+/// Sent, not answered: that message waits for it over there.
 ///
 /// Errors: Unsupported when the sidecar takes none (`socket` is empty); Unavailable when nobody
 /// answers there; DeadlineExceeded; Io.

@@ -421,7 +421,7 @@ def test_a_dropped_cache_closes_its_session_and_gives_its_memory_back(tiny_llama
     cache = dkv.hf.Cache(tiny_llama, engine=engine, prompt_tokens=100)
     with torch.no_grad():
         tiny_llama(prompt(60), past_key_values=cache)
-    arena = cache._storage.arena
+    arena = cache._storage.arenas[0]
     assert arena.allocated_bytes > 0
 
     del cache

@@ -10,6 +10,7 @@ Whatever raises a DkvError, the engine can go on with its own rows. dkv.hf does 
 Face transformers. Nothing here needs torch.
 """
 
+from . import cuda
 from ._abi import library as _library
 from .arena import Arena
 from .engine import Engine
@@ -59,5 +60,6 @@ __all__ = [
     "Rows",
     "Session",
     "Status",
+    "cuda",
     "library_version",
 ]

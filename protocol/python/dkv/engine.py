@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from . import _abi
+from . import _abi, _cuda_abi, cuda
 from .session import Session
 from .words import Dtype, EngineState, Geometry, Policy
 
@@ -15,13 +15,15 @@ class Engine:
     geometry    of the model's compressible layers
     endpoint    None: DKV_ENDPOINT, else this user's default
     engine      for people: "transformers 5.23.0"; so is `model`
+    device      "cpu", or a GPU (its UUID, "cuda", a torch.device): then rows are in dkv.cuda.DeviceArenas
     group       ranks of one model share it; 0: alone
     timeout_s   deadline of one request
 
     Needs no sidecar: without one, open_session raises UNAVAILABLE until there is one. May be shared
     by threads. In a child after fork() its methods raise BAD_STATE.
 
-    Raises DkvError: INVALID_ARGUMENT for geometry or endpoint, UNSUPPORTED for a dtype.
+    Raises DkvError: INVALID_ARGUMENT for geometry or endpoint, UNSUPPORTED for a dtype; for a GPU NOT_FOUND
+    or UNAVAILABLE.
     """
 
     def __init__(
@@ -31,16 +33,17 @@ class Engine:
         endpoint: str | None = None,
         engine: str = "",
         model: str = "",
-        device: str = "cpu",
+        device: object = "cpu",
         group: int = 0,
         timeout_s: float = 2.0,
     ):
         self._handle: ctypes.c_void_p | None = None
+        self.device = "cpu" if str(device) == "cpu" else cuda.uuid_of(device)
         options = _abi.EngineOptions(
             endpoint=_abi.text(endpoint),
             engine=_abi.text(engine),
             model=_abi.text(model),
-            device=_abi.text(device),
+            device=_abi.text(self.device),
             group=group,
             geometry=_abi.Geometry(
                 geometry.layers,
@@ -52,7 +55,10 @@ class Engine:
             timeout_ms=max(1, _abi.milliseconds(timeout_s)),
         )
         handle = ctypes.c_void_p()
-        _abi.call("dkv_engine_open", ctypes.byref(options), ctypes.byref(handle))
+        if self.device == "cpu":
+            _abi.call("dkv_engine_open", ctypes.byref(options), ctypes.byref(handle))
+        else:
+            _cuda_abi.call("dkv_cuda_engine_open", ctypes.byref(options), ctypes.byref(handle))
         self._handle = handle
         self.geometry = geometry
 

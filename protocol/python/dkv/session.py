@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import typing
 
-from . import _abi
+from . import _abi, _cuda_abi, cuda
 from .arena import Arena
 from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Rows, Status
 
@@ -41,6 +41,7 @@ class Session:
         scores: Rows | None = None,
         scale: float = 0.0,
         softcap: float = 0.0,
+        stream: int | None = None,
     ) -> None:
         """Reports a layer, in order from 0. Does not wait.
 
@@ -48,6 +49,8 @@ class Session:
         queries        [q_heads, plan.window, head_dim], after RoPE
         scores         instead of queries: [q_heads or kv_heads, prompt_tokens, 1] f32
         scale          of the logits; 0: 1/sqrt(head_dim)
+        stream         on a GPU: a cudaStream_t whose queued work writes the rows (0: the default stream);
+                       None: they are written
 
         Raises DkvError: BAD_STATE out of order or after the session was abandoned,
         INVALID_ARGUMENT for shapes or rows outside their arena.
@@ -57,7 +60,10 @@ class Session:
             ready.queries = ctypes.pointer(_rows(queries))
         if scores is not None:
             ready.scores = ctypes.pointer(_rows(scores))
-        _abi.call("dkv_session_layer_ready", self._handle, ctypes.byref(ready))
+        if stream is None:
+            _abi.call("dkv_session_layer_ready", self._handle, ctypes.byref(ready))
+        else:
+            _cuda_abi.call("dkv_cuda_layer_ready", self._handle, ctypes.byref(ready), stream)
 
     def poll(self, timeout_s: float = 0.0) -> Event:
         """The next thing that happened; EventKind.NONE when nothing did in time."""
@@ -109,7 +115,8 @@ class Session:
         """
         handle = ctypes.c_void_p()
         _abi.call("dkv_session_take_arena", self._handle, form, ctypes.byref(handle))
-        return Arena._of(handle)
+        device = self._engine.device
+        return Arena._of(handle) if device == "cpu" else cuda.DeviceArena._of(handle, device)
 
     def adopted(self, bytes_returned: int, bytes_peak: int, bytes_final: int) -> None:
         """Tells the sidecar what the system gave back, as measured here."""

@@ -23,6 +23,7 @@ import dkv
 from . import attention, profiles
 from .announce import announce_prompts
 from .layer import DkvLayer
+from .place import place_of
 from .prompt import Prompt
 from .report import Report
 from .storage import Storage
@@ -54,6 +55,8 @@ class Cache(TransformersCache):
                    a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py);
                    "auto" when no policy is named either
     force_profile  also a file that was made for other weights of the same shape
+    device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
+                   device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
 
     Raises ProfileError for a file that does not fit this model.
 
@@ -76,6 +79,7 @@ class Cache(TransformersCache):
         strict: bool = False,
         profile: str | os.PathLike | dkv.Profile | None = None,
         force_profile: bool = False,
+        device: object = None,
         **policy_options,
     ):
         unasked = profile is None and policy in (None, "auto")
@@ -100,6 +104,7 @@ class Cache(TransformersCache):
         self._config = model.config.get_text_config(decoder=True)
         self._endpoint = endpoint
         self._own_engine = engine
+        self._device = device
         self._begin()
         if not self._dkv_layers:
             self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
@@ -248,7 +253,7 @@ class Cache(TransformersCache):
             prompt.abandon(reason)
             self._arenas += prompt.kept_arenas
         if self._storage is not None:
-            self._storage.arena.release(0, self._storage.arena.bytes)
+            self._storage.discard()
         for arena in self._arenas:
             arena.release(0, arena.bytes)
         self._storage, self._arenas = None, []
@@ -258,8 +263,6 @@ class Cache(TransformersCache):
     def _refusal(self, keys: torch.Tensor, values: torch.Tensor) -> str | None:
         if keys.shape[0] != 1:
             return f"a batch of {keys.shape[0]}: only batch 1 is compressed"
-        if keys.device.type != "cpu":
-            return f"K and V are on {keys.device}: only the CPU is supported"
         if keys.dtype not in _DTYPES:
             return f"K and V are {keys.dtype}: only float32, float16 and bfloat16 are supported"
         if values.shape != keys.shape or values.dtype != keys.dtype:
@@ -274,12 +277,11 @@ class Cache(TransformersCache):
         self._shape = (keys.shape[1], keys.shape[3], keys.dtype)
         try:
             with self._report.timed():
+                place = place_of(self._device, keys.device)
+                # Of a device every row exists: what comes after a prompt that is kept whole moves out of here.
+                room = min(most, tokens + max(tokens, _ROOM_TOKENS)) if place.sparse else tokens
                 self._storage = Storage(
-                    len(self._dkv_layers),
-                    keys.shape[1],
-                    keys.shape[3],
-                    min(most, tokens + max(tokens, _ROOM_TOKENS)),
-                    keys.dtype,
+                    len(self._dkv_layers), keys.shape[1], keys.shape[3], room, keys.dtype, place
                 )
         except dkv.DkvError as error:
             return f"no shared memory: {error}"
@@ -310,7 +312,13 @@ class Cache(TransformersCache):
         geometry = dkv.Geometry(
             layers=len(self._dkv_layers), q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
         )
-        key = (os.getpid(), self._endpoint or os.environ.get("DKV_ENDPOINT"), q_heads, kv_heads, head_dim, dtype)
+        endpoint = self._endpoint or os.environ.get("DKV_ENDPOINT")
+        try:
+            device = place_of(self._device, model.device).device
+        except dkv.DkvError as error:
+            self._report.failure = f"{error.status.name.lower()}: {error}"
+            return None
+        key = (os.getpid(), endpoint, device, q_heads, kv_heads, head_dim, dtype)
         known = _engines.setdefault(model, {})
         if key not in known:
             name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -320,6 +328,7 @@ class Cache(TransformersCache):
                     endpoint=self._endpoint,
                     engine=f"transformers {transformers.__version__}",
                     model=os.path.basename(str(name).rstrip("/")),
+                    device=device,
                 )
             except dkv.DkvError as error:
                 self._report.failure = f"{error.status.name.lower()}: {error}"

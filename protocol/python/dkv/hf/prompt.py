@@ -57,7 +57,13 @@ class Prompt:
                 return
             try:
                 self._queries = QueryWindow(
-                    len(self.layers), q_heads, self.storage.head_dim, plan.window, self.tokens, self.storage.dtype
+                    len(self.layers),
+                    q_heads,
+                    self.storage.head_dim,
+                    plan.window,
+                    self.tokens,
+                    self.storage.dtype,
+                    self.storage.place,
                 )
             except dkv.DkvError as error:
                 session.close(str(error))
@@ -89,6 +95,7 @@ class Prompt:
                     queries=self._queries.rows(ordinal),
                     scale=scaling or 0.0,
                     softcap=softcap or 0.0,
+                    **self.storage.place.ready_options(),
                 )
                 self._take_events()
             except dkv.DkvError as error:

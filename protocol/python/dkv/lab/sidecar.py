@@ -130,7 +130,7 @@ class Loan:
         self._sums = _Sums(layers) if first.accumulated is not None else None
 
     def take_back(self) -> None:
-        self._storage.arena.release(0, self._storage.arena.bytes)
+        self._storage.discard()
         self._queries.discard()
 
     def kept(self, wish: dkv.Policy) -> list[list[list[int]]]:

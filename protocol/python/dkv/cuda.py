@@ -1,0 +1,219 @@
+"""Device memory for engines on a GPU, through libdkv_cuda. Importing this needs neither.
+
+    if dkv.cuda.available():
+        gpu = dkv.cuda.devices()[0]
+        engine = dkv.Engine(geometry, device=gpu.uuid)
+        keys = dkv.cuda.DeviceArena(bytes, gpu.uuid)      # torch.as_tensor(keys) is a view of it
+        ...
+        session.layer_ready(layer, ..., stream=torch.cuda.current_stream().cuda_stream)
+
+Where there is no GPU, why_not() says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import enum
+
+from . import _abi, _cuda_abi, _dlpack
+from .arena import Arena, _Memory
+from .words import DkvError, Status
+
+
+class ArenaKind(enum.IntEnum):
+    """How device memory is made, and so how the sidecar opens it."""
+
+    DEFAULT = 0  # MALLOC; DKV_CUDA_ARENA=vmm in the environment changes it.
+    MALLOC = 1  # cudaMalloc: a CUDA IPC handle
+    VMM = 2  # cuMemCreate: a file descriptor over a Unix socket
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    ordinal: int  # In this process.
+    uuid: str  # "GPU-…", the same in every process.
+    name: str
+    bytes: int
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+
+
+def built_with() -> str:
+    """ "CUDA 13.0". Raises DkvError (NOT_FOUND) without libdkv_cuda."""
+    return _cuda_abi.library().dkv_cuda_built_with().decode()
+
+
+def is_emulated() -> bool:
+    """Whether device memory is host memory, as in dkv's own tests. False without libdkv_cuda."""
+    try:
+        return bool(_cuda_abi.library().dkv_cuda_is_emulated())
+    except DkvError:
+        return False
+
+
+def devices() -> list[Device]:
+    """The GPUs of this process, at least one.
+
+    Raises DkvError: UNAVAILABLE without driver or GPU, NOT_FOUND without libdkv_cuda.
+    """
+    count = ctypes.c_uint32()
+    _cuda_abi.call("dkv_cuda_device_count", ctypes.byref(count))
+    found = []
+    for index in range(count.value):
+        device = _cuda_abi.Device()
+        _cuda_abi.call("dkv_cuda_get_device", index, ctypes.byref(device))
+        capability = (device.major, device.minor)
+        name, uuid = device.name.decode(errors="replace"), device.uuid.decode()
+        found.append(Device(device.ordinal, uuid, name, device.bytes, capability, device.multiprocessors))
+    return found
+
+
+def why_not() -> str | None:
+    """Why there is no GPU to use, in a line; None when there is one."""
+    try:
+        devices()
+    except DkvError as error:
+        return error.message if error.message.startswith("no GPU") else f"no GPU: {error.message}"
+    return None
+
+
+def available() -> bool:
+    return why_not() is None
+
+
+def uuid_of(device: object) -> str:
+    """Of "cuda" (the first GPU), an ordinal, a UUID, or a torch.device.
+
+    Raises DkvError: NOT_FOUND for one that this process cannot see; those of devices().
+    """
+    known = devices()
+    text = str(device)
+    if text.startswith("cuda"):
+        text = text.partition(":")[2] or str(getattr(device, "index", None) or 0)
+    for found in known:
+        if text in (found.uuid, str(found.ordinal)):
+            return found.uuid
+    raise DkvError(
+        Status.NOT_FOUND, f"device '{device}' is not one of this process's: {', '.join(gpu.uuid for gpu in known)}"
+    )
+
+
+class DeviceArena(Arena):
+    """Device memory that this process owns: zeroed, one allocation, outside of torch's allocator.
+
+    bytes    its size
+    device   a UUID, an ordinal, "cuda" or a torch.device
+    kind     cudaMalloc by default
+
+    torch.as_tensor(arena) and torch.from_dlpack(arena) are its bytes without a copy, and keep it
+    alive; tensor() is the same in a dtype. release() of the whole arena, or its end, frees the memory
+    when the sidecar has let go; release() of a part does nothing. Do not touch tensors over it then.
+
+    Raises DkvError: NOT_FOUND for the device, LIMIT_EXCEEDED when it is full, UNAVAILABLE, UNSUPPORTED.
+    """
+
+    def __init__(self, bytes: int, device: object = "cuda", kind: ArenaKind = ArenaKind.DEFAULT):
+        handle = ctypes.c_void_p()
+        uuid = uuid_of(device)
+        _cuda_abi.call("dkv_cuda_arena_create", uuid.encode(), bytes, kind, ctypes.byref(handle))
+        self._memory = _Memory(handle)
+        self.device = uuid
+
+    @classmethod
+    def _of(cls, handle: ctypes.c_void_p, device: str) -> "DeviceArena":
+        arena = super()._of(handle)
+        arena.device = device
+        return arena
+
+    @classmethod
+    def adopt(cls, array: object) -> "DeviceArena":
+        """Lends memory that is somebody's already: a tensor on a GPU (all of its storage), or anything with
+        a contiguous __cuda_array_interface__. Keeps it alive; offset_of() says where a tensor lies in it.
+
+        Raises DkvError: UNSUPPORTED, with the hint that helps, for memory that no other process can open
+        (torch's expandable segments); INVALID_ARGUMENT for what is no device memory.
+        """
+        address, bytes = _extent(array)
+        handle = ctypes.c_void_p()
+        _cuda_abi.call("dkv_cuda_arena_adopt", address, bytes, ctypes.byref(handle))
+        arena = super()._of(handle)
+        arena._memory.lender = array
+        arena.device = None  # The library knows it; nothing here asks.
+        return arena
+
+    def offset_of(self, tensor: object) -> int:
+        """Bytes from the arena's base to a tensor inside it. Raises DkvError (INVALID_ARGUMENT)."""
+        address = _address(tensor)
+        if not self.base <= address < self.base + self.bytes:
+            raise DkvError(Status.INVALID_ARGUMENT, f"address {address:#x} is not inside this arena")
+        return address - self.base
+
+    def part(self, offset: int, bytes: int) -> ctypes.Array:
+        """As Arena.part(), on the emulation only. Raises DkvError (UNSUPPORTED) on a GPU."""
+        if not is_emulated():
+            raise DkvError(Status.UNSUPPORTED, "device memory has no buffer on the host: torch.as_tensor(arena)")
+        return super().part(offset, bytes)
+
+    def tensor(self, dtype):
+        """All of it as one flat torch tensor."""
+        import torch
+
+        with torch.inference_mode(False):
+            if is_emulated():
+                return torch.frombuffer(self.buffer, dtype=dtype, count=self.bytes // dtype.itemsize)
+            whole = self.bytes // dtype.itemsize * dtype.itemsize
+            return torch.as_tensor(self)[:whole].view(dtype)
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        return {
+            "shape": (self.bytes,),
+            "typestr": "|u1",
+            "data": (self.base, False),
+            "version": 3,
+            "strides": None,
+            "stream": None,  # Zeroed and synchronised when it was made.
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        if is_emulated():
+            return (_dlpack.CPU, 0)
+        ordinal = next(gpu.ordinal for gpu in devices() if self.device in (None, gpu.uuid))
+        return (_dlpack.CUDA, ordinal)
+
+    def __dlpack__(self, *, stream=None, **_):
+        return _dlpack.capsule(self.base, self.bytes, self.__dlpack_device__(), self._memory)
+
+
+def copy_to_host(address: int, bytes: int) -> bytes:
+    """Device memory's bytes, wherever it is. Raises DkvError (INVALID_ARGUMENT) for no device memory."""
+    target = ctypes.create_string_buffer(bytes)
+    _cuda_abi.call("dkv_cuda_copy_to_host", target, address, bytes)
+    return target.raw
+
+
+def copy_to_device(address: int, data: bytes, stream: int = 0) -> None:
+    """Behind what is queued on `stream`; waits for it."""
+    _cuda_abi.call("dkv_cuda_copy_to_device", address, data, len(data), stream)
+
+
+def _address(array: object) -> int:
+    pointer = getattr(array, "data_ptr", None)
+    return pointer() if pointer is not None else array.__cuda_array_interface__["data"][0]
+
+
+def _extent(array: object) -> tuple[int, int]:
+    """Address and bytes of a tensor's storage, or of a contiguous array."""
+    storage = getattr(array, "untyped_storage", None)
+    if storage is not None:
+        return storage().data_ptr(), storage().nbytes()
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise DkvError(Status.INVALID_ARGUMENT, f"{type(array).__name__} has no __cuda_array_interface__")
+    if interface.get("strides") is not None:
+        raise DkvError(Status.INVALID_ARGUMENT, "only contiguous arrays can be lent: this one has strides")
+    bytes = int(interface["typestr"][2:])
+    for extent in interface["shape"]:
+        bytes *= extent
+    return interface["data"][0], bytes
