@@ -19,7 +19,9 @@ namespace dkv::cuda {
 inline constexpr float kLog2E = 1.44269504F;
 inline constexpr unsigned kPassWarps = 4;
 inline constexpr unsigned kPassThreads = 32 * kPassWarps;
-inline constexpr std::uint32_t kHeadDimMax = 768;  ///< A tile of f32 keys fits in 99 KiB.
+inline constexpr std::uint32_t kHeadDimMax = 640;  ///< Two tiles of f32 keys and what chunks keep.
+/// What every architecture from sm_80 on gives to a block.
+inline constexpr std::size_t kSharedBytesMax = std::size_t{99} << 10U;
 
 /// Keys or queries as a kernel reads them.
 struct DeviceRows {

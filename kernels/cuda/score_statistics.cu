@@ -11,7 +11,7 @@ constexpr std::uint32_t kBlocksWanted = 1536;
 constexpr std::uint32_t kSplitTilesMin = 2;  // So that one is copied while another is met.
 constexpr std::uint32_t kChunksMax = 16;
 constexpr std::uint32_t kTileTokensMax = 64;
-constexpr std::size_t kSharedBytesMax = std::size_t{99} << 10U;
+constexpr std::size_t kTilesBytesWanted = std::size_t{36} << 10U;  // For blocks side by side.
 
 struct StatisticsGrid {
     std::uint32_t row_warps;     // Warps that share a tile's rows; the others share its tokens.
@@ -50,30 +50,22 @@ struct LaneSums {
             row = {-FLT_MAX, 0};
     }
 
-    /// Four logits of each row; the first is that of column `token`, the others of token + 1, + 8
-    /// and + 9. Where `causal`, row i sees no token above limits[i].
-    __device__ void add(PassShape const& shape,
-                        float const (&acc)[kTiles][2][4],
-                        std::uint32_t token,
-                        bool causal,
-                        std::uint32_t const (&limits)[2 * kTiles]) {
+    /// Four logits of each row.
+    __device__ void add(float const (&logits)[kTiles][2][4]) {
 #pragma unroll
         for (unsigned i = 0; i < 2 * kTiles; ++i) {
-            float logits[4];
-#pragma unroll
-            for (unsigned j = 0; j < 4; ++j) {
-                logits[j] = logit_of(shape, acc[i / 2][j / 2][i % 2 * 2 + j % 2]);
-                if (causal && token + j / 2 * 8 + j % 2 > limits[i]) logits[j] = -INFINITY;
-            }
+            auto const& tile = logits[i / 2];
+            unsigned const at = i % 2 * 2;
+            float const largest =
+                fmaxf(fmaxf(tile[0][at], tile[0][at + 1]), fmaxf(tile[1][at], tile[1][at + 1]));
             RowSum& row = rows[i];
-            float const largest = fmaxf(fmaxf(logits[0], logits[1]), fmaxf(logits[2], logits[3]));
             if (largest > row.largest) {
                 row.sum *= exp2_approx(row.largest - largest);
                 row.largest = largest;
             }
 #pragma unroll
-            for (float const logit : logits)
-                row.sum += exp2_approx(logit - row.largest);
+            for (unsigned j = 0; j < 4; ++j)
+                row.sum += exp2_approx(tile[j / 2][at + j % 2] - row.largest);
         }
     }
 
@@ -88,6 +80,23 @@ struct LaneSums {
         return mine;
     }
 };
+
+/// Minus infinity for what the queries do not see: the lane's first logit is that of `row` and
+/// `token`.
+template <unsigned kTiles>
+__device__ void hide_future(PassShape const& shape,
+                            float (&logits)[kTiles][2][4],
+                            std::uint32_t row,
+                            std::uint32_t token) {
+#pragma unroll
+    for (unsigned i = 0; i < 2 * kTiles; ++i) {
+        std::uint32_t const limit = shape.prefix + (row + 8 * i) % shape.window_rows;
+#pragma unroll
+        for (unsigned j = 0; j < 4; ++j)
+            if (token + j / 2 * 8 + j % 2 > limit)
+                logits[i / 2][j / 2][i % 2 * 2 + j % 2] = -INFINITY;
+    }
+}
 
 // A block meets a range of one KV head's tokens, tile by tile, with its chunks of rows. Warp w
 // holds 16 * kTiles of a chunk's rows, from part w % row_warps on, and multiplies them with the
@@ -149,16 +158,16 @@ DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
                     lane);
                 sums.clear();
             }
-            std::uint32_t limits[2 * kTiles];
-#pragma unroll
-            for (unsigned i = 0; i < 2 * kTiles; ++i)
-                limits[i] =
-                    causal ? shape.prefix + (row + lane / 4 + 8 * i) % shape.window_rows : 0;
+            std::uint32_t const last_seen =
+                shape.prefix + last_place(shape, row % shape.window_rows, 16 * kTiles);
             for (std::uint32_t at = 0; at < warp_tokens; at += 16) {
                 std::uint32_t const place = token_warp * warp_tokens + at;
+                if (token + place > last_seen) break;
                 float acc[kTiles][2][4];
                 engine.pass_keys(acc, stage + place * engine.key_stride(), lane);
-                sums.add(shape, acc, token + place + lane % 4 * 2, causal, limits);
+                take_logits(shape, acc);
+                if (causal) hide_future(shape, acc, row + lane / 4, token + place + lane % 4 * 2);
+                sums.add(acc);
             }
             if (chunks == 1 && tile + 1 < end_tile) continue;
 
@@ -216,9 +225,7 @@ StatisticsGrid grid_for(Engine const& engine, PassShape const& shape, std::uint3
     grid.block_chunks = pieces(grid.chunks, grid.row_groups);
     grid.kept_rows = grid.block_chunks > 1 ? grid.block_chunks * chunk_rows : 0;
     grid.tile_tokens = kTileTokensMax;
-    while (grid.tile_tokens > 16 &&
-           2 * grid.tile_tokens * engine.key_stride() + grid.kept_rows * sizeof(RowSum) >
-               kSharedBytesMax)
+    while (grid.tile_tokens > 16 && 2 * grid.tile_tokens * engine.key_stride() > kTilesBytesWanted)
         grid.tile_tokens /= 2;
     grid.token_warps = std::min(kPassWarps / row_warps, grid.tile_tokens / 16);
     grid.tiles = pieces(shape.prefix + shape.window, grid.tile_tokens);
@@ -246,6 +253,7 @@ Result<void> Pass::statistics(Queue& queue, float share) {
         StatisticsGrid const grid = grid_for(engine, shape_, row_warps_);
         std::size_t const shared = std::size_t{2} * grid.tile_tokens * engine.key_stride() +
                                    grid.kept_rows * sizeof(RowSum);
+        DKV_ASSERT(shared <= kSharedBytesMax);
         DKV_TRY(launch(statistics_kernel<Engine>, shape_.kv_heads * grid.splits * grid.row_groups,
                        kPassThreads, shared, queue.stream(), shape_, products_, keys_,
                        memory_.packed, grid, memory_.partials));

@@ -7,7 +7,6 @@ namespace dkv::cuda {
 namespace {
 
 constexpr std::uint32_t kBlocksWanted = 1536;
-constexpr std::size_t kSharedBytesMax = std::size_t{99} << 10U;
 
 struct SumsGrid {
     std::uint32_t tile_tokens;  // A multiple of the 16 * kTiles of a warp.
@@ -50,27 +49,35 @@ struct LaneTokens {
     }
 };
 
-/// Adds to `sums` what eight rows give; `token` is the lane's first one, and where `causal`, the
-/// rows see those up to limit (t's first row) and limit + 1 (its second).
+/// Adds to `sums` what eight rows give, of which weights[0] and [1] are the lane's.
 template <unsigned kTiles>
-__device__ void weigh(PassShape const& shape,
-                      float const (&acc)[kTiles][2][4],
+__device__ void weigh(float const (&logits)[kTiles][2][4],
                       unsigned n,
                       RowWeight const* __restrict__ weights,
-                      std::uint32_t token,
-                      std::uint32_t limit,
-                      bool causal,
                       LaneTokens<kTiles>& sums) {
     float4 const rows = __ldg(reinterpret_cast<float4 const*>(weights));
 #pragma unroll
+    for (unsigned i = 0; i < 2 * kTiles; ++i) {
+        float const* const own = &logits[i / 2][n][i % 2 * 2];
+        sums.of[i] = fmaf(exp2_approx(fminf(own[0] - rows.x, 0.0F)), rows.y, sums.of[i]);
+        sums.of[i] = fmaf(exp2_approx(fminf(own[1] - rows.z, 0.0F)), rows.w, sums.of[i]);
+    }
+}
+
+/// Minus infinity for what eight queries do not see: the lane's first logit is that of `query` of
+/// the window and `token`.
+template <unsigned kTiles>
+__device__ void hide_future(PassShape const& shape,
+                            float (&logits)[kTiles][2][4],
+                            unsigned n,
+                            std::uint32_t query,
+                            std::uint32_t token) {
+#pragma unroll
     for (unsigned i = 0; i < 2 * kTiles; ++i)
 #pragma unroll
-        for (unsigned j = 0; j < 2; ++j) {
-            float const logit = logit_of(shape, acc[i / 2][n][i % 2 * 2 + j]);
-            float power = exp2_approx(fminf(logit - (j == 0 ? rows.x : rows.z), 0.0F));
-            if (causal && token + 8 * i > limit + j) power = 0;
-            sums.of[i] = fmaf(power, j == 0 ? rows.y : rows.w, sums.of[i]);
-        }
+        for (unsigned j = 0; j < 2; ++j)
+            if (token + 8 * i > shape.prefix + query + j)
+                logits[i / 2][n][i % 2 * 2 + j] = -INFINITY;
 }
 
 /// What all rows of a KV head give to a warp's tokens, from `first` on, that `engine` holds.
@@ -95,12 +102,18 @@ __device__ void sum_rows(Engine const& engine,
     std::uint32_t place = 0;  // Of the eight rows in their query head.
     for (std::uint32_t row = 0; row < shape.rows; row += 16) {
         float acc[kTiles][2][4];
-        engine.pass_rows(acc, packed + engine.packed_bytes(row), lane);
+        bool const seen = first <= shape.prefix + last_place(shape, place, 16);
+        if (seen) {
+            engine.pass_rows(acc, packed + engine.packed_bytes(row), lane);
+            take_logits(shape, acc);
+        }
 #pragma unroll
         for (unsigned n = 0; n < 2; ++n) {
             if (row + 8 * n >= shape.rows) break;
-            weigh(shape, acc, n, weights + row + 8 * n + lane % 4 * 2, first + lane / 4,
-                  shape.prefix + place + lane % 4 * 2, causal, sums);
+            if (seen) {
+                if (causal) hide_future(shape, acc, n, place + lane % 4 * 2, first + lane / 4);
+                weigh(acc, n, weights + row + 8 * n + lane % 4 * 2, sums);
+            }
             place += 8;
             if (place < shape.window_rows) continue;
             place = 0;

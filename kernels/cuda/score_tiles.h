@@ -283,6 +283,13 @@ __device__ void load_tile(Engine const& engine,
 
 // --- logits ---
 
+/// The last place in the window that any of `count` rows from `place` on has.
+__device__ inline std::uint32_t last_place(PassShape const& shape,
+                                           std::uint32_t place,
+                                           std::uint32_t count) {
+    return min(place + count, shape.window_rows) - 1;  // Beyond it the next head's begin at 0.
+}
+
 /// tanh, to 2e-7: below 5/8 by a polynomial, fitted at Chebyshev's nodes, since 1 - 2 / (1 + e^2x)
 /// loses the small numbers' digits.
 __device__ inline float tanh_f32(float x) {
@@ -297,13 +304,29 @@ __device__ inline float tanh_f32(float x) {
     return size < 0.625F ? fmaf(x * z, near, x) : copysignf(far, x);
 }
 
-/// A product as a logit to base 2. NaN counts as the smallest finite number, the infinities as the
-/// nearest one.
-__device__ inline float logit_of(PassShape const& shape, float product) {
-    float const logit = fminf(fmaxf(product * shape.scale, -FLT_MAX), FLT_MAX);
-    if (shape.softcap == 0) return logit;
-    float const capped = tanh_f32(logit * shape.inverse_softcap) * shape.softcap;
-    return fminf(fmaxf(capped * kLog2E, -FLT_MAX), FLT_MAX);
+__device__ inline float clamped(float x) {
+    return fminf(fmaxf(x, -FLT_MAX), FLT_MAX);
+}
+
+/// Products become logits to base 2. NaN counts as the smallest finite number, the infinities as
+/// the nearest one.
+template <unsigned kTiles>
+__device__ void take_logits(PassShape const& shape, float (&acc)[kTiles][2][4]) {
+#pragma unroll
+    for (auto& tile : acc)
+#pragma unroll
+        for (auto& fragment : tile)
+#pragma unroll
+            for (float& each : fragment)
+                each = clamped(each * shape.scale);
+    if (shape.softcap == 0) return;
+#pragma unroll
+    for (auto& tile : acc)
+#pragma unroll
+        for (auto& fragment : tile)
+#pragma unroll
+            for (float& each : fragment)
+                each = clamped(tanh_f32(each * shape.inverse_softcap) * shape.softcap * kLog2E);
 }
 
 /// Runs f(Engine) with the engine for this pass.
