@@ -91,7 +91,7 @@ if(dkv_cuda_root)
     find_library(dkv_cudart cudart_static NO_DEFAULT_PATH NO_CACHE
         PATHS ${dkv_cuda_root} PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib lib/x86_64-linux-gnu)
     find_package(Boost 1.74 QUIET COMPONENTS context)
-    if(Boost_FOUND)
+    if(Boost_FOUND AND NOT DKV_TEST_GPU STREQUAL "REAL")
         set(DKV_HAS_EMULATION ON)
     endif()
     if(DKV_SANITIZE)
