@@ -1,0 +1,54 @@
+// What every function of the emulated API begins with: a driver, the one lock, the last error.
+#pragma once
+
+#include <cstddef>
+#include <mutex>
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+namespace cudaemu {
+
+/// Of everything the emulation knows, and of the one block that runs.
+using Lock = std::unique_lock<std::mutex>;
+std::mutex& device_mutex();
+
+/// Remembers an error for cudaGetLastError; passes it on.
+cudaError_t remember(cudaError_t error);
+
+/// Why this process may not call CUDA at all: no driver, no device, or forked after its first call.
+cudaError_t refusal();
+
+/// The body of an API function, under the lock.
+template <class Body>
+cudaError_t call(Body body) {
+    if (cudaError_t const refused = refusal(); refused != cudaSuccess) return remember(refused);
+    Lock lock(device_mutex());
+    return remember(body(lock));
+}
+/// Of a driver function.
+template <class Body>
+CUresult drive(Body body) {
+    if (refusal() != cudaSuccess) return CUDA_ERROR_NOT_INITIALIZED;
+    Lock lock(device_mutex());
+    return body(lock);
+}
+
+/// The calling thread's device.
+int current_device();
+
+/// The visible devices, by ordinal.
+struct Device {
+    unsigned physical = 0;
+    CUuuid uuid{};
+    std::size_t bytes = 0;
+};
+int device_count();
+Device const& device(int ordinal);
+
+/// CUDAEMU_STREAMS=lazy: work runs when somebody waits or asks for it, not before.
+bool lazy_streams();
+/// CUDAEMU_HOST_ACCESS=trap: device memory is inaccessible to the host.
+bool traps_host_access();
+
+}  // namespace cudaemu
