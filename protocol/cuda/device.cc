@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdio>
 
+#include <cuda_runtime.h>  // The emulation says CUDAEMU in it.
+
 #include "protocol/cuda/cuda_try.h"
 
 namespace dkv::cuda {

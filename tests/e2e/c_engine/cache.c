@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/e2e/c_engine/device.h"
+
 enum { kPageBytes = 4096 };
 
 static uint64_t whole_pages(uint64_t bytes) {
@@ -50,66 +52,130 @@ dkv_status make_cache(Options const* options, uint32_t window, Cache* result) {
     result->part_bytes = whole_pages(geometry.kv_heads * options->tokens * result->row_bytes);
     result->layer_bytes = 2 * result->part_bytes +
                           whole_pages((uint64_t)geometry.q_heads * window * result->row_bytes);
+    result->on_gpu = options->device != NULL;
+    result->arena_count = result->on_gpu ? geometry.layers : 1;
     uint64_t const bytes = geometry.layers * result->layer_bytes;
-    dkv_status const status = dkv_arena_create(bytes, options->arena, &result->arena);
-    if (status != DKV_OK) return status;
     result->copy = malloc(bytes);
-    return result->copy == NULL ? DKV_IO : DKV_OK;
+    result->arenas = calloc(result->arena_count, sizeof *result->arenas);
+    if (result->copy == NULL || result->arenas == NULL) return DKV_IO;
+    if (!result->on_gpu) return dkv_arena_create(bytes, options->arena, &result->arenas[0]);
+    for (uint32_t at = 0; at < result->arena_count; ++at) {
+        dkv_status const status = make_gpu_arena(options, result->layer_bytes, &result->arenas[at]);
+        if (status != DKV_OK) return status;
+    }
+    return DKV_OK;
 }
 
 void drop_cache(Cache* cache) {
-    dkv_arena_destroy(cache->arena);
+    for (uint32_t at = 0; at < cache->arena_count; ++at)
+        dkv_arena_destroy(cache->arenas[at]);
+    free(cache->arenas);
     free(cache->copy);
     memset(cache, 0, sizeof *cache);
 }
 
-void fill_layer(Cache* cache, uint32_t layer, uint64_t* random) {
-    uint64_t const begin = layer * cache->layer_bytes;
-    uint64_t const step = element_bytes(cache->geometry.dtype);
-    unsigned char* const copy = cache->copy + begin;
-    for (uint64_t at = 0; at < cache->layer_bytes; at += step)
-        put_element(copy + at, cache->geometry.dtype, random);
-    memcpy((unsigned char*)dkv_arena_base(cache->arena) + begin, copy, cache->layer_bytes);
+static dkv_arena* arena_of(Cache const* cache, uint32_t layer) {
+    return cache->arenas[cache->on_gpu ? layer : 0];
 }
 
-static dkv_rows rows_at(Cache const* cache, uint64_t offset, uint32_t heads, uint32_t tokens) {
+/* Of the layer in its arena. */
+static uint64_t offset_of(Cache const* cache, uint32_t layer) {
+    return cache->on_gpu ? 0 : layer * cache->layer_bytes;
+}
+
+dkv_status fill_layer(Cache* cache, uint32_t layer, uint64_t* random) {
+    uint64_t const step = element_bytes(cache->geometry.dtype);
+    unsigned char* const copy = cache->copy + layer * cache->layer_bytes;
+    for (uint64_t at = 0; at < cache->layer_bytes; at += step)
+        put_element(copy + at, cache->geometry.dtype, random);
+    unsigned char* const target =
+        (unsigned char*)dkv_arena_base(arena_of(cache, layer)) + offset_of(cache, layer);
+    if (cache->on_gpu) return to_gpu(target, copy, cache->layer_bytes);
+    memcpy(target, copy, cache->layer_bytes);
+    return DKV_OK;
+}
+
+dkv_status release_layer(Cache* cache, uint32_t layer) {
+    return dkv_arena_release(arena_of(cache, layer), offset_of(cache, layer), cache->layer_bytes);
+}
+
+uint64_t allocated_bytes(Cache const* cache) {
+    uint64_t bytes = 0;
+    for (uint32_t at = 0; at < cache->arena_count; ++at)
+        bytes += dkv_arena_allocated_bytes(cache->arenas[at]);
+    return bytes;
+}
+
+/* `part`: bytes behind the layer's begin. */
+static dkv_rows rows_at(
+    Cache const* cache, uint32_t layer, uint64_t part, uint32_t heads, uint32_t tokens) {
     uint32_t const dim = cache->geometry.head_dim;
-    dkv_rows const rows = {
-        cache->arena, offset, cache->geometry.dtype, heads, tokens, dim, (uint64_t)tokens * dim,
-        dim,          1};
+    dkv_rows const rows = {arena_of(cache, layer),
+                           offset_of(cache, layer) + part,
+                           cache->geometry.dtype,
+                           heads,
+                           tokens,
+                           dim,
+                           (uint64_t)tokens * dim,
+                           dim,
+                           1};
     return rows;
 }
 
 dkv_rows keys_of(Cache const* cache, uint32_t layer) {
-    return rows_at(cache, layer * cache->layer_bytes, cache->geometry.kv_heads, cache->tokens);
+    return rows_at(cache, layer, 0, cache->geometry.kv_heads, cache->tokens);
 }
 
 dkv_rows values_of(Cache const* cache, uint32_t layer) {
-    return rows_at(cache, layer * cache->layer_bytes + cache->part_bytes, cache->geometry.kv_heads,
-                   cache->tokens);
+    return rows_at(cache, layer, cache->part_bytes, cache->geometry.kv_heads, cache->tokens);
 }
 
 dkv_rows queries_of(Cache const* cache, uint32_t layer) {
-    return rows_at(cache, layer * cache->layer_bytes + 2 * cache->part_bytes,
-                   cache->geometry.q_heads, cache->window);
+    return rows_at(cache, layer, 2 * cache->part_bytes, cache->geometry.q_heads, cache->window);
+}
+
+/* Rows of one head of K or V that are not `mine`, the copy's, at their positions. 1 per row. */
+static void compare_head(Cache const* cache,
+                         unsigned char const* mine,
+                         unsigned char const* theirs,
+                         uint32_t rows,
+                         int32_t const* positions,
+                         unsigned char* differs) {
+    uint64_t const bytes = rows * cache->row_bytes;
+    unsigned char* const read = cache->on_gpu ? malloc(bytes == 0 ? 1 : bytes) : NULL;
+    if (cache->on_gpu && (read == NULL || from_gpu(read, theirs, bytes) != DKV_OK)) {
+        memset(differs, 1, rows);
+        free(read);
+        return;
+    }
+    unsigned char const* const found = read != NULL ? read : theirs;
+    for (uint32_t row = 0; row < rows; ++row)
+        if (memcmp(mine + (uint64_t)positions[row] * cache->row_bytes,
+                   found + row * cache->row_bytes, cache->row_bytes) != 0)
+            differs[row] = 1;
+    free(read);
 }
 
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view) {
     unsigned char const* const keys = cache->copy + layer * cache->layer_bytes;
-    unsigned char const* const values = keys + cache->part_bytes;
-    int32_t const* position = view->positions;
+    uint64_t const head_bytes = cache->tokens * cache->row_bytes;
+    int32_t const* positions = view->positions;
+    unsigned char* const differs = malloc(cache->tokens);
+    if (differs == NULL) return UINT64_MAX;
     uint64_t wrong = 0;
     for (uint32_t head = 0; head < cache->geometry.kv_heads; ++head) {
-        for (uint32_t row = 0; row < view->lengths[head]; ++row, ++position) {
-            uint64_t const mine =
-                ((uint64_t)head * cache->tokens + (uint64_t)*position) * cache->row_bytes;
-            uint64_t const theirs = view->head_offset[head] + row * cache->row_bytes;
-            int const same = memcmp(keys + mine, (unsigned char const*)view->keys + theirs,
-                                    cache->row_bytes) == 0 &&
-                             memcmp(values + mine, (unsigned char const*)view->values + theirs,
-                                    cache->row_bytes) == 0;
-            wrong += same ? 0 : 1;
-        }
+        uint32_t const rows = view->lengths[head];
+        uint64_t const offset = view->head_offset[head];
+        unsigned char const* const mine = keys + head * head_bytes;
+        memset(differs, 0, rows);
+        compare_head(cache, mine, (unsigned char const*)view->keys + offset, rows, positions,
+                     differs);
+        compare_head(cache, mine + cache->part_bytes, (unsigned char const*)view->values + offset,
+                     rows, positions, differs);
+        for (uint32_t row = 0; row < rows; ++row)
+            wrong += differs[row];
+        positions += rows;
     }
+    free(differs);
     return wrong;
 }

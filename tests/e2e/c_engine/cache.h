@@ -7,10 +7,13 @@
 #include "tests/e2e/c_engine/options.h"
 
 /* Layer after layer: K [kv_heads, tokens, head_dim], V alike, Q [q_heads, window, head_dim]; each
- * part begins on a page. */
+ * part begins on a page. In host memory all layers share an arena, which gives pages back; a GPU's
+ * gives itself back as a whole, so that each layer has its own. */
 typedef struct Cache {
-    dkv_arena* arena;
-    unsigned char* copy; /* of the whole arena, as it was written */
+    dkv_arena** arenas; /* [arena_count] */
+    uint32_t arena_count;
+    int on_gpu;
+    unsigned char* copy; /* of all layers, as they were written */
     dkv_geometry geometry;
     uint32_t tokens;
     uint32_t window;
@@ -22,11 +25,14 @@ typedef struct Cache {
 dkv_status make_cache(Options const* options, uint32_t window, Cache* result);
 void drop_cache(Cache* cache);
 /* Writes random rows, as a prefill would. */
-void fill_layer(Cache* cache, uint32_t layer, uint64_t* random);
+dkv_status fill_layer(Cache* cache, uint32_t layer, uint64_t* random);
+/* Gives a layer's memory back. */
+dkv_status release_layer(Cache* cache, uint32_t layer);
+uint64_t allocated_bytes(Cache const* cache);
 dkv_rows keys_of(Cache const* cache, uint32_t layer);
 dkv_rows values_of(Cache const* cache, uint32_t layer);
 dkv_rows queries_of(Cache const* cache, uint32_t layer);
-/* Rows of the view that differ from the copy at their positions; PACKED only. */
+/* Rows of the view that differ from the copy at their positions, or cannot be read; PACKED only. */
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view);
 
 #endif

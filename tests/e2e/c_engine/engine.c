@@ -9,6 +9,7 @@
 
 #include "protocol/sdk/dkv.h"
 #include "tests/e2e/c_engine/cache.h"
+#include "tests/e2e/c_engine/device.h"
 #include "tests/e2e/c_engine/options.h"
 
 typedef struct Outcome {
@@ -39,11 +40,9 @@ static void take_events(dkv_session* session, Cache* cache, Outcome* outcome) {
     dkv_event event = {.struct_bytes = sizeof event};
     while (dkv_session_poll(session, &event, 0) == DKV_OK && event.kind != DKV_EVENT_NONE) {
         if (event.kind == DKV_EVENT_FAILED) note(outcome, dkv_session_failure(session));
-        if (event.kind == DKV_EVENT_RELEASE)
-            note(outcome, dkv_arena_release(cache->arena, event.layer * cache->layer_bytes,
-                                            cache->layer_bytes));
+        if (event.kind == DKV_EVENT_RELEASE) note(outcome, release_layer(cache, event.layer));
     }
-    uint64_t const bytes = dkv_arena_allocated_bytes(cache->arena);
+    uint64_t const bytes = allocated_bytes(cache);
     if (bytes > outcome->bytes_peak) outcome->bytes_peak = bytes;
 }
 
@@ -58,7 +57,7 @@ static void wait_for_a_line(uint32_t layer) {
 static void prefill(Options const* options, dkv_session* session, Cache* cache, Outcome* outcome) {
     uint64_t random = options->seed * 0x9e3779b97f4a7c15ULL + 1;
     for (uint32_t layer = 0; layer < options->geometry.layers; ++layer) {
-        fill_layer(cache, layer, &random);
+        note(outcome, fill_layer(cache, layer, &random));
         outcome->bytes_before += cache->layer_bytes;
         if (options->kill_self_at_layer == (long)layer) raise(SIGKILL);
         if (options->pause_at_layer == (long)layer) wait_for_a_line(layer);
@@ -70,8 +69,11 @@ static void prefill(Options const* options, dkv_session* session, Cache* cache, 
         ready.queries = cache->window > 0 ? &queries : NULL;
         if (options->wrong_dtype)
             ready.keys.dtype = ready.keys.dtype == DKV_F32 ? DKV_F16 : DKV_F32;
-        if (options->offset_past_region) ready.values.offset = dkv_arena_bytes(cache->arena);
-        dkv_status const status = dkv_session_layer_ready(session, &ready);
+        if (options->offset_past_region) ready.values.offset = dkv_arena_bytes(ready.values.arena);
+        dkv_status const status =
+            options->device == NULL
+                ? dkv_session_layer_ready(session, &ready)
+                : report_behind_stream(session, &ready, options->stall_at_layer == (long)layer);
         /* An abandoned session refuses layers; why it was abandoned is what counts. */
         note(outcome, status == DKV_BAD_STATE ? dkv_session_failure(session) : status);
         take_events(session, cache, outcome);
@@ -113,8 +115,10 @@ static void run_session(Options const* options, dkv_engine* engine, Outcome* out
     memcpy(outcome->policy, plan.policy, sizeof outcome->policy);
 
     Cache cache;
-    note(outcome, make_cache(options, plan.window, &cache));
-    if (cache.copy == NULL) exit(1);
+    if (make_cache(options, plan.window, &cache) != DKV_OK) {
+        fprintf(stderr, "dkv_c_engine: no memory for the cache: %s\n", dkv_last_error());
+        exit(1);
+    }
     prefill(options, session, &cache, outcome);
     outcome->result.struct_bytes = sizeof outcome->result;
     dkv_arena* destination = NULL;
@@ -126,8 +130,7 @@ static void run_session(Options const* options, dkv_engine* engine, Outcome* out
             note(outcome, dkv_session_take_arena(session, DKV_LAYER_PACKED, &destination));
     }
     verify(options, session, &cache, outcome);
-    outcome->bytes_after =
-        dkv_arena_allocated_bytes(cache.arena) + dkv_arena_allocated_bytes(destination);
+    outcome->bytes_after = allocated_bytes(&cache) + dkv_arena_allocated_bytes(destination);
     if (outcome->committed && outcome->bytes_after < outcome->bytes_before)
         note(outcome, dkv_session_adopted(session, outcome->bytes_before - outcome->bytes_after,
                                           outcome->bytes_peak, outcome->bytes_after));
@@ -181,15 +184,19 @@ static void print_outcome(Options const* options, Outcome const* outcome) {
 int main(int count, char** words) {
     Options options;
     if (parse_options(count, words, &options) != 0) return 2;
-    dkv_engine_options const wish = {.struct_bytes = sizeof wish,
-                                     .endpoint = options.endpoint,
-                                     .engine = "dkv_c_engine",
-                                     .model = "random rows",
-                                     .geometry = options.geometry,
-                                     .timeout_ms = options.timeout_ms};
+    dkv_engine_options wish = {.struct_bytes = sizeof wish,
+                               .endpoint = options.endpoint,
+                               .engine = "dkv_c_engine",
+                               .model = "random rows",
+                               .geometry = options.geometry,
+                               .timeout_ms = options.timeout_ms};
     dkv_engine* engine = NULL;
-    if (dkv_engine_open(&wish, &engine) != DKV_OK) {
-        fprintf(stderr, "dkv_c_engine: %s\n", dkv_last_error());
+    dkv_status const opened = options.device == NULL
+                                  ? dkv_engine_open(&wish, &engine)
+                                  : open_gpu_engine(options.device, &wish, &engine);
+    if (opened != DKV_OK) {
+        fprintf(stderr, "dkv_c_engine: %s\n",
+                options.device == NULL ? dkv_last_error() : gpu_error());
         return 1;
     }
     size_t const layers = options.geometry.layers;

@@ -8,9 +8,10 @@
 static char const kUsage[] =
     "usage: dkv_c_engine [--endpoint E] [--layers N] [--q-heads N] [--kv-heads N] [--head-dim N]\n"
     "    [--dtype f32|f16|bf16] [--tokens N] [--sessions K] [--timeout-ms N] [--seed N]\n"
-    "    [--arena memfd|posix_shm] [--no-progressive]\n"
+    "    [--arena memfd|posix_shm|malloc|vmm] [--device UUID|cuda] [--no-progressive]\n"
     "    [--policy NAME] [--capacity N] [--window N] [--kernel N] [--update-interval N]\n"
-    "    [--kill-self-at-layer N] [--pause-at-layer N] [--wrong-dtype] [--offset-past-region]\n";
+    "    [--kill-self-at-layer N] [--pause-at-layer N] [--stall-at-layer N]\n"
+    "    [--wrong-dtype] [--offset-past-region]\n";
 
 typedef struct NumberFlag {
     char const* name;
@@ -54,11 +55,19 @@ static int parse_word(char const* name, char const* value, Options* result) {
         result->policy.name = value;
         return 1;
     }
+    if (strcmp(name, "--device") == 0) {
+        result->device = value;
+        return 1;
+    }
     if (strcmp(name, "--arena") == 0) {
         if (strcmp(value, "memfd") == 0)
             result->arena = DKV_ARENA_MEMFD;
         else if (strcmp(value, "posix_shm") == 0)
             result->arena = DKV_ARENA_POSIX_SHM;
+        else if (strcmp(value, "malloc") == 0)
+            result->gpu_arena = 1;
+        else if (strcmp(value, "vmm") == 0)
+            result->gpu_arena = 2;
         else
             return 2;
         return 1;
@@ -102,6 +111,7 @@ static int parse_count(char const* name, char const* value, Options* result) {
     if (strcmp(name, "--seed") == 0) return parse_number(value, UINT64_MAX, &result->seed) ? 2 : 1;
     long* const at_layer = strcmp(name, "--kill-self-at-layer") == 0 ? &result->kill_self_at_layer
                            : strcmp(name, "--pause-at-layer") == 0   ? &result->pause_at_layer
+                           : strcmp(name, "--stall-at-layer") == 0   ? &result->stall_at_layer
                                                                      : NULL;
     if (at_layer == NULL) return 0;
     if (parse_number(value, UINT32_MAX >> 1, &number) != 0) return 2;
@@ -119,7 +129,7 @@ int parse_options(int count, char** words, Options* result) {
     result->arena = DKV_ARENA_DEFAULT;
     result->progressive = 1;
     result->seed = 1;
-    result->kill_self_at_layer = result->pause_at_layer = -1;
+    result->kill_self_at_layer = result->pause_at_layer = result->stall_at_layer = -1;
     for (int at = 1; at < count; ++at) {
         char const* const name = words[at];
         if (parse_switch(name, result)) continue;

@@ -12,13 +12,16 @@ typedef struct Options {
     uint32_t tokens;
     uint32_t sessions;
     uint32_t timeout_ms;
+    char const* device; /* NULL: the CPU; a GPU's UUID; "cuda": the first */
     dkv_arena_kind arena;
+    int gpu_arena; /* dkv_cuda_arena_kind */
     dkv_policy policy;
     int progressive;
     uint64_t seed;
     /* Ways to misbehave; -1: not at all. */
     long kill_self_at_layer;
     long pause_at_layer;
+    long stall_at_layer;
     int wrong_dtype;
     int offset_past_region;
 } Options;
