@@ -69,7 +69,7 @@ ptxas-accept: deps ## the table is what is built now: look at its difference bef
 	cmake --build --preset $(PRESET) --target ptxas-accept
 
 gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON
-	tools/gpu/gpu_test.sh $(GPU_TEST)
+	python3 tools/gpu/gpu_test.py --out build/gpu-test.json $(GPU_TEST)
 
 gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
 	tools/gpu/bundle.sh
