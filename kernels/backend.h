@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,6 +42,7 @@ public:
 
     /// Zeroed, aligned to 64 bytes. Errors: LimitExceeded when there is not enough memory.
     virtual Result<std::unique_ptr<BackendBuffer>> allocate(std::size_t bytes) = 0;
+    /// `source` is the host's, and read before this returns.
     virtual Result<void> upload(std::span<std::byte const> source, std::span<std::byte> target) = 0;
     virtual Result<void> download(std::span<std::byte const> source,
                                   std::span<std::byte> target) = 0;
@@ -63,16 +65,18 @@ protected:
 std::unique_ptr<Backend> make_cpu_backend(unsigned threads = 0);
 
 struct CudaOptions {
-    std::string device;  ///< UUID; empty: the thread's current device.
+    std::string device;            ///< UUID; empty: the thread's current device.
+    std::uint64_t pool_bytes = 0;  ///< Device memory taken at once, and kept for reuse.
 };
 
 /// A stream of its own, of the lowest priority: the engine's work goes first where both run. Made,
-/// used and destroyed by one thread, whose device it sets. No op waits for the device; what an op
-/// finds wrong there (an id outside gather's source) is the error of the next synchronize() or
-/// download().
+/// used and destroyed by one thread, whose device it sets; so are its buffers, which may outlive
+/// it. No op waits for the device; what an op finds wrong there (an id outside gather's source, a
+/// block that does not exist) is the error of the next synchronize() or download(), and until then
+/// no op writes rows or scores of keys. A device that failed fails every call with the first cause.
 ///
-/// Errors: Unavailable when there is no driver or GPU; Unsupported when this was built without
-/// CUDA; NotFound: no such device; Device.
+/// Errors: LimitExceeded when there are no pool_bytes; Unavailable when there is no driver or GPU;
+/// Unsupported when this was built without CUDA; NotFound: no such device; Device.
 Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions const& options = {});
 
 }  // namespace dkv

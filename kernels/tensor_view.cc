@@ -58,6 +58,9 @@ Result<std::uint64_t> extent_bytes(RowsView const& view) {
         return invalid("strides [" + std::to_string(view.head_stride) + ", " +
                        std::to_string(view.token_stride) + ", " + std::to_string(view.dim_stride) +
                        "] of shape " + shape_text({view.heads, view.tokens, view.head_dim}) +
+                       (view.paged() ? " in " + std::to_string(view.block_count) + " blocks " +
+                                           std::to_string(view.block_stride) + " apart"
+                                     : "") +
                        " reach beyond 64 bits");
     return bytes;
 }

@@ -1,7 +1,10 @@
 #include "kernels/backend.h"
 
-#include <algorithm>
+#include <optional>
 #include <string>
+#include <utility>
+
+#include <nvtx3/nvToolsExt.h>
 
 #include "kernels/cuda/ops.h"
 #include "protocol/cuda/cuda_try.h"
@@ -12,12 +15,12 @@ namespace {
 
 using cuda::Queue;
 
+/// Keeps its queue alive: a buffer may outlive its backend.
 class DeviceBuffer final : public BackendBuffer {
 public:
-    DeviceBuffer(std::byte* data, std::size_t bytes, Queue& queue)
-        : data_(data), bytes_(bytes), queue_(queue) {}
-    /// Stream-ordered: what is queued may still use it.
-    ~DeviceBuffer() override { static_cast<void>(cudaFreeAsync(data_, queue_.stream())); }
+    DeviceBuffer(std::byte* data, std::size_t bytes, std::shared_ptr<Queue> queue)
+        : data_(data), bytes_(bytes), queue_(std::move(queue)) {}
+    ~DeviceBuffer() override { queue_->release(data_); }
     DeviceBuffer(DeviceBuffer const&) = delete;
     DeviceBuffer& operator=(DeviceBuffer const&) = delete;
     std::span<std::byte> bytes() noexcept override { return {data_, bytes_}; }
@@ -25,65 +28,90 @@ public:
 private:
     std::byte* data_;
     std::size_t bytes_;
-    Queue& queue_;
+    std::shared_ptr<Queue> queue_;
+};
+
+/// A range in a profiler's timeline; without a profiler, nothing.
+class Range {
+public:
+    explicit Range(char const* name) noexcept { nvtxRangePushA(name); }
+    ~Range() { nvtxRangePop(); }
+    Range(Range const&) = delete;
+    Range& operator=(Range const&) = delete;
 };
 
 class CudaBackend final : public Backend {
 public:
-    CudaBackend(std::unique_ptr<Queue> queue, std::string name)
+    CudaBackend(std::shared_ptr<Queue> queue, std::string name)
         : queue_(std::move(queue)), name_(std::move(name)) {}
 
     std::string_view name() const noexcept override { return name_; }
 
     Result<std::unique_ptr<BackendBuffer>> allocate(std::size_t bytes) override {
-        void* data = nullptr;
-        auto const status =
-            cudaMallocAsync(&data, std::max<std::size_t>(bytes, 1), queue_->stream());
-        if (status == cudaErrorMemoryAllocation) {
-            static_cast<void>(cudaGetLastError());
-            return Error{ErrorCode::LimitExceeded,
-                         "not enough device memory for " + std::to_string(bytes) + " bytes"};
-        }
-        DKV_CUDA_TRY(status);
-        auto buffer = std::make_unique<DeviceBuffer>(static_cast<std::byte*>(data), bytes, *queue_);
-        if (bytes != 0) DKV_CUDA_TRY(cudaMemsetAsync(data, 0, bytes, queue_->stream()));
-        return std::unique_ptr<BackendBuffer>(std::move(buffer));
+        std::byte* data = nullptr;
+        DKV_TRY(run("dkv allocate", [&]() -> Result<void> {
+            data = DKV_TRY(queue_->allocate(bytes));
+            return {};
+        }));
+        return std::unique_ptr<BackendBuffer>(std::make_unique<DeviceBuffer>(data, bytes, queue_));
     }
 
     Result<void> upload(std::span<std::byte const> source, std::span<std::byte> target) override {
         DKV_TRY(check_sizes(source, target));
-        if (!source.empty())
-            DKV_CUDA_TRY(cudaMemcpyAsync(target.data(), source.data(), source.size(),
-                                         cudaMemcpyHostToDevice, queue_->stream()));
-        return {};
+        return run("dkv upload", [&] { return queue_->upload(source, target.data()); });
     }
     Result<void> download(std::span<std::byte const> source, std::span<std::byte> target) override {
         DKV_TRY(check_sizes(source, target));
-        if (!source.empty())
-            DKV_CUDA_TRY(cudaMemcpyAsync(target.data(), source.data(), source.size(),
-                                         cudaMemcpyDeviceToHost, queue_->stream()));
-        return queue_->synchronize();
+        return run("dkv download", [&]() -> Result<void> {
+            if (!source.empty())
+                DKV_CUDA_TRY(cudaMemcpyAsync(target.data(), source.data(), source.size(),
+                                             cudaMemcpyDeviceToHost, queue_->stream()));
+            return queue_->synchronize();
+        });
     }
 
     Result<void> score(ScoreArgs const& args) override {
         DKV_TRY(refuse_paged(args.keys));
-        return cuda::score(args, *queue_);
+        return run("dkv score", [&] { return cuda::score(args, *queue_); });
     }
     Result<void> accumulate(AccumulateArgs const& args) override {
         DKV_TRY(refuse_paged(args.keys));
-        return cuda::accumulate(args, *queue_);
+        return run("dkv accumulate", [&] { return cuda::accumulate(args, *queue_); });
     }
     Result<void> key_score(KeyScoreArgs const& args) override {
-        return cuda::key_score(args, *queue_);
+        return run("dkv key_score", [&] { return cuda::key_score(args, *queue_); });
     }
-    Result<void> pool(PoolArgs const& args) override { return cuda::pool(args, *queue_); }
-    Result<void> select(SelectArgs const& args) override { return cuda::select(args, *queue_); }
-    Result<void> sum(SumArgs const& args) override { return cuda::sum(args, *queue_); }
-    Result<void> tally(TallyArgs const& args) override { return cuda::tally(args, *queue_); }
-    Result<void> gather(GatherArgs const& args) override { return cuda::gather(args, *queue_); }
-    Result<void> synchronize() override { return queue_->synchronize(); }
+    Result<void> pool(PoolArgs const& args) override {
+        return run("dkv pool", [&] { return cuda::pool(args, *queue_); });
+    }
+    Result<void> select(SelectArgs const& args) override {
+        return run("dkv select", [&] { return cuda::select(args, *queue_); });
+    }
+    Result<void> sum(SumArgs const& args) override {
+        return run("dkv sum", [&] { return cuda::sum(args, *queue_); });
+    }
+    Result<void> tally(TallyArgs const& args) override {
+        return run("dkv tally", [&] { return cuda::tally(args, *queue_); });
+    }
+    Result<void> gather(GatherArgs const& args) override {
+        return run("dkv gather", [&] { return cuda::gather(args, *queue_); });
+    }
+    Result<void> synchronize() override {
+        return run("dkv synchronize", [&] { return queue_->synchronize(); });
+    }
 
 private:
+    /// A device that is lost says so at whatever call comes next: the first cause is what counts.
+    template <class Op>
+    Result<void> run(char const* name, Op const& op) {
+        if (lost_) return *lost_;
+        Range const range(name);
+        auto result = op();
+        if (!result && result.error().code == ErrorCode::Device && queue_->lost())
+            lost_ = result.error();
+        return result;
+    }
+
     static Result<void> refuse_paged(RowsView const& keys) {
         if (!keys.paged()) return {};
         return Error{ErrorCode::Unsupported, "paged keys are scored on a CPU only"};
@@ -96,8 +124,9 @@ private:
                                                      std::to_string(source.size())};
     }
 
-    std::unique_ptr<Queue> queue_;
+    std::shared_ptr<Queue> queue_;
     std::string name_;
+    std::optional<Error> lost_;
 };
 
 }  // namespace
@@ -107,7 +136,7 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions const& options) {
     std::string const uuid = options.device.empty() ? all.front().uuid : options.device;
     auto const device = DKV_TRY(cuda::find_device(uuid));
     DKV_TRY(cuda::use_device(uuid));
-    auto queue = DKV_TRY(Queue::create());
+    auto queue = DKV_TRY(Queue::create(options.pool_bytes));
     std::string name = "cuda (" + device.name + ", sm_" + std::to_string(device.major) +
                        std::to_string(device.minor) + ")";
     return std::unique_ptr<Backend>(

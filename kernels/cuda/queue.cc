@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "protocol/cuda/cuda_try.h"
 
@@ -10,11 +11,19 @@ namespace dkv::cuda {
 namespace {
 
 constexpr std::size_t kAlignment = 256;
+constexpr std::uint64_t kKeptLeast = std::uint64_t{64} << 20U;
 constexpr std::size_t kScratchLeast = std::size_t{1} << 20U;
 constexpr std::size_t kChunkLeast = std::size_t{64} << 10U;
+constexpr std::size_t kChunkMost = std::size_t{16} << 20U;
+constexpr std::size_t kStagedMost = std::size_t{4} << 20U;
 
 std::size_t rounded(std::size_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+Error out_of_memory(std::uint64_t bytes) {
+    return Error{ErrorCode::LimitExceeded,
+                 "not enough device memory for " + std::to_string(bytes) + " bytes"};
 }
 
 /// In the words that the CPU backend has for it.
@@ -30,40 +39,94 @@ Error fault_error(Fault const& fault) {
 
 }  // namespace
 
-Result<std::unique_ptr<Queue>> Queue::create() {
+Result<std::unique_ptr<Queue>> Queue::create(std::uint64_t pool_bytes) {
     std::unique_ptr<Queue> queue(new Queue);
+    DKV_TRY(queue->prepare(pool_bytes));
+    return queue;
+}
+
+Result<void> Queue::prepare(std::uint64_t pool_bytes) {
     int lowest = 0;
     int highest = 0;
     DKV_CUDA_TRY(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
-    DKV_CUDA_TRY(cudaStreamCreateWithPriority(&queue->stream_, cudaStreamNonBlocking, lowest));
-    DKV_CUDA_TRY(cudaMalloc(reinterpret_cast<void**>(&queue->fault_), sizeof(Fault)));
-    DKV_CUDA_TRY(cudaMallocHost(reinterpret_cast<void**>(&queue->fault_on_host_), sizeof(Fault)));
-    DKV_CUDA_TRY(cudaMemsetAsync(queue->fault_, 0, sizeof(Fault), queue->stream_));
-    return queue;
+    DKV_CUDA_TRY(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, lowest));
+
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.handleTypes = cudaMemHandleTypeNone;
+    properties.location.type = cudaMemLocationTypeDevice;
+    DKV_CUDA_TRY(cudaGetDevice(&properties.location.id));
+    DKV_CUDA_TRY(cudaMemPoolCreate(&pool_, &properties));
+    // What is free beyond this goes back to the device whenever the stream is waited for: the
+    // engine is a better place for it.
+    std::uint64_t keep = std::max(pool_bytes, kKeptLeast);
+    DKV_CUDA_TRY(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep));
+    if (pool_bytes != 0) {
+        void* const all = DKV_TRY(take(pool_bytes));
+        DKV_CUDA_TRY(cudaFreeAsync(all, stream_));
+    }
+    fault_ = static_cast<Fault*>(DKV_TRY(take(sizeof(Fault))));
+    DKV_CUDA_TRY(cudaMallocHost(reinterpret_cast<void**>(&fault_on_host_), sizeof(Fault)));
+    DKV_CUDA_TRY(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_));
+    return {};
 }
 
 Queue::~Queue() {
     // Nobody is left to tell: an error here is of work that was reported before.
+    for (void* const memory : outgrown_)
+        static_cast<void>(cudaFreeAsync(memory, stream_));
+    if (scratch_ != nullptr) static_cast<void>(cudaFreeAsync(scratch_, stream_));
+    if (fault_ != nullptr) static_cast<void>(cudaFreeAsync(fault_, stream_));
     if (stream_ != nullptr) static_cast<void>(cudaStreamSynchronize(stream_));
-    for (void* const old : retired_)
-        static_cast<void>(cudaFree(old));
-    static_cast<void>(cudaFree(scratch_));
-    static_cast<void>(cudaFree(fault_));
-    static_cast<void>(cudaFreeHost(fault_on_host_));
-    for (Chunk const& chunk : chunks_)
+    for (Chunk const& chunk : chunks_) {
         static_cast<void>(cudaFreeHost(chunk.data));
+        if (chunk.passed != nullptr) static_cast<void>(cudaEventDestroy(chunk.passed));
+    }
+    if (fault_on_host_ != nullptr) static_cast<void>(cudaFreeHost(fault_on_host_));
+    if (pool_ != nullptr) static_cast<void>(cudaMemPoolDestroy(pool_));
     if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
     static_cast<void>(cudaGetLastError());
 }
 
+Result<void*> Queue::take(std::size_t bytes) {
+    void* memory = nullptr;
+    // Sizes that no pointer difference can have are not what drivers are asked for.
+    if (bytes > PTRDIFF_MAX) return out_of_memory(bytes);
+    auto const status =
+        cudaMallocFromPoolAsync(&memory, std::max<std::size_t>(bytes, 1), pool_, stream_);
+    if (status == cudaErrorMemoryAllocation) {
+        static_cast<void>(cudaGetLastError());
+        return out_of_memory(bytes);
+    }
+    DKV_CUDA_TRY(status);
+    return memory;
+}
+
+Result<std::byte*> Queue::allocate(std::size_t bytes) {
+    auto* const memory = static_cast<std::byte*>(DKV_TRY(take(bytes)));
+    if (bytes == 0) return memory;
+    auto const status = cudaMemsetAsync(memory, 0, bytes, stream_);
+    if (status != cudaSuccess) release(memory);
+    DKV_CUDA_TRY(status);
+    return memory;
+}
+
+void Queue::release(std::byte* data) noexcept {
+    static_cast<void>(cudaFreeAsync(data, stream_));
+}
+
 Result<void*> Queue::scratch_bytes(std::size_t bytes) {
+    if (scratch_used_ == 0) {  // Another op: what the one before had outgrown is behind it.
+        for (void* const memory : std::exchange(outgrown_, {}))
+            DKV_CUDA_TRY(cudaFreeAsync(memory, stream_));
+    }
+    if (bytes > PTRDIFF_MAX) return out_of_memory(bytes);
     std::size_t const want = rounded(std::max<std::size_t>(bytes, 1));
     if (scratch_used_ + want > scratch_size_) {
-        std::size_t const size = std::max({kScratchLeast, 2 * scratch_size_, want});
-        void* grown = nullptr;
-        DKV_CUDA_TRY(cudaMallocAsync(&grown, size, stream_));
-        // Kernels queued before, and pointers handed out in this op, still use the old one.
-        if (scratch_ != nullptr) retired_.push_back(scratch_);
+        std::size_t const size = std::max({kScratchLeast, scratch_used_ + want, want});
+        void* const grown = DKV_TRY(take(size));
+        // Pointers that this op was handed are into the old one.
+        if (scratch_ != nullptr) outgrown_.push_back(scratch_);
         scratch_ = static_cast<std::byte*>(grown);
         scratch_size_ = size;
         scratch_used_ = 0;
@@ -73,61 +136,115 @@ Result<void*> Queue::scratch_bytes(std::size_t bytes) {
     return result;
 }
 
-Result<std::byte*> Queue::pinned(std::size_t bytes) {
+Result<std::byte*> Queue::stage(std::size_t bytes, bool awaited) {
     std::size_t const want = rounded(bytes);
-    if (chunks_.empty() || chunks_.back().used + want > chunks_.back().bytes) {
-        std::size_t const size =
-            std::max({kChunkLeast, want, chunks_.empty() ? 0 : 2 * chunks_.back().bytes});
-        void* data = nullptr;
-        DKV_CUDA_TRY(cudaMallocHost(&data, size));
-        chunks_.push_back({static_cast<std::byte*>(data), size, 0});
-    }
+    if (chunks_.empty() || chunks_.back().used + want > chunks_.back().bytes)
+        DKV_TRY(next_chunk(want));
     Chunk& chunk = chunks_.back();
     std::byte* const result = chunk.data + chunk.used;
     chunk.used += want;
+    chunk.awaited |= awaited;
     return result;
 }
 
+/// Puts a chunk with room for `bytes` last: one that all its copies have passed, or a new one.
+Result<void> Queue::next_chunk(std::size_t bytes) {
+    if (!chunks_.empty()) DKV_CUDA_TRY(cudaEventRecord(chunks_.back().passed, stream_));
+    for (auto chunk = chunks_.begin(); chunk != chunks_.end(); ++chunk) {
+        if (chunk->awaited || chunk->bytes < bytes) continue;
+        auto const status = cudaEventQuery(chunk->passed);
+        if (status == cudaErrorNotReady) {
+            static_cast<void>(cudaGetLastError());
+            continue;
+        }
+        DKV_CUDA_TRY(status);
+        chunk->used = 0;
+        std::rotate(chunk, chunk + 1, chunks_.end());
+        return {};
+    }
+    std::size_t const twice = chunks_.empty() ? 0 : 2 * chunks_.back().bytes;
+    Chunk& chunk = chunks_.emplace_back();
+    auto const fill = [&]() -> Result<void> {
+        std::size_t const size = std::max({kChunkLeast, bytes, std::min(twice, kChunkMost)});
+        DKV_CUDA_TRY(cudaEventCreateWithFlags(&chunk.passed, cudaEventDisableTiming));
+        DKV_CUDA_TRY(cudaMallocHost(reinterpret_cast<void**>(&chunk.data), size));
+        chunk.bytes = size;
+        return {};
+    };
+    auto filled = fill();
+    if (!filled) {
+        if (chunk.passed != nullptr) static_cast<void>(cudaEventDestroy(chunk.passed));
+        chunks_.pop_back();
+    }
+    return filled;
+}
+
+/// Nothing is under way. One chunk is kept, the largest: the next round may fit in it.
+Result<void> Queue::free_chunks() {
+    auto const largest =
+        std::max_element(chunks_.begin(), chunks_.end(),
+                         [](Chunk const& a, Chunk const& b) { return a.bytes < b.bytes; });
+    if (largest == chunks_.end()) return {};
+    std::iter_swap(largest, chunks_.begin());
+    chunks_.front().used = 0;
+    chunks_.front().awaited = false;
+    while (chunks_.size() > 1) {
+        Chunk const chunk = chunks_.back();
+        chunks_.pop_back();
+        DKV_CUDA_TRY(cudaFreeHost(chunk.data));
+        DKV_CUDA_TRY(cudaEventDestroy(chunk.passed));
+    }
+    return {};
+}
+
 Result<void const*> Queue::upload_bytes(std::span<std::byte const> host) {
-    void* const device = DKV_TRY(scratch_bytes(host.size()));
-    if (host.empty()) return static_cast<void const*>(device);
-    std::byte* const staged = DKV_TRY(pinned(host.size()));
+    auto* const device = static_cast<std::byte*>(DKV_TRY(scratch_bytes(host.size())));
+    DKV_TRY(upload(host, device));
+    return static_cast<void const*>(device);
+}
+
+Result<void> Queue::upload(std::span<std::byte const> host, std::byte* device) {
+    if (host.empty()) return {};
+    if (host.size() > kStagedMost) {
+        DKV_CUDA_TRY(
+            cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, stream_));
+        DKV_CUDA_TRY(cudaStreamSynchronize(stream_));
+        return {};
+    }
+    std::byte* const staged = DKV_TRY(stage(host.size(), false));
     std::memcpy(staged, host.data(), host.size());
     DKV_CUDA_TRY(cudaMemcpyAsync(device, staged, host.size(), cudaMemcpyHostToDevice, stream_));
-    return static_cast<void const*>(device);
+    return {};
 }
 
 Result<void> Queue::download_later_bytes(void const* device, std::span<std::byte> host) {
     if (host.empty()) return {};
-    std::byte* const staged = DKV_TRY(pinned(host.size()));
+    std::byte* const staged = DKV_TRY(stage(host.size(), true));
     DKV_CUDA_TRY(cudaMemcpyAsync(staged, device, host.size(), cudaMemcpyDeviceToHost, stream_));
     downloads_.push_back({staged, host});
     return {};
 }
 
 Result<void> Queue::synchronize() {
+    // Taken first: after an error nobody promises that they are still alive.
+    auto const downloads = std::exchange(downloads_, {});
     DKV_CUDA_TRY(
         cudaMemcpyAsync(fault_on_host_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_));
     DKV_CUDA_TRY(cudaStreamSynchronize(stream_));
-    for (Download const& download : downloads_)
-        std::memcpy(download.host.data(), download.pinned, download.host.size());
-    downloads_.clear();
-    for (void* const old : retired_)
-        DKV_CUDA_TRY(cudaFreeAsync(old, stream_));
-    retired_.clear();
-    // One chunk that held everything is better than many that held a part each.
-    if (chunks_.size() > 1) {
-        for (auto chunk = chunks_.begin(); chunk != chunks_.end() - 1; ++chunk)
-            DKV_CUDA_TRY(cudaFreeHost(chunk->data));
-        chunks_.erase(chunks_.begin(), chunks_.end() - 1);
-    }
-    for (Chunk& chunk : chunks_)
-        chunk.used = 0;
+    for (Download const& download : downloads)
+        std::memcpy(download.host.data(), download.staged, download.host.size());
+    DKV_TRY(free_chunks());
 
     Fault const fault = *fault_on_host_;
     if (fault.kind == 0) return {};
     DKV_CUDA_TRY(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_));
     return fault_error(fault);
+}
+
+bool Queue::lost() const noexcept {
+    auto const status = cudaStreamQuery(stream_);
+    static_cast<void>(cudaGetLastError());
+    return status != cudaSuccess && status != cudaErrorNotReady;
 }
 
 }  // namespace dkv::cuda

@@ -25,15 +25,25 @@ struct Fault {
 inline constexpr std::uint32_t kBadId = 1;     ///< id of head `index` is not in [0, limit).
 inline constexpr std::uint32_t kBadBlock = 2;  ///< Entry `index` of a block table, likewise.
 
-/// One thread at a time. Ops enqueue and return; nothing here waits but synchronize().
+/// One thread at a time. Ops enqueue and return; nothing here waits but synchronize() and an
+/// upload() of very much.
 class Queue {
 public:
-    static Result<std::unique_ptr<Queue>> create();
+    /// A pool of device memory of this queue's own; `pool_bytes` of it are there from the start and
+    /// stay there, so that no op waits for the driver to find memory.
+    ///
+    /// Errors: LimitExceeded when there are no pool_bytes; Device.
+    static Result<std::unique_ptr<Queue>> create(std::uint64_t pool_bytes);
     ~Queue();
     Queue(Queue const&) = delete;
     Queue& operator=(Queue const&) = delete;
 
     cudaStream_t stream() const noexcept { return stream_; }
+
+    /// Device memory, zeroed, 256-byte aligned. Errors: LimitExceeded; Device.
+    Result<std::byte*> allocate(std::size_t bytes);
+    /// Behind what is queued: that may still use it.
+    void release(std::byte* data) noexcept;
 
     /// Begins an op: scratch() starts anew. What the op before it used may still be in use on the
     /// stream; the stream's order makes taking it again safe.
@@ -54,6 +64,10 @@ public:
         return static_cast<T const*>(DKV_TRY(upload_bytes(std::as_bytes(host))));
     }
 
+    /// `host` is read before this returns, whatever kind of memory it is. Waits for the stream when
+    /// it is more than may be staged.
+    Result<void> upload(std::span<std::byte const> host, std::byte* device);
+
     /// Has `host` filled from `device` when synchronize() returns. `host` must live until then.
     template <class T>
     Result<void> download_later(T const* device, std::span<T> host) {
@@ -67,30 +81,41 @@ public:
     /// Waits for the stream. Errors: Device; InvalidArgument from a Fault.
     Result<void> synchronize();
 
+    /// Whether the device refuses everything from now on, as CUDA does after a failed kernel.
+    bool lost() const noexcept;
+
 private:
     Queue() = default;
+    Result<void> prepare(std::uint64_t pool_bytes);
+    Result<void*> take(std::size_t bytes);
     Result<void*> scratch_bytes(std::size_t bytes);
     Result<void const*> upload_bytes(std::span<std::byte const> host);
     Result<void> download_later_bytes(void const* device, std::span<std::byte> host);
-    Result<std::byte*> pinned(std::size_t bytes);
+
+    /// Page-locked memory that copies on the stream read or write.
+    struct Chunk {
+        std::byte* data = nullptr;
+        std::size_t bytes = 0;
+        std::size_t used = 0;
+        cudaEvent_t passed = nullptr;  ///< Behind the last copy, once the chunk is full.
+        bool awaited = false;          ///< Has what synchronize() is to hand out.
+    };
+    Result<std::byte*> stage(std::size_t bytes, bool awaited);
+    Result<void> next_chunk(std::size_t bytes);
+    Result<void> free_chunks();
 
     struct Download {
-        std::byte const* pinned;
+        std::byte const* staged;
         std::span<std::byte> host;
-    };
-    /// Page-locked memory in chunks; all of it is free again after synchronize().
-    struct Chunk {
-        std::byte* data;
-        std::size_t bytes;
-        std::size_t used;
     };
 
     cudaStream_t stream_ = nullptr;
+    cudaMemPool_t pool_ = nullptr;
     std::byte* scratch_ = nullptr;
     std::size_t scratch_size_ = 0;
     std::size_t scratch_used_ = 0;
-    std::vector<void*> retired_;  // Outgrown during this op: freed behind it, stream-ordered.
-    std::vector<Chunk> chunks_;
+    std::vector<void*> outgrown_;  // Scratch that this op may still use.
+    std::vector<Chunk> chunks_;    // The last one is being filled.
     std::vector<Download> downloads_;
     Fault* fault_ = nullptr;
     Fault* fault_on_host_ = nullptr;

@@ -14,19 +14,28 @@
 
 namespace dkv::test {
 
+/// The emulation where that was linked, a GPU where there is one, or null.
+inline std::unique_ptr<Backend> device() {
+    auto cuda = make_cuda_backend();
+    if (cuda) return std::move(cuda).value();
+    bool const absent =
+        cuda.error().code == ErrorCode::Unsupported || cuda.error().code == ErrorCode::Unavailable;
+    DOCTEST_REQUIRE_MESSAGE((absent && std::getenv("DKV_REQUIRE_CUDA") == nullptr),
+                            cuda.error().message);
+    return nullptr;
+}
+
+/// The same, with arguments in the host's memory.
+inline std::unique_ptr<Backend> device_from_host() {
+    auto cuda = device();
+    return cuda == nullptr ? nullptr : on_device(std::move(cuda));
+}
+
 inline std::vector<std::unique_ptr<Backend>> backends() {
     std::vector<std::unique_ptr<Backend>> all;
     all.push_back(make_cpu_backend(1));
     all.push_back(make_cpu_backend(2));
-    // The emulation where that was linked, a GPU where there is one.
-    if (auto cuda = make_cuda_backend()) {
-        all.push_back(on_device(std::move(cuda).value()));
-    } else {
-        bool const absent = cuda.error().code == ErrorCode::Unsupported ||
-                            cuda.error().code == ErrorCode::Unavailable;
-        DOCTEST_REQUIRE_MESSAGE((absent && std::getenv("DKV_REQUIRE_CUDA") == nullptr),
-                                cuda.error().message);
-    }
+    if (auto cuda = device_from_host()) all.push_back(std::move(cuda));
     return all;
 }
 
