@@ -88,8 +88,9 @@ dkv_status dkv_cuda_engine_open(dkv_engine_options const* options, dkv_engine** 
 /* dkv_session_layer_ready for rows that are written by work already queued on `stream`: records an
  * event there and returns. Nothing waits on the device for the sidecar. The sidecar waits for the
  * event on the host, at most its deadline, and gives the session up after that. Where events cannot
- * be shared (containers without a common /dev/shm), a 64-bit word that the stream counts up stands
- * in for them. dkv_session_layer_ready, without a stream, says that the rows are written. */
+ * be shared (containers without a common /dev/shm), or with DKV_CUDA_EVENTS=timeline in the
+ * environment, a 64-bit word that the stream counts up stands in for them. dkv_session_layer_ready,
+ * without a stream, says that the rows are written. */
 dkv_status dkv_cuda_layer_ready(dkv_session* session, dkv_layer_ready const* ready, void* stream);
 
 /* For hosts without a CUDA runtime of their own. Both wait for their copy: to the host on a stream

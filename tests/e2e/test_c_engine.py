@@ -1,50 +1,19 @@
-"""Two processes: a real dkvd, and an engine in plain C that knows nothing but dkv.h."""
+"""Two processes: a real dkvd, and an engine in plain C that knows nothing but dkv.h.
+
+With DKV_TEST_DEVICE=cuda its cache is on a GPU: the same tests a second time (on the emulation,
+DKV_BIN_DIR=…/emulated/bin).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 
 import pytest
+from engines import ARENAS, TOKENS, CEngine, CAPACITY, KV_HEADS, LAYERS, run, status
 from processes import program, waited_for
-
-LAYERS, KV_HEADS, TOKENS, CAPACITY = 6, 2, 600, 128
-GEOMETRY = ["--layers", str(LAYERS), "--q-heads", "6", "--kv-heads", str(KV_HEADS), "--head-dim", "64"]
-
-
-class CEngine:
-    def __init__(self, sidecar, *flags: str, tokens: int = TOKENS):
-        self.process = subprocess.Popen(
-            [program("dkv_c_engine"), "--endpoint", sidecar.endpoint, *GEOMETRY, "--tokens", str(tokens), *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def line(self) -> dict:
-        return json.loads(self.process.stdout.readline())
-
-    def go_on(self) -> None:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def end(self) -> tuple[int, list[dict]]:
-        out, err = self.process.communicate(timeout=60)
-        assert not err
-        return self.process.returncode, [json.loads(line) for line in out.splitlines()]
-
-
-def run(sidecar, *flags: str, tokens: int = TOKENS) -> tuple[int, dict]:
-    code, lines = CEngine(sidecar, *flags, tokens=tokens).end()
-    return code, lines[-1]
-
-
-def status(sidecar) -> dict:
-    return json.loads(sidecar.dkv("--json", "status").stdout)["sidecar"]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -59,7 +28,7 @@ def test_every_packed_row_is_the_row_it_was(sidecar, policy, dtype):
     assert all(0 < mass <= 1 for mass in outcome["mass_kept"])
 
 
-@pytest.mark.parametrize("arena", ["memfd", "posix_shm"])
+@pytest.mark.parametrize("arena", ARENAS)
 def test_the_system_takes_the_dropped_bytes_back(sidecar, arena):
     code, outcome = run(sidecar, "--policy", "snapkv", "--capacity", str(CAPACITY), "--arena", arena, tokens=4000)
 
@@ -168,7 +137,7 @@ def test_a_restarted_sidecar_serves_the_next_session_of_the_same_engine(sidecar)
 
 
 def test_a_killed_engine_is_gone_its_memory_dropped_and_nothing_is_left_behind(sidecar):
-    engine = CEngine(sidecar, "--arena", "posix_shm", "--pause-at-layer", "3", "--capacity", str(CAPACITY))
+    engine = CEngine(sidecar, "--arena", ARENAS[1], "--pause-at-layer", "3", "--capacity", str(CAPACITY))
     pid = engine.line()["pid"]
     assert waited_for(lambda: status(sidecar)["mapped_bytes"] > 0, "mappings")
 

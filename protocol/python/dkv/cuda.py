@@ -90,7 +90,7 @@ def uuid_of(device: object) -> str:
     known = devices()
     text = str(device)
     if text.startswith("cuda"):
-        text = text.partition(":")[2] or str(getattr(device, "index", None) or 0)
+        text = text.partition(":")[2] or "0"
     for found in known:
         if text in (found.uuid, str(found.ordinal)):
             return found.uuid

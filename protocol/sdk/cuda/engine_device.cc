@@ -1,6 +1,7 @@
 #include "protocol/sdk/cuda/engine_device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -26,6 +27,17 @@ struct EngineDevice {
     std::vector<cuda::EventHandle> handles;
 };
 
+/// What an operator says where events cannot be shared, to spare the attempt.
+Result<void> check_events_wanted() {
+    char const* const set = std::getenv("DKV_CUDA_EVENTS");
+    std::string_view const wish = set == nullptr ? "" : set;
+    if (wish.empty() || wish == "ipc") return {};
+    if (wish == "timeline")
+        return Error{ErrorCode::Unsupported, "DKV_CUDA_EVENTS is timeline: no events are shared"};
+    return Error{ErrorCode::InvalidArgument,
+                 "DKV_CUDA_EVENTS is '" + std::string(wish) + "', neither ipc nor timeline"};
+}
+
 EngineDevice& of(void* self) {
     return *static_cast<EngineDevice*>(self);
 }
@@ -42,6 +54,7 @@ dkv_status allocate_for_session(void* self,
 
 dkv_status events(void* self, unsigned char const** handles, std::uint32_t* count, char* error) {
     return answered(error, [&]() -> Result<void> {
+        DKV_TRY(check_events_wanted());
         auto& device = of(self);
         std::lock_guard const lock(device.mutex);
         if (!device.events) {

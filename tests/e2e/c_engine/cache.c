@@ -58,12 +58,9 @@ dkv_status make_cache(Options const* options, uint32_t window, Cache* result) {
     result->copy = malloc(bytes);
     result->arenas = calloc(result->arena_count, sizeof *result->arenas);
     if (result->copy == NULL || result->arenas == NULL) return DKV_IO;
+    result->gpu_arena = options->gpu_arena;
     if (!result->on_gpu) return dkv_arena_create(bytes, options->arena, &result->arenas[0]);
-    for (uint32_t at = 0; at < result->arena_count; ++at) {
-        dkv_status const status = make_gpu_arena(options, result->layer_bytes, &result->arenas[at]);
-        if (status != DKV_OK) return status;
-    }
-    return DKV_OK;
+    return DKV_OK; /* A layer's memory is made when it is filled. */
 }
 
 void drop_cache(Cache* cache) {
@@ -88,10 +85,14 @@ dkv_status fill_layer(Cache* cache, uint32_t layer, uint64_t* random) {
     unsigned char* const copy = cache->copy + layer * cache->layer_bytes;
     for (uint64_t at = 0; at < cache->layer_bytes; at += step)
         put_element(copy + at, cache->geometry.dtype, random);
-    unsigned char* const target =
-        (unsigned char*)dkv_arena_base(arena_of(cache, layer)) + offset_of(cache, layer);
-    if (cache->on_gpu) return to_gpu(target, copy, cache->layer_bytes);
-    memcpy(target, copy, cache->layer_bytes);
+    if (cache->on_gpu) {
+        dkv_status const status =
+            make_gpu_arena(cache->gpu_arena, cache->layer_bytes, &cache->arenas[layer]);
+        if (status != DKV_OK) return status;
+        return to_gpu(dkv_arena_base(cache->arenas[layer]), copy, cache->layer_bytes);
+    }
+    memcpy((unsigned char*)dkv_arena_base(cache->arenas[0]) + offset_of(cache, layer), copy,
+           cache->layer_bytes);
     return DKV_OK;
 }
 
@@ -154,6 +155,15 @@ static void compare_head(Cache const* cache,
                    found + row * cache->row_bytes, cache->row_bytes) != 0)
             differs[row] = 1;
     free(read);
+}
+
+uint64_t positions_hash(dkv_layer_view const* view, uint32_t heads, uint64_t hash) {
+    uint64_t rows = 0;
+    for (uint32_t head = 0; head < heads; ++head)
+        rows += view->lengths[head];
+    for (uint64_t row = 0; row < rows; ++row) /* FNV-1a over whole positions */
+        hash = (hash ^ (uint64_t)view->positions[row]) * 1099511628211ULL;
+    return hash;
 }
 
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view) {

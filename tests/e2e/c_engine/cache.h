@@ -13,6 +13,7 @@ typedef struct Cache {
     dkv_arena** arenas; /* [arena_count] */
     uint32_t arena_count;
     int on_gpu;
+    int gpu_arena;       /* dkv_cuda_arena_kind */
     unsigned char* copy; /* of all layers, as they were written */
     dkv_geometry geometry;
     uint32_t tokens;
@@ -32,6 +33,8 @@ uint64_t allocated_bytes(Cache const* cache);
 dkv_rows keys_of(Cache const* cache, uint32_t layer);
 dkv_rows values_of(Cache const* cache, uint32_t layer);
 dkv_rows queries_of(Cache const* cache, uint32_t layer);
+/* Goes on from `hash` over the positions of a PACKED view. */
+uint64_t positions_hash(dkv_layer_view const* view, uint32_t heads, uint64_t hash);
 /* Rows of the view that differ from the copy at their positions, or cannot be read; PACKED only. */
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view);
 

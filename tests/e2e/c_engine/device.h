@@ -9,7 +9,7 @@
 
 /* Only where options->device is not NULL: a UUID, or "cuda" for the first GPU. */
 dkv_status open_gpu_engine(char const* device, dkv_engine_options* wish, dkv_engine** engine);
-dkv_status make_gpu_arena(Options const* options, uint64_t bytes, dkv_arena** arena);
+dkv_status make_gpu_arena(int kind, uint64_t bytes, dkv_arena** arena);
 /* On the default stream. */
 dkv_status to_gpu(void* target, void const* source, uint64_t bytes);
 dkv_status from_gpu(void* target, void const* source, uint64_t bytes);

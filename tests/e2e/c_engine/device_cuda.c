@@ -20,9 +20,8 @@ dkv_status open_gpu_engine(char const* device, dkv_engine_options* wish, dkv_eng
     return dkv_cuda_engine_open(wish, engine);
 }
 
-dkv_status make_gpu_arena(Options const* options, uint64_t bytes, dkv_arena** arena) {
-    return dkv_cuda_arena_create(device_uuid, bytes, (dkv_cuda_arena_kind)options->gpu_arena,
-                                 arena);
+dkv_status make_gpu_arena(int kind, uint64_t bytes, dkv_arena** arena) {
+    return dkv_cuda_arena_create(device_uuid, bytes, (dkv_cuda_arena_kind)kind, arena);
 }
 
 dkv_status to_gpu(void* target, void const* source, uint64_t bytes) {

@@ -7,8 +7,8 @@ dkv_status open_gpu_engine(char const* device, dkv_engine_options* wish, dkv_eng
     return DKV_UNSUPPORTED;
 }
 
-dkv_status make_gpu_arena(Options const* options, uint64_t bytes, dkv_arena** arena) {
-    (void)options;
+dkv_status make_gpu_arena(int kind, uint64_t bytes, dkv_arena** arena) {
+    (void)kind;
     (void)bytes;
     (void)arena;
     return DKV_UNSUPPORTED;

@@ -23,7 +23,8 @@ typedef struct Outcome {
     uint64_t bytes_peak;
     uint64_t bytes_after;
     uint64_t rows_wrong;
-    uint32_t* lengths; /* [layers, kv_heads] */
+    uint64_t positions; /* a hash over all layers' */
+    uint32_t* lengths;  /* [layers, kv_heads] */
     dkv_layer_form* forms;
     float* mass;
     dkv_result result;
@@ -92,8 +93,9 @@ static void verify(Options const* options, dkv_session* session, Cache* cache, O
         outcome->mass[layer] = full ? -1 : view.mass_kept;
         for (uint32_t head = 0; head < heads; ++head)
             outcome->lengths[layer * heads + head] = full ? options->tokens : view.lengths[head];
-        if (!full && view.form == DKV_LAYER_PACKED)
-            outcome->rows_wrong += wrong_rows(cache, layer, &view);
+        if (full || view.form != DKV_LAYER_PACKED) continue;
+        outcome->rows_wrong += wrong_rows(cache, layer, &view);
+        outcome->positions = positions_hash(&view, heads, outcome->positions);
     }
 }
 
@@ -157,11 +159,12 @@ static void print_outcome(Options const* options, Outcome const* outcome) {
            outcome->compress ? "true" : "false", outcome->committed ? "true" : "false",
            outcome->policy, outcome->capacity);
     printf(
-        "\"rows_wrong\": %llu, \"bytes_before\": %llu, \"bytes_peak\": %llu, "
+        "\"positions\": \"%016llx\", \"rows_wrong\": %llu, \"bytes_before\": %llu, \"bytes_peak\": "
+        "%llu, "
         "\"bytes_after\": %llu, \"bytes_full\": %llu, \"bytes_kept\": %llu, \"busy_ns\": %llu, ",
-        (unsigned long long)outcome->rows_wrong, (unsigned long long)outcome->bytes_before,
-        (unsigned long long)outcome->bytes_peak, (unsigned long long)outcome->bytes_after,
-        (unsigned long long)outcome->result.bytes_full,
+        (unsigned long long)outcome->positions, (unsigned long long)outcome->rows_wrong,
+        (unsigned long long)outcome->bytes_before, (unsigned long long)outcome->bytes_peak,
+        (unsigned long long)outcome->bytes_after, (unsigned long long)outcome->result.bytes_full,
         (unsigned long long)outcome->result.bytes_kept,
         (unsigned long long)outcome->result.busy_ns);
     printf("\"lengths\": [");
