@@ -10,6 +10,7 @@ import figures
 import pytest
 import roofline
 from processes import program
+from stub_driver import make_stub_driver
 
 HERE = Path(__file__).resolve().parent
 GPU_TEST = HERE.parents[1] / "tools/gpu/gpu_test.py"
@@ -34,9 +35,7 @@ def test_a_machine_without_a_driver_is_refused_in_a_line(tmp_path):
 @pytest.mark.parametrize("status, why", [(100, "cuInit: 100, said by the stub"),
                                          (0, "the driver has no device (CUDA_VISIBLE_DEVICES?)")])
 def test_a_driver_without_a_device_is_refused_with_its_own_words(tmp_path, status, why):
-    subprocess.run(["gcc", "-shared", "-fPIC", f"-DSTATUS={status}", "-o", tmp_path / "libcuda.so.1",
-                    HERE / "stub_driver.c"], check=True)
-    done = gpu_test(LD_LIBRARY_PATH=str(tmp_path))
+    done = gpu_test(LD_LIBRARY_PATH=str(make_stub_driver(tmp_path, status)))
     assert (done.returncode, done.stderr) == (77, f"no GPU: {why}\n")
 
 

@@ -19,7 +19,7 @@ constexpr int kNoDevice = 77;
 int fail(dkv::Error const& error) {
     bool const absent =
         error.code == dkv::ErrorCode::Unavailable || error.code == dkv::ErrorCode::Unsupported;
-    std::fprintf(stderr, "%s%s\n", absent ? "no GPU: " : "dkv_gpu_bench: ", error.message.c_str());
+    std::fprintf(stderr, "%s%s\n", absent ? "" : "dkv_gpu_bench: ", error.message.c_str());
     return absent ? kNoDevice : 1;
 }
 

@@ -258,8 +258,7 @@ int main(int argc, char** argv) {
     if (!done) {
         bool const absent = done.error().code == ErrorCode::Unavailable ||
                             done.error().code == ErrorCode::Unsupported;
-        std::fprintf(stderr, "%s%s\n",
-                     absent ? "no GPU: " : "dkv_gpu_ipc: ", done.error().message.c_str());
+        std::fprintf(stderr, "%s%s\n", absent ? "" : "dkv_gpu_ipc: ", done.error().message.c_str());
         return absent ? kNoDevice : 1;
     }
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {

@@ -1,0 +1,111 @@
+"""The programs and libraries as they are shipped, on a machine without a GPU: they start, say so, and work on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engines import CAPACITY, DEVICE, run, status
+from processes import ROOT, Sidecar, program
+from stub_driver import make_stub_driver
+
+NO_DRIVER = "no GPU: CUDA driver version is insufficient for CUDA runtime version (cudaErrorInsufficientDriver, code 35)"
+
+pytestmark = pytest.mark.skipif(
+    bool(DEVICE) or Path("/dev/nvidiactl").exists(), reason="there is a GPU, or the emulation's"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_with_cuda():
+    if "cudart" not in subprocess.run(["strings", program("dkvd")], capture_output=True, text=True).stdout:
+        pytest.skip("built without CUDA")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(*flags, **environment): a sidecar in that environment."""
+    running: list[Sidecar] = []
+
+    def started(*flags: str, **environment: str) -> Sidecar:
+        tmp_path.chmod(0o700)
+        before = dict(os.environ)
+        os.environ.update(environment)
+        try:
+            running.append(Sidecar(tmp_path))
+            return running[-1].start(*flags)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    yield started
+    for sidecar in running:
+        sidecar.stop()
+
+
+def refused(*flags: str, **environment: str) -> str:
+    """What a dkvd that does not start says: one line."""
+    done = subprocess.run([program("dkvd"), "--endpoint", "ipc:///nowhere/dkvd.sock", *flags], capture_output=True,
+                          text=True, timeout=30, env={**os.environ, **environment})
+    assert done.returncode == 1 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", ["dkvd", "dkv", "libdkv.so", "libdkv_cuda.so"])
+def test_nothing_shipped_is_linked_to_cuda(name):
+    folder = program("dkvd").parent
+    path = folder / name if "." not in name else folder.parent / "lib" / name
+    if not path.exists():
+        pytest.skip(f"{name} is not built")
+    needed = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    assert "NEEDED" in needed
+    assert not re.search(r"NEEDED.*lib(cuda|cudart|nvidia|nvrtc)", needed)
+
+
+def test_without_a_driver_the_cpu_is_used_and_said_so(start):
+    sidecar = start()
+    assert f"; {NO_DRIVER}" in sidecar.log.read_text()
+    code, report = run(sidecar, "--policy", "snapkv", "--capacity", str(CAPACITY), "--dtype", "f32")
+    assert (code, report["status"], report["rows_wrong"]) == (0, "ok", 0)
+    assert "cpu" in json.dumps(status(sidecar))
+    assert sidecar.dkv("doctor", check=False).returncode in (0, 1)
+
+
+@pytest.mark.parametrize("number, name", [(34, "cudaErrorStubLibrary"), (100, "cudaErrorNoDevice")])
+def test_a_driver_without_a_gpu_is_no_gpu_either(start, tmp_path_factory, number, name):
+    folder = make_stub_driver(tmp_path_factory.mktemp("driver"), number)
+    sidecar = start(LD_LIBRARY_PATH=str(folder))
+    assert re.search(rf"; no GPU: .* \({name}, code {number}\)", sidecar.log.read_text())
+    assert sidecar.dkv("status").returncode == 0
+
+
+def test_no_visible_device_is_no_gpu(start):
+    sidecar = start(CUDA_VISIBLE_DEVICES="")
+    assert "; no GPU: " in sidecar.log.read_text()
+
+
+def test_a_gpu_that_has_to_be_there_is_missed_in_a_line():
+    assert refused("--backend", "cuda").endswith(f"--backend cuda: {NO_DRIVER}")
+    assert refused(DKV_REQUIRE_CUDA="1").endswith(f"DKV_REQUIRE_CUDA: {NO_DRIVER}")
+
+
+def test_who_wants_the_cpu_is_not_asked_for_a_gpu(start):
+    sidecar = start("--backend", "cpu", DKV_REQUIRE_CUDA="1")
+    assert "no GPU" not in sidecar.log.read_text()
+
+
+def test_the_python_package_imports_and_says_that_there_is_no_gpu():
+    library = program("dkvd").parent.parent / "lib" / "libdkv.so"
+    if not library.with_name("libdkv_cuda.so").exists():
+        pytest.skip("libdkv_cuda.so is not built")
+    done = subprocess.run(
+        [sys.executable, "-c", "import dkv.cuda as c; print(c.available(), c.is_emulated(), c.why_not())"],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "protocol/python"), "DKV_LIBRARY": str(library)})
+    assert (done.stdout, done.stderr) == (f"False False {NO_DRIVER}\n", "")
