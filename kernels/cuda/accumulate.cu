@@ -22,7 +22,9 @@ DKV_KERNEL void finish_kernel(float const* __restrict__ sums,
                               std::uint32_t columns,
                               std::uint32_t group,
                               std::uint32_t tokens,
-                              bool per_query) {
+                              bool per_query,
+                              Fault const* fault) {
+    if (fault->kind != 0) return;  // Nobody began the sums.
     std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (index >= count) return;
     std::uint64_t const row = index / columns;
@@ -53,8 +55,11 @@ Result<Pass> plan_block(AccumulateArgs const& args, std::uint32_t first, std::ui
 
 Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
+    if (args.queries.place != Place::Device || args.keys.place != Place::Device)
+        return Error{ErrorCode::InvalidArgument, "queries or keys are in host memory"};
     if (args.scores.empty()) return {};
     queue.begin();
+    DKV_TRY(check_blocks_later(args.keys, queue));
     std::uint32_t const tokens = args.keys.tokens;
     std::uint32_t const columns = tokens - args.window;
     std::uint32_t const group = args.queries.heads / args.keys.heads;
@@ -75,7 +80,6 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
     std::size_t const count =
         largest ? std::size_t{args.queries.heads} * columns : args.scores.size();
     float* const sums = largest ? DKV_TRY(queue.scratch<float>(count)) : args.scores.data();
-    DKV_CUDA_TRY(cudaMemsetAsync(sums, 0, count * sizeof(float), queue.stream()));
     for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
         auto pass = DKV_TRY(plan_block(args, first, block));
         pass.share_memory(memory);
@@ -87,13 +91,14 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
                                   .stride = columns,
                                   .columns = std::min(columns, end),
                                   .reduce = largest ? GroupReduce::None : args.reduce,
-                                  .add = true}));
+                                  .begun = std::min(columns, first)}));
     }
     if (!largest && !args.per_query) return {};
     unsigned const blocks = DKV_TRY(grid_of((args.scores.size() + kThreads - 1) / kThreads));
     return launch(finish_kernel, blocks, kThreads, 0, queue.stream(),
                   static_cast<float const*>(largest ? sums : nullptr), args.scores.data(),
-                  std::uint64_t{args.scores.size()}, columns, group, tokens, args.per_query);
+                  std::uint64_t{args.scores.size()}, columns, group, tokens, args.per_query,
+                  static_cast<Fault const*>(queue.fault()));
 }
 
 }  // namespace dkv::cuda

@@ -16,12 +16,11 @@ __device__ bool is_query(PassShape const& shape, std::uint32_t row) {
 }
 
 __device__ unsigned char const* query_at(PassShape const& shape,
-                                         DeviceRows const& queries,
+                                         PassRows const& queries,
                                          std::uint32_t head,
                                          std::uint32_t row) {
     std::uint64_t const query_head = std::uint64_t{head} * shape.group + row / shape.window_rows;
-    return queries.data + query_head * queries.head_bytes +
-           row % shape.window_rows * queries.token_bytes;
+    return queries.at.row(static_cast<std::uint32_t>(query_head), row % shape.window_rows);
 }
 
 // A thread writes what one lane holds of 16 rows and 16 dimensions: fragment a of mma.m16n8k16.
@@ -29,7 +28,7 @@ __device__ unsigned char const* query_at(PassShape const& shape,
 //   queries  [q_heads, window, head_dim]                          read once
 //   packed   [kv_heads, rows_padded / 16, steps, 32] of uint4     written; zeros where no query is
 DKV_KERNEL void pack_fragments_kernel(PassShape shape,
-                                      DeviceRows queries,
+                                      PassRows queries,
                                       std::uint32_t steps,
                                       uint4* __restrict__ packed) {
     std::uint32_t const tiles = shape.rows_padded / 16;
@@ -50,7 +49,7 @@ DKV_KERNEL void pack_fragments_kernel(PassShape shape,
         for (unsigned half = 0; half < 2; ++half) {
             std::uint32_t const dim = step * 16 + i / 2 * 8 + lane % 4 * 2 + half;
             if (dim < shape.head_dim)
-                words[i] |= load_bits16(query + dim * queries.dim_bytes) << (16 * half);
+                words[i] |= load_bits16(query + dim * queries.at.dim_bytes) << (16 * half);
         }
     }
     packed[index] = {words[0], words[1], words[2], words[3]};
@@ -61,7 +60,7 @@ DKV_KERNEL void pack_fragments_kernel(PassShape shape,
 //   queries  [q_heads, window, head_dim]              read once
 //   packed   [kv_heads, rows_padded, dims] of f32     written; zeros where no query is
 DKV_KERNEL void pack_floats_kernel(PassShape shape,
-                                   DeviceRows queries,
+                                   PassRows queries,
                                    std::uint32_t dims,
                                    float* __restrict__ packed) {
     std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -71,10 +70,10 @@ DKV_KERNEL void pack_floats_kernel(PassShape shape,
     auto const row = static_cast<std::uint32_t>(index / dims % shape.rows_padded);
     auto const head = static_cast<std::uint32_t>(index / dims / shape.rows_padded);
     bool const present = is_query(shape, row) && dim < shape.head_dim;
-    packed[index] =
-        present
-            ? load_f32(query_at(shape, queries, head, row) + dim * queries.dim_bytes, queries.dtype)
-            : 0;
+    packed[index] = present
+                        ? load_f32(query_at(shape, queries, head, row) + dim * queries.at.dim_bytes,
+                                   queries.dtype)
+                        : 0;
 }
 
 //   lse      [q_heads, window]           read
@@ -100,19 +99,10 @@ unsigned blocks_of(std::uint64_t threads) {
     return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
 }
 
-DeviceRows device_rows(RowsView const& view) {
-    std::uint64_t const element = bytes_of(view.dtype);
-    DeviceRows rows{};
-    rows.data = reinterpret_cast<unsigned char const*>(view.data);
-    rows.head_bytes = view.heads > 1 ? view.head_stride * element : 0;
-    rows.token_bytes = view.tokens > 1 ? view.token_stride * element : 0;
-    rows.dim_bytes = view.head_dim > 1 ? view.dim_stride * element : element;
-    rows.head_dim = view.head_dim;
-    rows.dtype = view.dtype;
-    std::uint64_t const all = reinterpret_cast<std::uintptr_t>(view.data) | rows.head_bytes |
-                              rows.token_bytes | view.row_bytes();
-    rows.wide = rows.dim_bytes == element && all % 16 == 0;
-    return rows;
+PassRows pass_rows(RowsView const& view) {
+    RowsOnDevice const at = rows_on_device(view);
+    bool const wide = at.dim_bytes == bytes_of(view.dtype) && word_bytes(view) == 16;
+    return {at, view.head_dim, view.dtype, wide};
 }
 
 }  // namespace
@@ -137,8 +127,8 @@ Result<Pass> Pass::plan(RowsView const& queries,
     shape.scale = wanted * (softcap == 0 ? kLog2E : 1.0F);
     shape.softcap = softcap;
     shape.inverse_softcap = std::min(1 / softcap, FLT_MAX);  // Times 0 it must be 0.
-    pass.queries_ = device_rows(queries);
-    pass.keys_ = device_rows(keys);
+    pass.queries_ = pass_rows(queries);
+    pass.keys_ = pass_rows(keys);
     pass.products_ = keys.dtype == Dtype::F32 || keys.head_dim > 256 ? Products::F32
                      : keys.dtype == Dtype::F16                      ? Products::F16
                                                                      : Products::Bf16;

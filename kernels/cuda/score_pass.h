@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/cuda/gather_rows.h"
 #include "kernels/cuda/queue.h"
 #include "kernels/tensor_view.h"
 #include "protocol/base/score_options.h"
@@ -24,11 +25,8 @@ inline constexpr std::uint32_t kHeadDimMax = 640;  ///< Two tiles of f32 keys an
 inline constexpr std::size_t kSharedBytesMax = std::size_t{99} << 10U;
 
 /// Keys or queries as a kernel reads them.
-struct DeviceRows {
-    unsigned char const* data;
-    std::uint64_t head_bytes;  ///< Apart.
-    std::uint64_t token_bytes;
-    std::uint64_t dim_bytes;
+struct PassRows {
+    RowsOnDevice at;
     std::uint32_t head_dim;
     Dtype dtype;
     bool wide;  ///< Rows are whole, aligned pieces of 16 bytes, one after another.
@@ -83,7 +81,7 @@ struct SumsTarget {
     std::uint64_t stride;
     std::uint32_t columns;
     GroupReduce reduce;
-    bool add;  ///< To what is there.
+    std::uint32_t begun;  ///< Of the columns, those that have sums to add to.
 };
 
 class Pass {
@@ -118,8 +116,8 @@ private:
     std::size_t partials() const;
 
     PassShape shape_{};
-    DeviceRows queries_{};
-    DeviceRows keys_{};
+    PassRows queries_{};
+    PassRows keys_{};
     Products products_{};
     std::uint32_t row_warps_ = 0;  // Warps of a block that share a tile's rows; others its tokens.
     std::size_t packed_bytes_ = 0;

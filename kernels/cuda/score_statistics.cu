@@ -109,10 +109,12 @@ template <class Engine>
 DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
     statistics_kernel(PassShape shape,
                       Products products,
-                      DeviceRows keys,
+                      PassRows keys,
                       unsigned char const* __restrict__ packed,
                       StatisticsGrid grid,
-                      RowSum* __restrict__ partials) {
+                      RowSum* __restrict__ partials,
+                      Fault const* fault) {
+    if (fault->kind != 0) return;  // A block that does not exist must not be read.
     constexpr unsigned kTiles = Engine::kTiles;
     DKV_DYNAMIC_SHARED(unsigned char, shared);
     Engine engine(shape, products);
@@ -256,7 +258,8 @@ Result<void> Pass::statistics(Queue& queue, float share) {
         DKV_ASSERT(shared <= kSharedBytesMax);
         DKV_TRY(launch(statistics_kernel<Engine>, shape_.kv_heads * grid.splits * grid.row_groups,
                        kPassThreads, shared, queue.stream(), shape_, products_, keys_,
-                       memory_.packed, grid, memory_.partials));
+                       memory_.packed, grid, memory_.partials,
+                       static_cast<Fault const*>(queue.fault())));
         std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
         auto const blocks = static_cast<unsigned>((rows + kPassWarps - 1) / kPassWarps);
         return launch(join_kernel, blocks, kPassThreads, 0, queue.stream(), shape_,

@@ -45,7 +45,7 @@ struct LaneTokens {
         std::uint32_t const token = first + lane / 4 + lane % 4 * 8;
         if (lane % 4 >= 2 * kTiles || token >= target.columns) return;
         mine /= divisor;
-        row[token] = target.add ? row[token] + mine : mine;
+        row[token] = token < target.begun ? row[token] + mine : mine;
     }
 };
 
@@ -148,11 +148,13 @@ template <class Engine>
 DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
     sums_kernel(PassShape shape,
                 Products products,
-                DeviceRows keys,
+                PassRows keys,
                 unsigned char const* __restrict__ packed,
                 RowWeight const* __restrict__ weights,
                 SumsTarget target,
-                SumsGrid grid) {
+                SumsGrid grid,
+                Fault const* fault) {
+    if (fault->kind != 0) return;  // A block that does not exist must not be read.
     DKV_DYNAMIC_SHARED(unsigned char, tile_keys);
     Engine engine(shape, products);
     unsigned const lane = threadIdx.x % kWarpLanes;
@@ -204,7 +206,8 @@ Result<void> Pass::sums(Queue& queue, SumsTarget const& target) const {
         grid.blocks = (grid.tiles - 1) / grid.block_tiles + 1;
         return launch(sums_kernel<Engine>, shape_.kv_heads * grid.blocks, kPassThreads,
                       std::size_t{grid.tile_tokens} * engine.key_stride(), queue.stream(), shape_,
-                      products_, keys_, memory_.packed, memory_.weights, target, grid);
+                      products_, keys_, memory_.packed, memory_.weights, target, grid,
+                      static_cast<Fault const*>(queue.fault()));
     });
 }
 

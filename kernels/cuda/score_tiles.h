@@ -244,14 +244,13 @@ private:
 /// and beyond head_dim. A group of copies is left open.
 template <class Engine>
 __device__ void load_tile(Engine const& engine,
-                          DeviceRows const& keys,
+                          PassRows const& keys,
                           std::uint32_t head,
                           std::uint32_t first,
                           std::uint32_t count,
                           std::uint32_t end,
                           unsigned char* tile) {
     using Element = typename Engine::Element;
-    unsigned char const* const from = keys.data + head * keys.head_bytes + first * keys.token_bytes;
     if (keys.wide) {
         constexpr unsigned per_piece = 16 / sizeof(Element);
         unsigned const pieces = engine.key_elements() / per_piece;
@@ -261,20 +260,20 @@ __device__ void load_tile(Engine const& engine,
             unsigned const piece = i % pieces;
             bool const present = token < end - first && piece < filled;
             copy_16_async(tile + token * engine.key_stride() + piece * 16,
-                          present ? from + token * keys.token_bytes + piece * 16 : keys.data,
+                          present ? keys.at.row(head, first + token) + piece * 16 : keys.at.data,
                           present);
         }
         return;
     }
     // Neighbours in memory to neighbouring threads.
     unsigned const elements = engine.key_elements();
-    bool const by_token = keys.token_bytes < keys.dim_bytes;
+    bool const by_token = keys.at.token_bytes < keys.at.dim_bytes;
     for (unsigned i = threadIdx.x; i < count * elements; i += kPassThreads) {
         unsigned const token = by_token ? i % count : i / elements;
         unsigned const dim = by_token ? i / count : i % elements;
         unsigned char* const at = tile + token * engine.key_stride() + dim * sizeof(Element);
         if (token < end - first && dim < keys.head_dim)
-            Engine::store_key(at, from + token * keys.token_bytes + dim * keys.dim_bytes,
+            Engine::store_key(at, keys.at.row(head, first + token) + dim * keys.at.dim_bytes,
                               keys.dtype);
         else
             Engine::zero_key(at);
