@@ -5,6 +5,8 @@ outside with `dkv policy set`, and prints what became of the answer and of the m
     make demo                                        every policy at 512 tokens, dynamickv at 128 and 1024,
                                                      and with the model's calibrated profile at 128 and 512
     make demo PROMPT=my.txt POLICY=snapkv CAPACITY=256    one run on your own text
+    make demo BACKEND=cuda                           a short prompt on the CPU and on a GPU (or its emulation),
+                                                     and whether both keep the same positions
 
 PROMPT's last paragraph is taken as the question. Results: OUT/demo.json.
 """
@@ -28,6 +30,7 @@ from rich.table import Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import backends  # noqa: E402
 from document import default_document, user_document  # noqa: E402
 
 POLICIES = ("streamingllm", "snapkv", "pyramidkv", "dynamickv")
@@ -62,12 +65,12 @@ class Run:
 class Sidecar:
     """dkvd at an endpoint of its own, and the controller that talks to it."""
 
-    def __init__(self, bin_folder: pathlib.Path, endpoint: str, log: pathlib.Path) -> None:
+    def __init__(self, bin_folder: pathlib.Path, endpoint: str, log: pathlib.Path, flags: tuple[str, ...] = ()) -> None:
         self.controller = bin_folder / "dkv"
         self.endpoint = endpoint
         self.log = log.open("w")
         self.process = subprocess.Popen(
-            [bin_folder / "dkvd", "--endpoint", endpoint], stderr=self.log, stdin=subprocess.DEVNULL
+            [bin_folder / "dkvd", "--endpoint", endpoint, *flags], stderr=self.log, stdin=subprocess.DEVNULL
         )
         deadline = time.monotonic() + START_SECONDS
         while subprocess.run(
@@ -101,10 +104,10 @@ class Sidecar:
 class Engine:
     """The inference process. Events come as JSON lines."""
 
-    def __init__(self, library: pathlib.Path, log: pathlib.Path) -> None:
+    def __init__(self, library: pathlib.Path, log: pathlib.Path, environment: dict[str, str] | None = None) -> None:
         self.log_path = log
         self.log = log.open("w")
-        environment = os.environ | {
+        environment = os.environ | (environment or {}) | {
             "PYTHONPATH": str(ROOT / "protocol" / "python"),
             "DKV_LIBRARY": str(library),
             "PYTHONUNBUFFERED": "1",
@@ -261,6 +264,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--policy", help="one policy instead of all")
     parser.add_argument("--capacity", type=int, help=f"tokens per layer and KV head ({CAPACITY})")
     parser.add_argument("--profile", help='of dkv calibrate, or "auto": for the one policy; beside the others auto is shown')
+    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="cuda: compared to the CPU's")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     options = parser.parse_args()
     if options.prompt and not options.prompt.is_file():
@@ -268,11 +272,28 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+def compare_backends(options, console: Console) -> None:
+    document = user_document(options.prompt) if options.prompt else backends.short_document()
+    console.print(f"[bold]dkv demo[/]: {document.name}")
+    library = options.bin.parent / "lib" / "libdkv.so"
+
+    def make_engine(log: pathlib.Path, environment: dict[str, str]) -> Engine:
+        return Engine(library, log, environment)
+
+    with tempfile.TemporaryDirectory(prefix="dkv-demo-") as folder:
+        report = backends.compare(options, document, Sidecar, make_engine, pathlib.Path(folder), console)
+    (options.out / "backends.json").write_text(json.dumps(report, indent=1) + "\n")
+    if not backends.print_comparison(report, console):
+        raise SystemExit("demo: the two backends did not keep the same")
+
+
 def main() -> None:
     options = parse_arguments()
     options.out.mkdir(parents=True, exist_ok=True)
     document = user_document(options.prompt) if options.prompt else default_document()
     console = Console(width=None if sys.stdout.isatty() else 100)
+    if options.backend == "cuda":
+        return compare_backends(options, console)
     console.print(f"[bold]dkv demo[/]: {document.name}")
     with tempfile.TemporaryDirectory(prefix="dkv-demo-") as folder:
         sidecar = Sidecar(options.bin, f"ipc://{folder}/dkvd.sock", options.out / "dkvd.log")

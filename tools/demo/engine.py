@@ -99,6 +99,8 @@ def compressed_facts(cache) -> dict:
 def main() -> None:
     started = time.perf_counter()
     model, tokenizer = weights.load_smollm2()
+    if os.environ.get("DKV_DEMO_GPU"):
+        model.to("cuda")
     for index, layer in enumerate(model.model.layers):
         layer.register_forward_hook(
             lambda _module, args, _output, index=index: say(event="layer", layer=index)
@@ -120,10 +122,13 @@ def main() -> None:
         prompt = tokenizer(
             as_chat(tokenizer, Document(**run["document"])), return_tensors="pt", add_special_tokens=False
         )
+        prompt = prompt.to(model.device)
         tokens = prompt["input_ids"].shape[1]
         if run["dkv"]:
             cache = dkv.hf.Cache(model, endpoint=run["endpoint"], **run["wish"])
             facts = generate(model, tokenizer, prompt, run, cache) | compressed_facts(cache)
+            if run.get("positions"):
+                facts["positions"] = [cache.kept_positions(layer) for layer in range(model.config.num_hidden_layers)]
         else:
             model.set_attn_implementation(plain_attention)
             cache = transformers.DynamicCache(config=model.config)
