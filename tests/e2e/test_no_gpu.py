@@ -107,5 +107,6 @@ def test_the_python_package_imports_and_says_that_there_is_no_gpu():
     done = subprocess.run(
         [sys.executable, "-c", "import dkv.cuda as c; print(c.available(), c.is_emulated(), c.why_not())"],
         capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "protocol/python"), "DKV_LIBRARY": str(library)})
+        env={**os.environ, "PYTHONPATH": str(ROOT / "protocol/python"), "DKV_LIBRARY": str(library),
+             "DKV_CUDA_LIBRARY": str(library.with_name("libdkv_cuda.so"))})
     assert (done.stdout, done.stderr) == (f"False False {NO_DRIVER}\n", "")
