@@ -17,6 +17,8 @@ void* __tsan_create_fiber(unsigned flags);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void AnnotateIgnoreWritesBegin(char const* file, int line);
+void AnnotateIgnoreWritesEnd(char const* file, int line);
 }
 #endif
 
@@ -43,5 +45,22 @@ inline void acquire([[maybe_unused]] void* address) {
     __tsan_acquire(address);
 #endif
 }
+
+/// While one lives, memory that is allocated counts as nobody's writing.
+class Unobserved {
+public:
+    Unobserved() {
+#if defined(CUDAEMU_TSAN)
+        AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+    }
+    ~Unobserved() {
+#if defined(CUDAEMU_TSAN)
+        AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+#endif
+    }
+    Unobserved(Unobserved const&) = delete;
+    Unobserved& operator=(Unobserved const&) = delete;
+};
 
 }  // namespace cudaemu

@@ -21,6 +21,7 @@ void copy_words(void* to, void const* from, std::size_t bytes) {
 Meeting& meeting_of(Warp& warp, unsigned mask) {
     for (auto const& meeting : warp.meetings)
         if (meeting->mask == mask) return *meeting;
+    Unobserved const unobserved;  // Other lanes read it.
     auto& made = *warp.meetings.emplace_back(std::make_unique<Meeting>());
     made.mask = mask;
     return made;
