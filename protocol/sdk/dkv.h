@@ -108,7 +108,7 @@ typedef struct dkv_engine_options {
     char const* endpoint;  /* NULL: DKV_ENDPOINT, else the default of this user */
     char const* engine;    /* for people: "transformers 5.23.0" */
     char const* model;     /* for people: "SmolLM2-135M-Instruct" */
-    char const* device;    /* NULL or "cpu" */
+    char const* device;    /* NULL or "cpu"; a GPU's engine is opened by dkv_cuda.h */
     uint64_t group;        /* ranks of one model share it; 0: alone */
     dkv_geometry geometry;
     uint32_t timeout_ms; /* deadline of one request; 0: 2000 */
