@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <random>
 
 #include <spdlog/sinks/stdout_sinks.h>
@@ -15,6 +16,7 @@
 #include "sidecar/metrics/exposer.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
+#include "sidecar/transport/fd_socket.h"
 #include "sidecar/transport/transport.h"
 
 namespace dkv {
@@ -38,21 +40,31 @@ std::uint64_t wall_ms() {
 
 class DaemonImpl final : public Daemon, private TransportHandler, private rpc::Outbox {
 public:
-    DaemonImpl(Config const& config, std::unique_ptr<Transport> transport)
+    DaemonImpl(Config const& config, Backends backends, std::unique_ptr<Transport> transport)
         : transport_(std::move(transport)),
-          server_(
-              {.config = config,
-               .endpoint = transport_->endpoint(),
-               .boot_id = random_id(),
-               .started_at = steady_ms(),
-               .wall_offset_ms = wall_ms() - steady_ms()},
-              metrics_,
-              *this,
-              [threads = config.threads] { return make_cpu_backend(threads); },
-              [this] { transport_->wake(); }) {}
+          server_({.config = config,
+                   .endpoint = transport_->endpoint(),
+                   .boot_id = random_id(),
+                   .started_at = steady_ms(),
+                   .wall_offset_ms = wall_ms() - steady_ms()},
+                  metrics_,
+                  *this,
+                  std::move(backends),
+                  [this] { transport_->wake(); }) {}
 
     Result<void> serve_metrics(std::string const& address) {
         metrics_server_ = DKV_TRY(MetricsServer::start(address, metrics_));
+        return {};
+    }
+
+    /// Only memory of a GPU comes by descriptor.
+    Result<void> take_descriptors() {
+        fd_socket_ = DKV_TRY(FdSocket::listen(
+            transport_->endpoint(),
+            [this](std::uint64_t instance, std::uint64_t ticket, UniqueFd file) {
+                return server_.descriptors().put(instance, ticket, std::move(file));
+            }));
+        if (fd_socket_ != nullptr) server_.offer_descriptors(fd_socket_->path());
         return {};
     }
 
@@ -68,7 +80,7 @@ private:
     void on_message(PeerId const& peer,
                     std::span<std::byte const> bytes,
                     std::uint64_t now) override {
-        server_.on_message(peer, bytes, now);
+        server_.on_message(peer, bytes, now, transport_->sender_is_this_process());
         if (server_.stopping()) transport_->stop();
     }
     void on_wake(std::uint64_t now) override { server_.on_wake(now); }
@@ -87,6 +99,7 @@ private:
     std::unique_ptr<MetricsServer> metrics_server_;
     std::unique_ptr<Transport> transport_;
     rpc::Server server_;
+    std::unique_ptr<FdSocket> fd_socket_;  // Last: its thread brings what it takes to the server.
 };
 
 /// Regions that can shrink, and pidfds, cost a descriptor each: take as many as there are.
@@ -116,11 +129,20 @@ void set_signal_handler(void (*handler)(int)) {
 
 Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     DKV_TRY(check(config));
+    auto const* const required = std::getenv("DKV_REQUIRE_CUDA");
+    auto backends =
+        DKV_TRY(Backends::find(config, required != nullptr && std::string_view(required) == "1"));
     auto transport = DKV_TRY(Transport::listen(
         {.endpoint = config.endpoint.empty() ? default_endpoint() : config.endpoint,
          .message_bytes_max = config.limits.message_bytes_max,
          .tick_ms = std::min(kTickMs, config.heartbeat_ms)}));
-    auto daemon = std::make_unique<DaemonImpl>(config, std::move(transport));
+    if (backends.note().empty())
+        spdlog::info("backend: {}", backends.name());
+    else
+        spdlog::info("backend: {}; {}", backends.name(), backends.note());
+    bool const has_gpu = backends.note().empty();
+    auto daemon = std::make_unique<DaemonImpl>(config, std::move(backends), std::move(transport));
+    if (has_gpu) DKV_TRY(daemon->take_descriptors());
     if (!config.metrics_address.empty()) DKV_TRY(daemon->serve_metrics(config.metrics_address));
     spdlog::info("dkvd {} listens at {}", DKV_VERSION, daemon->endpoint());
     return std::unique_ptr<Daemon>(std::move(daemon));

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "protocol/files/cut_files.h"
 #include "sidecar/daemon.h"
 
 namespace {
@@ -28,6 +29,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    dkv::survive_cut_files();  // A saved cache may be cut while a job reads it.
     try {
         return run(argc, argv);
     } catch (std::exception const& error) {

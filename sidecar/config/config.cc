@@ -14,6 +14,8 @@ namespace dkv {
 namespace {
 
 constexpr std::array<char const*, 6> kLogLevels{"trace", "debug", "info", "warn", "error", "off"};
+constexpr std::array<char const*, 3> kBackends{"auto", "cpu", "cuda"};
+constexpr std::uint32_t kEventTimeoutMaxMs = 600'000;
 constexpr std::uint32_t kHeartbeatMinMs = 10;
 constexpr std::uint32_t kHeartbeatMaxMs = 600'000;
 constexpr unsigned kThreadsMax = 1024;
@@ -78,6 +80,14 @@ void add_flags(CLI::App& app, Config& config) {
     app.add_option("--policy", config.policy.name, "policy of engines that ask for none")
         ->capture_default_str();
     add_policy_flags(app, config.policy);
+    app.add_option("--backend", config.backend,
+                   "auto: GPUs where there are any; cpu; cuda: without one it does not start "
+                   "[DKV_BACKEND]")
+        ->envname("DKV_BACKEND")
+        ->capture_default_str();
+    app.add_option("--event-timeout-ms", config.event_timeout_ms,
+                   "how long the event of a layer on a GPU is waited for")
+        ->capture_default_str();
     app.add_option("--threads", config.threads, "threads of the CPU backend; 0: every core")
         ->capture_default_str();
     app.add_option("--heartbeat-ms", config.heartbeat_ms, "how often engines say that they live")
@@ -95,6 +105,11 @@ void add_flags(CLI::App& app, Config& config) {
 Result<void> check(Config const& config) {
     DKV_TRY(check_listen(config));
     DKV_TRY(resolve(config.policy));
+    if (std::find(kBackends.begin(), kBackends.end(), config.backend) == kBackends.end())
+        return wrong("--backend '" + config.backend + "' is none of auto, cpu, cuda");
+    if (config.event_timeout_ms == 0 || config.event_timeout_ms > kEventTimeoutMaxMs)
+        return wrong("--event-timeout-ms " + std::to_string(config.event_timeout_ms) +
+                     " is outside 1 … " + std::to_string(kEventTimeoutMaxMs));
     if (config.threads > kThreadsMax)
         return wrong("--threads " + std::to_string(config.threads) + " is above " +
                      std::to_string(kThreadsMax));

@@ -34,7 +34,10 @@ struct Limits {
 struct Config {
     std::string endpoint;  ///< Empty: default_endpoint().
     PolicyRequest policy{.name = "auto"};
+    std::string backend =
+        "auto";            ///< "auto": GPUs where there are any; "cpu"; "cuda": or no start.
     unsigned threads = 0;  ///< Of the CPU backend; 0: every core.
+    std::uint32_t event_timeout_ms = 10'000;  ///< How long a layer's event is waited for.
     std::uint32_t heartbeat_ms = 1000;
     std::string metrics_address;  ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.
     std::string log_level = "info";

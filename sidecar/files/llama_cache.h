@@ -20,6 +20,7 @@ public:
 
     Result<SavedLayer> layer(std::uint32_t index) const override;
     Result<void> verify(std::uint32_t layer) const override;
+    Result<void> check_unchanged() const override { return mapped_.check_unchanged(); }
     std::span<std::byte const> mapped() const noexcept override { return mapped_.bytes(); }
 
     std::span<std::byte const> bytes() const noexcept { return mapped_.bytes(); }

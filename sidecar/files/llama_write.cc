@@ -319,6 +319,7 @@ Result<std::uint64_t> write_llama(Backend& /*backend*/, WriteRequest const& requ
     }
     DKV_TRY(write_cells(file, plan, std::move(positions), request.facts.prompt_tokens));
     DKV_ASSERT(file.size() == plan.file_bytes());
+    if (request.before_commit) DKV_TRY(request.before_commit());
     DKV_TRY(file.commit());
     return plan.file_bytes();
 }

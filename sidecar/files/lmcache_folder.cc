@@ -115,6 +115,12 @@ public:
         apply_options(options, facts_);
     }
 
+    Result<void> check_unchanged() const override {
+        for (Chunk const& chunk : chunks_)
+            DKV_TRY(chunk.mapped.check_unchanged());
+        return {};
+    }
+
     Result<SavedLayer> layer(std::uint32_t index) const override {
         SavedLayer saved;
         saved.keys = view(nullptr);

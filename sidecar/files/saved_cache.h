@@ -98,6 +98,10 @@ public:
     /// Errors: CorruptData, beginning with the path and naming the tensor.
     virtual Result<void> verify(std::uint32_t layer) const = 0;
 
+    /// Errors: Io, beginning with the path, when a file of it was written to, or cut, since it was
+    /// opened: what was read may be neither the old nor the new.
+    virtual Result<void> check_unchanged() const = 0;
+
     /// The file's own bytes where it is one mapping: pages of it that have been read may be dropped
     /// from memory, and come back when they are wanted. Empty: nothing may be dropped.
     virtual std::span<std::byte const> mapped() const noexcept { return {}; }

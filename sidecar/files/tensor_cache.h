@@ -56,6 +56,7 @@ public:
 
     Result<SavedLayer> layer(std::uint32_t index) const override;
     Result<void> verify(std::uint32_t index) const override;
+    Result<void> check_unchanged() const override { return file_.mapped.check_unchanged(); }
     std::span<std::byte const> mapped() const noexcept override { return file_.mapped.bytes(); }
 
 private:

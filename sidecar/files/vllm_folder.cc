@@ -123,6 +123,12 @@ public:
         return saved;
     }
 
+    Result<void> check_unchanged() const override {
+        for (TensorFile const& file : files_)
+            DKV_TRY(file.mapped.check_unchanged());
+        return {};
+    }
+
     Result<void> verify(std::uint32_t index) const override {
         auto const& file = files_.at(index);
         auto const checked = check_tensor({kTensor, file.find(kTensor)}, true, nullptr);

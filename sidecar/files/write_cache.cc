@@ -43,6 +43,7 @@ public:
             auto const rows = DKV_TRY(request_.layer(layer));
             DKV_TRY(write_layer(layer, rows));
         }
+        if (request_.before_commit) DKV_TRY(request_.before_commit());
         DKV_TRY(writer_.commit());
         return writer_.file_bytes();
     }

@@ -25,16 +25,18 @@ struct WriteRequest {
     CacheFacts facts;
     /// Called once per layer, 0 … layers-1, in order.
     std::function<Result<RowsToWrite>(std::uint32_t layer)> layer;
+    /// Called once all is written; what it refuses does not appear under its name. May be empty.
+    std::function<Result<void>()> before_commit = {};
     /// llama.cpp: the file that cells, tokens and types are taken from, where it was one.
     SavedCache const* source = nullptr;
 };
 
 /// Memory: one head's rows at a time.
 ///
-/// Errors: those of `layer` and of NewFile; Unsupported, naming the reason, when the format cannot
-/// hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or heads of unequal
-/// length, mlx-lm without a rope theta, or with a scaling, that keys could be turned back by.
-/// Returns the file's size.
+/// Errors: those of `layer`, `before_commit` and of NewFile; Unsupported, naming the reason, when
+/// the format cannot hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or
+/// heads of unequal length, mlx-lm without a rope theta, or with a scaling, that keys could be
+/// turned back by. Returns the file's size.
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
 
 /// The size of the file that write_cache() would write, exactly; `request.layer` is not called.

@@ -1,4 +1,4 @@
-// One shared-memory region of an engine, mapped here.
+// One region of an engine's memory, mapped here: shared memory, or a device's.
 //
 // An engine may cut a file that is mapped here, and a touch past the new end is a SIGBUS. A memfd
 // that is sealed against shrinking cannot be cut (the SDK's are); for every other region
@@ -8,13 +8,15 @@
 // more than that is worth.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
+#include "kernels/tensor_view.h"
 #include "protocol/base/result.h"
-#include "protocol/base/unique_fd.h"
 #include "sidecar/memory/source.h"
 
 namespace dkv {
@@ -24,46 +26,49 @@ class MappedRegion {
 public:
     MappedRegion(MappedRegion const&) = delete;
     MappedRegion& operator=(MappedRegion const&) = delete;
-    ~MappedRegion();
+    virtual ~MappedRegion() = default;
 
-    /// Written only where writable() is true; the mapping is read-only otherwise.
+    /// Written only where writable() is true. Of a device, nothing here looks at them.
     std::span<std::byte> bytes() const noexcept { return {data_, bytes_}; }
     bool writable() const noexcept { return writable_; }
+    Place place() const noexcept { return place_; }
     /// Whether this and `other` are the same bytes, mapped the same way.
     bool same_as(MappedRegion const& other) const noexcept;
 
-    /// Errors: InvalidArgument when the engine has made the file shorter than the mapping.
-    Result<void> check_size() const;
+    /// Errors: InvalidArgument when the engine has made the file shorter than the mapping. Device
+    /// memory stays as long as it is mapped.
+    virtual Result<void> check_size() const { return {}; }
 
     /// Lets go of this process's pages of the range (widened to whole pages), so that they do not
-    /// count as shared with the engine. The bytes stay; touching them maps them again.
-    void drop(std::size_t offset, std::size_t bytes) const noexcept;
+    /// count as shared with the engine. The bytes stay; touching them maps them again. Of a device:
+    /// nothing happens.
+    virtual void drop(std::size_t /*offset*/, std::size_t /*bytes*/) const noexcept {}
     void drop_all() const noexcept { drop(0, bytes_); }
 
-private:
-    friend Result<std::shared_ptr<MappedRegion const>> attach(RegionSource const&,
-                                                              std::uint64_t,
-                                                              bool);
+    /// Has `told` called when this is unmapped: by whoever lets go last, in that thread.
+    virtual void when_closed(std::function<void()> told) const = 0;
+
+protected:
     MappedRegion() = default;
 
-    UniqueFd file_;
     std::byte* data_ = nullptr;
     std::size_t bytes_ = 0;
-    std::uint64_t device_ = 0;
-    std::uint64_t inode_ = 0;
     bool writable_ = false;
-    bool can_shrink_ = true;
+    Place place_ = Place::Host;
+    /// What else tells two mappings apart: a file's device and inode, an address.
+    std::array<std::uint64_t, 2> identity_{};
 };
 
 /// A share of a mapping: it stays mapped while somebody holds one.
 using RegionLease = std::shared_ptr<MappedRegion const>;
 
-/// Maps `bytes` bytes of the source, read-only unless `writable`.
+/// Maps `bytes` bytes of shared memory, read-only unless `writable`. Device memory and this
+/// process's own are for device_region.h.
 ///
 /// Errors: NotFound when there is no such object, process or descriptor; InvalidArgument when it is
 /// not shared memory, not the file with that inode, or smaller than `bytes`, or `bytes` is 0;
 /// LimitExceeded when this process may open no more files; Io for anything else the operating
-/// system refuses.
+/// system refuses; Unsupported for what is no shared memory.
 Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool writable);
 
 }  // namespace dkv

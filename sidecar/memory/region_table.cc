@@ -14,7 +14,10 @@ Error no_region(std::uint64_t region) {
 Result<std::uint64_t> RegionTable::add(RegionSource const& source,
                                        std::uint64_t bytes,
                                        bool writable) {
-    auto lease = DKV_TRY(attach(source, bytes, writable));
+    return add(DKV_TRY(attach(source, bytes, writable)));
+}
+
+Result<std::uint64_t> RegionTable::add(RegionLease lease) {
     for (auto& [number, entry] : regions_) {
         if (!entry.lease->same_as(*lease)) continue;
         ++entry.added;
@@ -28,11 +31,13 @@ Result<std::uint64_t> RegionTable::add(RegionSource const& source,
     return last_;
 }
 
-Result<void> RegionTable::remove(std::uint64_t region) {
+Result<RegionLease> RegionTable::remove(std::uint64_t region) {
     auto const found = regions_.find(region);
     if (found == regions_.end()) return no_region(region);
-    if (--found->second.added == 0) regions_.erase(found);
-    return {};
+    if (--found->second.added != 0) return RegionLease();
+    auto lease = std::move(found->second.lease);
+    regions_.erase(found);
+    return lease;
 }
 
 Result<RegionLease> RegionTable::find(std::uint64_t region) const {

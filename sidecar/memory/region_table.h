@@ -17,9 +17,13 @@ public:
     /// Errors: those of attach(); LimitExceeded when regions_max are mapped.
     Result<std::uint64_t> add(RegionSource const& source, std::uint64_t bytes, bool writable);
 
-    /// Forgets the number; leases that are held keep the mapping.
+    /// The same for what was mapped elsewhere. Errors: LimitExceeded.
+    Result<std::uint64_t> add(RegionLease lease);
+
+    /// Forgets the number; leases that are held keep the mapping. The table's own, for the caller
+    /// to let go of; nullptr: it was added more often.
     /// Errors: NotFound.
-    Result<void> remove(std::uint64_t region);
+    Result<RegionLease> remove(std::uint64_t region);
 
     /// Errors: NotFound.
     Result<RegionLease> find(std::uint64_t region) const;

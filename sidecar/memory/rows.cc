@@ -19,7 +19,7 @@ Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& re
                      std::to_string(element));
     RowsView view{.data = nullptr,
                   .dtype = at.dtype,
-                  .place = Place::Host,
+                  .place = region.place(),
                   .heads = at.heads,
                   .tokens = at.tokens,
                   .head_dim = at.head_dim,

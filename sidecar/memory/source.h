@@ -1,6 +1,8 @@
 // Where an engine's bytes can be found: what the wire's RegionSource says, in our own words.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -20,9 +22,41 @@ struct MemfdSource {
     std::uint64_t inode = 0;
 };
 
-using RegionSource = std::variant<PosixShmSource, MemfdSource>;
+/// Device memory of another process, as protocol/cuda/memory.h has it, less its length and the
+/// descriptor: that comes another way, under the ticket.
+struct CudaIpcSource {
+    std::array<std::byte, 64> handle{};
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;
+};
+struct CudaVmmSource {
+    std::uint64_t ticket = 0;
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;
+};
+struct CudaPoolSource {
+    std::uint64_t ticket = 0;
+    std::array<std::byte, 64> pointer{};
+    std::uint64_t allocation_bytes = 0;
+    std::uint64_t offset = 0;
+};
 
-/// "memfd 5 of process 1234", "shared memory '/dkv-1'"
+/// Memory of this very process, where the engine and the sidecar are one.
+struct InprocSource {
+    std::uint64_t address = 0;
+};
+
+using RegionSource = std::variant<PosixShmSource,
+                                  MemfdSource,
+                                  CudaIpcSource,
+                                  CudaVmmSource,
+                                  CudaPoolSource,
+                                  InprocSource>;
+
+/// "memfd 5 of process 1234", "shared memory '/dkv-1'", "CUDA memory by IPC handle"
 std::string describe(RegionSource const& source);
+
+/// Device memory whatever the engine is.
+bool is_device_memory(RegionSource const& source) noexcept;
 
 }  // namespace dkv

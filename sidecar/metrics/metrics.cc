@@ -44,6 +44,11 @@ struct Metrics::Families {
                    .Name("dkv_busy_seconds")
                    .Help("Time spent compressing, by step")
                    .Register(registry)),
+          waited(prometheus::BuildHistogram()
+                     .Name("dkv_wait_seconds")
+                     .Help("Time spent waiting for an engine's event, by layer")
+                     .Register(registry)
+                     .Add({}, busy_buckets())),
           instances(gauge(registry, "dkv_instances", "Engines attached")),
           sessions_open(gauge(registry, "dkv_sessions_open", "Sessions open")),
           mapped_bytes(gauge(registry, "dkv_mapped_bytes", "Engine memory mapped here")) {}
@@ -54,6 +59,7 @@ struct Metrics::Families {
     Counter& dropped;
     Counter& returned;
     Family<Histogram>& busy;
+    Histogram& waited;
     Gauge& instances;
     Gauge& sessions_open;
     Gauge& mapped_bytes;
@@ -83,6 +89,9 @@ void Metrics::bytes_returned(std::uint64_t bytes) {
 void Metrics::busy(std::string_view step, std::uint64_t nanoseconds) {
     families_->busy.Add({{"step", std::string(step)}}, busy_buckets())
         .Observe(static_cast<double>(nanoseconds) * 1e-9);
+}
+void Metrics::waited(std::uint64_t nanoseconds) {
+    families_->waited.Observe(static_cast<double>(nanoseconds) * 1e-9);
 }
 void Metrics::instances(std::uint32_t count) {
     families_->instances.Set(count);

@@ -28,6 +28,8 @@ public:
     void bytes_returned(std::uint64_t bytes);
     /// Time in the pipeline: "open", "layer", "pack".
     void busy(std::string_view step, std::uint64_t nanoseconds);
+    /// Time spent waiting for an engine's event, apart from busy().
+    void waited(std::uint64_t nanoseconds);
     void instances(std::uint32_t count);
     void sessions_open(std::uint32_t count);
     void mapped_bytes(std::uint64_t bytes);

@@ -265,6 +265,7 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
                          .format = to_,
                          .facts = facts(),
                          .layer = {},
+                         .before_commit = [this] { return cache_->check_unchanged(); },
                          .source = is_llama(facts().format) ? cache_.get() : nullptr};
     request.facts.compacted = std::ranges::any_of(
         lengths, [this](std::uint32_t length) { return length != facts().prompt_tokens; });

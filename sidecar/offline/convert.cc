@@ -52,6 +52,7 @@ Result<CompactOutcome> convert(Backend& backend,
                          .format = to,
                          .facts = written_facts(request, facts, to),
                          .layer = {},
+                         .before_commit = [&] { return cache->check_unchanged(); },
                          .source = cache.get()};
     writing.layer = [&](std::uint32_t index) -> Result<RowsToWrite> {
         if (progress.stopped()) return interrupted();

@@ -43,7 +43,7 @@ Result<void> walk(SavedCache const& file, WalkOptions const& options, OnLayer co
     }
     DKV_TRY(verifier.finish());
     drop_before(layers);
-    return {};
+    return file.check_unchanged();
 }
 
 Result<void> walk(SavedCache const& file,

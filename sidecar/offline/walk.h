@@ -27,7 +27,7 @@ using OnLayer = std::function<Result<void>(std::uint32_t index, SavedLayer const
 /// few is read.
 ///
 /// Errors: those of the file and of `each`; CorruptData where a layer, or its queries, are not what
-/// their checksums say or not finite; interrupted().
+/// their checksums say or not finite; Io where the file changed meanwhile; interrupted().
 Result<void> walk(SavedCache const& file, WalkOptions const& options, OnLayer const& each);
 
 /// Every plan over the file, each layer scored once for all that score alike. The file is whole,

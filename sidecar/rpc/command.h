@@ -18,6 +18,7 @@ namespace dkv::rpc {
 struct Context {
     Config const& config;
     std::string const& endpoint;
+    std::string const& fd_socket;
     Millis started_at;
     Table& table;
     Subscribers& subscribers;
@@ -25,6 +26,7 @@ struct Context {
     bool& stopping;
 };
 
+/// A body of type NONE: the answer comes later, when a worker has it.
 using Reply = Result<wire::BodyUnion>;
 
 struct Command {

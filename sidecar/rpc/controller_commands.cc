@@ -18,6 +18,7 @@ Reply get_status(Context& context, Caller const& caller, wire::GetStatusT const&
     info.uptime_ms = caller.now - context.started_at;
     info.endpoint = context.endpoint;
     info.backend = facts.backend;
+    info.backend_note = facts.backend_note;
     info.threads = facts.threads;
     info.policy = to_wire(facts.policy.params);
     info.policy_source = name_of(facts.policy.source);

@@ -1,6 +1,8 @@
 #include "sidecar/rpc/convert.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 namespace dkv::rpc {
 namespace {
@@ -33,6 +35,15 @@ Result<RowsAt> rows_at(char const* name, wire::RowsT const& rows) {
                   .head_stride = rows.head_stride,
                   .token_stride = rows.token_stride,
                   .dim_stride = rows.dim_stride};
+}
+
+Result<std::array<std::byte, 64>> sixty_four(char const* what,
+                                             std::vector<std::uint8_t> const& bytes) {
+    std::array<std::byte, 64> all{};
+    if (bytes.size() != all.size())
+        return wrong(std::string(what) + " has " + std::to_string(bytes.size()) + " bytes, not 64");
+    std::memcpy(all.data(), bytes.data(), all.size());
+    return all;
 }
 
 std::size_t detail_bytes(SessionFacts const& facts) noexcept {
@@ -119,8 +130,35 @@ Result<RegionSource> from_wire(wire::RegionSourceUnion const& source) {
     if (auto const* const shm = source.AsPosixShm()) return RegionSource(PosixShmSource{shm->name});
     if (auto const* const memfd = source.AsMemfd())
         return RegionSource(MemfdSource{.pid = memfd->pid, .fd = memfd->fd, .inode = memfd->inode});
-    return Error{ErrorCode::Unsupported, "region kind " + std::to_string(number(source.type)) +
-                                             " is neither PosixShm (1) nor Memfd (2)"};
+    if (auto const* const ipc = source.AsCudaIpc())
+        return RegionSource(CudaIpcSource{.handle = DKV_TRY(sixty_four("handle", ipc->handle)),
+                                          .allocation_bytes = ipc->allocation_bytes,
+                                          .offset = ipc->offset});
+    if (auto const* const vmm = source.AsCudaVmmFd())
+        return RegionSource(CudaVmmSource{.ticket = vmm->ticket,
+                                          .allocation_bytes = vmm->allocation_bytes,
+                                          .offset = vmm->offset});
+    if (auto const* const pool = source.AsCudaPool())
+        return RegionSource(CudaPoolSource{.ticket = pool->ticket,
+                                           .pointer = DKV_TRY(sixty_four("pointer", pool->pointer)),
+                                           .allocation_bytes = pool->allocation_bytes,
+                                           .offset = pool->offset});
+    if (auto const* const own = source.AsInproc()) return RegionSource(InprocSource{own->address});
+    return Error{ErrorCode::Unsupported,
+                 "region kind " + std::to_string(number(source.type)) +
+                     " is none of PosixShm (1), Memfd (2), CudaIpc (3), CudaVmmFd (4), CudaPool "
+                     "(5), Inproc (6)"};
+}
+
+Result<std::vector<cuda::EventHandle>> from_wire(wire::RegisterEventsT const& message) {
+    constexpr std::size_t kBytes = sizeof(cuda::EventHandle);
+    if (message.handles.size() % kBytes != 0)
+        return wrong("event handles have " + std::to_string(message.handles.size()) +
+                     " bytes, which is no multiple of 64");
+    std::vector<cuda::EventHandle> handles(message.handles.size() / kBytes);
+    if (!handles.empty())
+        std::memcpy(handles.data(), message.handles.data(), message.handles.size());
+    return handles;
 }
 
 Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
@@ -130,7 +168,13 @@ Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
                          .queries = std::nullopt,
                          .scores = std::nullopt,
                          .scale = ready.scale,
-                         .softcap = ready.softcap};
+                         .softcap = ready.softcap,
+                         .event = ready.event,
+                         .timeline_region = ready.timeline_region,
+                         .timeline_offset = ready.timeline_offset,
+                         .timeline_value = ready.timeline_value};
+    if (request.event < -1)
+        return wrong("event " + std::to_string(request.event) + " is neither an index nor -1");
     if (ready.queries) request.queries = DKV_TRY(rows_at("queries", *ready.queries));
     if (ready.scores) request.scores = DKV_TRY(rows_at("scores", *ready.scores));
     return request;
@@ -199,6 +243,7 @@ std::unique_ptr<wire::SavingsT> to_wire(Savings const& savings) {
     out->bytes_block_table = savings.bytes_block_table;
     out->bytes_peak = savings.bytes_peak;
     out->busy_ns = savings.busy_ns;
+    out->wait_ns = savings.wait_ns;
     return out;
 }
 
@@ -234,6 +279,7 @@ std::unique_ptr<wire::InstanceInfoT> to_wire(InstanceFacts const& facts) {
     out->policy_source = name_of(facts.policy.source);
     out->last_error = facts.last_error;
     out->savings = to_wire(facts.savings);
+    out->backend = facts.backend;
     return out;
 }
 
@@ -256,6 +302,7 @@ std::unique_ptr<wire::SessionInfoT> to_wire(SessionFacts const& facts) {
     out->bytes_peak = facts.bytes_peak;
     out->bytes_final = facts.bytes_final;
     out->busy_ns = facts.busy_ns;
+    out->wait_ns = facts.wait_ns;
     out->age_ms = facts.age_ms;
     out->error = facts.error;
     return out;

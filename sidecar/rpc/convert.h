@@ -14,6 +14,7 @@ namespace dkv::rpc {
 Result<PolicyRequest> from_wire(wire::PolicyT const& policy);
 Result<EngineHello> from_wire(wire::HelloT const& hello);
 Result<RegionSource> from_wire(wire::RegionSourceUnion const& source);
+Result<std::vector<cuda::EventHandle>> from_wire(wire::RegisterEventsT const& message);
 Result<LayerRequest> from_wire(wire::LayerReadyT const& ready);
 
 /// The one way from an error of ours to the wire.

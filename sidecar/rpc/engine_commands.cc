@@ -7,30 +7,44 @@ namespace dkv::rpc {
 namespace {
 
 Reply hello(Context& context, Caller const& caller, wire::HelloT const& message) {
-    auto const chosen = DKV_TRY(context.table.hello(caller, DKV_TRY(from_wire(message))));
+    auto const welcomed = DKV_TRY(context.table.hello(caller, DKV_TRY(from_wire(message))));
     wire::WelcomeT welcome;
     welcome.heartbeat_ms = context.config.heartbeat_ms;
     welcome.limits = to_wire(context.config.limits);
-    welcome.policy = to_wire(chosen.params);
+    welcome.policy = to_wire(welcomed.policy.params);
     welcome.version = DKV_VERSION;
+    welcome.fd_socket = context.fd_socket;
+    welcome.backend = welcomed.backend;
     return body_of(std::move(welcome));
 }
 
 Reply register_region(Context& context,
                       Caller const& caller,
                       wire::RegisterRegionT const& message) {
-    wire::RegionRegisteredT registered;
-    registered.region = DKV_TRY(context.table.register_region(caller, message.instance,
+    auto const answer = DKV_TRY(context.table.register_region(caller, message.instance,
                                                               DKV_TRY(from_wire(message.source)),
                                                               message.bytes, message.writable));
+    auto const* const region = std::get_if<std::uint64_t>(&answer);
+    if (region == nullptr) return wire::BodyUnion();
+    wire::RegionRegisteredT registered;
+    registered.region = *region;
     return body_of(std::move(registered));
 }
 
 Reply unregister_region(Context& context,
                         Caller const& caller,
                         wire::UnregisterRegionT const& message) {
-    DKV_TRY(context.table.unregister_region(caller, message.instance, message.region));
+    auto const answer =
+        DKV_TRY(context.table.unregister_region(caller, message.instance, message.region));
+    if (std::holds_alternative<Later>(answer)) return wire::BodyUnion();
     return body_of(wire::DoneT());
+}
+
+Reply register_events(Context& context,
+                      Caller const& caller,
+                      wire::RegisterEventsT const& message) {
+    DKV_TRY(context.table.register_events(caller, message.instance, DKV_TRY(from_wire(message))));
+    return wire::BodyUnion();
 }
 
 Reply open_session(Context& context, Caller const& caller, wire::OpenSessionT const& message) {
@@ -89,6 +103,7 @@ constexpr std::array kCommands{
     command<wire::HelloT, hello>("Hello", true),
     command<wire::RegisterRegionT, register_region>("RegisterRegion", true),
     command<wire::UnregisterRegionT, unregister_region>("UnregisterRegion", true),
+    command<wire::RegisterEventsT, register_events>("RegisterEvents", true),
     command<wire::OpenSessionT, open_session>("OpenSession", true),
     command<wire::BindBuffersT, bind_buffers>("BindBuffers", true),
     command<wire::LayerReadyT, layer_ready>("LayerReady", true),

@@ -19,16 +19,19 @@ Command const* find_command(wire::Body body) noexcept {
 Server::Server(Options options,
                Metrics& metrics,
                Outbox& outbox,
-               Table::MakeBackend make_backend,
+               Backends backends,
                std::function<void()> wake)
     : options_(std::move(options)),
       metrics_(metrics),
       outbox_(outbox),
       subscribers_(options_.config.limits.subscribers_max),
-      file_jobs_(options_.config.limits.file_jobs_max, make_backend),
-      table_(options_.config, metrics, *this, std::move(make_backend), std::move(wake)) {}
+      file_jobs_(options_.config.limits.file_jobs_max, backends.cpu()),
+      table_(options_.config, metrics, *this, std::move(backends), std::move(wake)) {}
 
-void Server::on_message(Peer const& peer, std::span<std::byte const> bytes, Millis now) {
+void Server::on_message(Peer const& peer,
+                        std::span<std::byte const> bytes,
+                        Millis now,
+                        bool is_this_process) {
     now_ = now;
     std::uint64_t id = 0;
     auto request = decode(bytes, &id);
@@ -36,7 +39,8 @@ void Server::on_message(Peer const& peer, std::span<std::byte const> bytes, Mill
         fail("undecodable", 0, request.error());
         return send(peer, id, body_of(to_wire(request.error())));
     }
-    auto reply = answer({peer, now}, *request.value());
+    auto reply = answer({peer, now, id, is_this_process}, *request.value());
+    if (reply && reply.value().type == wire::Body::NONE) return;
     send(peer, id, reply ? std::move(reply).value() : body_of(to_wire(reply.error())));
 }
 
@@ -60,12 +64,14 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
     }
     Context context{.config = options_.config,
                     .endpoint = options_.endpoint,
+                    .fd_socket = fd_socket_,
                     .started_at = options_.started_at,
                     .table = table_,
                     .subscribers = subscribers_,
                     .file_jobs = file_jobs_,
                     .stopping = stopping_};
     auto reply = command->run(context, caller, request.body);
+    if (reply && reply.value().type == wire::Body::NONE) return reply;
     if (reply)
         metrics_.request(command->name, "ok");
     else
@@ -134,7 +140,7 @@ void Server::committed(Peer const& engine,
                        std::uint64_t session,
                        std::uint64_t op,
                        JobOutcome const& outcome,
-                       std::uint64_t busy_ns) {
+                       SpentTime spent) {
     wire::CommittedT event;
     event.session = session;
     event.op = op;
@@ -143,8 +149,30 @@ void Server::committed(Peer const& engine,
     event.bytes_full = outcome.bytes_full;
     event.bytes_kept = outcome.bytes_kept;
     event.bytes_block_table = outcome.bytes_block_table;
-    event.busy_ns = busy_ns;
+    event.busy_ns = spent.busy;
+    event.wait_ns = spent.waiting;
     send(engine, 0, body_of(std::move(event)));
+}
+
+void Server::region_registered(Asker const& asker, Result<std::uint64_t> const& region) {
+    if (!region) return answer_later(asker, region.error());
+    wire::RegionRegisteredT registered;
+    registered.region = region.value();
+    answer_later(asker, body_of(std::move(registered)));
+}
+
+void Server::done(Asker const& asker, Result<void> const& result) {
+    if (!result) return answer_later(asker, result.error());
+    answer_later(asker, body_of(wire::DoneT()));
+}
+
+void Server::answer_later(Asker const& asker, Reply reply) {
+    if (reply)
+        metrics_.request(asker.name, "ok");
+    else
+        fail(asker.name, asker.instance, reply.error());
+    send(asker.peer, asker.request,
+         reply ? std::move(reply).value() : body_of(to_wire(reply.error())));
 }
 
 void Server::session_failed(Peer const& engine, std::uint64_t session, Error const& error) {

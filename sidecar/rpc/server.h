@@ -37,11 +37,15 @@ public:
     Server(Options options,
            Metrics& metrics,
            Outbox& outbox,
-           Table::MakeBackend make_backend,
+           Backends backends,
            std::function<void()> wake);
 
-    /// Sends exactly one answer to `peer`, and perhaps events.
-    void on_message(Peer const& peer, std::span<std::byte const> bytes, Millis now);
+    /// Sends exactly one answer to `peer`, now or, for what waits for a worker, from on_wake(), and
+    /// perhaps events. `is_this_process`: the peer is, as the kernel tells it.
+    void on_message(Peer const& peer,
+                    std::span<std::byte const> bytes,
+                    Millis now,
+                    bool is_this_process = false);
     void on_wake(Millis now);
     void on_tick(Millis now);
 
@@ -50,6 +54,9 @@ public:
     /// Tells subscribers that it ends.
     void say_stopping(Millis now);
     int death_fd() const noexcept { return table_.death_fd(); }
+    /// Engines may send descriptors there; they go into descriptors().
+    void offer_descriptors(std::string path) { fd_socket_ = std::move(path); }
+    Descriptors& descriptors() noexcept { return table_.descriptors(); }
 
 private:
     Reply answer(Caller const& caller, wire::EnvelopeT const& request);
@@ -67,11 +74,15 @@ private:
                    std::uint64_t session,
                    std::uint64_t op,
                    JobOutcome const& outcome,
-                   std::uint64_t busy_ns) override;
+                   SpentTime spent) override;
     void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override;
+    void region_registered(Asker const& asker, Result<std::uint64_t> const& region) override;
+    void done(Asker const& asker, Result<void> const& result) override;
+    void answer_later(Asker const& asker, Reply reply);
     void notice(Notice const& notice) override;
 
     Options options_;
+    std::string fd_socket_;
     Metrics& metrics_;
     Outbox& outbox_;
     Subscribers subscribers_;

@@ -30,6 +30,7 @@ struct Savings {
     std::uint64_t bytes_block_table = 0;  ///< What one block table for all layers would give back.
     std::uint64_t bytes_peak = 0;         ///< The largest of any session.
     std::uint64_t busy_ns = 0;
+    std::uint64_t wait_ns = 0;
 };
 
 struct SessionFacts {
@@ -50,6 +51,7 @@ struct SessionFacts {
     std::uint64_t bytes_peak = 0;
     std::uint64_t bytes_final = 0;
     std::uint64_t busy_ns = 0;
+    std::uint64_t wait_ns = 0;  ///< For the engine's events, apart from that.
     Millis age_ms = 0;
     std::string error;
 };
@@ -96,10 +98,12 @@ struct InstanceFacts {
     ChosenPolicy policy;
     std::string last_error;
     Savings savings;
+    std::string backend;
 };
 
 struct TableFacts {
     std::string backend;
+    std::string backend_note;  ///< Why there is no GPU in it; empty: there is one.
     unsigned threads = 0;
     ChosenPolicy policy;
     std::uint32_t instances = 0;
@@ -149,6 +153,20 @@ struct Notice {
     std::optional<SessionFacts> detail;
 };
 
+/// Nanoseconds that a worker spent on a session, so far.
+struct SpentTime {
+    std::uint64_t busy = 0;
+    std::uint64_t waiting = 0;  ///< For the engine's events.
+};
+
+/// Who asked for what is answered later.
+struct Asker {
+    Peer peer;
+    std::uint64_t request = 0;
+    std::uint64_t instance = 0;
+    char const* name = "";  ///< Of the request.
+};
+
 /// Who hears what becomes of sessions. Called by the loop's thread.
 class Listener {
 public:
@@ -164,8 +182,11 @@ public:
                            std::uint64_t session,
                            std::uint64_t op,
                            JobOutcome const& outcome,
-                           std::uint64_t busy_ns) = 0;
+                           SpentTime spent) = 0;
     virtual void session_failed(Peer const& engine, std::uint64_t session, Error const& error) = 0;
+    /// The answers that had to wait for a worker.
+    virtual void region_registered(Asker const& asker, Result<std::uint64_t> const& region) = 0;
+    virtual void done(Asker const& asker, Result<void> const& result) = 0;
     virtual void notice(Notice const& notice) = 0;
 };
 

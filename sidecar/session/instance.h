@@ -1,12 +1,14 @@
 // One attached engine.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
 
 #include "protocol/base/unique_fd.h"
 #include "sidecar/memory/region_table.h"
+#include "sidecar/session/backends.h"
 #include "sidecar/session/facts.h"
 #include "sidecar/session/session.h"
 #include "sidecar/session/strand.h"
@@ -26,6 +28,11 @@ struct Instance {
     Peer peer;  ///< Where its events go: wherever its last message came from.
     Millis attached_at;
     Millis seen_at;
+    /// Set before anything of it is used.
+    Backends::Chosen backend;
+    std::shared_ptr<EngineEvents> events = std::make_shared<EngineEvents>();
+    /// It is gone, or has attached again: what its worker waits for does not come.
+    std::shared_ptr<std::atomic<bool>> left = std::make_shared<std::atomic<bool>>(false);
     UniqueFd process;  ///< Empty: only heartbeats tell whether it lives.
     RegionTable regions;
     std::map<std::uint64_t, Session> sessions;
@@ -48,7 +55,8 @@ struct Instance {
                 .regions = regions.count(),
                 .policy = std::move(chosen),
                 .last_error = last_error,
-                .savings = savings};
+                .savings = savings,
+                .backend = backend.name};
     }
 };
 

@@ -35,7 +35,8 @@ SessionFacts Session::facts(Millis now) const {
             .bytes_returned = adopted_.returned,
             .bytes_peak = adopted_.peak,
             .bytes_final = adopted_.final_,
-            .busy_ns = busy_ns_,
+            .busy_ns = spent_.busy,
+            .wait_ns = spent_.waiting,
             .age_ms = now - spec_.opened_at,
             .error = error_};
 }
@@ -59,6 +60,7 @@ Result<RegionLease> Session::writable(char const* name,
                                       RegionTable const& regions) const {
     if (bytes == 0 && region == 0) return RegionLease();
     auto lease = DKV_TRY(regions.find(region));
+    DKV_TRY(check_place((std::string(name) + " region").c_str(), *lease));
     if (!lease->writable())
         return wrong(std::string(name) + " region " + std::to_string(region) + " is read-only");
     if (lease->bytes().size() < bytes)
@@ -86,14 +88,17 @@ Result<void> Session::bind(std::uint64_t staging,
     step(SessionEvent::Bind);
     staging_ = staging;
     destination_ = destination;
-    work_ = std::make_shared<SessionWork>(
-        SessionWork::Spec{.instance = spec_.instance,
-                          .generation = spec_.generation,
-                          .session = spec_.session,
-                          .job = spec_.job,
-                          .staging = std::move(staging_lease),
-                          .destination = std::move(destination_lease)},
-        reports, metrics);
+    work_ =
+        std::make_shared<SessionWork>(SessionWork::Spec{.instance = spec_.instance,
+                                                        .generation = spec_.generation,
+                                                        .session = spec_.session,
+                                                        .job = spec_.job,
+                                                        .staging = std::move(staging_lease),
+                                                        .destination = std::move(destination_lease),
+                                                        .place = spec_.place,
+                                                        .events = spec_.events,
+                                                        .event_timeout = spec_.event_timeout},
+                                      reports, metrics);
     strand.post([work = work_](Backend& backend) { work->open(backend); });
     return {};
 }
@@ -130,10 +135,45 @@ Result<void> Session::check_turn(std::uint32_t layer) const {
                                           std::to_string(layers_taken_) + " is next"};
 }
 
+/// One backend works on all of them: a row elsewhere would be a fault in the middle of a kernel.
+Result<void> Session::check_place(char const* name, MappedRegion const& region) const {
+    if (region.place() == spec_.place) return {};
+    bool const is_host = region.place() == Place::Host;
+    return wrong(std::string(name) + (is_host ? ": host memory" : ": device memory") +
+                 ", and this engine's cache is on " +
+                 (spec_.place == Place::Host ? "the cpu" : spec_.device));
+}
+
+Result<LayerSignal> Session::signal_of(LayerRequest const& request,
+                                       RegionTable const& regions) const {
+    LayerSignal signal;
+    if (request.event < 0 && request.timeline_value == 0) return signal;
+    if (spec_.place == Place::Host)
+        return wrong("an engine on the cpu has neither events nor timelines");
+    if (request.event >= 0 && request.timeline_value != 0)
+        return wrong("a layer has event " + std::to_string(request.event) +
+                     " or a timeline, not both");
+    signal.event = request.event;
+    if (request.timeline_value == 0) return signal;
+    signal.timeline = DKV_TRY(regions.find(request.timeline_region));
+    DKV_TRY(check_place("timeline", *signal.timeline));
+    auto const bytes = signal.timeline->bytes();
+    constexpr std::uint64_t kWord = sizeof(std::uint64_t);
+    if (request.timeline_offset % kWord != 0 || bytes.size() < kWord ||
+        request.timeline_offset > bytes.size() - kWord)
+        return wrong("timeline at byte " + std::to_string(request.timeline_offset) +
+                     " is no 64-bit word of a region of " + std::to_string(bytes.size()) +
+                     " bytes");
+    signal.timeline_word = bytes.data() + request.timeline_offset;
+    signal.timeline_value = request.timeline_value;
+    return signal;
+}
+
 Result<LeasedRows> Session::lease(char const* name,
                                   RowsAt const& at,
                                   RegionTable const& regions) const {
     auto region = DKV_TRY(regions.find(at.region));
+    DKV_TRY(check_place(name, *region));
     auto const view = DKV_TRY(rows(name, at, *region));
     return LeasedRows{view, std::move(region)};
 }
@@ -148,6 +188,7 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
     work.layer = request.layer;
     work.scale = request.scale;
     work.softcap = request.softcap;
+    work.signal = DKV_TRY(signal_of(request, regions));
     work.keys = DKV_TRY(lease("keys", request.keys, regions));
     work.values = DKV_TRY(lease("values", request.values, regions));
     auto const check_rows = [&](char const* name, RowsView const& view, std::uint32_t heads,
@@ -185,7 +226,8 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
 }
 
 bool Session::apply(WorkReport const& report) {
-    busy_ns_ = std::max(busy_ns_, report.busy_ns);
+    spent_.busy = std::max(spent_.busy, report.spent.busy);
+    spent_.waiting = std::max(spent_.waiting, report.spent.waiting);
     auto const heads = spec_.job.geometry.kv_heads;
     if (auto const* const progress = std::get_if<LayerProgress>(&report.what)) {
         if (state_ != SessionState::Prefill && state_ != SessionState::Planned) return false;

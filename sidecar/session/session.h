@@ -23,6 +23,10 @@ struct LayerRequest {
     std::optional<RowsAt> scores;
     float scale = 0;
     float softcap = 0;
+    std::int32_t event = -1;  ///< Of the engine's pool; -1: none.
+    std::uint64_t timeline_region = 0;
+    std::uint64_t timeline_offset = 0;
+    std::uint64_t timeline_value = 0;  ///< 0: none.
 };
 
 /// What the engine saw the system take back. Bytes.
@@ -41,6 +45,10 @@ public:
         std::uint64_t op = 0;  ///< Names this compression in Planned and Committed.
         JobSpec job;
         Millis opened_at = 0;
+        std::string device = "cpu";  ///< Where the engine's cache is, for messages.
+        Place place = Place::Host;
+        std::shared_ptr<EngineEvents const> events = {};
+        std::chrono::milliseconds event_timeout{0};
     };
     explicit Session(Spec spec);
 
@@ -86,6 +94,8 @@ private:
                                  std::uint64_t region,
                                  std::uint64_t bytes,
                                  RegionTable const& regions) const;
+    Result<void> check_place(char const* name, MappedRegion const& region) const;
+    Result<LayerSignal> signal_of(LayerRequest const& request, RegionTable const& regions) const;
     Result<LeasedRows> lease(char const* name, RowsAt const& at, RegionTable const& regions) const;
     Result<LayerWork> check_layer(LayerRequest const& request, RegionTable const& regions) const;
     Result<void> check_turn(std::uint32_t layer) const;
@@ -103,7 +113,7 @@ private:
     std::vector<std::uint32_t> lengths_;
     JobOutcome outcome_;
     AdoptedBytes adopted_;
-    std::uint64_t busy_ns_ = 0;
+    SpentTime spent_;
     std::string error_;
 };
 

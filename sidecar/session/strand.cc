@@ -53,9 +53,11 @@ void Strand::run(std::function<std::unique_ptr<Backend>()> const& make_backend) 
             work = nullptr;  // What it held goes before the lock is taken: unmapping takes time.
             lock.lock();
         }
-        // Jobs in here hold memory of the backend, so they go first, and in this thread.
+        // Jobs in here hold memory of the backend, so they go first, and in this thread; what is
+        // under way on a device still uses it, and nobody hears what becomes of that.
         auto const dropped = std::exchange(queue_, {});
         lock.unlock();
+        static_cast<void>(backend->synchronize());
     }
     std::lock_guard const lock(mutex_);
     finished_ = true;

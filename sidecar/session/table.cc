@@ -18,19 +18,20 @@ constexpr std::uint32_t kHeartbeatsMissedMax = 10;
 Table::Table(Config const& config,
              Metrics& metrics,
              Listener& listener,
-             MakeBackend make_backend,
+             Backends backends,
              std::function<void()> wake)
     : config_(config),
       metrics_(metrics),
       listener_(listener),
-      make_backend_(std::move(make_backend)),
-      backend_name_(make_backend_()->name()),
+      backends_(std::move(backends)),
       history_(config.limits),
       reports_(std::move(wake)) {}
 
 Table::~Table() {
     // Every worker is told before any is waited for.
     for (auto& [id, instance] : instances_) {
+        *instance.left = true;
+        descriptors_.forget(id);
         for (auto& [number, session] : instance.sessions)
             session.close(*instance.strand);
         instance.strand->stop();
@@ -47,7 +48,7 @@ Result<Instance*> Table::find(Caller const& caller, std::uint64_t instance) {
     return &found->second;
 }
 
-Result<ChosenPolicy> Table::hello(Caller const& caller, EngineHello hello) {
+Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
     if (hello.instance == 0)
         return Error{ErrorCode::InvalidArgument, "instance 0 is nobody: choose a random number"};
     DKV_TRY(check(hello.geometry));
@@ -66,13 +67,14 @@ Result<ChosenPolicy> Table::hello(Caller const& caller, EngineHello hello) {
                                                   " of engine " + instance_name(hello.instance) +
                                                   " comes after generation " +
                                                   std::to_string(known.hello.generation)};
-        if (hello.generation > known.hello.generation) reattach(known, std::move(hello));
-        return choose(&known);
+        if (hello.generation > known.hello.generation) DKV_TRY(reattach(known, std::move(hello)));
+        return Welcomed{choose(&known), known.backend.name};
     }
     if (instances_.size() >= config_.limits.instances_max)
         return Error{ErrorCode::LimitExceeded, std::to_string(instances_.size()) +
                                                    " engines are attached, which is the limit"};
 
+    auto backend = DKV_TRY(backends_.for_engine(hello.device));
     std::uint64_t const id = hello.instance;
     Instance& added =
         instances_
@@ -85,16 +87,19 @@ Result<ChosenPolicy> Table::hello(Caller const& caller, EngineHello hello) {
         history_.forget_instance(id);
     }
     added.process = deaths_.watch(added.hello.pid, id);
-    added.strand = std::make_unique<Strand>(make_backend_);
-    auto const line = fmt::format("pid {}, {}, {}, {}", added.hello.pid, added.hello.engine,
-                                  added.hello.model, describe(added.hello.geometry));
+    added.backend = std::move(backend);
+    added.strand = std::make_unique<Strand>(added.backend.make);
+    auto const line =
+        fmt::format("pid {}, {}, {}, {}, by {}", added.hello.pid, added.hello.engine,
+                    added.hello.model, describe(added.hello.geometry), added.backend.name);
     spdlog::info("engine {} attached: {}", instance_name(id), line);
     tell(NoticeKind::InstanceAttached, added, line);
     update_gauges();
-    return choose(&added);
+    return Welcomed{choose(&added), added.backend.name};
 }
 
-void Table::reattach(Instance& instance, EngineHello hello) {
+Result<void> Table::reattach(Instance& instance, EngineHello hello) {
+    auto backend = DKV_TRY(backends_.for_engine(hello.device));
     Millis const now = instance.seen_at;
     while (!instance.sessions.empty()) {
         Session& session = instance.sessions.begin()->second;
@@ -102,30 +107,18 @@ void Table::reattach(Instance& instance, EngineHello hello) {
                      now);
         end_session(instance, instance.sessions.begin()->first, now);
     }
-    instance.regions = RegionTable(config_.limits.regions_max);
+    release_regions(instance);
+    // Another device is another worker.
+    if (hello.device != instance.hello.device) {
+        instance.strand->stop();
+        retired_.push_back(std::move(instance.strand));
+        instance.backend = std::move(backend);
+        instance.strand = std::make_unique<Strand>(instance.backend.make);
+    }
     instance.hello = std::move(hello);
     instance.process = deaths_.watch(instance.hello.pid, instance.hello.instance);
     spdlog::info("engine {} attached again, generation {}", instance_name(instance.hello.instance),
                  instance.hello.generation);
-    update_gauges();
-}
-
-Result<std::uint64_t> Table::register_region(Caller const& caller,
-                                             std::uint64_t instance,
-                                             RegionSource const& source,
-                                             std::uint64_t bytes,
-                                             bool writable) {
-    Instance& engine = *DKV_TRY(find(caller, instance));
-    auto const region = DKV_TRY(engine.regions.add(source, bytes, writable));
-    update_gauges();
-    return region;
-}
-
-Result<void> Table::unregister_region(Caller const& caller,
-                                      std::uint64_t instance,
-                                      std::uint64_t region) {
-    Instance& engine = *DKV_TRY(find(caller, instance));
-    DKV_TRY(engine.regions.remove(region));
     update_gauges();
     return {};
 }
@@ -157,9 +150,9 @@ void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) 
         end_session(instance, instance.sessions.begin()->first, now);
     }
     // The worker may be in the middle of a kernel: its leases keep that memory until it is through.
+    release_regions(instance);
     instance.strand->stop();
     retired_.push_back(std::move(instance.strand));
-    instance.regions = RegionTable(config_.limits.regions_max);
 
     auto facts = instance.facts(now, choose(&instance));
     facts.alive = false;
@@ -181,6 +174,7 @@ void Table::tick(Millis now) {
     for (auto const id : silent)
         drop_instance(id, fmt::format("was silent for {} ms", silence_max), now);
     std::erase_if(retired_, [](auto const& strand) { return strand->finished(); });
+    descriptors_.expire();
 }
 
 ChosenPolicy Table::choose(Instance const* instance) const {
@@ -273,7 +267,8 @@ Result<void> Table::set_policy(std::uint64_t instance,
 
 TableFacts Table::facts() const {
     TableFacts facts{
-        .backend = backend_name_,
+        .backend = backends_.name(),
+        .backend_note = backends_.note(),
         .threads = config_.threads == 0 ? std::thread::hardware_concurrency() : config_.threads,
         .policy = default_policy(),
         .instances = static_cast<std::uint32_t>(instances_.size()),

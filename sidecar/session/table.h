@@ -6,9 +6,11 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <variant>
 #include <vector>
 
 #include "sidecar/config/config.h"
+#include "sidecar/memory/descriptors.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/session/death_watch.h"
 #include "sidecar/session/facts.h"
@@ -21,7 +23,18 @@ namespace dkv {
 struct Caller {
     Peer peer;
     Millis now = 0;
+    std::uint64_t request = 0;  ///< For an answer that comes later.
+    bool is_this_process = false;
 };
+
+/// What an engine is told when it attaches.
+struct Welcomed {
+    ChosenPolicy policy;
+    std::string backend;
+};
+
+/// The answer comes later, through the listener.
+struct Later {};
 
 struct OpenRequest {
     std::uint64_t session = 0;
@@ -37,12 +50,11 @@ struct OpenedSession {
 
 class Table {
 public:
-    using MakeBackend = std::function<std::unique_ptr<Backend>()>;
     /// `config` has passed check(). `wake` makes the loop call finish_work(), from any thread.
     Table(Config const& config,
           Metrics& metrics,
           Listener& listener,
-          MakeBackend make_backend,
+          Backends backends,
           std::function<void()> wake);
     /// Waits for the workers, then lets go of every engine's memory.
     ~Table();
@@ -52,16 +64,23 @@ public:
 
     /// The policy that its sessions get unless they ask for another. A repeated hello changes
     /// nothing; one of a later generation drops what the earlier one had. Errors: InvalidArgument;
-    /// BadState for an earlier generation; LimitExceeded.
-    Result<ChosenPolicy> hello(Caller const& caller, EngineHello hello);
-    Result<std::uint64_t> register_region(Caller const& caller,
-                                          std::uint64_t instance,
-                                          RegionSource const& source,
-                                          std::uint64_t bytes,
-                                          bool writable);
-    Result<void> unregister_region(Caller const& caller,
-                                   std::uint64_t instance,
-                                   std::uint64_t region);
+    /// BadState for an earlier generation; LimitExceeded; Unsupported for a device that is not
+    /// here.
+    Result<Welcomed> hello(Caller const& caller, EngineHello hello);
+    /// Shared memory is mapped at once; what needs the engine's device, by its worker.
+    Result<std::variant<std::uint64_t, Later>> register_region(Caller const& caller,
+                                                               std::uint64_t instance,
+                                                               RegionSource const& source,
+                                                               std::uint64_t bytes,
+                                                               bool writable);
+    /// Of device memory, answered when it is closed: its owner may free it then.
+    Result<std::variant<Done, Later>> unregister_region(Caller const& caller,
+                                                        std::uint64_t instance,
+                                                        std::uint64_t region);
+    /// In place of those before. Errors: InvalidArgument; Unsupported on a CPU; LimitExceeded.
+    Result<Later> register_events(Caller const& caller,
+                                  std::uint64_t instance,
+                                  std::vector<cuda::EventHandle> handles);
     /// Errors: those of resolve(); InvalidArgument; AlreadyExists; LimitExceeded.
     Result<OpenedSession> open_session(Caller const& caller,
                                        std::uint64_t instance,
@@ -109,6 +128,8 @@ public:
     void tick(Millis now);
     /// Readable when finish_work() should be called because an engine died.
     int death_fd() const noexcept { return deaths_.fd(); }
+    /// Where the descriptors go that engines send. Any thread may put one there.
+    Descriptors& descriptors() noexcept { return descriptors_; }
     /// Remembers that a request failed. instance 0: nobody's.
     void count_error(std::uint64_t instance, Error const& error);
 
@@ -122,11 +143,14 @@ private:
                                             std::string_view model) const;
     std::uint32_t sessions_open() const noexcept;
 
-    void reattach(Instance& instance, EngineHello hello);
+    Result<void> reattach(Instance& instance, EngineHello hello);
+    void release_regions(Instance& instance);
+    Result<void> check_queue(Instance const& instance) const;
     void drop_instance(std::uint64_t instance, std::string const& why, Millis now);
     void end_session(Instance& instance, std::uint64_t session, Millis now);
     void fail_session(Instance& instance, Session& session, Error const& error, Millis now);
-    void apply(WorkReport const& report, Millis now);
+    void apply(WorkReport& report, Millis now);
+    void apply(RegionOpened& opened, WorkReport const& report);
     void tell_commit(Instance& instance, Session& session, WorkReport const& report, Millis now);
     void tell(NoticeKind kind, Instance const& instance, std::string text);
     void tell(NoticeKind kind, Session const& session, std::string text, Millis now);
@@ -135,8 +159,8 @@ private:
     Config config_;
     Metrics& metrics_;
     Listener& listener_;
-    MakeBackend make_backend_;
-    std::string backend_name_;
+    Backends backends_;
+    Descriptors descriptors_;
     std::optional<PolicyRequest> all_policy_;
     DeathWatch deaths_;
     History history_;

@@ -18,6 +18,7 @@ void add_savings(Savings& savings, SessionFacts const& facts) {
     savings.bytes_block_table += facts.bytes_block_table;
     savings.bytes_peak = std::max(savings.bytes_peak, facts.bytes_peak);
     savings.busy_ns += facts.busy_ns;
+    savings.wait_ns += facts.wait_ns;
 }
 
 double mean(std::vector<float> const& values) {
@@ -77,16 +78,21 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
 
     Session& session =
         engine.sessions
-            .try_emplace(request.session,
-                         Session::Spec{.instance = instance,
-                                       .generation = engine.hello.generation,
-                                       .session = request.session,
-                                       .op = ++last_op_,
-                                       .job = {.geometry = engine.hello.geometry,
-                                               .prompt_tokens = request.prompt_tokens,
-                                               .params = chosen.params,
-                                               .progressive = request.progressive},
-                                       .opened_at = caller.now})
+            .try_emplace(
+                request.session,
+                Session::Spec{.instance = instance,
+                              .generation = engine.hello.generation,
+                              .session = request.session,
+                              .op = ++last_op_,
+                              .job = {.geometry = engine.hello.geometry,
+                                      .prompt_tokens = request.prompt_tokens,
+                                      .params = chosen.params,
+                                      .progressive = request.progressive},
+                              .opened_at = caller.now,
+                              .device = engine.hello.device,
+                              .place = engine.backend.place,
+                              .events = engine.events,
+                              .event_timeout = std::chrono::milliseconds(config_.event_timeout_ms)})
             .first->second;
     ++engine.sessions_total;
     tell(NoticeKind::SessionOpened, session,
@@ -191,11 +197,14 @@ void Table::fail_session(Instance& instance, Session& session, Error const& erro
 void Table::finish_work(Millis now) {
     for (auto const id : deaths_.dead())
         drop_instance(id, "process ended", now);
-    for (auto const& report : reports_.take())
+    for (auto& report : reports_.take())
         apply(report, now);
 }
 
-void Table::apply(WorkReport const& report, Millis now) {
+void Table::apply(WorkReport& report, Millis now) {
+    if (auto* const opened = std::get_if<RegionOpened>(&report.what)) return apply(*opened, report);
+    if (auto const* const done = std::get_if<RequestDone>(&report.what))
+        return listener_.done(done->asker, done->result);
     auto const engine = instances_.find(report.instance);
     if (engine == instances_.end()) return;
     Instance& instance = engine->second;
@@ -222,7 +231,7 @@ void Table::tell_commit(Instance& instance,
                         Millis now) {
     metrics_.session("committed");
     auto const& outcome = std::get<WorkCommitted>(report.what).outcome;
-    listener_.committed(instance.peer, report.session, session.op(), outcome, report.busy_ns);
+    listener_.committed(instance.peer, report.session, session.op(), outcome, report.spent);
     auto const text = kept_text(session.facts(now));
     spdlog::info("engine {}, session {}: {}", instance_name(report.instance), report.session, text);
     tell(NoticeKind::SessionCommitted, session, text, now);

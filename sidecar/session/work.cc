@@ -39,13 +39,14 @@ auto SessionWork::timed(char const* name, Step const& step) {
     auto result = step();
     auto const spent = std::chrono::duration_cast<std::chrono::nanoseconds>(
         std::chrono::steady_clock::now() - begin);
-    busy_ns_ += static_cast<std::uint64_t>(spent.count());
+    spent_.busy += static_cast<std::uint64_t>(spent.count());
     metrics_.busy(name, static_cast<std::uint64_t>(spent.count()));
     return result;
 }
 
 void SessionWork::open(Backend& backend) {
     if (cancelled_) return;
+    backend_ = &backend;
     auto job = timed("open", [&] {
         return Job::open(backend, spec_.job, bytes_in(spec_.staging), bytes_in(spec_.destination));
     });
@@ -66,7 +67,38 @@ Result<void> SessionWork::check_sizes(LayerWork const& work) const {
     return {};
 }
 
+Result<void> SessionWork::await(LayerWork const& work) {
+    if (work.signal.event < 0 && work.signal.timeline == nullptr) return {};
+    auto const begin = std::chrono::steady_clock::now();
+    auto const waited = await(work.signal);
+    auto const spent = std::chrono::duration_cast<std::chrono::nanoseconds>(
+        std::chrono::steady_clock::now() - begin);
+    spent_.waiting += static_cast<std::uint64_t>(spent.count());
+    metrics_.waited(static_cast<std::uint64_t>(spent.count()));
+    if (waited) return {};
+    return Error{waited.error().code,
+                 "layer " + std::to_string(work.layer) + ": " + waited.error().message};
+}
+
+Result<void> SessionWork::await(LayerSignal const& signal) {
+    auto const is_cancelled = [](void* context) {
+        return static_cast<std::atomic<bool>*>(context)->load();
+    };
+    if (signal.timeline != nullptr)
+        return cuda::wait_timeline(signal.timeline_word, signal.timeline_value, spec_.event_timeout,
+                                   is_cancelled, &cancelled_);
+    auto const& events = spec_.events->opened;
+    if (events == nullptr)
+        return Error{ErrorCode::BadState, "event " + std::to_string(signal.event) +
+                                              " is named, and this engine has registered none"};
+    return events->wait(static_cast<std::uint32_t>(signal.event), spec_.event_timeout, is_cancelled,
+                        &cancelled_);
+}
+
 Result<void> SessionWork::take_layer(LayerWork& work) {
+    // On the host, before anything is queued: what waits on the device for a peer that died never
+    // ends.
+    DKV_TRY(await(work));
     DKV_TRY(check_sizes(work));
     LayerSource const source{.keys = work.keys.view,
                              .values = work.values.view,
@@ -104,7 +136,18 @@ Result<void> SessionWork::pack_all() {
     return {};
 }
 
+SessionWork::~SessionWork() {
+    settle();
+}
+
+/// Nothing that is queued on a device uses the engine's memory after this.
+void SessionWork::settle() noexcept {
+    if (backend_ == nullptr || spec_.place != Place::Device) return;
+    static_cast<void>(backend_->synchronize());
+}
+
 void SessionWork::drop_sources() {
+    settle();
     for (auto const& source : kept_sources_)
         drop_layer(source);
     kept_sources_.clear();
@@ -120,7 +163,7 @@ void SessionWork::report(decltype(WorkReport::what) what) {
     reports_.post({.instance = spec_.instance,
                    .generation = spec_.generation,
                    .session = spec_.session,
-                   .busy_ns = busy_ns_,
+                   .spent = spent_,
                    .what = std::move(what)});
 }
 

@@ -2,15 +2,18 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <variant>
 #include <vector>
 
+#include "protocol/cuda/events.h"
 #include "sidecar/memory/rows.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/pipeline/job.h"
+#include "sidecar/session/facts.h"
 
 namespace dkv {
 
@@ -20,8 +23,22 @@ struct LeasedRows {
     RegionLease lease;
 };
 
+/// What happens when an engine has written a layer.
+struct LayerSignal {
+    std::int32_t event = -1;                   ///< Of its pool; -1: none.
+    RegionLease timeline;                      ///< nullptr: none.
+    std::byte const* timeline_word = nullptr;  ///< In there.
+    std::uint64_t timeline_value = 0;
+};
+
+/// Of an engine, for its worker's thread alone.
+struct EngineEvents {
+    std::shared_ptr<cuda::OpenedEvents const> opened;
+};
+
 struct LayerWork {
     std::uint32_t layer = 0;
+    LayerSignal signal;
     LeasedRows keys;
     LeasedRows values;
     LeasedRows queries;  ///< view.data nullptr: none.
@@ -37,13 +54,23 @@ struct WorkCommitted {
     JobOutcome outcome;
 };
 
+/// Not of a session: an answer that had to wait.
+struct RegionOpened {
+    Asker asker;
+    Result<RegionLease> region;
+};
+struct RequestDone {
+    Asker asker;
+    Result<void> result;
+};
+
 /// What a worker tells the loop's thread.
 struct WorkReport {
     std::uint64_t instance = 0;
     std::uint32_t generation = 0;
     std::uint64_t session = 0;
-    std::uint64_t busy_ns = 0;  ///< Of this session, so far.
-    std::variant<LayerProgress, WorkPlanned, WorkCommitted, Error> what;
+    SpentTime spent;
+    std::variant<LayerProgress, WorkPlanned, WorkCommitted, Error, RegionOpened, RequestDone> what;
 };
 
 /// Where workers leave their reports for the loop's thread.
@@ -70,9 +97,15 @@ public:
         JobSpec job;
         RegionLease staging;  ///< nullptr: nothing is staged.
         RegionLease destination;
+        Place place = Place::Host;
+        std::shared_ptr<EngineEvents const> events;
+        std::chrono::milliseconds event_timeout{0};
     };
     SessionWork(Spec spec, WorkReports& reports, Metrics& metrics)
         : spec_(std::move(spec)), reports_(reports), metrics_(metrics) {}
+    ~SessionWork();
+    SessionWork(SessionWork const&) = delete;
+    SessionWork& operator=(SessionWork const&) = delete;
 
     /// The calls in the queue do nothing from now on; the one under way ends after its current
     /// step.
@@ -84,9 +117,12 @@ public:
 
 private:
     Result<void> take_layer(LayerWork& work);
+    Result<void> await(LayerWork const& work);
+    Result<void> await(LayerSignal const& signal);
     Result<void> check_sizes(LayerWork const& work) const;
     Result<void> pack_all();
     void drop_sources();
+    void settle() noexcept;
     void report(decltype(WorkReport::what) what);
     void fail(Error error);
     template <class Step>
@@ -96,10 +132,11 @@ private:
     WorkReports& reports_;
     Metrics& metrics_;
     std::atomic<bool> cancelled_ = false;
+    Backend* backend_ = nullptr;
     std::unique_ptr<Job> job_;
     std::vector<LayerWork> kept_sources_;  ///< Layers that pack() still reads.
     std::vector<bool> packed_;             ///< [layers] reported as committed already.
-    std::uint64_t busy_ns_ = 0;
+    SpentTime spent_;
 };
 
 }  // namespace dkv

@@ -5,9 +5,11 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <unistd.h>
 #include <vector>
 
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <zmq.hpp>
 
 #include "protocol/base/endpoint.h"
@@ -36,6 +38,7 @@ public:
     std::string const& endpoint() const noexcept override { return endpoint_; }
     Result<void> run(TransportHandler& handler, int watched_fd) override;
     SendResult send(PeerId const& peer, std::span<std::uint8_t const> bytes) override;
+    bool sender_is_this_process() const noexcept override;
     void wake() noexcept override {
         // A full counter means that the loop is awake already.
         [[maybe_unused]] auto const written = ::eventfd_write(event_.get(), 1);
@@ -54,6 +57,7 @@ private:
     zmq::context_t context_;
     zmq::socket_t socket_;
     UniqueFd event_;
+    int sender_ = -1;  ///< The connection of the message that is being handled.
     std::atomic<bool> stopping_ = false;
 };
 
@@ -118,8 +122,18 @@ void ZmqTransport::receive_all(TransportHandler& handler) {
         }
         auto const* const data = static_cast<std::byte const*>(body.data());
         std::size_t const bytes = frames == 1 ? body.size() : 0;
+        sender_ = body.size() == 0 ? -1 : zmq_msg_get(body.handle(), ZMQ_SRCFD);
         handler.on_message(peer.to_string(), {data, bytes}, steady_ms());
+        sender_ = -1;
     }
+}
+
+bool ZmqTransport::sender_is_this_process() const noexcept {
+    ucred peer{};
+    socklen_t size = sizeof peer;
+    return sender_ >= 0 && ipc_path(endpoint_) != "" &&
+           ::getsockopt(sender_, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 &&
+           peer.pid == ::getpid();
 }
 
 SendResult ZmqTransport::send(PeerId const& peer, std::span<std::uint8_t const> bytes) {

@@ -55,6 +55,10 @@ public:
     /// Never waits. From the thread in run() only.
     virtual SendResult send(PeerId const& peer, std::span<std::uint8_t const> bytes) = 0;
 
+    /// Of the message that on_message() is being given: its sender is this process, as the kernel
+    /// tells it. Over ipc:// only; false otherwise.
+    virtual bool sender_is_this_process() const noexcept = 0;
+
     /// From any thread.
     virtual void wake() noexcept = 0;
     /// From any thread or a signal handler. What was sent before still goes out.

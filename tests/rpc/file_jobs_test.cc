@@ -1,5 +1,4 @@
 // Saved caches that a sidecar compacts when a controller asks.
-#include <random>
 #include <thread>
 
 #include <doctest/doctest.h>
@@ -13,23 +12,6 @@ namespace dkv::rpc {
 namespace {
 
 using test::TempDir;
-
-std::string write_prompt(TempDir const& folder) {
-    Geometry const geometry{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4};
-    std::mt19937 random(1);
-    std::normal_distribution<float> normal;
-    auto const saved =
-        test::saved_cache(geometry, 80, 8, [&](std::uint32_t, std::string const& part) {
-            std::string bytes;
-            for (int i = 0; i < (part == "q_window" ? 4 * 8 * 4 : 2 * 80 * 4); ++i) {
-                float const value = normal(random);
-                bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-            }
-            return bytes;
-        });
-    test::write_file(folder / "in.safetensors", saved.text());
-    return folder / "in.safetensors";
-}
 
 class LastLetter : public Outbox {
 public:
@@ -48,7 +30,7 @@ struct FileServer {
               {.config = std::move(config), .endpoint = endpoint, .boot_id = 1},
               metrics,
               outbox,
-              [] { return make_cpu_backend(1); },
+              Backends([] { return make_cpu_backend(1); }),
               [] {}) {}
 
     template <class Message>
@@ -102,7 +84,7 @@ wire::CompactFileT request_for(std::string const& input, std::string const& outp
 
 TEST_CASE("a sidecar compacts a file, and tells what came of it") {
     TempDir const folder;
-    auto const input = write_prompt(folder);
+    auto const input = test::write_random_cache(folder / "in.safetensors");
     FileServer s;
 
     auto const job = s.result_of(request_for(input, folder / "out.safetensors"));
@@ -148,7 +130,7 @@ TEST_CASE("a file job that is told to stop before it begins leaves no output") {
     TempDir const folder;
     FileJobs jobs(8, [] { return make_cpu_backend(1); });
     offline::CompactRequest request;
-    request.input = write_prompt(folder);
+    request.input = test::write_random_cache(folder / "in.safetensors");
     request.output = folder / "out";
     request.policy = {.name = "snapkv", .capacity = 16, .window = 8};
     // Behind others, so that it waits.

@@ -35,16 +35,15 @@ public:
 
 struct ServerFixture {
     explicit ServerFixture(Config settings = {})
-        : server(
-              {.config = std::move(settings),
-               .endpoint = "test",
-               .boot_id = kBoot,
-               .started_at = 1000,
-               .wall_offset_ms = 5000},
-              metrics,
-              outbox,
-              [] { return make_cpu_backend(1); },
-              [] {}) {}
+        : server({.config = std::move(settings),
+                  .endpoint = "test",
+                  .boot_id = kBoot,
+                  .started_at = 1000,
+                  .wall_offset_ms = 5000},
+                 metrics,
+                 outbox,
+                 Backends([] { return make_cpu_backend(1); }),
+                 [] {}) {}
 
     /// The one answer to these bytes.
     wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {

@@ -36,13 +36,22 @@ public:
                    std::uint64_t session,
                    std::uint64_t /*op*/,
                    JobOutcome const& outcome,
-                   std::uint64_t busy_ns) override {
+                   SpentTime spent) override {
         last_outcome = outcome;
-        last_busy_ns = busy_ns;
+        last_busy_ns = spent.busy;
         add(engine, session, "committed");
     }
     void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override {
         add(engine, session, "failed: " + error.message);
+    }
+    void region_registered(Asker const& asker, Result<std::uint64_t> const& region) override {
+        answers.push_back(
+            std::string(asker.name) + " " + std::to_string(asker.request) + ": " +
+            (region ? "region " + std::to_string(region.value()) : region.error().message));
+    }
+    void done(Asker const& asker, Result<void> const& result) override {
+        answers.push_back(std::string(asker.name) + " " + std::to_string(asker.request) + ": " +
+                          (result ? "done" : result.error().message));
     }
     void notice(Notice const& notice) override { notices.push_back(notice); }
 
@@ -55,6 +64,7 @@ public:
     }
 
     std::vector<std::string> lines;
+    std::vector<std::string> answers;  ///< Those that came late.
     std::vector<Notice> notices;
     JobOutcome last_outcome;
     std::uint64_t last_busy_ns = 0;
@@ -68,14 +78,13 @@ private:
 struct TableFixture {
     static constexpr std::uint64_t kEngine = 11;
 
-    explicit TableFixture(Config settings = small_config(), Table::MakeBackend make = {})
+    explicit TableFixture(Config settings = small_config(), MakeBackend make = {})
         : config(std::move(settings)),
-          table(
-              config,
-              metrics,
-              ears,
-              make ? std::move(make) : [] { return make_cpu_backend(1); },
-              [this] { wake(); }) {}
+          table(config,
+                metrics,
+                ears,
+                Backends(make ? std::move(make) : [] { return make_cpu_backend(1); }),
+                [this] { wake(); }) {}
 
     static Config small_config() {
         Config config;
@@ -97,9 +106,10 @@ struct TableFixture {
                 .geometry = LentPrompt::geometry()};
     }
     Result<std::uint64_t> lend(EngineMemory const& memory, bool writable) {
-        return table.register_region(caller(), kEngine,
-                                     MemfdSource{own_pid(), memory.fd(), memory.inode()},
-                                     memory.bytes().size(), writable);
+        auto const answer = DKV_TRY(table.register_region(
+            caller(), kEngine, MemfdSource{own_pid(), memory.fd(), memory.inode()},
+            memory.bytes().size(), writable));
+        return std::get<std::uint64_t>(answer);
     }
     RowsAt rows_at(std::uint64_t offset, std::uint32_t heads, std::uint32_t tokens) const {
         return {.region = source,

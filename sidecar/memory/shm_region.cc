@@ -1,5 +1,3 @@
-#include "sidecar/memory/region.h"
-
 #include <algorithm>
 #include <cerrno>
 #include <fcntl.h>
@@ -10,6 +8,9 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <system_error>
+
+#include "protocol/base/unique_fd.h"
+#include "sidecar/memory/region.h"
 
 namespace dkv {
 namespace {
@@ -43,6 +44,8 @@ Result<UniqueFd> open_source(RegionSource const& source, bool writable) {
         if (!file) return open_failed(source, errno);
         return file;
     }
+    if (!std::holds_alternative<MemfdSource>(source))
+        return Error{ErrorCode::Unsupported, describe(source) + " is not shared memory"};
     auto const& memfd = std::get<MemfdSource>(source);
     if (memfd.pid == 0 || memfd.fd < 0)
         return Error{ErrorCode::InvalidArgument, describe(source) + " names no descriptor"};
@@ -67,14 +70,32 @@ Result<void> check_is_memory(RegionSource const& source, int file, struct stat c
     return {};
 }
 
-}  // namespace
+class ShmRegion final : public MappedRegion {
+public:
+    ShmRegion(std::span<std::byte> mapped, struct stat const& info, UniqueFd file, bool writable) {
+        data_ = mapped.data();
+        bytes_ = mapped.size();
+        writable_ = writable;
+        identity_ = {info.st_dev, info.st_ino};
+        int const seals = ::fcntl(file.get(), F_GET_SEALS);
+        // A sealed file needs no second look; its descriptor is better spent on another region.
+        if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) file_ = std::move(file);
+    }
+    ~ShmRegion() override {
+        ::munmap(data_, bytes_);
+        if (told_) told_();
+    }
 
-std::string describe(RegionSource const& source) {
-    if (auto const* const shm = std::get_if<PosixShmSource>(&source))
-        return "shared memory '" + shm->name + "'";
-    auto const& memfd = std::get<MemfdSource>(source);
-    return "memfd " + std::to_string(memfd.fd) + " of process " + std::to_string(memfd.pid);
-}
+    Result<void> check_size() const override;
+    void drop(std::size_t offset, std::size_t bytes) const noexcept override;
+    void when_closed(std::function<void()> told) const override { told_ = std::move(told); }
+
+private:
+    UniqueFd file_;  ///< Empty: it cannot shrink.
+    mutable std::function<void()> told_;
+};
+
+}  // namespace
 
 Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool writable) {
     if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max()))
@@ -99,30 +120,18 @@ Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool
     void* const data = ::mmap(nullptr, bytes, protection, MAP_SHARED, file.get(), 0);
     if (data == MAP_FAILED)
         return Error{ErrorCode::Io, "cannot map " + describe(source) + ": " + errno_text(errno)};
-    std::shared_ptr<MappedRegion> region(new MappedRegion);
-    int const seals = ::fcntl(file.get(), F_GET_SEALS);
-    region->data_ = static_cast<std::byte*>(data);
-    region->bytes_ = bytes;
-    region->device_ = info.st_dev;
-    region->inode_ = info.st_ino;
-    region->writable_ = writable;
-    region->can_shrink_ = seals < 0 || (seals & F_SEAL_SHRINK) == 0;
-    // A sealed file needs no second look; its descriptor is better spent on another region.
-    if (region->can_shrink_) region->file_ = std::move(file);
-    return RegionLease(std::move(region));
-}
-
-MappedRegion::~MappedRegion() {
-    if (data_ != nullptr) ::munmap(data_, bytes_);
+    return RegionLease(std::make_shared<ShmRegion>(
+        std::span(static_cast<std::byte*>(data), static_cast<std::size_t>(bytes)), info,
+        std::move(file), writable));
 }
 
 bool MappedRegion::same_as(MappedRegion const& other) const noexcept {
-    return device_ == other.device_ && inode_ == other.inode_ && bytes_ == other.bytes_ &&
+    return place_ == other.place_ && identity_ == other.identity_ && bytes_ == other.bytes_ &&
            writable_ == other.writable_;
 }
 
-Result<void> MappedRegion::check_size() const {
-    if (!can_shrink_) return {};
+Result<void> ShmRegion::check_size() const {
+    if (!file_) return {};
     struct stat info {};
     if (::fstat(file_.get(), &info) != 0)
         return Error{ErrorCode::Io, "cannot look at a region: " + errno_text(errno)};
@@ -133,7 +142,7 @@ Result<void> MappedRegion::check_size() const {
     return {};
 }
 
-void MappedRegion::drop(std::size_t offset, std::size_t bytes) const noexcept {
+void ShmRegion::drop(std::size_t offset, std::size_t bytes) const noexcept {
     if (offset >= bytes_ || bytes == 0) return;
     auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
     std::size_t const begin = offset / page * page;
