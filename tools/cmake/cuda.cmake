@@ -169,7 +169,11 @@ function(dkv_cuda_library name)
         endforeach()
         target_link_libraries(${name}_emulated PUBLIC dkv_options ${links} dkv_cuda_emu)
         # Kernels compute: optimised always. Lanes share memory as other types than they wrote.
-        target_compile_options(${name}_emulated PRIVATE $<IF:$<BOOL:${DKV_SANITIZE}>,-O1,-O2>
+        set(optimised -O2)
+        if(DKV_SANITIZE)
+            set(optimised -O1)
+        endif()
+        target_compile_options(${name}_emulated PRIVATE ${optimised}
             -fno-strict-aliasing -Wno-unknown-pragmas -Wno-conversion -Wno-pedantic)
     endif()
 endfunction()
