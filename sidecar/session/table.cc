@@ -89,10 +89,9 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
     added.process = deaths_.watch(added.hello.pid, id);
     added.backend = std::move(backend);
     added.strand = std::make_unique<Strand>(added.backend.make);
-    auto const line =
-        fmt::format("pid {}, {}, {}, {}, by {}", added.hello.pid, added.hello.engine,
-                    added.hello.model, describe(added.hello.geometry), added.backend.name);
-    spdlog::info("engine {} attached: {}", instance_name(id), line);
+    auto const line = fmt::format("pid {}, {}, {}, {}", added.hello.pid, added.hello.engine,
+                                  added.hello.model, describe(added.hello.geometry));
+    spdlog::info("engine {} attached: {}; {}", instance_name(id), line, added.backend.name);
     tell(NoticeKind::InstanceAttached, added, line);
     update_gauges();
     return Welcomed{choose(&added), added.backend.name};
