@@ -71,11 +71,9 @@ public:
     }
 
     Result<void> score(ScoreArgs const& args) override {
-        DKV_TRY(refuse_paged(args.keys));
         return run("dkv score", [&] { return cuda::score(args, *queue_); });
     }
     Result<void> accumulate(AccumulateArgs const& args) override {
-        DKV_TRY(refuse_paged(args.keys));
         return run("dkv accumulate", [&] { return cuda::accumulate(args, *queue_); });
     }
     Result<void> key_score(KeyScoreArgs const& args) override {
@@ -112,10 +110,6 @@ private:
         return result;
     }
 
-    static Result<void> refuse_paged(RowsView const& keys) {
-        if (!keys.paged()) return {};
-        return Error{ErrorCode::Unsupported, "paged keys are scored on a CPU only"};
-    }
     static Result<void> check_sizes(std::span<std::byte const> source,
                                     std::span<std::byte> target) {
         if (source.size() == target.size()) return {};

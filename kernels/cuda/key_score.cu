@@ -26,6 +26,23 @@ struct Shape {
     std::uint32_t chunk_tokens;
 };
 
+/// Of 16-byte words the mean's floats are, too.
+template <unsigned kElements>
+__device__ __forceinline__ void load_floats(float const* from, float (&out)[kElements]) {
+    if constexpr (kElements == 1) {
+        out[0] = from[0];
+    } else {
+#pragma unroll
+        for (unsigned e = 0; e < kElements; e += 4) {
+            float4 const four = *reinterpret_cast<float4 const*>(from + e);
+            out[e] = four.x;
+            out[e + 1] = four.y;
+            out[e + 2] = four.z;
+            out[e + 3] = four.w;
+        }
+    }
+}
+
 enum class Measure { Norm, Cosine, PlainNorm };
 
 // `lanes` neighbouring lanes measure four keys at a time.
@@ -57,11 +74,7 @@ DKV_KERNEL void __launch_bounds__(kThreads) measure_kernel(Keys keys,
         }
         float mean[kElements] = {};
         if constexpr (kMeasure == Measure::Cosine) {
-            float const* const from =
-                means + std::uint64_t{head} * shape.head_dim + piece * kElements;
-#pragma unroll
-            for (unsigned e = 0; e < kElements; ++e)
-                mean[e] = from[e];
+            load_floats(means + std::uint64_t{head} * shape.head_dim + piece * kElements, mean);
         }
 #pragma unroll
         for (unsigned i = 0; i < kKeysPerLanes; ++i) {

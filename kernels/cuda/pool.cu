@@ -47,20 +47,33 @@ DKV_KERNEL void __launch_bounds__(kThreads) pool_short_kernel(float const* __res
                                                               std::uint32_t tokens,
                                                               std::uint32_t tiles,
                                                               std::uint32_t kernel) {
-    __shared__ float tile[kTileTokens + kShortKernelMax - 1];
+    // The tile begins where 16 bytes do, up to three elements before the first window.
+    __shared__ __align__(16) float tile[kTileTokens + kShortKernelMax - 1 + 2 * 3 + 3];
     std::uint64_t const row = std::uint64_t{blockIdx.x / tiles} * tokens;
     std::int64_t const begin = std::int64_t{blockIdx.x % tiles} * kTileTokens;
     std::int64_t const first = begin - kernel / 2;
-    for (unsigned i = threadIdx.x; i < kTileTokens + kernel - 1; i += kThreads) {
-        std::int64_t const token = first + i;
-        tile[i] = token >= 0 && token < tokens ? scores[row + static_cast<std::uint64_t>(token)]
-                                               : Join::nothing();
+    auto const place = reinterpret_cast<std::uintptr_t>(scores + row) / sizeof(float);
+    auto const before = static_cast<unsigned>((place + static_cast<std::uint64_t>(first)) % 4);
+    unsigned const count = before + kTileTokens + kernel - 1;
+    for (unsigned i = 4 * threadIdx.x; i < count; i += 4 * kThreads) {
+        std::int64_t const token = first - before + i;
+        float4 four{Join::nothing(), Join::nothing(), Join::nothing(), Join::nothing()};
+        if (token >= 0 && token + 4 <= tokens) {
+            four = *reinterpret_cast<float4 const*>(scores + row + token);
+        } else {
+            if (token >= 0 && token < tokens) four.x = scores[row + token];
+            if (token + 1 >= 0 && token + 1 < tokens) four.y = scores[row + token + 1];
+            if (token + 2 >= 0 && token + 2 < tokens) four.z = scores[row + token + 2];
+            if (token + 3 >= 0 && token + 3 < tokens) four.w = scores[row + token + 3];
+        }
+        *reinterpret_cast<float4*>(tile + i) = four;
     }
+    float const* const windows = tile + before;
     __syncthreads();
     for (unsigned i = threadIdx.x; i < kTileTokens && begin + i < tokens; i += kThreads) {
-        float joined = tile[i];
+        float joined = windows[i];
         for (unsigned next = 1; next < kernel; ++next)
-            joined = Join::join(joined, tile[i + next]);
+            joined = Join::join(joined, windows[i + next]);
         out[row + static_cast<std::uint64_t>(begin) + i] = Join::finish(joined, kernel);
     }
 }

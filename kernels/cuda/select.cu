@@ -65,15 +65,14 @@ DKV_KERNEL void __launch_bounds__(kRadixThreads)
 
     RadixRange const range = radix_range(scores + std::uint64_t{head} * shape.tokens, shape.tokens,
                                          chunk, shape.chunk_tokens);
-    for (std::int64_t at = range.first + 4 * threadIdx.x; at < range.end; at += 4 * kRadixThreads) {
-        FourScores const four = load_four(range, at);
+    for_each_four(range, [&](FourScores const& four, std::int64_t) {
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
             std::uint32_t const key = radix_key(four.score[i]);
             if ((four.valid >> i & 1U) != 0 && shares_digits<kPass>(key, threshold.key))
                 atomicAdd(&bins[RadixDigit<kPass>::of(key)], 1U);
         }
-    }
+    });
     flush_bins(bins, RadixDigit<kPass>::bins,
                state.histograms + (std::uint64_t{kPass} * shape.heads + head) * kRadixBins);
 }
@@ -90,8 +89,7 @@ DKV_KERNEL void __launch_bounds__(kRadixThreads)
     RadixRange const range = radix_range(scores + std::uint64_t{head} * shape.tokens, shape.tokens,
                                          chunk, shape.chunk_tokens);
     std::uint64_t count = 0;  // Above in the upper half, equal in the lower.
-    for (std::int64_t at = range.first + 4 * threadIdx.x; at < range.end; at += 4 * kRadixThreads) {
-        FourScores const four = load_four(range, at);
+    for_each_four(range, [&](FourScores const& four, std::int64_t) {
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
             std::uint32_t const key = radix_key(four.score[i]);
@@ -99,7 +97,7 @@ DKV_KERNEL void __launch_bounds__(kRadixThreads)
             count += static_cast<std::uint64_t>(key > threshold) << 32U;
             count += static_cast<std::uint64_t>(key == threshold);
         }
-    }
+    });
     std::uint64_t total = 0;
     scan_block(count, sums, total);
     if (threadIdx.x == 0)
@@ -130,9 +128,7 @@ DKV_KERNEL void __launch_bounds__(kRadixThreads)
 
     RadixRange const range = radix_range(scores + std::uint64_t{head} * shape.tokens, shape.tokens,
                                          chunk, shape.chunk_tokens);
-    for (std::int64_t tile = range.first; tile < range.end; tile += 4 * kRadixThreads) {
-        std::int64_t const at = tile + 4 * threadIdx.x;
-        FourScores const four = load_four(range, at);
+    for_each_four(range, [&](FourScores const& four, std::int64_t at) {
         std::uint32_t keys[4];
         std::uint32_t mine = 0;  // Above in the upper half, equal in the lower: 1024 at most.
 #pragma unroll
@@ -158,7 +154,7 @@ DKV_KERNEL void __launch_bounds__(kRadixThreads)
         }
         above += in_tile >> 16U;
         equal += in_tile & 0xffffU;
-    }
+    });
 }
 
 /// Chunks of a row that keep many multiprocessors busy, and few enough to be added up by a block.

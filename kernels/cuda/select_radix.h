@@ -11,6 +11,7 @@ namespace dkv::cuda {
 inline constexpr unsigned kRadixThreads = 256;
 inline constexpr unsigned kRadixWarps = kRadixThreads / kWarpLanes;
 inline constexpr unsigned kRadixPasses = 3;
+inline constexpr unsigned kRadixLoads = 4;    // Of 16 bytes, under way per thread.
 inline constexpr unsigned kRadixBins = 2048;  // Of the digits below, the widest.
 
 /// A key's digits, most significant first: 11, 11 and 10 bits.
@@ -69,24 +70,45 @@ struct FourScores {
     unsigned valid;
 };
 
+/// Four neighbours that are all in the range, in one load.
+__device__ __forceinline__ FourScores load_whole(RadixRange const& range, std::int64_t at) {
+    // __ldg: of a pointer that was itself loaded the compiler does not know the memory.
+    float4 const all = __ldg(reinterpret_cast<float4 const*>(range.row + at));
+    return {{all.x, all.y, all.z, all.w}, 0xfU};
+}
+
 __device__ __forceinline__ FourScores load_four(RadixRange const& range, std::int64_t at) {
+    if (at >= range.begin && at + 4 <= range.end) return load_whole(range, at);
     FourScores four{{0, 0, 0, 0}, 0};
-    if (at >= range.begin && at + 4 <= range.end) {
-        float4 const all = *reinterpret_cast<float4 const*>(range.row + at);
-        four.score[0] = all.x;
-        four.score[1] = all.y;
-        four.score[2] = all.z;
-        four.score[3] = all.w;
-        four.valid = 0xfU;
-        return four;
-    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (at + i < range.begin || at + i >= range.end) continue;
-        four.score[i] = range.row[at + i];
+        four.score[i] = __ldg(range.row + at + i);
         four.valid |= 1U << static_cast<unsigned>(i);
     }
     return four;
+}
+
+/// body(four, at) for the thread's share of the range, kRadixLoads loads ahead. All threads go
+/// round together, so that the body may synchronize.
+template <class Body>
+__device__ __forceinline__ void for_each_four(RadixRange const& range, Body const& body) {
+    constexpr std::int64_t kStep = 4 * kRadixThreads;
+    for (std::int64_t tile = range.first; tile < range.end; tile += kRadixLoads * kStep) {
+        std::int64_t const at = tile + 4 * threadIdx.x;
+        FourScores fours[kRadixLoads];
+        // Of the whole block, so that nothing stands between one load and the next.
+        bool const whole = tile >= range.begin && tile + kRadixLoads * kStep <= range.end;
+#pragma unroll
+        for (unsigned i = 0; i < kRadixLoads; ++i)
+            if (whole) fours[i] = load_whole(range, at + i * kStep);
+#pragma unroll
+        for (unsigned i = 0; i < kRadixLoads; ++i)
+            if (!whole) fours[i] = load_four(range, at + i * kStep);
+#pragma unroll
+        for (unsigned i = 0; i < kRadixLoads; ++i)
+            if (tile + i * kStep < range.end) body(fours[i], at + i * kStep);
+    }
 }
 
 /// Σ of `value` over the threads before this one; the block's whole sum to all in `total`. All

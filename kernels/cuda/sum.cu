@@ -10,7 +10,7 @@ namespace {
 // Which thread adds what, and in which order, depends on the shape alone: the same bits on every
 // run and at every address.
 constexpr unsigned kThreads = 256;
-constexpr std::uint32_t kChunkTokens = 16384;
+constexpr std::uint32_t kChunkTokens = 8192;
 
 __device__ __forceinline__ double term(float score) {
     return score == score ? static_cast<double>(score) : 0.0;

@@ -64,15 +64,14 @@ __device__ __forceinline__ void for_each_key(Shape const& shape,
     RadixRange const range =
         radix_range(layer.scores + row % shape.heads * shape.tokens, shape.tokens,
                     static_cast<std::uint32_t>(item % shape.chunks), kChunkTokens);
-    for (std::int64_t at = range.first + 4 * threadIdx.x; at < range.end; at += 4 * kRadixThreads) {
-        FourScores const four = load_four(range, at);
+    for_each_four(range, [&](FourScores const& four, std::int64_t at) {
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
             if ((four.valid >> i & 1U) == 0) continue;
             float const scaled = four.score[i] * layer.scale;
             body(radix_key(at + i < shape.skip ? 0.0F : scaled));
         }
-    }
+    });
 }
 
 // Blocks take chunks in turns and count the digits of those keys that share the threshold's digits

@@ -119,31 +119,36 @@ TEST_CASE("keys of a paged cache score what those of the dense one score") {
     });
 }
 
-TEST_CASE("a CPU scores a prompt whose keys are paged as the dense one") {
-    std::mt19937 random(11);
-    auto const cpu = make_cpu_backend(2);
-    Rows keys(Dtype::F16, 2, 333, 64);
-    Rows queries(Dtype::F16, 4, 333, 64);
-    keys.fill_normal(random);
-    queries.fill_normal(random);
-    Paged const paged(keys, 16, true, random);
-    RowsView window = queries.view;
-    window.data = window.row(0, 333 - 32);
-    window.tokens = 32;
-    std::vector<float> want(2 * (333 - 32));
-    auto got = want;
+TEST_CASE("a prompt whose keys are paged scores what the dense one scores") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(11);
+        for (std::uint32_t const tokens : {333U, 64U}) {
+            CAPTURE(tokens);
+            constexpr std::uint32_t kWindow = 32;
+            Rows keys(Dtype::F16, 2, tokens, 64);
+            Rows queries(Dtype::F16, 4, tokens, 64);
+            keys.fill_normal(random);
+            queries.fill_normal(random);
+            Paged const paged(keys, 16, true, random);
+            RowsView window = queries.view;
+            window.data = window.row(0, tokens - kWindow);
+            window.tokens = kWindow;
+            std::vector<float> want(std::size_t{2} * (tokens - kWindow));
+            auto got = want;
 
-    REQUIRE(
-        cpu->score({.queries = window, .keys = keys.view, .scores = want, .mass = {}, .lse = {}}));
-    REQUIRE(
-        cpu->score({.queries = window, .keys = paged.view, .scores = got, .mass = {}, .lse = {}}));
-    CHECK(got == want);
+            REQUIRE(backend.score(
+                {.queries = window, .keys = keys.view, .scores = want, .mass = {}, .lse = {}}));
+            REQUIRE(backend.score(
+                {.queries = window, .keys = paged.view, .scores = got, .mass = {}, .lse = {}}));
+            CHECK(got == want);
 
-    REQUIRE(cpu->accumulate(
-        {.queries = queries.view, .keys = keys.view, .scores = want, .window = 32}));
-    REQUIRE(cpu->accumulate(
-        {.queries = queries.view, .keys = paged.view, .scores = got, .window = 32}));
-    CHECK(got == want);
+            REQUIRE(backend.accumulate(
+                {.queries = queries.view, .keys = keys.view, .scores = want, .window = kWindow}));
+            REQUIRE(backend.accumulate(
+                {.queries = queries.view, .keys = paged.view, .scores = got, .window = kWindow}));
+            CHECK(got == want);
+        }
+    });
 }
 
 TEST_CASE("a block that does not exist is refused, and nothing is read or written") {
@@ -172,6 +177,22 @@ TEST_CASE("a block that does not exist is refused, and nothing is read or writte
                 CHECK(scored.error().message == want);
                 CHECK(scores == std::vector<float>(7, 5.F));
             }
+            Rows queries(Dtype::F32, 2, 7, 2);
+            std::vector<float> scores(7, 5.F);
+            auto const accumulated =
+                backend.accumulate({.queries = queries.view, .keys = cache.view, .scores = scores});
+            REQUIRE_FALSE(accumulated);
+            CHECK(accumulated.error().message == want);
+            RowsView window = queries.view;
+            window.tokens = 2;
+            auto const scored = backend.score({.queries = window,
+                                               .keys = cache.view,
+                                               .scores = std::span(scores).first(5),
+                                               .mass = {},
+                                               .lse = {}});
+            REQUIRE_FALSE(scored);
+            CHECK(scored.error().message == want);
+            CHECK(scores == std::vector<float>(7, 5.F));
         }
         TwoBlocks const good(0);  // The error is not that of the next call, too.
         std::vector<float> scores(7);
