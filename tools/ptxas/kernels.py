@@ -15,6 +15,7 @@ import difflib
 import fnmatch
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,16 @@ def output_of(command):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise Refused(f"{command[0]}: {getattr(error, 'stderr', '') or error}") from error
+
+
+def disassembler_of(toolkit):
+    """cuobjdump: not in every toolkit."""
+    of_venv = sorted(HERE.parents[1].glob(".venv/lib/python3*/site-packages/nvidia/cu13/bin"))
+    found = next((path for folder in (f"{toolkit}/bin", *map(str, of_venv)) if (path := shutil.which(f"{folder}/cuobjdump"))),
+                 shutil.which("cuobjdump"))
+    if found is None:
+        raise Refused(f"{toolkit} has no cuobjdump, and it is not on PATH; tools/dev/install_deps.sh python brings one")
+    return found
 
 
 def compiler_of(toolkit):
@@ -121,7 +132,7 @@ def problems_of(row, counts, declared):
 
 def read_kernels(objects, toolkit, declared):
     """(rows, problems) of every object in the folder."""
-    cuobjdump = f"{toolkit}/bin/cuobjdump"
+    cuobjdump = disassembler_of(toolkit)
     paths = sorted(objects.glob("*.o"))
     if not paths:
         raise Refused(f"{objects} has no objects: build dkv_cuda with a CUDA toolkit first")
