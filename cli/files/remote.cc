@@ -1,8 +1,11 @@
 #include "cli/files/remote.h"
 
+#include <string>
+
 #include <system_error>
 
 #include "cli/wire_policy.h"
+#include "protocol/sdk/convert.h"
 
 namespace dkv::cli {
 namespace {
@@ -41,9 +44,27 @@ wire::CompactFileT to_wire(offline::CompactRequest const& request) {
     return message;
 }
 
+/// Errors: CorruptData for what is no geometry.
+Result<Geometry> geometry_of(wire::GeometryT const& facts) {
+    auto const number = static_cast<std::uint8_t>(facts.dtype);
+    auto const dtype = dtype_from_wire(number);
+    if (!dtype)
+        return Error{ErrorCode::CorruptData, "the sidecar says that a cache's dtype is " +
+                                                 std::to_string(number) + ", which is none"};
+    Geometry const geometry{.layers = facts.layers,
+                            .q_heads = facts.q_heads,
+                            .kv_heads = facts.kv_heads,
+                            .head_dim = facts.head_dim,
+                            .dtype = *dtype};
+    auto const checked = check(geometry);
+    if (!checked)
+        return Error{ErrorCode::CorruptData, "the sidecar says: " + checked.error().message};
+    return geometry;
+}
+
 /// Paths are the request's: those that the user gave.
-offline::CompactOutcome outcome_of(offline::CompactRequest const& request,
-                                   wire::FileOutcomeT const& facts) {
+Result<offline::CompactOutcome> outcome_of(offline::CompactRequest const& request,
+                                           wire::FileOutcomeT const& facts) {
     offline::CompactOutcome outcome;
     outcome.input = request.input;
     outcome.output = request.output;
@@ -51,14 +72,7 @@ offline::CompactOutcome outcome_of(offline::CompactRequest const& request,
     outcome.kept_whole = facts.kept_whole;
     outcome.from = file_format(facts.from).value_or(FileFormat::Dkv);
     outcome.to = file_format(facts.to).value_or(FileFormat::Dkv);
-    if (facts.geometry)
-        outcome.geometry = {
-            .layers = facts.geometry->layers,
-            .q_heads = facts.geometry->q_heads,
-            .kv_heads = facts.geometry->kv_heads,
-            .head_dim = facts.geometry->head_dim,
-            .dtype = dtype_from_wire(static_cast<std::uint8_t>(facts.geometry->dtype))
-                         .value_or(Dtype::F32)};
+    if (facts.geometry) outcome.geometry = DKV_TRY(geometry_of(*facts.geometry));
     outcome.model = facts.model;
     outcome.prompt_tokens = facts.prompt_tokens;
     if (facts.policy) outcome.params = params_of(*facts.policy);
@@ -89,7 +103,7 @@ Result<offline::CompactOutcome> compact_one(Context const& context,
         progress.report(file, job.bytes_done, job.bytes_total);
     }
     if (job.outcome) return outcome_of(request, *job.outcome);
-    if (job.failure) return Error{static_cast<ErrorCode>(job.failure->code), job.failure->message};
+    if (job.failure) return sdk::error_of(*job.failure);
     return Error{ErrorCode::CorruptData, "the sidecar says that it ended, and not how"};
 }
 

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <ctime>
 #include <filesystem>
 #include <span>
+
+#include <sys/types.h>
 
 #include "protocol/base/result.h"
 
@@ -22,10 +25,18 @@ public:
 
     std::span<std::byte const> bytes() const noexcept { return bytes_; }
 
+    /// Nothing stops another program from writing to a file that is mapped here.
+    /// Errors: Io when it was written to, or cut, since it was opened.
+    Result<void> check_unchanged() const;
+
 private:
-    explicit MappedFile(std::span<std::byte const> bytes) : bytes_(bytes) {}
+    MappedFile() = default;
 
     std::span<std::byte const> bytes_;
+    std::filesystem::path path_;
+    dev_t device_ = 0;
+    ino_t inode_ = 0;
+    timespec written_{};
 };
 
 }  // namespace dkv

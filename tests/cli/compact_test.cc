@@ -1,7 +1,6 @@
 // dkv compact and dkv convert on files that are really there.
 #include <filesystem>
 #include <fstream>
-#include <random>
 #include <sstream>
 
 #include <doctest/doctest.h>
@@ -18,22 +17,6 @@ using cli::Json;
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string write_cache_file(std::string const& path, unsigned seed = 1) {
-    Geometry const geometry{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4};
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    auto const saved = saved_cache(geometry, 80, 8, [&](std::uint32_t, std::string const& part) {
-        std::string bytes;
-        for (int i = 0; i < (part == "q_window" ? 4 * 8 * 4 : 2 * 80 * 4); ++i) {
-            float const value = normal(random);
-            bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-        }
-        return bytes;
-    });
-    write_file(path, saved.text());
-    return path;
-}
 
 Ran dkv_files(std::vector<std::string> const& arguments) {
     FakeSidecar nobody;
@@ -59,7 +42,7 @@ std::string file_text(std::string const& path) {
 
 TEST_CASE("dkv compact writes a smaller file that says what it went through") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     auto const before = file_text(input);
 
     auto const ran =
@@ -86,9 +69,9 @@ TEST_CASE("dkv compact writes a smaller file that says what it went through") {
 TEST_CASE("dkv compact of a folder: a line for each file, a total, the same names") {
     TempDir const folder;
     fs::create_directories(folder / "in/deep");
-    write_cache_file(folder / "in/a.safetensors", 1);
-    write_cache_file(folder / "in/b.safetensors", 2);
-    write_cache_file(folder / "in/deep/c.safetensors", 3);
+    write_random_cache(folder / "in/a.safetensors", 1);
+    write_random_cache(folder / "in/b.safetensors", 2);
+    write_random_cache(folder / "in/deep/c.safetensors", 3);
     write_file(folder / "in/notes.txt", "no cache");
 
     auto const ran = compact({folder / "in", "-o", folder / "out", "--capacity", "16"});
@@ -111,7 +94,7 @@ TEST_CASE("dkv compact of a folder: a line for each file, a total, the same name
 
 TEST_CASE("dkv compact: one file's failure stops none of the others") {
     TempDir const folder;
-    auto const good = write_cache_file(folder / "a.safetensors");
+    auto const good = write_random_cache(folder / "a.safetensors");
     write_file(folder / "b.safetensors", "broken");
 
     auto const ran = compact({good, folder / "b.safetensors", folder / "none.safetensors", "-o",
@@ -128,7 +111,7 @@ TEST_CASE("dkv compact: one file's failure stops none of the others") {
 
 TEST_CASE("dkv compact of one file that fails is one line and nothing else") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     auto const message = [&](std::vector<std::string> arguments) {
         auto const ran = compact(std::move(arguments));
         CHECK(ran.exit_code == 1);
@@ -151,8 +134,8 @@ TEST_CASE("dkv compact of one file that fails is one line and nothing else") {
 TEST_CASE("dkv compact: outputs that would have one name are refused before anything is written") {
     TempDir const folder;
     fs::create_directories(folder / "x");
-    auto const a = write_cache_file(folder / "a.safetensors");
-    auto const b = write_cache_file(folder / "x/a.safetensors");
+    auto const a = write_random_cache(folder / "a.safetensors");
+    auto const b = write_random_cache(folder / "x/a.safetensors");
     auto const ran = compact({a, b, "-o", folder / "out", "--capacity", "16"});
     CHECK(ran.exit_code == 1);
     CHECK(ran.err ==
@@ -161,7 +144,7 @@ TEST_CASE("dkv compact: outputs that would have one name are refused before anyt
 
 TEST_CASE("dkv compact --dry-run writes nothing, not even a folder") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     auto const ran =
         compact({input, "-o", folder / "out/", "--capacity", "16", "--dry-run", "--json"});
     REQUIRE(ran.exit_code == 0);
@@ -174,7 +157,7 @@ TEST_CASE("dkv compact --dry-run writes nothing, not even a folder") {
 
 TEST_CASE("dkv compact --bytes is what the file takes at most, with units") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     auto const ran = compact({input, "-o", folder / "b", "--policy", "snapkv", "--bytes", "10KiB"});
     REQUIRE(ran.exit_code == 0);
     CHECK(fs::file_size(folder / "b") <= 10 * 1024);
@@ -182,7 +165,7 @@ TEST_CASE("dkv compact --bytes is what the file takes at most, with units") {
 
 TEST_CASE("dkv compact that is interrupted exits 130 and leaves no output") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     FakeSidecar nobody;
     auto const ran = run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40"}, nobody,
                              [](cli::Environment& world) {
@@ -253,7 +236,7 @@ TEST_CASE("dkv compact --endpoint: Ctrl-C stops the sidecar's work, and its end 
 
 TEST_CASE("dkv convert: every row as it is, and the way back") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     auto const ran =
         dkv_files({"convert", input, "-o", folder / "b.safetensors", "--format", "hf"});
     REQUIRE(ran.exit_code == 0);
@@ -271,7 +254,7 @@ TEST_CASE("dkv convert: every row as it is, and the way back") {
 
 TEST_CASE("dkv convert keeps a compacted cache as it is, and dkv diff finds them the same") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     REQUIRE(compact({input, "-o", folder / "b", "--capacity", "16"}).exit_code == 0);
     REQUIRE(dkv_files({"convert", folder / "b", "-o", folder / "c"}).exit_code == 0);
 
@@ -313,7 +296,7 @@ TEST_CASE("progress: how many files, how far, how fast, how long yet") {
 
 TEST_CASE("progress: a bar on a terminal is drawn over itself and gone at the end") {
     TempDir const folder;
-    auto const input = write_cache_file(folder / "a.safetensors");
+    auto const input = write_random_cache(folder / "a.safetensors");
     FakeSidecar nobody;
     auto const ran =
         run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40", "--window", "8"}, nobody,

@@ -1,6 +1,5 @@
 // dkv sweep over files that are really there; no sidecar is asked.
 #include <fstream>
-#include <random>
 #include <sstream>
 
 #include <doctest/doctest.h>
@@ -14,22 +13,6 @@ using namespace dkv::test;
 using cli::Json;
 
 namespace {
-
-std::string write_prompt(TempDir const& folder, std::string const& name, unsigned seed) {
-    Geometry const geometry{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4};
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    auto const saved = saved_cache(geometry, 80, 8, [&](std::uint32_t, std::string const& part) {
-        std::string bytes;
-        for (int i = 0; i < (part == "q_window" ? 4 * 8 * 4 : 2 * 80 * 4); ++i) {
-            float const value = normal(random);
-            bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-        }
-        return bytes;
-    });
-    write_file(folder / name, saved.text());
-    return folder / name;
-}
 
 Ran sweep(std::vector<std::string> arguments) {
     FakeSidecar nobody;
@@ -49,8 +32,8 @@ std::string read_text(std::string const& path) {
 
 TEST_CASE("dkv sweep: a row for each point, tables of means, the same bytes every time") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
-    auto const b = write_prompt(folder, "b.safetensors", 2);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
+    auto const b = write_random_cache(folder / "b.safetensors", 2);
     std::vector<std::string> const arguments{
         a, b, "--policy", "dynamickv,streamingllm", "--capacity", "16,32", "--window", "8"};
     auto with_output = arguments;
@@ -85,7 +68,7 @@ TEST_CASE("dkv sweep: a row for each point, tables of means, the same bytes ever
 
 TEST_CASE("dkv sweep computes what its results do not have yet") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
     auto const run = [&](std::string const& capacities) {
         return Json::parse(sweep({a, "--policy", "snapkv", "--capacity", capacities, "--window",
                                   "8", "-o", folder / "r.jsonl", "--json"})
@@ -104,13 +87,13 @@ TEST_CASE("dkv sweep computes what its results do not have yet") {
     CHECK(read_text(folder / "r.jsonl") == whole);
 
     // Another prompt under the same name.
-    write_prompt(folder, "a.safetensors", 3);
+    write_random_cache(folder / "a.safetensors", 3);
     CHECK(run("16,32").at("computed") == 2);
 }
 
 TEST_CASE("dkv sweep takes its grid from a file, and flags go before it") {
     TempDir const folder;
-    write_prompt(folder, "a.safetensors", 1);
+    write_random_cache(folder / "a.safetensors", 1);
     write_file(folder / "sweep.toml",
                "files = [{path = \"a.safetensors\", task = \"qa\"}]\npolicies = [\"snapkv\"]\n"
                "capacities = [16, 32]\nwindows = [8]\nerror = false\noutput = \"r.jsonl\"\n");
@@ -125,7 +108,7 @@ TEST_CASE("dkv sweep takes its grid from a file, and flags go before it") {
 
 TEST_CASE("dkv sweep: what cannot be had stands below the tables, and the rest is there") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
     auto const ran = sweep({a, "--policy", "snapkv,h2o", "--capacity", "16", "--window", "8"});
     CHECK(ran.exit_code == 0);
     CHECK(contains(ran.out, "\nNot to be had:\n- h2o needs the queries of the last 80 tokens"));
@@ -134,7 +117,7 @@ TEST_CASE("dkv sweep: what cannot be had stands below the tables, and the rest i
 
 TEST_CASE("dkv sweep: a file that is broken stops none of the others, and fails at the end") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
     write_file(folder / "b.safetensors", "broken");
     auto const ran = sweep(
         {folder / "b.safetensors", a, "--policy", "snapkv", "--capacity", "16", "--window", "8"});
@@ -145,7 +128,7 @@ TEST_CASE("dkv sweep: a file that is broken stops none of the others, and fails 
 
 TEST_CASE("dkv sweep refuses in one line what it cannot begin") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
     CHECK(sweep({a, "--capacity", "16"}).err == "dkv: a sweep needs policies: give --policy\n");
     CHECK(sweep({a, "--policy", "snapkv"}).err ==
           "dkv: a sweep needs sizes: give --capacity, --ratio, --bytes or --keep-mass\n");
@@ -157,7 +140,7 @@ TEST_CASE("dkv sweep refuses in one line what it cannot begin") {
 
 TEST_CASE("dkv sweep that is interrupted says how to go on") {
     TempDir const folder;
-    auto const a = write_prompt(folder, "a.safetensors", 1);
+    auto const a = write_random_cache(folder / "a.safetensors", 1);
     FakeSidecar nobody;
     auto const ran =
         run_dkv({"sweep", a, "--policy", "snapkv", "--capacity", "16", "-o", folder / "r.jsonl"},

@@ -3,8 +3,11 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <unistd.h>
+#include <vector>
 
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 
 #include "protocol/files/checksums.h"
 #include "protocol/files/crc32.h"
@@ -118,4 +121,31 @@ TEST_CASE_FIXTURE(Fixture, "a text that is no UTF-8 does not spoil a header") {
     REQUIRE(table);
     CHECK(table.value().metadata.at("source") == "a\xef\xbf\xbd/\"b\"\n");
     CHECK(check_header_crc(table.value()));
+}
+
+TEST_CASE("a CRC-32 reads its bytes and none beside them") {
+    auto const page = static_cast<std::size_t>(::getpagesize());
+    void* const memory = ::mmap(nullptr, 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(memory != MAP_FAILED);
+    auto* const begin = static_cast<std::byte*>(memory) + page;
+    REQUIRE(::mprotect(begin, page, PROT_READ | PROT_WRITE) == 0);
+    std::vector<std::uint32_t> table(256);  // The definition, a byte at a time.
+    for (std::uint32_t i = 0; i < 256; ++i) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; ++bit)
+            table[i] = table[i] >> 1U ^ (table[i] % 2 != 0 ? 0xedb88320U : 0U);
+    }
+    for (std::size_t i = 0; i < page; ++i)
+        begin[i] = static_cast<std::byte>(i * 167 + i / 256);
+
+    for (std::size_t length = 0; length < 600; ++length)
+        for (auto const* first : {begin, begin + page - length}) {
+            std::uint32_t wanted = ~0x1234U;
+            for (std::size_t i = 0; i < length; ++i)
+                wanted =
+                    wanted >> 8U ^ table[(wanted ^ std::to_integer<unsigned>(first[i])) & 255U];
+            CHECK(crc32(0x1234, {first, length}) == ~wanted);
+        }
+
+    ::munmap(memory, 3 * page);
 }

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <fstream>
 #include <numeric>
-#include <random>
 #include <sstream>
 
 #include <doctest/doctest.h>
@@ -38,23 +37,9 @@ struct CompactFixture {
     std::filesystem::path make(std::uint32_t query_rows,
                                unsigned seed = 3,
                                std::string const& name = "cache") {
-        std::mt19937 random(seed);
-        std::normal_distribution<float> normal;
-        auto const saved = saved_cache(
-            geometry, tokens, query_rows, [&](std::uint32_t layer, std::string const& part) {
-                bool const queries = part == "q_window";
-                std::size_t const rows =
-                    queries ? geometry.q_heads * query_rows : geometry.kv_heads * tokens;
-                float const sharp = queries ? 2.0F / static_cast<float>(1 + layer) : 1.0F;
-                std::string bytes;
-                for (std::size_t i = 0; i < rows * geometry.head_dim; ++i) {
-                    float const value = normal(random) * sharp;
-                    bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-                }
-                return bytes;
-            });
-        write_file(folder / name, saved.text());
-        return folder / name;
+        return write_random_cache(
+            folder / name, seed, geometry, tokens, query_rows,
+            [](std::uint32_t layer) { return 2.0F / static_cast<float>(1 + layer); });
     }
 
     offline::CompactRequest request(PolicyRequest const& policy,

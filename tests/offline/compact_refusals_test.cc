@@ -1,5 +1,6 @@
 // What cannot be compacted, is stopped, or is one of several.
 
+#include "protocol/files/cut_files.h"
 #include "tests/offline/compact_fixture.h"
 
 using namespace dkv;
@@ -45,6 +46,33 @@ TEST_CASE_FIXTURE(CompactFixture, "the input stays as it is, whatever its name")
     compact(wish);
     CHECK(bytes_of_file(input) == before);
     CHECK(fs::last_write_time(input) == written);
+}
+
+TEST_CASE_FIXTURE(CompactFixture, "an input that changes while it is read makes no output") {
+    survive_cut_files();
+    for (bool const cut : {true, false})
+        for (bool const verify : {true, false}) {
+            CAPTURE(cut);
+            CAPTURE(verify);
+            tokens = 2000;  // Many pages.
+            auto const input = make(4);
+            auto wish = request({.name = "knorm", .capacity = 20, .window = 4}, input);
+            wish.verify = verify;
+            offline::Progress const progress{.advance =
+                                                 [&](std::size_t, std::uint64_t, std::uint64_t) {
+                                                     if (cut)
+                                                         fs::resize_file(input, 100);
+                                                     else
+                                                         fs::last_write_time(input, {});
+                                                 },
+                                             .stop = {}};
+            auto const outcome = offline::compact(*backend, wish, progress);
+            REQUIRE(!outcome);
+            CHECK(outcome.error().code == ErrorCode::Io);
+            CHECK(outcome.error().message ==
+                  input.string() + ": the file changed while it was read");
+            CHECK(files() == std::vector<std::string>{"cache"});
+        }
 }
 
 TEST_CASE_FIXTURE(CompactFixture, "what cannot be compacted is refused by name") {

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,33 @@ SavedFile saved_cache(Geometry const& geometry,
                      rows_of(layer, "q_window"));
     }
     return file;
+}
+
+/// Writes a whole cache of normal numbers; a layer's queries are times `sharpness(layer)`. Returns
+/// the path.
+inline std::string write_random_cache(
+    std::string const& path,
+    unsigned seed = 1,
+    Geometry const& geometry = {.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4},
+    std::uint32_t tokens = 80,
+    std::uint32_t query_rows = 8,
+    std::function<float(std::uint32_t layer)> const& sharpness = {}) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    auto const rows_of = [&](std::uint32_t layer, std::string const& part) {
+        bool const queries = part == "q_window";
+        std::size_t const rows = queries ? std::size_t{geometry.q_heads} * query_rows
+                                         : std::size_t{geometry.kv_heads} * tokens;
+        float const factor = queries && sharpness ? sharpness(layer) : 1.0F;
+        std::string bytes;
+        for (std::size_t i = 0; i < rows * geometry.head_dim; ++i) {
+            float const value = normal(random) * factor;
+            bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
+        }
+        return bytes;
+    };
+    write_file(path, saved_cache(geometry, tokens, query_rows, rows_of).text());
+    return path;
 }
 
 }  // namespace dkv::test

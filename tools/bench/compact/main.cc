@@ -3,15 +3,20 @@
 // compact.
 //
 // The file is Llama-3-8B's: 32 layers, 32 query heads, 8 KV heads of 128 dims, bf16; 16,384 tokens
-// are 2 GiB. It stays in FOLDER for the next run; what is measured is with a warm page cache. The
-// best of several; "by CPU" is the ratio of CPU times, which a busy machine leaves as they are.
+// are 2 GiB. It stays in FOLDER for the next run; what is measured is with a warm page cache. Every
+// run is paired with a read() of the file just before it. Ratios are of medians: "of read" of
+// seconds, "by CPU" of the CPU time of all threads, which other programs change less.
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "sidecar/offline/compact.h"
 #include "sidecar/offline/sweep.h"
@@ -32,20 +37,35 @@ struct Timing {
     double anonymous_mib = 0;  ///< Beyond the page cache, at most.
 };
 
-/// The best of several.
-Timing best_of(int repeat, std::function<void()> const& body) {
-    Timing best{.seconds = 1e30, .cpu_seconds = 1e30};
-    for (int i = 0; i < repeat; ++i) {
-        bench::PeakMemory memory;
-        double const cpu_begin = bench::cpu_seconds();
-        auto const begin = std::chrono::steady_clock::now();
-        body();
-        std::chrono::duration<double> const taken = std::chrono::steady_clock::now() - begin;
-        best.seconds = std::min(best.seconds, taken.count());
-        best.cpu_seconds = std::min(best.cpu_seconds, bench::cpu_seconds() - cpu_begin);
-        best.anonymous_mib = std::max(best.anonymous_mib, memory.anonymous_mib());
+double median(std::vector<double> values) {
+    auto const middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::ranges::nth_element(values, middle);
+    return *middle;
+}
+
+/// What the bodies take, met in turn: a machine that is slow for a while is slow for all of them.
+/// Medians of times, the most of memory.
+std::vector<Timing> medians(int repeat, std::span<std::function<void()> const> bodies) {
+    std::vector<std::vector<double>> seconds(bodies.size());
+    auto cpu_seconds = seconds;
+    std::vector<Timing> timings(bodies.size());
+    for (int i = 0; i < repeat; ++i)
+        for (std::size_t body = 0; body < bodies.size(); ++body) {
+            bench::PeakMemory memory;
+            double const cpu_begin = bench::cpu_seconds();
+            auto const begin = std::chrono::steady_clock::now();
+            bodies[body]();
+            std::chrono::duration<double> const taken = std::chrono::steady_clock::now() - begin;
+            seconds[body].push_back(taken.count());
+            cpu_seconds[body].push_back(bench::cpu_seconds() - cpu_begin);
+            timings[body].anonymous_mib =
+                std::max(timings[body].anonymous_mib, memory.anonymous_mib());
+        }
+    for (std::size_t body = 0; body < bodies.size(); ++body) {
+        timings[body].seconds = median(seconds[body]);
+        timings[body].cpu_seconds = median(cpu_seconds[body]);
     }
-    return best;
+    return timings;
 }
 
 template <class T>
@@ -55,17 +75,17 @@ T must(Result<T> result) {
     std::exit(1);
 }
 
-Timing compact(std::string const& policy,
-               std::filesystem::path const& file,
-               bool verify,
-               int repeat) {
-    auto const backend = make_cpu_backend();
-    offline::CompactRequest const request{.input = file,
-                                          .output = file.parent_path() / "compacted.dkv",
-                                          .policy = {.name = policy, .capacity = 512},
-                                          .verify = verify,
-                                          .force = true};
-    return best_of(repeat, [&] { must(offline::compact(*backend, request)); });
+std::function<void()> compact(std::string const& policy,
+                              std::filesystem::path const& file,
+                              bool verify) {
+    return [=, backend = std::shared_ptr<Backend>(make_cpu_backend())] {
+        offline::CompactRequest const request{.input = file,
+                                              .output = file.parent_path() / "compacted.dkv",
+                                              .policy = {.name = policy, .capacity = 512},
+                                              .verify = verify,
+                                              .force = true};
+        must(offline::compact(*backend, request));
+    };
 }
 
 Timing sweep(std::filesystem::path const& file,
@@ -77,10 +97,11 @@ Timing sweep(std::filesystem::path const& file,
     for (char const* policy : policies)
         for (std::uint32_t const capacity : kCapacities)
             points.push_back({.name = policy, .capacity = capacity});
-    return best_of(repeat, [&] {
+    std::function<void()> const body = [&] {
         auto const cache = must(open_cache(file));
         must(offline::sweep(*backend, *cache, points, with_error));
-    });
+    };
+    return medians(repeat, std::span(&body, 1)).front();
 }
 
 }  // namespace
@@ -98,21 +119,24 @@ int main(int argc, char** argv) {
     auto const file = must(bench::made_file(argv[1], tokens));
     auto const bytes = static_cast<double>(std::filesystem::file_size(file));
 
-    Timing const read = best_of(repeat, [&] { must(bench::read_file(file)); });
-    std::printf("%s: %.2f GB\nread() by every core: %.2f GB/s\n\n", file.c_str(), bytes / 1e9,
-                bytes / read.seconds / 1e9);
-    std::printf("%-14s %8s %8s %8s %8s\n", "compact to 512", "GB/s", "of read", "by CPU",
-                "MiB anon");
+    std::function<void()> const read = [&] { must(bench::read_file(file)); };
+    read();  // Into the page cache.
+    std::printf("%s: %.2f GB\n\n", file.c_str(), bytes / 1e9);
+    std::printf("%-14s %8s %8s %8s %8s %8s %8s\n", "compact to 512", "read", "GB/s", "of read",
+                "CPU s", "by CPU", "MiB anon");
     Timing dynamickv;
-    for (char const* policy : kPolicies)
-        for (bool const verify : {true, false}) {
-            if (!only.empty() && only != policy) continue;
-            Timing const timing = compact(policy, file, verify, repeat);
-            std::printf("%-14s %8.2f %8.2f %8.2f %8.0f%s\n", policy, bytes / timing.seconds / 1e9,
-                        read.seconds / timing.seconds, read.cpu_seconds / timing.cpu_seconds,
-                        timing.anonymous_mib, verify ? "" : "  unverified");
-            if (std::string(policy) == "dynamickv" && verify) dynamickv = timing;
-        }
+    for (char const* policy : kPolicies) {
+        if (!only.empty() && only != policy) continue;
+        std::array const bodies{read, compact(policy, file, true), compact(policy, file, false)};
+        auto const timings = medians(repeat, bodies);
+        for (std::size_t i = 1; i < timings.size(); ++i)
+            std::printf("%-14s %8.2f %8.2f %8.2f %8.2f %8.2f %8.0f%s\n", policy,
+                        bytes / timings[0].seconds / 1e9, bytes / timings[i].seconds / 1e9,
+                        timings[0].seconds / timings[i].seconds, timings[i].cpu_seconds,
+                        timings[0].cpu_seconds / timings[i].cpu_seconds, timings[i].anonymous_mib,
+                        i == 1 ? "" : "  unverified");
+        if (std::string(policy) == "dynamickv") dynamickv = timings[1];
+    }
     if (!only.empty()) return 0;
     std::printf("\n%-44s %8s %8s %8s\n", "sweep, 5 policies x 6 capacities", "seconds", "compacts",
                 "by CPU");
