@@ -57,7 +57,9 @@ def test_everything_is_run_and_reported(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     assert report["emulated"] and report["device"]["uuid"].startswith("GPU-") and report["copy_gb_per_s"] > 0
+    assert not [step for step in report["steps"] if step["status"] == "failed"]
     steps = {step["name"]: step["status"] for step in report["steps"]}
+    steps = {name: status for name, status in steps.items() if "products" not in name}
     assert steps == {
         "the kernels' tests": "passed", "two processes, one buffer": "passed", "compute-sanitizer": "skipped",
         "every op against a copy within the device": "passed", "torch, for comparison": "skipped"}

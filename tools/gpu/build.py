@@ -3,7 +3,8 @@ import os
 import shutil
 import subprocess
 
-PROGRAMS = ("kernels_test", "dkv_gpu_bench", "dkv_gpu_ipc")
+TESTS = {"kernels_test": "the kernels' tests", "primitives_test": "tensor cores and copies against plain products"}
+PROGRAMS = (*TESTS, "dkv_gpu_bench", "dkv_gpu_ipc")
 # What is looked for → the Debian and Ubuntu package that has it.
 TOOLS = {"cmake": "cmake", "ninja": "ninja-build", "g++": "g++"}
 HEADERS = {"doctest/doctest.h": "doctest-dev", "hwy/highway.h": "libhwy-dev", "oneapi/tbb/info.h": "libtbb-dev"}

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly bundle=build/gpu-bundle
-readonly programs=(kernels_test dkv_gpu_bench dkv_gpu_ipc)
+readonly programs=(kernels_test primitives_test dkv_gpu_bench dkv_gpu_ipc)
 
 cmake --preset gpu --log-level=WARNING "$@"
 cmake --build --preset gpu --target "${programs[@]}"

@@ -150,7 +150,11 @@ def main(arguments=None):
 
     steps = Steps()
     kernels = [args.binaries / "kernels_test", f"--test-case={args.tests}"]
-    steps.run("the kernels' tests", kernels, args.seconds, DKV_REQUIRE_CUDA="1")
+    for name, what in build.TESTS.items():
+        if args.emulated and not (args.binaries / name).exists():
+            steps.skip(what, f"{name} is not built")
+        else:
+            steps.run(what, [args.binaries / name, f"--test-case={args.tests}"], args.seconds, DKV_REQUIRE_CUDA="1")
     steps.run("two processes, one buffer", [args.binaries / "dkv_gpu_ipc"], args.seconds)
     sanitize(steps, args, kernels)
     bench = [args.binaries / "dkv_gpu_bench", *(["--tiny"] if args.emulated else [])]
