@@ -1,11 +1,11 @@
 #include "kernels/backend.h"
 
-#include <optional>
 #include <string>
 #include <utility>
 
 #include <nvtx3/nvToolsExt.h>
 
+#include "kernels/cuda/backend_first_cause.h"
 #include "kernels/cuda/ops.h"
 #include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/device.h"
@@ -99,15 +99,10 @@ public:
     }
 
 private:
-    /// A device that is lost says so at whatever call comes next: the first cause is what counts.
     template <class Op>
     Result<void> run(char const* name, Op const& op) {
-        if (lost_) return *lost_;
         Range const range(name);
-        auto result = op();
-        if (!result && result.error().code == ErrorCode::Device && queue_->lost())
-            lost_ = result.error();
-        return result;
+        return first_cause_.run(op, [this] { return queue_->lost(); });
     }
 
     static Result<void> check_sizes(std::span<std::byte const> source,
@@ -120,7 +115,7 @@ private:
 
     std::shared_ptr<Queue> queue_;
     std::string name_;
-    std::optional<Error> lost_;
+    cuda::FirstCause first_cause_;
 };
 
 }  // namespace
