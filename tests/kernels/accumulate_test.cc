@@ -116,14 +116,56 @@ TEST_CASE("accumulate is the reference at every shape, dtype, layout and reducti
 }
 
 TEST_CASE("accumulate meets the reference over several stretches of keys and blocks of queries") {
-    std::mt19937 random(2);
-    for (std::uint32_t const group : {1u, 3u}) {
-        Call call({1, group, 2101, 5, 8}, Dtype::F32, GroupReduce::Mean);
-        call.fill(random);
-        auto const want = test::reference_accumulate(call.queries, call.keys, call.args);
-        REQUIRE(make_cpu_backend(2)->accumulate(call.args));
-        CHECK(test::worst_error(call.scores, want, test::tolerance(Dtype::F32)) <= 1);
-    }
+    test::for_each_backend([](Backend& backend) {
+        bool const emulated = backend.name().find("emulated") != std::string_view::npos;
+        std::mt19937 random(2);
+        for (GroupReduce const reduce : {GroupReduce::Mean, GroupReduce::Max, GroupReduce::None}) {
+            Call call({1, 3, emulated ? 1450u : 2101u, 5, 8}, Dtype::F32, reduce);
+            call.fill(random);
+            call.args.per_query = reduce != GroupReduce::None;
+            auto const want = test::reference_accumulate(call.queries, call.keys, call.args);
+            REQUIRE(backend.accumulate(call.args));
+            CHECK(test::worst_error(call.scores, want, test::tolerance(Dtype::F32)) <= 1);
+        }
+    });
+}
+
+TEST_CASE("accumulate is the reference at a hundred small shapes, wherever their memory begins") {
+    unsigned const seed = std::random_device{}();
+    CAPTURE(seed);
+    test::for_each_backend([&](Backend& backend) {
+        bool const emulated = backend.name().find("emulated") != std::string_view::npos;
+        std::mt19937 random(seed);
+        auto const below = [&](std::uint32_t end) {
+            return static_cast<std::uint32_t>(random() % end);
+        };
+        auto const pick = [&](auto const& list) { return list[random() % list.size()]; };
+        for (int round = 0; round < (emulated ? 60 : 100); ++round) {
+            Shape shape{};
+            shape.kv_heads = 1 + below(3);
+            shape.group = 1 + below(16);
+            shape.tokens = 1 + below(60);
+            shape.window = below(shape.tokens + 1);
+            shape.head_dim = pick(std::array{1u, 8u, 17u, 40u, 64u, 80u, 96u, 128u});
+            auto const dtype = pick(std::array{Dtype::F32, Dtype::F16, Dtype::Bf16});
+            auto const reduce = pick(std::array{GroupReduce::Mean, GroupReduce::Max,
+                                                GroupReduce::Sum, GroupReduce::None});
+            Call call(shape, dtype, reduce);
+            call.keys.begin_at(pick(std::array{0u, 0u, 2u, 4u, 8u}));
+            call.queries.begin_at(pick(std::array{0u, 2u, 4u, 8u}));
+            call.args.queries = call.queries.view;
+            call.args.keys = call.keys.view;
+            call.fill(random);
+            call.args.per_query = round % 2 == 0;
+            INFO(round, ": ", shape.kv_heads, " kv heads, group ", shape.group, ", tokens ",
+                 shape.tokens, ", window ", shape.window, ", dim ", shape.head_dim, ", ",
+                 name_of(dtype), ", reduce ", name_of(reduce));
+
+            auto const want = test::reference_accumulate(call.queries, call.keys, call.args);
+            REQUIRE(backend.accumulate(call.args));
+            CHECK(test::worst_error(call.scores, want, test::tolerance(dtype)) <= 1);
+        }
+    });
 }
 
 TEST_CASE("what all queries give adds up to their number") {

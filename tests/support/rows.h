@@ -85,6 +85,14 @@ struct Rows {
     Rows(Rows&&) = default;  // The vector's bytes stay where they are.
     Rows& operator=(Rows&&) = default;
 
+    /// Moves the first byte to `skew` bytes behind a multiple of 16; what was filled is lost.
+    void begin_at(std::size_t skew) {
+        std::size_t const size = bytes.size();
+        bytes.assign(size + skew + 16, std::byte{0});
+        auto const begin = reinterpret_cast<std::uintptr_t>(bytes.data());
+        view.data = bytes.data() + (16 - begin % 16) % 16 + skew;
+    }
+
     std::byte* element(std::uint32_t head, std::uint32_t token, std::uint32_t dim) const {
         return view.row(head, token) + dim * view.dim_stride * bytes_of(view.dtype);
     }
