@@ -71,6 +71,7 @@ private:
     RowCopier copier_;
     std::vector<TakenLayer> layers_;
     std::uint32_t layers_packed_ = 0;
+    Place place_ = Place::Host;  // Of the engine's rows, and so of the buffers that it lent.
 };
 
 Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
@@ -79,6 +80,7 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
     DKV_TRY(check(source, spec(), plan_.policy().ranking()));
 
     ranker_.take(source);
+    place_ = source.keys.place;
     Plan::Weighed weighed = DKV_TRY(plan_.weigh(layer, ranker_));
     TakenLayer taken{.keys = source.keys, .values = source.values, .place = std::nullopt};
     LayerProgress happened{.layer = layer,
@@ -142,6 +144,7 @@ RowsView PromptJob::staged_view(std::uint64_t offset) const {
         dense_rows(staging_.data() + offset, spec().geometry.dtype, spec().geometry.kv_heads,
                    layout_.rows_max, spec().geometry.head_dim);
     view.head_stride = layout_.segment_bytes() / bytes_of(spec().geometry.dtype);
+    view.place = place_;
     return view;
 }
 
