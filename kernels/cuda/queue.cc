@@ -116,14 +116,15 @@ void Queue::release(std::byte* data) noexcept {
 }
 
 Result<void*> Queue::scratch_bytes(std::size_t bytes) {
-    if (scratch_used_ == 0) {  // Another op: what the one before had outgrown is behind it.
+    if (op_bytes_ == 0) {  // Another op: what the one before had outgrown is behind it.
         for (void* const memory : std::exchange(outgrown_, {}))
             DKV_CUDA_TRY(cudaFreeAsync(memory, stream_));
     }
     if (bytes > PTRDIFF_MAX) return out_of_memory(bytes);
     std::size_t const want = rounded(std::max<std::size_t>(bytes, 1));
     if (scratch_used_ + want > scratch_size_) {
-        std::size_t const size = std::max({kScratchLeast, scratch_used_ + want, want});
+        // Room for all of this op: the next one like it needs no more.
+        std::size_t const size = std::max(kScratchLeast, op_bytes_ + want);
         void* const grown = DKV_TRY(take(size));
         // Pointers that this op was handed are into the old one.
         if (scratch_ != nullptr) outgrown_.push_back(scratch_);
@@ -133,6 +134,7 @@ Result<void*> Queue::scratch_bytes(std::size_t bytes) {
     }
     void* const result = scratch_ + scratch_used_;
     scratch_used_ += want;
+    op_bytes_ += want;
     return result;
 }
 

@@ -47,7 +47,7 @@ public:
 
     /// Begins an op: scratch() starts anew. What the op before it used may still be in use on the
     /// stream; the stream's order makes taking it again safe.
-    void begin() noexcept { scratch_used_ = 0; }
+    void begin() noexcept { scratch_used_ = op_bytes_ = 0; }
 
     /// `count` elements of device memory, not zeroed, 256-byte aligned, until the next begin().
     /// Grows; when it has to, stream-ordered, so that nothing waits.
@@ -114,6 +114,7 @@ private:
     std::byte* scratch_ = nullptr;
     std::size_t scratch_size_ = 0;
     std::size_t scratch_used_ = 0;
+    std::size_t op_bytes_ = 0;     // What this op was handed, of what is outgrown too.
     std::vector<void*> outgrown_;  // Scratch that this op may still use.
     std::vector<Chunk> chunks_;    // The last one is being filled.
     std::vector<Download> downloads_;

@@ -128,6 +128,26 @@ TEST_CASE("a device tallies what the CPU tallies") {
     });
 }
 
+TEST_CASE("a device selects and tallies among a million tokens") {
+    compare(1, [](Backend& cpu, Backend& device, Random& random) {
+        constexpr std::uint32_t kTokens = 1'000'003;
+        auto const scores = random.scores(kTokens);
+        std::uint32_t const keep = 70'000;
+        std::vector<std::int32_t> want(keep);
+        std::vector<std::int32_t> got(keep);
+        REQUIRE(cpu.select({scores, {&keep, 1}, want, kTokens}));
+        REQUIRE(device.select({scores, {&keep, 1}, got, kTokens}));
+        CHECK(got == want);
+
+        std::array<std::span<float const>, 2> const layers{scores, scores};
+        std::array<std::uint64_t, 2> counts{};
+        std::array<std::uint64_t, 2> others{};
+        REQUIRE(cpu.tally({layers, counts, 1, kTokens, 123'457}));
+        REQUIRE(device.tally({layers, others, 1, kTokens, 123'457}));
+        CHECK(others == counts);
+    });
+}
+
 TEST_CASE("a device gathers what the CPU gathers, and nothing beside it") {
     compare(200, [](Backend& cpu, Backend& device, Random& random) {
         auto const dtype = random.pick(std::array{Dtype::F32, Dtype::F16, Dtype::Bf16});

@@ -72,11 +72,18 @@ TEST_CASE("scratch that an op was handed stays its own while scratch grows under
     CHECK(b == large);
     CHECK(c == small);
 
-    // The next op begins where there is room for all of that.
+    // Ops like it soon find room for all of that, one after another.
+    for (int op = 0; op < 2; ++op) {
+        queue->begin();
+        for (std::size_t const count : {small.size(), large.size(), small.size()})
+            REQUIRE(queue->scratch<std::uint32_t>(count));
+    }
     queue->begin();
-    auto const* const again = value_of(queue->scratch<std::uint32_t>(large.size()));
+    auto* const begin = value_of(queue->scratch<std::uint32_t>(small.size()));
+    CHECK(value_of(queue->scratch<std::uint32_t>(large.size())) == begin + 512 / 4);
+    CHECK(value_of(queue->scratch<std::uint32_t>(small.size())) == begin + 512 / 4 + large.size());
     queue->begin();
-    CHECK(value_of(queue->scratch<std::uint32_t>(large.size())) == again);
+    CHECK(value_of(queue->scratch<std::uint32_t>(1)) == begin);
 }
 
 TEST_CASE("what is staged is not overwritten before it has been copied, however much follows") {
