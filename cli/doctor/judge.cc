@@ -224,16 +224,63 @@ Finding sidecar(Readings const& r) {
             ""};
 }
 
+std::string ways(Gpu const& gpu) {
+    std::string all;
+    for (auto const& [can, name] : {std::pair{gpu.handles, "IPC handles"},
+                                    {gpu.descriptors, "descriptors (VMM, pools)"},
+                                    {gpu.events, "events"}})
+        if (can) all += (all.empty() ? "" : ", ") + std::string(name);
+    return all.empty() ? "nothing can be shared" : "shares by " + all;
+}
+
 Finding gpu(Readings const& r) {
-    if (!r.gpu_device && !r.gpu_driver)
-        return {"gpu", Level::Ok, "no NVIDIA device, no CUDA driver",
+    if (r.gpus.empty() && !r.gpu_device && !r.gpu_driver)
+        return {"gpu", Level::Ok, "no NVIDIA device, no CUDA driver; built with " + r.cuda_build,
                 "the CPU backend does the work", ""};
-    return {"gpu", Level::Warn,
-            r.gpu_device && r.gpu_driver ? "an NVIDIA device and its CUDA driver"
-            : r.gpu_device               ? "an NVIDIA device (/dev/nvidia0), but no CUDA driver"
-                                         : "a CUDA driver, but no /dev/nvidia0",
-            "this build of dkv has no CUDA backend: caches in GPU memory cannot be compressed",
-            "run the engine on the CPU to use dkv"};
+    if (r.gpus.empty()) {
+        Finding f{"gpu", Level::Warn,
+                  r.gpu_device && r.gpu_driver ? "an NVIDIA device and its CUDA driver"
+                  : r.gpu_device ? "an NVIDIA device (/dev/nvidia0), but no CUDA driver"
+                                 : "a CUDA driver, but no /dev/nvidia0",
+                  "", ""};
+        f.found += "; " + r.gpus_error;
+        bool const is_built_without = r.cuda_build == "no CUDA";
+        f.means = is_built_without
+                      ? "this build of dkv has no CUDA backend: caches in GPU memory cannot be "
+                        "compressed"
+                      : "caches in GPU memory cannot be compressed";
+        f.advice = is_built_without
+                       ? "run the engine on the CPU, or build dkv with a CUDA toolkit"
+                       : "a driver for CUDA 12 or newer, and the device in this container (docker "
+                         "run --gpus all); or run the engine on the CPU";
+        return f;
+    }
+    Finding f{"gpu", Level::Ok, "",
+              "engines on it are compressed there; built with " + r.cuda_build, ""};
+    bool can_share = true;
+    bool has_events = true;
+    for (Gpu const& gpu : r.gpus) {
+        f.found += (f.found.empty() ? "" : "; ") +
+                   fmt::format("{} ({}, compute capability {}, {}), {}", gpu.uuid, gpu.name,
+                               gpu.capability, human_bytes(gpu.bytes), ways(gpu));
+        can_share = can_share && (gpu.handles || gpu.descriptors);
+        has_events = has_events && gpu.events;
+    }
+    f.advice = "engine and sidecar in one pid namespace (docker run --pid=container:NAME)";
+    if (has_events)
+        f.advice +=
+            ", and for its events one /dev/shm (--ipc=container:NAME; else "
+            "DKV_CUDA_EVENTS=timeline for the engine)";
+    if (!can_share) {
+        f.level = Level::Warn;
+        f.means = "its memory cannot be shared with the sidecar: engines on it run uncompressed";
+    }
+    if (r.ptrace_scope.value_or(0) > 0)
+        f.means += fmt::format(
+            "; descriptors come over the sidecar's own socket, so ptrace_scope "
+            "{} does not matter to them",
+            *r.ptrace_scope);
+    return f;
 }
 
 }  // namespace

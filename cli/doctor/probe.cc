@@ -19,6 +19,7 @@
 
 #include "cli/doctor/parse.h"
 #include "protocol/base/endpoint.h"
+#include "protocol/cuda/sharing.h"
 
 namespace dkv::cli::doctor {
 namespace {
@@ -169,6 +170,27 @@ bool loads_libcuda() {
     return true;
 }
 
+void read_gpus(Readings& readings) {
+    readings.cuda_build = cuda::built_with();
+    auto const devices = cuda::devices();
+    if (!devices) {
+        readings.gpus_error = devices.error().message;
+        return;
+    }
+    for (auto const& device : devices.value()) {
+        auto const sharing = cuda::sharing_of(device);
+        auto const can = sharing ? sharing.value() : cuda::Sharing{};
+        readings.gpus.push_back(
+            {.uuid = device.uuid,
+             .name = device.name,
+             .capability = std::to_string(device.major) + "." + std::to_string(device.minor),
+             .bytes = device.bytes,
+             .handles = can.handles,
+             .descriptors = can.descriptors,
+             .events = can.events});
+    }
+}
+
 }  // namespace
 
 Readings read_machine(std::string const& endpoint) {
@@ -192,6 +214,7 @@ Readings read_machine(std::string const& endpoint) {
     readings.socket = read_socket_folder(endpoint);
     readings.gpu_device = ::access("/dev/nvidia0", F_OK) == 0;
     readings.gpu_driver = loads_libcuda();
+    read_gpus(readings);
     return readings;
 }
 

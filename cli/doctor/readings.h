@@ -32,6 +32,17 @@ struct Sidecar {
     bool wrong_version = false;
 };
 
+/// A GPU that this process can see.
+struct Gpu {
+    std::string uuid;
+    std::string name;
+    std::string capability;  ///< "9.0"
+    std::uint64_t bytes = 0;
+    bool handles = false;      ///< Shares memory by legacy IPC handles.
+    bool descriptors = false;  ///< By POSIX descriptors: cuMemCreate's and pools.
+    bool events = false;       ///< Interprocess events.
+};
+
 struct Readings {
     std::string endpoint;
     Cpu cpu;
@@ -54,6 +65,9 @@ struct Readings {
     SocketFolder socket;
     bool gpu_device = false;  ///< /dev/nvidia0
     bool gpu_driver = false;  ///< libcuda.so.1 loads.
+    std::string cuda_build;   ///< "CUDA 13.0", "no CUDA".
+    std::vector<Gpu> gpus;
+    std::string gpus_error;  ///< Why there are none, with CUDA's code.
     Sidecar sidecar;
 };
 

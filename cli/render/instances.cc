@@ -48,6 +48,7 @@ std::string one_instance(wire::InstanceInfoT const& item, Style const& style) {
         {"mapped",
          fmt::format("{} in {}", human_bytes(item.mapped_bytes), counted(item.regions, "region"))},
         {"savings", savings_line(item.savings.get())}};
+    if (!item.backend.empty()) pairs.emplace_back("backend", one_line(item.backend));
     if (item.generation > 1)
         pairs.emplace_back("attached",
                            fmt::format("{} times: it came back by itself", item.generation));

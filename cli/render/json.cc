@@ -59,7 +59,8 @@ Json to_json(wire::SavingsT const& savings) {
             {"bytes_returned", savings.bytes_returned},
             {"bytes_block_table", savings.bytes_block_table},
             {"bytes_peak", savings.bytes_peak},
-            {"busy_ns", savings.busy_ns}};
+            {"busy_ns", savings.busy_ns},
+            {"wait_ns", savings.wait_ns}};
 }
 
 Json to_json(wire::InstanceInfoT const& instance) {
@@ -71,6 +72,7 @@ Json to_json(wire::InstanceInfoT const& instance) {
             {"engine", instance.engine},
             {"model", instance.model},
             {"device", instance.device},
+            {"backend", instance.backend},
             {"geometry", to_json(instance.geometry)},
             {"attached_ms", instance.attached_ms},
             {"idle_ms", instance.idle_ms},
@@ -103,6 +105,7 @@ Json to_json(wire::SessionInfoT const& session) {
             {"bytes_peak", session.bytes_peak},
             {"bytes_final", session.bytes_final},
             {"busy_ns", session.busy_ns},
+            {"wait_ns", session.wait_ns},
             {"age_ms", session.age_ms},
             {"error", session.error.empty() ? Json() : Json(session.error)}};
 }
@@ -114,6 +117,7 @@ Json to_json(wire::StatusInfoT const& status) {
               {"uptime_ms", status.uptime_ms},
               {"endpoint", status.endpoint},
               {"backend", status.backend},
+              {"backend_note", status.backend_note},
               {"threads", status.threads},
               {"policy", to_json(status.policy)},
               {"policy_source", status.policy_source},

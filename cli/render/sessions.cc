@@ -171,6 +171,9 @@ std::string session_text(wire::SessionInfoT const& session, Style const& style) 
         {"peak", share(session.bytes_peak) + ", largest during prefill"},
         {"final", share(session.bytes_final)},
         {"sidecar busy", busy_text(session.busy_ns)}};
+    if (session.wait_ns > 0)
+        pairs.emplace_back("sidecar waited",
+                           busy_text(session.wait_ns) + ", for the engine's events");
     if (!session.error.empty())
         pairs.emplace_back("error", toned(Tone::Bad, one_line(session.error), style));
     out += fields_text(pairs, 2, style);

@@ -117,9 +117,46 @@ TEST_CASE("doctor: a container's 64 MB /dev/shm is fine, for memfds do not live 
     CHECK(finding.advice.find("--shm-size") != std::string::npos);
 }
 
+TEST_CASE("doctor: a GPU is named by its UUID, with what it can share, and what containers need") {
+    auto readings = good_machine();
+    readings.gpu_device = readings.gpu_driver = true;
+    readings.cuda_build = "CUDA 13.0";
+    readings.ptrace_scope = 1;
+    readings.gpus.push_back({.uuid = "GPU-0123",
+                             .name = "a GPU",
+                             .capability = "9.0",
+                             .bytes = 80ULL << 30U,
+                             .handles = true,
+                             .descriptors = true,
+                             .events = true});
+    auto const good = find(readings, "gpu");
+    CHECK(good.level == Level::Ok);
+    CHECK(good.found.find("GPU-0123 (a GPU, compute capability 9.0, ") == 0);
+    CHECK(good.found.find("shares by IPC handles, descriptors (VMM, pools), events") !=
+          std::string::npos);
+    CHECK(good.advice.find("--pid=container") != std::string::npos);
+    CHECK(good.advice.find("/dev/shm") != std::string::npos);
+    CHECK(good.means.find("ptrace_scope 1") != std::string::npos);
+
+    readings.gpus.front().handles = readings.gpus.front().descriptors = false;
+    CHECK(find(readings, "gpu").level == Level::Warn);
+}
+
+TEST_CASE("doctor: why a GPU cannot be used, with CUDA's own code") {
+    auto readings = good_machine();
+    readings.gpu_device = true;
+    readings.cuda_build = "CUDA 13.0";
+    readings.gpus_error = "no GPU: the driver is too old (cudaErrorInsufficientDriver, code 35)";
+    auto const finding = find(readings, "gpu");
+    CHECK(finding.level == Level::Warn);
+    CHECK(finding.found.find("code 35") != std::string::npos);
+    CHECK(finding.advice.find("--gpus all") != std::string::npos);
+}
+
 TEST_CASE("doctor: a GPU is named, and that this build cannot use it") {
     auto readings = good_machine();
     readings.gpu_device = readings.gpu_driver = true;
+    readings.cuda_build = "no CUDA";
 
     CHECK(find(readings, "gpu").means.find("no CUDA backend") != std::string::npos);
 }

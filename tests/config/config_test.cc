@@ -56,6 +56,18 @@ TEST_CASE("flags fill the configuration; what is left out keeps its default") {
     REQUIRE(check(plain));
 }
 
+TEST_CASE("the backend and how long an event is waited for are flags, and checked") {
+    auto config = parse("--backend cuda --event-timeout-ms 250");
+    CHECK(config.backend == "cuda");
+    CHECK(config.event_timeout_ms == 250);
+    REQUIRE(check(config));
+    config.backend = "rocm";
+    CHECK(refusal(config) == "--backend 'rocm' is none of auto, cpu, cuda");
+    config.backend = "auto";
+    config.event_timeout_ms = 0;
+    CHECK(refusal(config) == "--event-timeout-ms 0 is outside 1 … 600000");
+}
+
 TEST_CASE("granularity, norms, sizes, presets and profiles are flags too") {
     auto const config = parse(
         "--granularity layer-head --score-norm layer-nosink --query-norm on --ratio 0.25 "

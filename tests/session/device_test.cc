@@ -1,0 +1,274 @@
+// Engines whose cache is on a GPU, against the table itself. The engine is this process, so its
+// memory comes as kind inproc; two processes share theirs in tests/memory and tests/e2e.
+#include "protocol/cuda/device.h"
+
+#include <cstring>
+
+#include "protocol/cuda/events.h"
+#include "protocol/cuda/memory.h"
+#include "tests/session/fixture.h"
+
+namespace dkv::test {
+namespace {
+
+constexpr char const* kUnknown = "GPU-ffffffff-ffff-ffff-ffff-ffffffffffff";
+
+/// The fixture with a sidecar's own backends; the emulation's device, where there is one.
+struct DeviceFixture {
+    explicit DeviceFixture(Config settings = TableFixture::small_config())
+        : config(std::move(settings)),
+          table(config, metrics, ears, Backends::find(config, false).value(), [this] { wake(); }) {}
+
+    static bool has_device() {
+        auto const all = cuda::devices();
+        if (!all) MESSAGE("skipped: " << all.error().message);
+        return static_cast<bool>(all);
+    }
+    void attach() {
+        uuid = cuda::devices().value().front().uuid;
+        REQUIRE(cuda::use_device(uuid));
+        auto hello = TableFixture::hello_of(TableFixture::kEngine);
+        hello.device = uuid;
+        auto const welcomed = table.hello(caller(), hello);
+        REQUIRE(welcomed);
+        CHECK(welcomed.value().backend.find("cuda (") == 0);
+    }
+    Caller caller() { return {"peer", now, ++last_request, true}; }
+    std::string await_answer() {
+        auto const before = ears.answers.size();
+        await([&] { return ears.answers.size() > before; });
+        return ears.answers.back();
+    }
+    std::uint64_t lend(cuda::DeviceMemory const& memory, bool writable) {
+        auto const answer = table.register_region(
+            caller(), TableFixture::kEngine,
+            InprocSource{reinterpret_cast<std::uintptr_t>(memory.bytes().data())},
+            memory.bytes().size(), writable);
+        REQUIRE(answer);
+        REQUIRE(std::holds_alternative<Later>(answer.value()));
+        auto const text = await_answer();
+        auto const wanted = "RegisterRegion " + std::to_string(last_request) + ": region ";
+        REQUIRE(text.find(wanted) == 0);
+        return std::stoull(text.substr(wanted.size()));
+    }
+    void open(std::uint64_t session) {
+        if (source == nullptr) {
+            attach();
+            source = cuda::allocate_device_memory(prompt.memory.bytes().size()).value();
+            std::memcpy(source->bytes().data(), prompt.memory.bytes().data(),
+                        prompt.memory.bytes().size());
+            source_region = lend(*source, false);
+        }
+        OpenRequest request;
+        request.session = session;
+        request.prompt_tokens = LentPrompt::kTokens;
+        auto const opened = table.open_session(caller(), TableFixture::kEngine, request);
+        REQUIRE(opened);
+        auto const& needs = opened.value().needs;
+        staging = cuda::allocate_device_memory(needs.staging_bytes).value();
+        destination = cuda::allocate_device_memory(needs.destination_bytes).value();
+        staging_region = lend(*staging, true);
+        destination_region = lend(*destination, true);
+        REQUIRE(table.bind_buffers(caller(), TableFixture::kEngine, session, staging_region,
+                                   destination_region));
+    }
+    LayerRequest layer(std::uint32_t index) const {
+        auto const at = [&](std::uint64_t offset, std::uint32_t heads, std::uint32_t tokens) {
+            return RowsAt{.region = source_region,
+                          .offset = offset,
+                          .dtype = Dtype::F32,
+                          .heads = heads,
+                          .tokens = tokens,
+                          .head_dim = LentPrompt::kDim,
+                          .head_stride = std::uint64_t{tokens} * LentPrompt::kDim,
+                          .token_stride = LentPrompt::kDim,
+                          .dim_stride = 1};
+        };
+        LayerRequest request;
+        request.layer = index;
+        request.keys =
+            at(LentPrompt::keys_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
+        request.values =
+            at(LentPrompt::values_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
+        request.queries =
+            at(LentPrompt::queries_offset(index), LentPrompt::kQHeads, LentPrompt::kWindow);
+        return request;
+    }
+    void await(std::function<bool()> const& done) {
+        table.finish_work(now);
+        while (!done()) {
+            std::unique_lock lock(mutex);
+            REQUIRE(woken.wait_for(lock, std::chrono::seconds(60), [this] { return wakes > 0; }));
+            wakes = 0;
+            lock.unlock();
+            table.finish_work(now);
+        }
+    }
+    void wake() {
+        {
+            std::lock_guard const lock(mutex);
+            ++wakes;
+        }
+        woken.notify_one();
+    }
+
+    Config config;
+    Millis now = 1000;
+    std::uint64_t last_request = 0;
+    Metrics metrics;
+    Ears ears;
+    LentPrompt prompt;
+    std::string uuid;
+    std::unique_ptr<cuda::DeviceMemory> source;
+    std::unique_ptr<cuda::DeviceMemory> staging;
+    std::unique_ptr<cuda::DeviceMemory> destination;
+    std::uint64_t source_region = 0;
+    std::uint64_t staging_region = 0;
+    std::uint64_t destination_region = 0;
+    std::mutex mutex;
+    std::condition_variable woken;
+    int wakes = 0;
+    Table table;
+};
+
+TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
+    if (!DeviceFixture::has_device()) return;
+    TableFixture on_cpu;
+    on_cpu.open(1);
+    on_cpu.send_layers(1);
+    on_cpu.await([&] { return on_cpu.ears.heard("peer/1: committed"); });
+
+    DeviceFixture t;
+    t.open(1);
+    for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
+        REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, t.layer(index)));
+    t.await([&] { return !t.ears.lines.empty() && t.ears.heard("peer/1: committed"); });
+    CHECK(t.ears.last_outcome.lengths == on_cpu.ears.last_outcome.lengths);
+    auto const bytes = t.ears.last_outcome.bytes_kept;
+    CHECK(bytes == on_cpu.ears.last_outcome.bytes_kept);
+    CHECK(std::memcmp(t.destination->bytes().data(), on_cpu.destination->bytes().data(), bytes) ==
+          0);
+}
+
+TEST_CASE("a detach of device memory is acknowledged when nothing uses it any more") {
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture t;
+    t.open(1);
+    auto const answer =
+        t.table.unregister_region(t.caller(), TableFixture::kEngine, t.staging_region);
+    REQUIRE(answer);
+    CHECK(std::holds_alternative<Later>(answer.value()));
+    auto const request = t.last_request;
+    // The session still has it; its end lets go of it.
+    t.table.finish_work(t.now);
+    CHECK(t.ears.answers.back().find("UnregisterRegion") == std::string::npos);
+    REQUIRE(t.table.close_session(t.caller(), TableFixture::kEngine, 1, ""));
+    CHECK(t.await_answer() == "UnregisterRegion " + std::to_string(request) + ": done");
+}
+
+TEST_CASE("a layer waits for its timeline, and that waiting is told apart from work") {
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture t;
+    t.open(1);
+    auto const word = cuda::allocate_device_memory(64).value();
+    auto const region = t.lend(*word, false);
+    auto request = t.layer(0);
+    request.timeline_region = region;
+    request.timeline_offset = 8;
+    request.timeline_value = 3;
+    REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request));
+    REQUIRE(cuda::write_timeline(word->bytes().data() + 8, 3, nullptr));
+    REQUIRE(cuda::wait_timeline(word->bytes().data() + 8, 3, std::chrono::seconds(20), nullptr,
+                                nullptr));
+    t.await([&] { return t.ears.heard("peer/1: layer 0 staged"); });
+    auto const facts = t.table.sessions(0, t.now).value().front();
+    CHECK(facts.wait_ns > 0);
+    CHECK(facts.busy_ns > 0);
+}
+
+TEST_CASE("a signal that never comes fails its session at the deadline, and not the engine") {
+    if (!DeviceFixture::has_device()) return;
+    auto config = TableFixture::small_config();
+    config.event_timeout_ms = 30;
+    DeviceFixture t(config);
+    t.open(1);
+    auto request = t.layer(0);
+    request.timeline_region = t.source_region;
+    request.timeline_value = ~std::uint64_t{0};
+    REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request));
+    t.await([&] { return !t.ears.lines.empty(); });
+    CHECK(t.ears.lines.back() ==
+          "peer/1: failed: layer 0: timeline value 18446744073709551615 did not happen within 30 "
+          "ms");
+    REQUIRE(t.table.close_session(t.caller(), TableFixture::kEngine, 1, ""));
+    t.open(2);
+}
+
+TEST_CASE("an engine that dies while its event is waited for is let go of at once") {
+    if (!DeviceFixture::has_device()) return;
+    auto config = TableFixture::small_config();
+    config.event_timeout_ms = 600'000;
+    DeviceFixture t(config);
+    t.open(1);
+    auto request = t.layer(0);
+    request.timeline_region = t.source_region;
+    request.timeline_value = ~std::uint64_t{0};
+    REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request));
+    REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
+    CHECK(t.table.facts().mapped_bytes == 0);
+}  // The table waits for its workers here: ten minutes, if nobody told them.
+
+TEST_CASE("rows of the host and of a device do not mix, by name") {
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture t;
+    t.open(1);
+    auto const host = t.table.register_region(
+        t.caller(), TableFixture::kEngine,
+        MemfdSource{own_pid(), t.prompt.memory.fd(), t.prompt.memory.inode()},
+        t.prompt.memory.bytes().size(), false);
+    REQUIRE(host);
+    auto request = t.layer(0);
+    request.values.region = std::get<std::uint64_t>(host.value());
+    CHECK(refused(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request)).message ==
+          "values: host memory, and this engine's cache is on " + t.uuid);
+    request = t.layer(0);
+    request.event = 2;
+    REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request));
+    t.await([&] { return !t.ears.lines.empty(); });
+    CHECK(t.ears.lines.back() ==
+          "peer/1: failed: layer 0: event 2 is named, and this engine has registered none");
+}
+
+TEST_CASE("an engine on a GPU that is not here is refused in one line, for good") {
+    auto config = TableFixture::small_config();
+    config.backend = "cpu";
+    DeviceFixture t(config);
+    auto hello = TableFixture::hello_of(TableFixture::kEngine);
+    hello.device = kUnknown;
+    auto const error = refused(t.table.hello(t.caller(), hello));
+    CHECK(error.message == "this sidecar has no device '" + std::string(kUnknown) +
+                               "': the sidecar was started with --backend cpu");
+    CHECK(!is_retryable(error.code));
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture with_gpu;
+    auto const other = refused(with_gpu.table.hello(with_gpu.caller(), hello));
+    CHECK(other.message.find("': it has GPU-") != std::string::npos);
+}
+
+TEST_CASE("what is another process's is no inproc memory, and a CPU engine has none of a device") {
+    TableFixture t;
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(TableFixture::kEngine)));
+    CHECK(refused(t.table.register_region(t.caller(), TableFixture::kEngine, InprocSource{4096}, 64,
+                                          false))
+              .message == "this process's memory at 4096: the engine is another process");
+    CHECK(refused(t.table.register_region(t.caller(), TableFixture::kEngine, CudaIpcSource{}, 64,
+                                          false))
+              .message ==
+          "CUDA memory by IPC handle at byte 0 of 0: this engine said that its cache is on the "
+          "cpu");
+    CHECK(refused(t.table.register_events(t.caller(), TableFixture::kEngine, {})).code ==
+          ErrorCode::Unsupported);
+}
+
+}  // namespace
+}  // namespace dkv::test
