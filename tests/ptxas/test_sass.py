@@ -76,3 +76,20 @@ def test_threads_that_rejoin_go_on_behind():
 def test_a_branch_that_is_conditional_by_its_operand_goes_on_as_well():
     found = counts("BRA P0, 0x20", "LDS.128 R4, [R2]", "BRA.DIV UR4, 0x50", "BRA 0x0", "EXIT", "BRA 0x30")
     assert found.shown("LDS.128") == "1/1/1"
+
+
+def test_a_barrier_that_is_used_again_joins_nothing_else():
+    found = counts(
+        "BSSY B0, 0x40",          # 00 before the loop
+        "@P0 BRA 0x90",           # 10
+        "NOP",                    # 20
+        "BSYNC B0",               # 30
+        "LDS.128 R4, [R2]",       # 40 the loop
+        "BSSY B0, 0x80",          # 50
+        "@P1 BRA 0xb0",           # 60
+        "BSYNC B0",               # 70
+        "BRA P2, 0x40",           # 80
+        "BSYNC B0",               # 90 the first's, out of line: not into the middle of the loop
+        "EXIT",                   # a0
+        "BSYNC B0")               # b0 the second's
+    assert found.shown("LDS.128") == "1/1/1"

@@ -71,13 +71,43 @@ def target_of(instruction):
     return int(match[1], 16) if match else None
 
 
+def rejoin_targets(code, next_of, at):
+    """{index of BSYNC: indices where it may go on}: those of the BSSY of its barrier that reach it. Barriers' names
+    are used again and again, so that the name alone would join what has nothing to do with each other."""
+    arriving = [None] * len(code)  # {barrier: {index}} on arrival; None: not reached yet.
+    found = {}
+    pending = [(index, {}) for index in range(len(code)) if index == 0 or code[index - 1].name in ("EXIT", "RET")]
+    while pending:
+        index, state = pending.pop()
+        while index < len(code):
+            known = arriving[index]
+            if known is not None and all(targets <= known.get(name, set()) for name, targets in state.items()):
+                break
+            merged = {name: set(targets) for name, targets in (known or {}).items()}
+            for name, targets in state.items():
+                merged[name] = merged.get(name, set()) | targets
+            arriving[index] = merged
+            instruction = code[index]
+            state = merged
+            barrier = instruction.operands.split(",")[0].strip()
+            following = set(next_of[index])
+            if instruction.name == "BSSY" and target_of(instruction) in at:
+                state = {**merged, barrier: {at[target_of(instruction)]}}
+            elif instruction.name == "BSYNC":
+                found[index] = merged.get(barrier, set())
+                following |= found[index]
+                state = {name: targets for name, targets in merged.items() if name != barrier}
+            following = sorted(following)
+            if not following:
+                break
+            pending += [(other, state) for other in following[1:]]
+            index = following[0]
+    return found
+
+
 def successors(code):
     """For every instruction the indices of those that may come next."""
     at = {instruction.address: index for index, instruction in enumerate(code)}
-    rejoins = {}  # BSSY B0, target: where BSYNC B0 goes on.
-    for instruction in code:
-        if instruction.name == "BSSY":
-            rejoins.setdefault(instruction.operands.split(",")[0].strip(), set()).add(target_of(instruction))
     result = []
     for index, instruction in enumerate(code):
         following = set()
@@ -88,10 +118,9 @@ def successors(code):
             following.add(index + 1)
         if instruction.name in ("BRA", "JMP"):
             following.add(at.get(target_of(instruction)))
-        elif instruction.name == "BSYNC":
-            name = instruction.operands.split(",")[0].strip()
-            following |= {at.get(target) for target in rejoins.get(name, ())}
         result.append({index for index in following if index is not None and index < len(code)})
+    for index, targets in rejoin_targets(code, result, at).items():
+        result[index] |= targets
     return result
 
 
