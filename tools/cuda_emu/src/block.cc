@@ -19,8 +19,9 @@ Block& block() {
 }
 
 bool same(Place const& one, Place const& other) {
-    return one.line() == other.line() && (one.file_name() == other.file_name() ||
-                                          std::strcmp(one.file_name(), other.file_name()) == 0);
+    return one.line() == other.line() && one.column() == other.column() &&
+           (one.file_name() == other.file_name() ||
+            std::strcmp(one.file_name(), other.file_name()) == 0);
 }
 
 void Block::thread_main(void* argument) {

@@ -60,18 +60,4 @@ void collective(void const* mine,
 /// The lanes of the calling warp that have not returned from the kernel.
 unsigned living_lanes();
 
-// The prototype's form, for code that is moving to exchange() and collective().
-enum Op : unsigned { SHFL };
-inline void warp_exchange(Op /*op*/,
-                          unsigned mask,
-                          std::uint64_t mine,
-                          std::uint64_t* out,
-                          char const* /*file*/,
-                          int /*line*/,
-                          Place place = Place::current()) {
-    Gathered const all = exchange(mask, &mine, sizeof mine, {"warp_exchange"}, place);
-    for (unsigned lane = 0; lane < kLanes; ++lane)
-        out[lane] = all.of<std::uint64_t>(lane);
-}
-
 }  // namespace cudaemu
