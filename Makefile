@@ -13,7 +13,7 @@ PROFILE ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan mutants test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -51,6 +51,9 @@ test-tsan: deps ## unit tests under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
 	cmake --build --preset tsan
 	tools/dev/test.sh tsan --label-exclude e2e
+
+mutants: deps ## kernels with one thing wrong in each: the emulation must catch every one (MUTANTS='words of names')
+	tools/cuda_emu/mutants/mutants.py $(MUTANTS)
 
 test-compat: build ## the adapter against transformers 4.57, in an environment of its own
 	tools/dev/compat.sh $(BUILD)
