@@ -83,6 +83,7 @@ def test_h2o_keeps_what_all_queries_attend_to(tiny_llama, prompt, sidecar, chunk
             assert len(set(best) & set(positions)) >= 67  # Two that are equal to a bit or so may change places.
 
 
+@pytest.mark.skipif("DKV_TEST_DEVICE" in os.environ, reason="on a GPU all layers' queries are one allocation")
 def test_the_queries_of_a_whole_prompt_are_given_back_layer_by_layer(tiny_llama, prompt, sidecar):
     cache = dkv.hf.Cache(tiny_llama, policy="h2o", capacity=64, endpoint=sidecar.endpoint, timeout_s=60)
 

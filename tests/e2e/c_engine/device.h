@@ -13,8 +13,10 @@ dkv_status make_gpu_arena(int kind, uint64_t bytes, dkv_arena** arena);
 /* On the default stream. */
 dkv_status to_gpu(void* target, void const* source, uint64_t bytes);
 dkv_status from_gpu(void* target, void const* source, uint64_t bytes);
-/* Behind the default stream, or, to misbehave, behind one whose work never gets done. */
+/* Behind the default stream, or, to misbehave, behind one whose work does not get done. */
 dkv_status report_behind_stream(dkv_session* session, dkv_layer_ready const* ready, int stalled);
+/* Memory cannot be freed while a stream is stalled. */
+void let_streams_go_on(void);
 /* Why the last of these failed. */
 char const* gpu_error(void);
 

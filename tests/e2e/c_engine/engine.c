@@ -126,6 +126,7 @@ static void run_session(Options const* options, dkv_engine* engine, Outcome* out
     dkv_arena* destination = NULL;
     if (session != NULL) {
         note(outcome, dkv_session_finish(session, options->timeout_ms, &outcome->result));
+        let_streams_go_on();
         take_events(session, &cache, outcome);
         outcome->committed = outcome->result.committed;
         if (outcome->committed)

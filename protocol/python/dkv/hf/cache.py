@@ -23,7 +23,7 @@ import dkv
 from . import attention, profiles
 from .announce import announce_prompts
 from .layer import DkvLayer
-from .place import place_of
+from .place import give_back, place_of
 from .prompt import Prompt
 from .report import Report
 from .storage import Storage
@@ -255,7 +255,7 @@ class Cache(TransformersCache):
         if self._storage is not None:
             self._storage.discard()
         for arena in self._arenas:
-            arena.release(0, arena.bytes)
+            give_back(arena)
         self._storage, self._arenas = None, []
 
     # ---------------------------------------------------------------- helpers

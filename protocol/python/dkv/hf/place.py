@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
 
 import dkv
+
+log = logging.getLogger("dkv.hf")
 
 
 class HostPlace:
@@ -37,6 +40,17 @@ class DevicePlace:
         """The rows are written by what torch has queued; nobody waits for it here."""
         on_gpu = self._torch_device.type == "cuda"
         return {"stream": torch.cuda.current_stream(self._torch_device).cuda_stream if on_gpu else 0}
+
+
+def give_back(arena: dkv.Arena, offset: int = 0, bytes: int | None = None) -> None:
+    """Releases a range, or all. A sidecar that is slow to let go of device memory costs no generation: the
+    memory is freed when it has."""
+    try:
+        arena.release(offset, arena.bytes if bytes is None else bytes)
+    except dkv.DkvError as error:
+        if error.status != dkv.Status.DEADLINE_EXCEEDED:
+            raise
+        log.info("dkv: %s", error)
 
 
 def place_of(wish: object, device: torch.device) -> HostPlace | DevicePlace:

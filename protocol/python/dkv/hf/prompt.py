@@ -11,6 +11,7 @@ import dkv
 
 from .attention import Prefix
 from .layer import DkvLayer
+from .place import give_back
 from .report import Report, process_pss
 from .storage import QueryWindow, Storage, tensor_over
 
@@ -161,7 +162,7 @@ class Prompt:
         used = {view.form for view in views.values()}
         for form, arena in self._arenas.items():
             if form not in used:
-                arena.release(0, arena.bytes)
+                give_back(arena)
         self.kept_arenas = [self._arenas[form] for form in used]
         kept_bytes = sum(arena.allocated_bytes for arena in self.kept_arenas)
         self.report.final_bytes = kept_bytes + self.storage.allocated_bytes()

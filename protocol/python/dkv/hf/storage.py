@@ -8,7 +8,7 @@ import torch
 
 import dkv
 
-from .place import DevicePlace, HostPlace
+from .place import DevicePlace, HostPlace, give_back
 
 _PAGE_BYTES = 4096
 
@@ -68,13 +68,13 @@ class Storage:
         which, at = divmod(ordinal, self._per_arena)
         arena = self.arenas[which]
         before = arena.allocated_bytes
-        arena.release(at * self.layer_bytes, self.layer_bytes)
+        give_back(arena, at * self.layer_bytes, self.layer_bytes)
         return before - arena.allocated_bytes
 
     def discard(self) -> None:
         """Gives all of it back."""
         for arena in self.arenas:
-            arena.release(0, arena.bytes)
+            give_back(arena)
 
     def allocated_bytes(self) -> int:
         return sum(arena.allocated_bytes for arena in self.arenas)
@@ -155,8 +155,8 @@ class QueryWindow:
     def release(self, ordinal: int) -> None:
         """The layer's queries are not read again."""
         if self._slots:
-            self.arena.release(ordinal * self._layer_bytes, self._layer_bytes)
+            give_back(self.arena, ordinal * self._layer_bytes, self._layer_bytes)
 
     def discard(self) -> None:
         if self._slots:
-            self.arena.release(0, self.arena.bytes)
+            give_back(self.arena)
