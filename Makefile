@@ -4,26 +4,28 @@ BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c')
 
-# The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto
+# The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda
 PROMPT ?=
 POLICY ?=
 CAPACITY ?=
 PROFILE ?=
+BACKEND ?=
 
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-asan test-tsan mutants test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE=)
+demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE= BACKEND=cuda)
 	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
 		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
-		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)')
+		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
+		$(if $(BACKEND),--backend '$(BACKEND)')
 
 test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
 
@@ -40,7 +42,12 @@ test-unit: build ## the unit tests alone
 test-e2e: deps ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --target end_to_end
-	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test|ptxas|gpu):'
+	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test|ptxas|gpu|emulated):'
+
+test-emulated: deps ## what a GPU would run, on the emulation: kernels, the emulation itself, libdkv_cuda, all of it end to end
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
+	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
 test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
