@@ -145,7 +145,7 @@ __device__ void sum_rows(Engine const& engine,
 //   weights  [kv_heads, rows_padded]          read
 //   keys     [kv_heads, columns, head_dim]    read once
 template <class Engine>
-DKV_KERNEL void __launch_bounds__(kPassThreads, 4)
+DKV_KERNEL void __launch_bounds__(kPassThreads, 3)
     sums_kernel(PassShape shape,
                 Products products,
                 PassRows keys,
