@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kBacklog = 64;
 
-Error io(std::string const& what) {
+Error descriptor_error(std::string const& what) {
     return {ErrorCode::Io, what + ": " + std::generic_category().message(errno)};
 }
 
@@ -50,7 +50,7 @@ Result<Received> receive(int connection) {
     auto const size = ::recvmsg(connection, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return Error{ErrorCode::DeadlineExceeded, "nothing there"};
-    if (size < 0) return io("cannot receive a descriptor");
+    if (size < 0) return descriptor_error("cannot receive a descriptor");
     std::vector<UniqueFd> files;
     for (auto* item = CMSG_FIRSTHDR(&header); item != nullptr; item = CMSG_NXTHDR(&header, item)) {
         if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
@@ -169,7 +169,7 @@ Result<std::unique_ptr<FdSocket>> FdSocket::listen(std::string const& endpoint, 
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
     UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     UniqueFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!socket || !stop) return io("cannot make a socket");
+    if (!socket || !stop) return descriptor_error("cannot make a socket");
     // Whoever holds the endpoint's lock holds this name too: what is there is stale.
     struct stat info {};
     if (::lstat(path.c_str(), &info) == 0) {
@@ -180,7 +180,7 @@ Result<std::unique_ptr<FdSocket>> FdSocket::listen(std::string const& endpoint, 
     }
     if (::bind(socket.get(), reinterpret_cast<sockaddr const*>(&address), sizeof address) != 0 ||
         ::chmod(path.c_str(), 0600) != 0 || ::listen(socket.get(), kBacklog) != 0)
-        return io("cannot listen at '" + path + "'");
+        return descriptor_error("cannot listen at '" + path + "'");
     return std::unique_ptr<FdSocket>(std::make_unique<Listening>(std::move(path), std::move(socket),
                                                                  std::move(stop), std::move(sink)));
 }
