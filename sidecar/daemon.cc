@@ -142,7 +142,10 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
         spdlog::info("backend: {}; {}", backends.name(), backends.note());
     bool const has_gpu = backends.note().empty();
     auto daemon = std::make_unique<DaemonImpl>(config, std::move(backends), std::move(transport));
-    if (has_gpu) DKV_TRY(daemon->take_descriptors());
+    if (has_gpu)
+        if (auto const taken = daemon->take_descriptors(); !taken)
+            spdlog::warn("memory that only a descriptor names cannot be lent: {}",
+                         taken.error().message);
     if (!config.metrics_address.empty()) DKV_TRY(daemon->serve_metrics(config.metrics_address));
     spdlog::info("dkvd {} listens at {}", DKV_VERSION, daemon->endpoint());
     return std::unique_ptr<Daemon>(std::move(daemon));
