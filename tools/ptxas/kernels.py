@@ -10,6 +10,7 @@ Read from what nvcc and ptxas said while compiling, from the PTX and from the ma
 here was measured.
 """
 import argparse
+import concurrent.futures
 import csv
 import difflib
 import fnmatch
@@ -32,6 +33,7 @@ SHOWN = ["HMMA", "LDGSTS", "LDSM", "LDG.128", "STG.128", "LDS.128", "BAR"]
 COLUMNS = ["file", "kernel", "sm", "registers", "static_shared", "dynamic_shared", "stack", "spill_stores",
            "spill_loads", "constant", "threads", "blocks_per_sm", "occupancy", "limited_by", *SHOWN]
 DIFF_MAX = 40  # Lines.
+DISASSEMBLERS = 8  # At a time.
 
 
 class Refused(Exception):
@@ -136,7 +138,8 @@ def read_kernels(objects, toolkit, declared):
     paths = sorted(objects.glob("*.o"))
     if not paths:
         raise Refused(f"{objects} has no objects: build dkv_cuda with a CUDA toolkit first")
-    read = {path: read_object(path, cuobjdump) for path in paths}
+    with concurrent.futures.ThreadPoolExecutor(DISASSEMBLERS) as pool:  # They are processes, and take seconds.
+        read = dict(zip(paths, pool.map(lambda path: read_object(path, cuobjdump), paths)))
     names = remarks.demangle(found.symbol for said, _, _ in read.values() for found in said)
     rows, problems = [], []
     for path, (said, bounds, code) in read.items():
