@@ -5,8 +5,8 @@
 
 namespace dkv::offline {
 
-/// Drops a layer's mapped pages of a large file from this process's memory; the operating system may
-/// keep them cached. They come back when they are read again.
+/// Drops a layer's mapped pages of a large file from this process's memory; the operating system
+/// may keep them cached. They come back when they are read again.
 void drop_pages(SavedCache const& file, SavedLayer const& layer);
 
 }  // namespace dkv::offline
