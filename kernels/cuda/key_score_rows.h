@@ -89,7 +89,7 @@ __device__ __forceinline__ float sum_of_lanes(float value, unsigned lanes) {
     return value;
 }
 
-/// Of a key whose norm is no f32 number, or 0, nothing is to be had.
+/// Neither NaN nor infinite: other keys score lowest and have no direction.
 __device__ __forceinline__ bool is_number(float norm) {
     return norm <= 3.402823466e+38F;
 }

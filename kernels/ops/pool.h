@@ -15,7 +15,8 @@ namespace dkv {
 ///
 /// The kernel is centred. Outside the row: nothing for Max, zeros for Avg, which always divides by
 /// `kernel`, as torch's pool1d with padding kernel/2 does. NaN spreads to every output that sees
-/// it.
+/// it. Of equal values Max takes the first: -0 and 0. Kernels to 31 give the same bits everywhere,
+/// longer averages to an ulp.
 struct PoolArgs {
     std::span<float const> scores;
     std::span<float> out;

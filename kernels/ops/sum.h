@@ -12,8 +12,9 @@ namespace dkv {
 ///   scores  [heads, tokens]   f32, read
 ///   sums    [heads]           f64, the host's, written
 ///
-/// Token t < skip and NaN count as 0. Accumulated in f64; a CPU adds in the order of the tokens,
-/// so that the bits depend on nothing else.
+/// Token t < skip and NaN count as 0. Accumulated in f64; a CPU adds in the order of the tokens, a
+/// device in parts that the shape alone determines, so that each one's bits depend on nothing else.
+/// A device's sums are there after synchronize(); until then `sums` must live.
 struct SumArgs {
     std::span<float const> scores;
     std::span<double> sums;

@@ -15,7 +15,8 @@ namespace dkv {
 ///   scales  [layers], or empty            f32, the host's, read; empty: 1 for every layer
 ///
 /// What is compared is score * scale of its layer, rounded to f32; of token t < skip it is 0. The
-/// layers themselves stay as they are. Exact. Equal values at the threshold: the lower layer first,
+/// layers themselves stay as they are. A device's counts are there after synchronize(); until then
+/// `counts` must live. Exact. Equal values at the threshold: the lower layer first,
 /// then the lower head, then the lower token. Never a sort: one histogram pass per digit, then one
 /// for the ties.
 struct TallyArgs {

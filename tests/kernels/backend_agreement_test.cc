@@ -30,7 +30,7 @@ public:
     auto pick(List const& list) {
         return list[below(list.size())];
     }
-    /// One kind of scores: any bits, few values, neighbours in f32, softmax's, plateaus.
+    /// One kind of scores: any bits, few values and -0, neighbours in f32, softmax's, plateaus.
     std::vector<float> scores(std::size_t count) {
         auto const kind = below(5);
         std::vector<float> all(count);
@@ -38,7 +38,8 @@ public:
             auto const bits = static_cast<std::uint32_t>(engine_());
             float& score = all[i];
             if (kind == 0) score = std::bit_cast<float>(bits);
-            if (kind == 1) score = static_cast<float>(bits % 5) - 2.F;
+            if (kind == 1)
+                score = (static_cast<float>(bits % 5) - 2) * (bits % 2 == 0 ? 1.F : -1.F);
             if (kind == 2) score = 1.F + static_cast<float>(bits % 999) * 0x1p-23F;
             if (kind == 3) score = static_cast<float>(std::pow(bits * 0x1p-32, 9));
             if (kind == 4) score = i % 7 == 0 ? static_cast<float>(bits) * 0x1p-32F : all[i - 1];
