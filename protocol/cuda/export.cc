@@ -123,7 +123,7 @@ Result<Exported> export_vmm(void const* data, std::uint64_t bytes) {
     auto const size =
         DKV_TRY(attribute_of<std::size_t>(pointer, CU_POINTER_ATTRIBUTE_MAPPING_SIZE));
     auto const allowed =
-        DKV_TRY(attribute_of<unsigned>(pointer, CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES));
+        DKV_TRY(attribute_of<std::uint64_t>(pointer, CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES));
     if ((allowed & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) == 0)
         return unsupported(
             range_text(data, bytes) +
