@@ -21,6 +21,15 @@ std::string uuid_text(cudaUUID_t const& uuid) {
     return text;
 }
 
+std::string version_text() {
+    std::string text = "CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+                       std::to_string(CUDART_VERSION % 1000 / 10);
+#ifdef CUDAEMU
+    text += ", emulated on the CPU";
+#endif
+    return text;
+}
+
 bool means_no_gpu(cudaError_t status) {
     return status == cudaErrorStubLibrary || status == cudaErrorInsufficientDriver ||
            status == cudaErrorNoDevice;
@@ -29,11 +38,8 @@ bool means_no_gpu(cudaError_t status) {
 }  // namespace
 
 std::string_view built_with() noexcept {
-#ifdef CUDAEMU
-    return "CUDA 13.0, emulated on the CPU";
-#else
-    return "CUDA 13.0";
-#endif
+    static std::string const text = version_text();
+    return text;
 }
 
 Result<std::vector<Device>> devices() {

@@ -2,10 +2,8 @@
 //
 // An engine may cut a file that is mapped here, and a touch past the new end is a SIGBUS. A memfd
 // that is sealed against shrinking cannot be cut (the SDK's are); for every other region
-// check_size() asks again before each layer. What is left is an engine that cuts an unsealed file
-// during the few milliseconds of one kernel: that stops the sidecar, the supervisor starts it
-// again, and every engine goes on uncompressed meanwhile. A guard around each kernel would cost
-// more than that is worth.
+// check_size() asks again before and after each layer. In between, the pages that are gone read as
+// zeros (survive_cut_files()): the session then fails, and nobody else's.
 #pragma once
 
 #include <array>

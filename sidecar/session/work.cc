@@ -107,6 +107,7 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
                              .scale = work.scale,
                              .softcap = work.softcap};
     auto progress = DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, source); }));
+    DKV_TRY(check_sizes(work));  // Cut meanwhile, rows read as zeros.
     // The engine's share of these pages must be all of them before it is told to drop the rows.
     bool const is_kept = !progress.empty() && progress.front().stage == LayerStage::Scored;
     if (is_kept)
@@ -128,6 +129,8 @@ Result<void> SessionWork::pack_all() {
         for (auto const& source : kept_sources_)
             DKV_TRY(check_sizes(source));
         auto progress = DKV_TRY(timed("pack", [&] { return job_->pack(layer); }));
+        for (auto const& source : kept_sources_)  // Cut meanwhile, rows read as zeros.
+            DKV_TRY(check_sizes(source));
         if (!packed_[layer]) report(std::move(progress));
     }
     auto outcome = DKV_TRY(job_->outcome());

@@ -26,12 +26,11 @@ public:
 
 struct FileServer {
     explicit FileServer(std::string const& endpoint = "ipc:///tmp/dkvd.sock", Config config = {})
-        : server(
-              {.config = std::move(config), .endpoint = endpoint, .boot_id = 1},
-              metrics,
-              outbox,
-              Backends([] { return make_cpu_backend(1); }),
-              [] {}) {}
+        : server({.config = std::move(config), .endpoint = endpoint, .boot_id = 1},
+                 metrics,
+                 outbox,
+                 Backends([] { return make_cpu_backend(1); }),
+                 [] {}) {}
 
     template <class Message>
     wire::BodyUnion& ask(Message message) {
