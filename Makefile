@@ -2,7 +2,7 @@
 PRESET ?= release
 BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
-CODE    = $(shell git ls-files '*.h' '*.cc' '*.c')
+CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
 
 # The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda
 PROMPT ?=
