@@ -34,9 +34,9 @@ Finding cpu(Readings const& r) {
         return f;
     }
     f.found += "; " + features;
-    f.means = "vector kernels; bf16 and f16 caches are widened to f32 on the way";
-    if (r.cpu.has("avx512_bf16") || r.cpu.has("amx_bf16") || r.cpu.has("bf16"))
-        f.means += " (bf16 instructions are there, but not used)";
+    f.means = r.cpu.has("avx512_bf16")
+                  ? "vector kernels; bf16 is multiplied in pairs, f16 widened to f32 on the way"
+                  : "vector kernels; bf16 and f16 caches are widened to f32 on the way";
     return f;
 }
 
