@@ -51,6 +51,24 @@ Result<Behind> behind(void const* address) {
     return Behind{base, bytes};
 }
 
+/// Of what `what` (a handle, a pointer) opened at `base`: what the driver says, else what the
+/// engine claims. Errors: those of check_device(); InvalidArgument when the claim is more than
+/// there is.
+Result<std::uint64_t> allocation_bytes(char const* what,
+                                       void const* base,
+                                       std::uint64_t claimed,
+                                       int device) {
+    cudaPointerAttributes attributes{};
+    DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, base));
+    DKV_TRY(check_device(attributes.device, device));
+    auto const known = DKV_TRY(behind(base));
+    if (known.bytes == 0) return claimed;
+    if (claimed > known.bytes)
+        return wrong("the " + std::string(what) + "'s allocation has " +
+                     std::to_string(known.bytes) + " bytes, not " + std::to_string(claimed));
+    return known.bytes;
+}
+
 class IpcMapping final : public Mapping {
 public:
     explicit IpcMapping(int device) noexcept : device_(device) {}
@@ -77,14 +95,7 @@ public:
         }
         DKV_CUDA_TRY(status);
         base_ = static_cast<std::byte*>(base);
-        cudaPointerAttributes attributes{};
-        DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, base));
-        DKV_TRY(check_device(attributes.device, device_));
-        auto const known = DKV_TRY(behind(base));
-        if (known.bytes != 0 && memory.allocation_bytes > known.bytes)
-            return wrong("the handle's allocation has " + std::to_string(known.bytes) +
-                         " bytes, not " + std::to_string(memory.allocation_bytes));
-        bytes_ = known.bytes != 0 ? known.bytes : memory.allocation_bytes;
+        bytes_ = DKV_TRY(allocation_bytes("handle", base, memory.allocation_bytes, device_));
         return {};
     }
 
@@ -198,14 +209,7 @@ public:
         void* base = nullptr;
         DKV_CUDA_TRY(cudaMemPoolImportPointer(&base, pool_->get(), &exported));
         base_ = static_cast<std::byte*>(base);
-        cudaPointerAttributes attributes{};
-        DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, base));
-        DKV_TRY(check_device(attributes.device, device_));
-        auto const known = DKV_TRY(behind(base));
-        if (known.bytes != 0 && memory.allocation_bytes > known.bytes)
-            return wrong("the pointer's allocation has " + std::to_string(known.bytes) +
-                         " bytes, not " + std::to_string(memory.allocation_bytes));
-        bytes_ = known.bytes != 0 ? known.bytes : memory.allocation_bytes;
+        bytes_ = DKV_TRY(allocation_bytes("pointer", base, memory.allocation_bytes, device_));
         return {};
     }
 

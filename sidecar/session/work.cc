@@ -126,11 +126,11 @@ Result<void> SessionWork::pack_all() {
     report(WorkPlanned{job_->lengths()});
     for (std::uint32_t layer = 0; layer < spec_.job.geometry.layers; ++layer) {
         if (cancelled_) return {};
-        for (auto const& source : kept_sources_)
-            DKV_TRY(check_sizes(source));
+        LayerWork const* const source =
+            layer < kept_sources_.size() ? &kept_sources_[layer] : nullptr;
+        if (source != nullptr) DKV_TRY(check_sizes(*source));
         auto progress = DKV_TRY(timed("pack", [&] { return job_->pack(layer); }));
-        for (auto const& source : kept_sources_)  // Cut meanwhile, rows read as zeros.
-            DKV_TRY(check_sizes(source));
+        if (source != nullptr) DKV_TRY(check_sizes(*source));  // Cut meanwhile, rows read as zeros.
         if (!packed_[layer]) report(std::move(progress));
     }
     auto outcome = DKV_TRY(job_->outcome());
