@@ -68,7 +68,8 @@ __device__ __forceinline__ void for_each_key(Shape const& shape,
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
             if ((four.valid >> i & 1U) == 0) continue;
-            float const scaled = four.score[i] * layer.scale;
+            // Rounded by itself: fused with the key's own addition, a tiny negative one were -0.
+            float const scaled = __fmul_rn(four.score[i], layer.scale);
             body(radix_key(at + i < shape.skip ? 0.0F : scaled));
         }
     });

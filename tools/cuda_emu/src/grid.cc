@@ -10,7 +10,9 @@
 #include <numeric>
 #include <string>
 
+#include "tools/cuda_emu/src/architecture.h"
 #include "tools/cuda_emu/src/block.h"
+#include "tools/cuda_emu/src/memory.h"
 
 extern "C" char __start_cudaemu_shared[] __attribute__((weak));
 extern "C" char __stop_cudaemu_shared[] __attribute__((weak));
@@ -19,10 +21,6 @@ namespace cudaemu {
 namespace {
 
 constexpr std::size_t kSharedDefault = std::size_t{48} << 10U;
-constexpr std::size_t kSharedOptIn = std::size_t{163} << 10U;  // sm_80's, the smallest we serve.
-constexpr int kThreadsPerMultiprocessor = 2048;
-constexpr std::size_t kSharedPerMultiprocessor = std::size_t{164} << 10U;
-constexpr int kBlocksPerMultiprocessor = 32;
 
 struct Attributes {
     std::mutex mutex;
@@ -105,6 +103,21 @@ void* dynamic_shared() {
     return dynamic.data;
 }
 
+bool is_shared(void const* address, std::size_t bytes) {
+    auto const begin = reinterpret_cast<std::uintptr_t>(address);
+    auto const within = [&](void const* low, void const* high) {
+        return begin >= reinterpret_cast<std::uintptr_t>(low) &&
+               begin + bytes <= reinterpret_cast<std::uintptr_t>(high);
+    };
+    return within(dynamic.data, dynamic.data + dynamic.bytes) ||
+           within(__start_cudaemu_shared, __stop_cudaemu_shared);
+}
+
+// The kernel that asks runs under the device's lock.
+bool is_readable(void const* address, std::size_t bytes) {
+    return is_covered(address, bytes);
+}
+
 void run_grid(cudaLaunchConfig_t const& config,
               void const* /*kernel*/,
               std::function<void()> const& body) {
@@ -147,7 +160,7 @@ cudaError_t set_attribute(void const* kernel, cudaFuncAttribute attribute, int v
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout)
         return value >= -1 && value <= 100 ? cudaSuccess : cudaErrorInvalidValue;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-        static_cast<std::size_t>(value) > kSharedOptIn)
+        static_cast<std::size_t>(value) > architecture().shared_block_max)
         return cudaErrorInvalidValue;
     Attributes& all = attributes();
     std::lock_guard const lock(all.mutex);
@@ -159,17 +172,17 @@ cudaError_t get_attributes(void const* kernel, cudaFuncAttributes* result) {
     *result = {};
     result->maxThreadsPerBlock = 1024;
     result->maxDynamicSharedSizeBytes = static_cast<int>(shared_limit(kernel));
-    result->ptxVersion = 80;
-    result->binaryVersion = 80;
+    result->ptxVersion = architecture().number;
+    result->binaryVersion = architecture().number;
     return cudaSuccess;
 }
 
 cudaError_t occupancy(void const* /*kernel*/, int* blocks, int threads, std::size_t shared_bytes) {
     if (threads <= 0 || threads > 1024) return cudaErrorInvalidValue;
-    int const by_shared = shared_bytes == 0
-                              ? kBlocksPerMultiprocessor
-                              : static_cast<int>(kSharedPerMultiprocessor / (shared_bytes + 1024));
-    *blocks = std::min({kThreadsPerMultiprocessor / threads, kBlocksPerMultiprocessor, by_shared});
+    Architecture const& mine = architecture();
+    int const by_shared =
+        shared_bytes == 0 ? mine.blocks : static_cast<int>(mine.shared / (shared_bytes + 1024));
+    *blocks = std::min({mine.threads / threads, mine.blocks, by_shared});
     return cudaSuccess;
 }
 

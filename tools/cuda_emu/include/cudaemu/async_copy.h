@@ -12,6 +12,7 @@
 #include <cstring>
 #include <span>
 
+#include <cudaemu/block.h>
 #include <cudaemu/thread.h>
 
 namespace cudaemu {
@@ -39,6 +40,9 @@ inline void async_copy(
         fail("cp.async to a misaligned address", place);
     if (reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
         fail("cp.async from a misaligned address", place);
+    if (!is_shared(to, bytes)) fail("cp.async to what is no shared memory", place);
+    if (read != 0 && !is_readable(from, read))
+        fail("cp.async from what is no device memory", place);
     std::memset(to, 0xFF, bytes);
     push_copy({to, from, bytes, read});
 }

@@ -1,6 +1,8 @@
 // __syncthreads and its kin.
 #pragma once
 
+#include <cstddef>
+
 #include <cudaemu/thread.h>
 
 namespace cudaemu {
@@ -13,6 +15,11 @@ int block_barrier(Barrier kind, bool predicate, Place place);
 
 /// The block's dynamic shared memory; NaNs when the block starts.
 void* dynamic_shared();
+
+/// All of it is the running block's shared memory, static or dynamic.
+bool is_shared(void const* address, std::size_t bytes);
+/// All of it is memory that a kernel may read on any GPU: the device's, or page-locked.
+bool is_readable(void const* address, std::size_t bytes);
 
 }  // namespace cudaemu
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace cudaemu {
@@ -16,11 +17,23 @@ cudaError_t get_attributes(void const* kernel, cudaFuncAttributes* attributes);
 cudaError_t occupancy(void const* kernel, int* blocks, int threads, std::size_t shared_bytes);
 cudaError_t copy_symbol(void* to, void const* from, std::size_t bytes, cudaStream_t stream);
 
+/// What nvcc refuses, or what goes wrong on a device without a word: parameters are copied bytes,
+/// of which drivers take 4 KiB everywhere.
+template <class... Parameters>
+constexpr void check_parameters() {
+    static_assert((!std::is_reference_v<Parameters> && ...),
+                  "a kernel's parameter is a reference to the host's memory");
+    static_assert((std::is_trivially_copyable_v<Parameters> && ...),
+                  "a kernel's parameter cannot be copied as bytes");
+    static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel has parameters of over 4 KiB");
+}
+
 template <class... Parameters, std::size_t... Index>
 cudaError_t launch_unpacked(cudaLaunchConfig_t const& config,
                             void (*kernel)(Parameters...),
                             void** arguments,
                             std::index_sequence<Index...> /*unused*/) {
+    check_parameters<Parameters...>();
     std::tuple<std::decay_t<Parameters>...> const values(
         *static_cast<std::decay_t<Parameters>*>(arguments[Index])...);
     return launch(config, reinterpret_cast<void const*>(kernel),
@@ -37,6 +50,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config,
                                void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+    cudaemu::check_parameters<Parameters...>();
     std::tuple<std::decay_t<Parameters>...> const values(std::forward<Arguments>(arguments)...);
     return cudaemu::launch(*config, reinterpret_cast<void const*>(kernel),
                            [kernel, values]() { std::apply(kernel, values); });
