@@ -16,6 +16,7 @@ from engines import ARENAS, TOKENS, CEngine, CAPACITY, KV_HEADS, LAYERS, run, st
 from processes import program, waited_for
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("policy", ["streamingllm", "snapkv", "pyramidkv", "dynamickv"])
 def test_every_packed_row_is_the_row_it_was(sidecar, policy, dtype):
@@ -56,6 +57,7 @@ def test_fullkv_and_short_prompts_stay_where_they_are(sidecar):
         assert (code, outcome["compress"], outcome["forms"]) == (0, False, ["full"] * LAYERS)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     "flags, error, words",
     [
@@ -105,6 +107,7 @@ def test_no_sidecar_means_an_uncompressed_run_and_one_clear_line(sidecar):
     assert outcome["forms"] == ["full"] * LAYERS
 
 
+@pytest.mark.sample
 def test_killing_the_sidecar_in_prefill_leaves_every_layer_readable(sidecar):
     engine = CEngine(sidecar, "--policy", "dynamickv", "--capacity", str(CAPACITY), "--pause-at-layer", "4")
     assert engine.line()["paused_at_layer"] == 4
@@ -119,6 +122,7 @@ def test_killing_the_sidecar_in_prefill_leaves_every_layer_readable(sidecar):
     assert lines[-1]["rows_wrong"] == 0
 
 
+@pytest.mark.sample
 def test_a_restarted_sidecar_serves_the_next_session_of_the_same_engine(sidecar):
     flags = ("--capacity", str(CAPACITY), "--sessions", "2", "--pause-at-layer", "2", "--timeout-ms", "5000")
     engine = CEngine(sidecar, *flags)
@@ -136,6 +140,7 @@ def test_a_restarted_sidecar_serves_the_next_session_of_the_same_engine(sidecar)
     assert lines[-1]["status"] == "ok" and lines[-1]["committed"]
 
 
+@pytest.mark.sample
 def test_a_killed_engine_is_gone_its_memory_dropped_and_nothing_is_left_behind(sidecar):
     engine = CEngine(sidecar, "--arena", ARENAS[1], "--pause-at-layer", "3", "--capacity", str(CAPACITY))
     pid = engine.line()["pid"]

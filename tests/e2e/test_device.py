@@ -10,7 +10,7 @@ import pytest
 from engines import CAPACITY, DEVICE, LAYERS, CEngine, run, status
 from processes import Sidecar, program, waited_for
 
-pytestmark = pytest.mark.skipif(not DEVICE, reason="DKV_TEST_DEVICE is not set")
+pytestmark = [pytest.mark.skipif(not DEVICE, reason="DKV_TEST_DEVICE is not set"), pytest.mark.sample]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def instances(sidecar) -> list[dict]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("progressive", [True, False])
+@pytest.mark.parametrize("progressive", [pytest.param(True, marks=pytest.mark.sample), False])
 def test_the_budget_is_kept_to_the_token(tiny_llama, prompt, sidecar, policy, progressive):
     cache = dkv.hf.Cache(
         tiny_llama, policy=policy, capacity=128, endpoint=sidecar.endpoint, progressive=progressive, timeout_s=60
@@ -146,7 +146,7 @@ def test_short_prompts_are_kept_whole_and_the_next_longer_ones_are_cut(tiny_llam
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.sample), torch.bfloat16], ids=str)
 def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(tiny_llama, prompt, sidecar, policy, dtype):
     model = tiny_llama.to(dtype)
     tokens = prompt(420)
@@ -208,6 +208,7 @@ def test_the_next_prompt_of_the_same_model_uses_the_same_attachment(tiny_llama, 
 # ---------------------------------------------------------------- bytes
 
 
+@pytest.mark.sample
 def test_the_bytes_come_back(tiny_llama, prompt, sidecar):
     cache = dkv.hf.Cache(tiny_llama, policy="dynamickv", capacity=256, endpoint=sidecar.endpoint, timeout_s=60)
 
@@ -305,6 +306,7 @@ def at_layer(model, index, action):
     return model.model.layers[index].register_forward_pre_hook(hook, with_kwargs=True)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("layer", [1, 3])
 def test_killing_the_sidecar_during_prefill_costs_no_generation(tiny_llama, prompt, sidecar, layer):
     cache = dkv.hf.Cache(tiny_llama, policy="snapkv", capacity=96, endpoint=sidecar.endpoint, timeout_s=5)
@@ -320,6 +322,7 @@ def test_killing_the_sidecar_during_prefill_costs_no_generation(tiny_llama, prom
     assert all(kept <= 500 for kept in report.kept_per_layer)
 
 
+@pytest.mark.sample
 def test_killing_the_sidecar_before_anything_was_released_changes_no_token(tiny_llama, prompt, sidecar):
     tokens = prompt(500)
     expected = plain(tiny_llama, tokens, 16)
@@ -335,6 +338,7 @@ def test_killing_the_sidecar_before_anything_was_released_changes_no_token(tiny_
     assert cache.report().failure is not None
 
 
+@pytest.mark.sample
 def test_killing_the_sidecar_during_decode_changes_no_token(tiny_llama, prompt, sidecar):
     tokens = prompt(500)
 
