@@ -27,8 +27,25 @@ Result<void> check_replaceable(std::filesystem::path const& path, struct stat co
                  fmt::format("{}: there is {} of this name", path.string(), what)};
 }
 
+/// Where the kernel shows an open file, to link it from: linking by descriptor is for root alone.
+std::string shown(UniqueFd const& file) {
+    return fmt::format("/proc/self/fd/{}", file.get());
+}
+
 std::filesystem::path folder_of(std::filesystem::path const& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+std::filesystem::path partial_name(std::filesystem::path const& path) {
+    std::random_device random;
+    return folder_of(path) / fmt::format(".dkv-{:08x}{:08x}.partial", random(), random());
+}
+
+/// None where the file system has no files without a name, or where none could be given one later.
+UniqueFd open_unnamed(std::filesystem::path const& folder) {
+    UniqueFd file(::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666));
+    if (file && ::access(shown(file).c_str(), F_OK) != 0) file.reset();
+    return file;
 }
 
 }  // namespace
@@ -44,21 +61,25 @@ Result<NewFile> NewFile::create(std::filesystem::path const& path) {
     if (replaces) file.path_ = std::filesystem::canonical(path, problem);
     if (problem) file.path_ = path;
 
-    std::random_device random;
-    for (unsigned attempt = 0; attempt < kNamesTried && !file.descriptor_; ++attempt) {
-        auto const partial =
-            folder_of(file.path_) / fmt::format(".dkv-{:08x}{:08x}.partial", random(), random());
-        UniqueFd made(::open(partial.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-        if (!made && errno != EEXIST) return file.refused(errno);
-        if (!made) continue;
-        file.descriptor_ = std::move(made);
-        file.partial_ = partial;
-    }
-    if (!file.descriptor_) return file.refused(EEXIST);
+    file.descriptor_ = open_unnamed(folder_of(file.path_));
+    if (!file.descriptor_) DKV_TRY(file.open_named());
     // Who could not read the old one does not read the new one.
     if (replaces && ::fchmod(file.descriptor_.get(), status.st_mode & 0777U) != 0)
         return file.refused(errno);
     return file;
+}
+
+Result<void> NewFile::open_named() {
+    for (unsigned attempt = 0; attempt < kNamesTried; ++attempt) {
+        auto const partial = partial_name(path_);
+        descriptor_ =
+            UniqueFd(::open(partial.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+        if (!descriptor_ && errno == EEXIST) continue;
+        if (!descriptor_) return refused(errno);
+        partial_ = partial;
+        return {};
+    }
+    return refused(EEXIST);
 }
 
 NewFile::NewFile(NewFile&& other) noexcept
@@ -145,12 +166,29 @@ Result<void> NewFile::rewrite(std::uint64_t offset, std::span<std::byte const> b
     return write(offset, bytes);
 }
 
+/// A link does not replace what is there, a rename does: then it is linked beside it first.
+Result<void> NewFile::name_it() {
+    auto const file = shown(descriptor_);
+    for (unsigned attempt = 0; attempt < kNamesTried && partial_.empty(); ++attempt) {
+        auto const name = attempt == 0 ? path_ : partial_name(path_);
+        if (::linkat(AT_FDCWD, file.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+            if (attempt == 0) return {};
+            partial_ = name;
+        } else if (errno != EEXIST) {
+            return refused(errno);
+        }
+    }
+    if (partial_.empty()) return refused(EEXIST);
+    if (::rename(partial_.c_str(), path_.c_str()) != 0) return refused(errno);
+    partial_.clear();
+    return {};
+}
+
 Result<void> NewFile::commit() {
     DKV_ASSERT(descriptor_);
     DKV_TRY(flush());
     if (::fsync(descriptor_.get()) != 0) return refused(errno);
-    if (::rename(partial_.c_str(), path_.c_str()) != 0) return refused(errno);
-    partial_.clear();
+    DKV_TRY(name_it());
     descriptor_.reset();
     auto const folder = folder_of(path_);
     UniqueFd const held(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));

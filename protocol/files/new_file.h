@@ -12,9 +12,11 @@
 
 namespace dkv {
 
-/// Written under a temporary name in the same folder (".dkv-….partial"); commit() gives it its own.
-/// Without commit() nothing is left behind, and what stood under the name before stands there
-/// still. A name that is a link to a file stays a link: the file it leads to is replaced.
+/// Written without a name (O_TMPFILE), so that nothing stays of a writer that is killed; commit()
+/// gives it its own. Where the file system has no such files it has a temporary name in the same
+/// folder (".dkv-….partial"), which only a kill leaves behind. Without commit() what stood under
+/// the name before stands there still. A name that is a link to a file stays a link: the file it
+/// leads to is replaced.
 ///
 /// A process that may meet a limit on file sizes (RLIMIT_FSIZE) ignores SIGXFSZ, which would end it
 /// before the error is seen.
@@ -44,13 +46,15 @@ public:
 private:
     NewFile() = default;
     Error refused(int number) const;
+    Result<void> open_named();
+    Result<void> name_it();
     Result<void> flush();
     Result<void> write(std::uint64_t offset, std::span<std::byte const> bytes);
     void discard() noexcept;
 
     std::filesystem::path name_;  // As the caller has it: for messages.
     std::filesystem::path path_;
-    std::filesystem::path partial_;
+    std::filesystem::path partial_;  // Empty while the file has no name.
     UniqueFd descriptor_;
     std::vector<std::byte> buffer_;  // The last bytes of size_, not written yet.
     std::uint64_t size_ = 0;

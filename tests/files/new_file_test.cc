@@ -1,13 +1,17 @@
 #include "protocol/files/new_file.h"
 
+#include <array>
 #include <csignal>
 #include <cstring>
+#include <fcntl.h>
 #include <fstream>
 #include <functional>
+#include <sched.h>
 #include <sstream>
 #include <unistd.h>
 
 #include <doctest/doctest.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -45,6 +49,21 @@ int in_child(std::function<int()> const& body) {
     int status = 0;
     ::waitpid(pid, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/// Not on every file system; those of a test's folder (ext4, xfs, btrfs, tmpfs) have them.
+bool has_unnamed_files(std::string const& folder) {
+    return static_cast<bool>(UniqueFd(::open(folder.c_str(), O_TMPFILE | O_RDWR, 0600)));
+}
+
+constexpr int kMayNot = 77;
+
+/// Without /proc no file can be named later. For a process of one thread that ends soon.
+bool hide_proc() {
+    auto const user = ::getuid();
+    if (::unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) return false;
+    test::write_file("/proc/self/uid_map", "0 " + std::to_string(user) + " 1");
+    return ::mount("none", "/proc", "tmpfs", 0, nullptr) == 0;
 }
 
 struct Fixture {
@@ -95,10 +114,70 @@ TEST_CASE_FIXTURE(Fixture, "a file that is given up leaves nothing, and the old 
         REQUIRE(file);
         REQUIRE(file.value().append(bytes_of(std::string(2U << 20U, 'x'))));
         auto moved = std::move(file).value();
-        CHECK(names_in(folder.path()).size() == 2);
     }
     CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
     CHECK(text_of(path) == "old");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a writer that is killed leaves nothing, and the old file as it was") {
+    test::write_file(path, "old");
+    if (!has_unnamed_files(folder.path())) {
+        MESSAGE("not tried: the file system has no files without a name");
+        return;
+    }
+    std::array<int, 2> line{};
+    REQUIRE(::pipe(line.data()) == 0);
+    pid_t const pid = ::fork();
+    if (pid == 0) {
+        auto file = NewFile::create(path);
+        bool const written = file && file.value().append(bytes_of(std::string(3U << 20U, 'x')));
+        if (!written || ::write(line[1], "w", 1) != 1) ::_exit(1);
+        while (true)
+            ::pause();
+    }
+    char byte = 0;
+    CHECK(::read(line[0], &byte, 1) == 1);
+    REQUIRE(::kill(pid, SIGKILL) == 0);
+    int status = 0;
+    REQUIRE(::waitpid(pid, &status, 0) == pid);
+    CHECK(WIFSIGNALED(status));
+    for (int const end : line)
+        ::close(end);
+
+    CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
+    CHECK(text_of(path) == "old");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a name that is taken while the file is written is replaced") {
+    auto file = NewFile::create(path);
+    REQUIRE(file);
+    REQUIRE(file.value().append(bytes_of(std::string("new"))));
+    test::write_file(path, "another's");
+    REQUIRE(file.value().commit());
+    CHECK(text_of(path) == "new");
+    CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
+}
+
+TEST_CASE_FIXTURE(Fixture, "where a file needs a name it has a temporary one until it is whole") {
+    test::write_file(path, "old");
+    int const result = in_child([&] {
+        if (!hide_proc()) return kMayNot;
+        std::string const wanted(3U << 20U, 'x');
+        {
+            auto given_up = NewFile::create(path);
+            if (!given_up || !given_up.value().append(bytes_of(wanted))) return 1;
+            if (names_in(folder.path()).size() != 2) return 2;
+        }
+        if (names_in(folder.path()).size() != 1 || text_of(path) != "old") return 3;
+        auto file = NewFile::create(path);
+        if (!file || !file.value().append(bytes_of(wanted)) || !file.value().commit()) return 4;
+        return text_of(path) == wanted && names_in(folder.path()).size() == 1 ? 0 : 5;
+    });
+    if (result == kMayNot) {
+        MESSAGE("not tried: this machine gives no user namespace");
+        return;
+    }
+    CHECK(result == 0);
 }
 
 TEST_CASE_FIXTURE(Fixture, "what is replaced keeps its permissions, and a link its name") {
@@ -157,9 +236,6 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
         return 4;
     });
     CHECK(result == 0);
-    // The child ended without destructors; in-process the same happens with them.
-    for (auto const& name : names_in(folder.path()))
-        if (name != "out") std::filesystem::remove(folder / name);
     CHECK(text_of(path) == "old");
 
     int const cleaned = in_child([&] {
@@ -171,7 +247,7 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
             if (!file || !file.value().append(bytes_of(std::string(2000, 'x')))) return 2;
             if (file.value().commit()) return 3;
         }
-        return names_in(folder.path()).size() == 1 ? 0 : 4;
+        return names_in(folder.path()) == std::vector<std::string>{"out"} ? 0 : 4;
     });
     CHECK(cleaned == 0);
     CHECK(text_of(path) == "old");
