@@ -68,6 +68,17 @@ void add(Ceiling const& ceiling, std::string const& name, Body body) {
     if (ceiling.threads > 1) added->UseRealTime();
 }
 
+/// An op over scores, which are f32: for every model and length.
+template <class Run>
+void add_sizes(Backend& backend, Ceiling const& ceiling, char const* op, Run run) {
+    for (Model const& model : kModels)
+        for (std::uint32_t const tokens : kTokens)
+            add(ceiling, name(op, model, "f32", tokens),
+                [=, &backend, &model](benchmark::State& state) {
+                    run(state, backend, ceiling, model, tokens);
+                });
+}
+
 /// Rows of small numbers in any dtype.
 struct Rows {
     Rows(Dtype dtype, std::uint32_t heads, std::uint32_t tokens, std::uint32_t head_dim);

@@ -16,9 +16,7 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -90,15 +88,12 @@ def measure(options: argparse.Namespace, endpoint: str) -> dict:
 
 def main() -> None:
     options = parse_arguments()
+    os.environ["DKV_BIN_DIR"] = str(options.bin)
     os.environ.setdefault("DKV_LIBRARY", str(options.bin.parent / "lib" / "libdkv.so"))
-    with tempfile.TemporaryDirectory(prefix="dkv-decode-") as folder:
-        endpoint = f"ipc://{folder}/dkvd.sock"
-        sidecar = subprocess.Popen([options.bin / "dkvd", "--endpoint", endpoint, "--log-level", "warn"])
-        try:
-            found = measure(options, endpoint)
-        finally:
-            sidecar.terminate()
-            sidecar.wait(10)
+    from dkv.lab.sidecar import private_sidecar
+
+    with private_sidecar() as endpoint:
+        found = measure(options, endpoint)
     if options.json:
         print(json.dumps(found))
         return

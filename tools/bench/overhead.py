@@ -14,9 +14,7 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -78,15 +76,12 @@ def measure(options: argparse.Namespace, endpoint: str) -> list[dict]:
 
 def main() -> None:
     options = parse_arguments()
+    os.environ["DKV_BIN_DIR"] = str(options.bin)
     os.environ.setdefault("DKV_LIBRARY", str(options.bin.parent / "lib" / "libdkv.so"))
-    with tempfile.TemporaryDirectory(prefix="dkv-overhead-") as folder:
-        endpoint = f"ipc://{folder}/dkvd.sock"
-        sidecar = subprocess.Popen([options.bin / "dkvd", "--endpoint", endpoint, "--log-level", "warn"])
-        try:
-            pairs = measure(options, endpoint)
-        finally:
-            sidecar.terminate()
-            sidecar.wait(10)
+    from dkv.lab.sidecar import private_sidecar
+
+    with private_sidecar() as endpoint:
+        pairs = measure(options, endpoint)
     median = statistics.median(pair["ratio"] for pair in pairs)
     if options.json:
         print(json.dumps({"tokens": options.tokens, "policy": options.policy, "pairs": pairs, "median_ratio": median}))

@@ -26,12 +26,7 @@ void run(benchmark::State& state,
 }  // namespace
 
 void register_select(Backend& backend, Ceiling const& ceiling) {
-    for (Model const& model : kModels)
-        for (std::uint32_t const tokens : kTokens)
-            add(ceiling, name("select", model, "f32", tokens),
-                [=, &backend, &model](benchmark::State& state) {
-                    run(state, backend, ceiling, model, tokens);
-                });
+    add_sizes(backend, ceiling, "select", run);
 }
 
 }  // namespace dkv::bench

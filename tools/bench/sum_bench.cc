@@ -21,12 +21,7 @@ void run(benchmark::State& state,
 }  // namespace
 
 void register_sum(Backend& backend, Ceiling const& ceiling) {
-    for (Model const& model : kModels)
-        for (std::uint32_t const tokens : kTokens)
-            add(ceiling, name("sum", model, "f32", tokens),
-                [=, &backend, &model](benchmark::State& state) {
-                    run(state, backend, ceiling, model, tokens);
-                });
+    add_sizes(backend, ceiling, "sum", run);
 }
 
 }  // namespace dkv::bench

@@ -26,12 +26,7 @@ void run(benchmark::State& state,
 }  // namespace
 
 void register_tally(Backend& backend, Ceiling const& ceiling) {
-    for (Model const& model : kModels)
-        for (std::uint32_t const tokens : kTokens)
-            add(ceiling, name("tally", model, "f32", tokens),
-                [=, &backend, &model](benchmark::State& state) {
-                    run(state, backend, ceiling, model, tokens);
-                });
+    add_sizes(backend, ceiling, "tally", run);
 }
 
 }  // namespace dkv::bench
