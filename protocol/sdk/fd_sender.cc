@@ -4,10 +4,13 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <span>
 
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+
+#include "protocol/base/fd_message.h"
 
 namespace dkv::sdk {
 namespace {
@@ -61,22 +64,10 @@ Result<void> send_descriptor(std::string const& socket,
                      "the sidecar takes no descriptors: it is reached over TCP, or has no CUDA"};
     auto const line = DKV_TRY(connected(socket, deadline));
 
-    std::array<std::uint64_t, 2> words{instance, ticket};
-    iovec part{words.data(), sizeof words};
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    int const fd = file.get();
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    if (::sendmsg(line.get(), &message, MSG_NOSIGNAL) < 0) return failed(socket, "send");
-
+    std::array const words{instance, ticket};
+    std::array const fds{file.get()};
+    if (send_fds(line.get(), std::as_bytes(std::span(words)), fds) < 0)
+        return failed(socket, "send");
     return {};
 }
 

@@ -15,6 +15,7 @@
 #include <system_error>
 
 #include "protocol/base/endpoint.h"
+#include "protocol/base/fd_message.h"
 
 namespace dkv {
 namespace {
@@ -37,32 +38,13 @@ struct Received {
     UniqueFd file;
 };
 Result<Received> receive(int connection) {
-    // Room for more descriptors than are taken: the ones too many are seen, and closed here.
-    constexpr std::size_t kRoom = 8;
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(kRoom * sizeof(int))> control{};
-    std::array<char, sizeof(Message) + 1> bytes{};
-    iovec part{bytes.data(), bytes.size()};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.data();
-    header.msg_controllen = control.size();
-    auto const size = ::recvmsg(connection, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    std::array<std::byte, sizeof(Message) + 1> bytes{};
+    auto [size, files, cut] = receive_fds(connection, bytes, MSG_DONTWAIT);
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
         return Error{ErrorCode::DeadlineExceeded, "nothing there"};
     if (size < 0) return descriptor_error("cannot receive a descriptor");
-    std::vector<UniqueFd> files;
-    for (auto* item = CMSG_FIRSTHDR(&header); item != nullptr; item = CMSG_NXTHDR(&header, item)) {
-        if (item->cmsg_level != SOL_SOCKET || item->cmsg_type != SCM_RIGHTS) continue;
-        std::size_t const count = (item->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (std::size_t at = 0; at < count; ++at) {
-            int file = -1;
-            std::memcpy(&file, CMSG_DATA(item) + at * sizeof(int), sizeof file);
-            files.emplace_back(file);
-        }
-    }
     if (size == 0 && files.empty()) return Error{ErrorCode::Unavailable, "the peer is through"};
-    if (size != sizeof(Message) || files.size() != 1 || (header.msg_flags & MSG_CTRUNC) != 0)
+    if (size != sizeof(Message) || files.size() != 1 || cut)
         return Error{ErrorCode::CorruptData, "a message of " + std::to_string(size) +
                                                  " bytes and " + std::to_string(files.size()) +
                                                  " descriptors, not of 16 and one"};

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "protocol/base/fd_message.h"
 #include "tests/support/results.h"
 #include "tests/support/temp_dir.h"
 
@@ -62,24 +63,8 @@ struct Listener {
 
 void send(UniqueFd const& connection, std::vector<std::uint64_t> const& words, std::size_t files) {
     UniqueFd const file(::eventfd(0, EFD_CLOEXEC));
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(4 * sizeof(int))> control{};
-    iovec part{const_cast<std::uint64_t*>(words.data()), words.size() * sizeof(std::uint64_t)};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    if (files > 0) {
-        header.msg_control = control.data();
-        header.msg_controllen = CMSG_SPACE(files * sizeof(int));
-        auto* const item = CMSG_FIRSTHDR(&header);
-        item->cmsg_level = SOL_SOCKET;
-        item->cmsg_type = SCM_RIGHTS;
-        item->cmsg_len = CMSG_LEN(files * sizeof(int));
-        for (std::size_t at = 0; at < files; ++at) {
-            int const number = file.get();
-            std::memcpy(CMSG_DATA(item) + at * sizeof(int), &number, sizeof number);
-        }
-    }
-    REQUIRE(::sendmsg(connection.get(), &header, MSG_NOSIGNAL) > 0);
+    std::vector<int> const fds(files, file.get());
+    REQUIRE(send_fds(connection.get(), std::as_bytes(std::span(words)), fds) > 0);
 }
 
 bool is_ended(UniqueFd const& connection) {
