@@ -26,6 +26,30 @@ public:
     virtual std::span<std::byte> bytes() noexcept = 0;
 };
 
+/// One prompt, as far as it decides what memory its ops want beside the cache.
+struct PromptSizes {
+    Dtype dtype = Dtype::F32;
+    std::uint32_t layers = 0;
+    std::uint32_t q_heads = 0;
+    std::uint32_t kv_heads = 0;
+    std::uint32_t head_dim = 0;
+    std::uint32_t tokens = 0;
+    std::uint32_t window = 0;  ///< Of score and accumulate; 0: neither is called.
+    bool accumulates = false;  ///< accumulate is called, of every query.
+    GroupReduce reduce = GroupReduce::Mean;
+    bool scores_keys = false;         ///< key_score is called.
+    bool tallies = false;             ///< sum and tally are called, of all layers.
+    std::uint32_t kernel = 0;         ///< pool's; 0: it is not called.
+    std::uint64_t ids = 0;            ///< The most that one select gives, all heads together.
+    std::uint64_t buffers_bytes = 0;  ///< What allocate() is asked for, as far as it lives at once.
+};
+
+/// Memory that is held ready; given up when this goes.
+class BackendRoom {
+public:
+    virtual ~BackendRoom() = default;
+};
+
 /// An ordered queue of work on one device. Ops of one backend run in the order in which they were
 /// called; on a device a call may return before the work is done, and results are there after
 /// synchronize() or download(). Every span in the arguments is the backend's memory (on a CPU:
@@ -42,6 +66,12 @@ public:
 
     /// Zeroed, aligned to 64 bytes. Errors: LimitExceeded when there is not enough memory.
     virtual Result<std::unique_ptr<BackendBuffer>> allocate(std::size_t bytes) = 0;
+    /// Room for a prompt: as long as it is held, its ops and its buffers find memory that is there
+    /// already. A device has one pool for all prompts of an engine; a host has nothing to prepare,
+    /// and returns nullptr. Errors: LimitExceeded when there is not enough memory.
+    virtual Result<std::unique_ptr<BackendRoom>> make_room(PromptSizes const& /*sizes*/) {
+        return std::unique_ptr<BackendRoom>();
+    }
     /// `source` is the host's, and read before this returns.
     virtual Result<void> upload(std::span<std::byte const> source, std::span<std::byte> target) = 0;
     virtual Result<void> download(std::span<std::byte const> source,

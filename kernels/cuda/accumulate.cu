@@ -51,7 +51,32 @@ Result<Pass> plan_block(AccumulateArgs const& args, std::uint32_t first, std::ui
     return Pass::plan(queries, args.keys, first, args.scale, args.softcap);
 }
 
+/// What the largest of the blocks wants.
+Result<PassNeeds> needs_of(AccumulateArgs const& args, std::uint32_t block) {
+    PassNeeds needs{};
+    std::uint32_t const tokens = args.keys.tokens;
+    for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
+        auto const pass = DKV_TRY(plan_block(args, first, block));
+        PassNeeds const own = pass.needs(true);
+        needs = {std::max(needs.packed_bytes, own.packed_bytes), std::max(needs.rows, own.rows),
+                 std::max(needs.partials, own.partials)};
+    }
+    return needs;
+}
+
+/// Sums of query heads, where the largest of a group counts: it is known behind the last block.
+std::size_t sums_count(AccumulateArgs const& args) {
+    if (args.reduce != GroupReduce::Max) return 0;
+    return std::size_t{args.queries.heads} * (args.keys.tokens - args.window);
+}
+
 }  // namespace
+
+Result<std::uint64_t> scratch_bytes(AccumulateArgs const& args) {
+    std::uint32_t const group = args.queries.heads / args.keys.heads;
+    auto const needs = DKV_TRY(needs_of(args, block_tokens(args.keys.tokens, group)));
+    return needs.scratch_bytes() + Queue::scratch_rounded(sums_count(args) * sizeof(float));
+}
 
 Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
     DKV_TRY(check(args));
@@ -65,21 +90,13 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
     std::uint32_t const group = args.queries.heads / args.keys.heads;
     std::uint32_t const block = block_tokens(tokens, group);
 
-    PassNeeds needs{};
-    for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
-        auto const pass = DKV_TRY(plan_block(args, first, block));
-        PassNeeds const own = pass.needs(true);
-        needs = {std::max(needs.packed_bytes, own.packed_bytes), std::max(needs.rows, own.rows),
-                 std::max(needs.partials, own.partials)};
-    }
+    auto const needs = DKV_TRY(needs_of(args, block));
     auto memory = DKV_TRY(plan_block(args, 0, block));
     DKV_TRY(memory.take_memory(queue, needs));
 
-    // Sums add up block by block, the largest of a group is known behind the last.
     bool const largest = args.reduce == GroupReduce::Max;
-    std::size_t const count =
-        largest ? std::size_t{args.queries.heads} * columns : args.scores.size();
-    float* const sums = largest ? DKV_TRY(queue.scratch<float>(count)) : args.scores.data();
+    float* const sums =
+        largest ? DKV_TRY(queue.scratch<float>(sums_count(args))) : args.scores.data();
     for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
         auto pass = DKV_TRY(plan_block(args, first, block));
         pass.share_memory(memory);

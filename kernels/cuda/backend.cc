@@ -31,6 +31,19 @@ private:
     std::shared_ptr<Queue> queue_;
 };
 
+class DeviceRoom final : public BackendRoom {
+public:
+    DeviceRoom(Queue::Room room, std::shared_ptr<Queue> queue)
+        : room_(room), queue_(std::move(queue)) {}
+    ~DeviceRoom() override { queue_->let_go(room_); }
+    DeviceRoom(DeviceRoom const&) = delete;
+    DeviceRoom& operator=(DeviceRoom const&) = delete;
+
+private:
+    Queue::Room room_;
+    std::shared_ptr<Queue> queue_;
+};
+
 /// A range in a profiler's timeline; without a profiler, nothing.
 class Range {
 public:
@@ -54,6 +67,13 @@ public:
             return {};
         }));
         return std::unique_ptr<BackendBuffer>(std::make_unique<DeviceBuffer>(data, bytes, queue_));
+    }
+
+    Result<std::unique_ptr<BackendRoom>> make_room(PromptSizes const& sizes) override {
+        std::uint64_t const scratch = DKV_TRY(cuda::scratch_bytes(sizes));
+        Queue::Room const room{.scratch_bytes = scratch, .buffers_bytes = sizes.buffers_bytes};
+        DKV_TRY(run("dkv make room", [&] { return queue_->hold(room); }));
+        return std::unique_ptr<BackendRoom>(std::make_unique<DeviceRoom>(room, queue_));
     }
 
     Result<void> upload(std::span<std::byte const> source, std::span<std::byte> target) override {
@@ -128,8 +148,11 @@ Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions const& options) {
     auto queue = DKV_TRY(Queue::create(options.pool_bytes));
     std::string name = "cuda (" + device.name + ", sm_" + std::to_string(device.major) +
                        std::to_string(device.minor) + ")";
-    return std::unique_ptr<Backend>(
-        std::make_unique<CudaBackend>(std::move(queue), std::move(name)));
+    return cuda::make_backend_on(std::move(queue), std::move(name));
+}
+
+std::unique_ptr<Backend> cuda::make_backend_on(std::shared_ptr<Queue> queue, std::string name) {
+    return std::make_unique<CudaBackend>(std::move(queue), std::move(name));
 }
 
 }  // namespace dkv

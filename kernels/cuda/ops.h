@@ -1,6 +1,10 @@
 // The ops on a GPU, each in a file of its own with the stem of its CPU twin.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <string>
+
 #include "kernels/cuda/queue.h"
 #include "kernels/ops/accumulate.h"
 #include "kernels/ops/gather.h"
@@ -10,6 +14,11 @@
 #include "kernels/ops/select.h"
 #include "kernels/ops/sum.h"
 #include "kernels/ops/tally.h"
+
+namespace dkv {
+class Backend;
+struct PromptSizes;
+}  // namespace dkv
 
 namespace dkv::cuda {
 
@@ -22,5 +31,15 @@ Result<void> select(SelectArgs const& args, Queue& queue);
 Result<void> sum(SumArgs const& args, Queue& queue);
 Result<void> tally(TallyArgs const& args, Queue& queue);
 Result<void> gather(GatherArgs const& args, Queue& queue);
+
+/// The most scratch that one op of such a prompt asks its queue for, whatever its rows' strides.
+/// Errors: those of Pass::plan().
+Result<std::uint64_t> scratch_bytes(PromptSizes const& sizes);
+
+/// Of accumulate alone.
+Result<std::uint64_t> scratch_bytes(AccumulateArgs const& args);
+
+/// The backend whose work is queued there.
+std::unique_ptr<Backend> make_backend_on(std::shared_ptr<Queue> queue, std::string name);
 
 }  // namespace dkv::cuda

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "protocol/base/assert.h"
 #include "protocol/cuda/cuda_try.h"
 
 namespace dkv::cuda {
@@ -12,6 +13,8 @@ namespace {
 
 constexpr std::size_t kAlignment = 256;
 constexpr std::uint64_t kKeptLeast = std::uint64_t{64} << 20U;
+// Of buffers and scratch, whose sizes the driver rounds.
+constexpr std::uint64_t kRoomRounding = std::uint64_t{256} << 10U;
 constexpr std::size_t kScratchLeast = std::size_t{1} << 20U;
 constexpr std::size_t kChunkLeast = std::size_t{64} << 10U;
 constexpr std::size_t kChunkMost = std::size_t{16} << 20U;
@@ -57,10 +60,8 @@ Result<void> Queue::prepare(std::uint64_t pool_bytes) {
     properties.location.type = cudaMemLocationTypeDevice;
     DKV_CUDA_TRY(cudaGetDevice(&properties.location.id));
     DKV_CUDA_TRY(cudaMemPoolCreate(&pool_, &properties));
-    // What is free beyond this goes back to the device whenever the stream is waited for: the
-    // engine is a better place for it.
-    std::uint64_t keep = std::max(pool_bytes, kKeptLeast);
-    DKV_CUDA_TRY(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep));
+    pool_bytes_ = pool_bytes;
+    DKV_TRY(keep_in_pool(pool_bytes));
     if (pool_bytes != 0) {
         void* const all = DKV_TRY(take(pool_bytes));
         DKV_CUDA_TRY(cudaFreeAsync(all, stream_));
@@ -68,7 +69,8 @@ Result<void> Queue::prepare(std::uint64_t pool_bytes) {
     fault_ = static_cast<Fault*>(DKV_TRY(take(sizeof(Fault))));
     DKV_CUDA_TRY(cudaMallocHost(reinterpret_cast<void**>(&fault_on_host_), sizeof(Fault)));
     DKV_CUDA_TRY(cudaMemsetAsync(fault_, 0, sizeof(Fault), stream_));
-    return {};
+    // Page-locking memory may wait for the whole device: not in the first op.
+    return next_chunk(kChunkLeast);
 }
 
 Queue::~Queue() {
@@ -102,8 +104,71 @@ Result<void*> Queue::take(std::size_t bytes) {
     return memory;
 }
 
+/// What is free beyond this goes back to the device whenever the stream is waited for: the engine
+/// is a better place for it.
+Result<void> Queue::keep_in_pool(std::uint64_t bytes) {
+    std::uint64_t keep = std::max(bytes, kKeptLeast);
+    DKV_CUDA_TRY(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep));
+    return {};
+}
+
+Result<void> Queue::hold(Room const& room) {
+    if (room.scratch_bytes > PTRDIFF_MAX) return out_of_memory(room.scratch_bytes);
+    if (room.buffers_bytes > PTRDIFF_MAX) return out_of_memory(room.buffers_bytes);
+    rooms_.push_back(room);
+    auto held = hold_all();
+    if (!held) let_go(room);
+    return held;
+}
+
+Result<void> Queue::hold_all() {
+    std::uint64_t scratch = 0;
+    std::uint64_t buffers = 0;
+    for (Room const& room : rooms_) {
+        scratch = std::max(scratch, scratch_rounded(room.scratch_bytes));
+        buffers += room.buffers_bytes + kRoomRounding;
+    }
+    DKV_TRY(keep_in_pool(pool_bytes_ + scratch + buffers));
+    if (scratch > scratch_size_) {
+        // No op is under way: what is queued is done with the old one before it is freed.
+        if (scratch_ != nullptr) DKV_CUDA_TRY(cudaFreeAsync(scratch_, stream_));
+        scratch_ = nullptr;
+        scratch_size_ = 0;
+        begin();
+        scratch_ = static_cast<std::byte*>(DKV_TRY(take(scratch)));
+        scratch_size_ = scratch;
+    }
+    if (buffers > buffers_bytes_) {
+        // The pool keeps what is freed, and cuts buffers from it.
+        void* const rest = DKV_TRY(take(buffers - buffers_bytes_));
+        DKV_CUDA_TRY(cudaFreeAsync(rest, stream_));
+    }
+    return {};
+}
+
+void Queue::let_go(Room const& room) noexcept {
+    auto const found = std::find(rooms_.begin(), rooms_.end(), room);
+    DKV_ASSERT(found != rooms_.end());
+    rooms_.erase(found);
+    if (rooms_.empty() && scratch_size_ > kScratchLeast) {
+        static_cast<void>(cudaFreeAsync(std::exchange(scratch_, nullptr), stream_));
+        scratch_size_ = 0;
+        begin();
+    }
+    std::uint64_t scratch = scratch_size_;
+    std::uint64_t buffers = 0;
+    for (Room const& other : rooms_)
+        buffers += other.buffers_bytes + kRoomRounding;
+    static_cast<void>(keep_in_pool(pool_bytes_ + scratch + buffers));
+    // Here the pool gives back; who waits next may be long in coming.
+    static_cast<void>(cudaStreamSynchronize(stream_));
+    static_cast<void>(cudaGetLastError());
+}
+
 Result<std::byte*> Queue::allocate(std::size_t bytes) {
     auto* const memory = static_cast<std::byte*>(DKV_TRY(take(bytes)));
+    buffers_[memory] = bytes;
+    buffers_bytes_ += bytes;
     if (bytes == 0) return memory;
     auto const status = cudaMemsetAsync(memory, 0, bytes, stream_);
     if (status != cudaSuccess) release(memory);
@@ -112,7 +177,15 @@ Result<std::byte*> Queue::allocate(std::size_t bytes) {
 }
 
 void Queue::release(std::byte* data) noexcept {
+    if (auto const known = buffers_.find(data); known != buffers_.end()) {
+        buffers_bytes_ -= known->second;
+        buffers_.erase(known);
+    }
     static_cast<void>(cudaFreeAsync(data, stream_));
+}
+
+std::uint64_t Queue::scratch_rounded(std::uint64_t bytes) noexcept {
+    return rounded(std::max<std::uint64_t>(bytes, 1));
 }
 
 Result<void*> Queue::scratch_bytes(std::size_t bytes) {
@@ -121,7 +194,7 @@ Result<void*> Queue::scratch_bytes(std::size_t bytes) {
             DKV_CUDA_TRY(cudaFreeAsync(memory, stream_));
     }
     if (bytes > PTRDIFF_MAX) return out_of_memory(bytes);
-    std::size_t const want = rounded(std::max<std::size_t>(bytes, 1));
+    std::size_t const want = scratch_rounded(bytes);
     if (scratch_used_ + want > scratch_size_) {
         // Room for all of this op: the next one like it needs no more.
         std::size_t const size = std::max(kScratchLeast, op_bytes_ + want);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <type_traits>
+#include <unordered_map>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -40,6 +41,18 @@ public:
 
     cudaStream_t stream() const noexcept { return stream_; }
 
+    /// Scratch and buffers of one prompt.
+    struct Room {
+        std::uint64_t scratch_bytes = 0;  ///< Of its largest op.
+        std::uint64_t buffers_bytes = 0;  ///< Of what it allocates, as far as it lives at once.
+        bool operator==(Room const&) const = default;
+    };
+    /// Has the pool hold a prompt's memory, beside that of the others: then nothing that they ask
+    /// for waits for the driver. Between ops. Errors: LimitExceeded; Device.
+    Result<void> hold(Room const& room);
+    /// A room that hold() was given. What the pool has beyond the others' goes back to the device.
+    void let_go(Room const& room) noexcept;
+
     /// Device memory, zeroed, 256-byte aligned. Errors: LimitExceeded; Device.
     Result<std::byte*> allocate(std::size_t bytes);
     /// Behind what is queued: that may still use it.
@@ -48,6 +61,11 @@ public:
     /// Begins an op: scratch() starts anew. What the op before it used may still be in use on the
     /// stream; the stream's order makes taking it again safe.
     void begin() noexcept { scratch_used_ = op_bytes_ = 0; }
+
+    /// What `bytes` of scratch take.
+    static std::uint64_t scratch_rounded(std::uint64_t bytes) noexcept;
+    /// What the op under way, or the last one, was handed.
+    std::uint64_t op_bytes() const noexcept { return op_bytes_; }
 
     /// `count` elements of device memory, not zeroed, 256-byte aligned, until the next begin().
     /// Grows; when it has to, stream-ordered, so that nothing waits.
@@ -75,6 +93,8 @@ public:
         return download_later_bytes(device, std::as_writable_bytes(host));
     }
 
+    cudaMemPool_t pool() const noexcept { return pool_; }
+
     /// Where kernels leave what they found wrong: device memory, for atomicCAS on `kind`.
     Fault* fault() const noexcept { return fault_; }
 
@@ -87,6 +107,8 @@ public:
 private:
     Queue() = default;
     Result<void> prepare(std::uint64_t pool_bytes);
+    Result<void> keep_in_pool(std::uint64_t bytes);
+    Result<void> hold_all();
     Result<void*> take(std::size_t bytes);
     Result<void*> scratch_bytes(std::size_t bytes);
     Result<void const*> upload_bytes(std::span<std::byte const> host);
@@ -111,6 +133,10 @@ private:
 
     cudaStream_t stream_ = nullptr;
     cudaMemPool_t pool_ = nullptr;
+    std::uint64_t pool_bytes_ = 0;  // For whoever holds no room.
+    std::vector<Room> rooms_;
+    std::unordered_map<std::byte*, std::uint64_t> buffers_;  // What allocate() gave: bytes.
+    std::uint64_t buffers_bytes_ = 0;
     std::byte* scratch_ = nullptr;
     std::size_t scratch_size_ = 0;
     std::size_t scratch_used_ = 0;

@@ -65,6 +65,11 @@ struct PassNeeds {
     std::size_t packed_bytes;
     std::size_t rows;
     std::size_t partials;
+    std::uint64_t scratch_bytes() const {
+        return Queue::scratch_rounded(packed_bytes) +
+               Queue::scratch_rounded(rows * sizeof(RowWeight)) +
+               Queue::scratch_rounded(partials * sizeof(RowSum));
+    }
 };
 
 /// How the products are computed.

@@ -26,11 +26,13 @@ struct TakenLayer {
 class PromptJob final : public Job {
 public:
     PromptJob(Backend& backend,
+              std::unique_ptr<BackendRoom> room,
               Ranker ranker,
               Plan plan,
               std::span<std::byte> staging,
               std::span<std::byte> destination)
         : backend_(backend),
+          room_(std::move(room)),
           ranker_(std::move(ranker)),
           plan_(std::move(plan)),
           waiting_(waiting_of(spec(), plan_.policy())),
@@ -62,6 +64,7 @@ private:
     LayerProgress progress(std::uint32_t layer, LayerStage stage) const;
 
     Backend& backend_;
+    std::unique_ptr<BackendRoom> const room_;  // Given up behind the buffers in it.
     Ranker ranker_;
     Plan plan_;
     Waiting const waiting_;
@@ -208,10 +211,12 @@ Result<std::unique_ptr<Job>> Job::open(Backend& backend,
                                        std::span<std::byte> staging,
                                        std::span<std::byte> destination) {
     DKV_TRY(check(spec, staging, destination));
+    auto const policy = make_policy(spec.params, shape_of(spec));
+    auto room = DKV_TRY(backend.make_room(sizes_of(spec, *policy)));
     Ranker ranker(backend, spec.geometry, spec.prompt_tokens);
     Plan plan = DKV_TRY(Plan::create(backend, spec, ranker));
-    return std::unique_ptr<Job>(std::make_unique<PromptJob>(backend, std::move(ranker),
-                                                            std::move(plan), staging, destination));
+    return std::unique_ptr<Job>(std::make_unique<PromptJob>(
+        backend, std::move(room), std::move(ranker), std::move(plan), staging, destination));
 }
 
 }  // namespace dkv

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <string>
 
 namespace dkv {
@@ -65,6 +66,40 @@ StagingLayout staging_layout(JobSpec const& spec, Policy const& policy) {
         limit_max = std::max(limit_max, std::ranges::max(policy.stage_limits(layer)));
     layout.rows_max = spec.params.window + limit_max;
     return layout;
+}
+
+PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
+    Geometry const& geometry = spec.geometry;
+    Ranking const ranking = policy.ranking();
+    PromptSizes sizes{
+        .dtype = geometry.dtype,
+        .layers = geometry.layers,
+        .q_heads = geometry.q_heads,
+        .kv_heads = geometry.kv_heads,
+        .head_dim = geometry.head_dim,
+        .tokens = spec.prompt_tokens,
+        .window = spec.params.window,
+        .accumulates = ranking == Ranking::Accumulated,
+        .reduce = spec.params.reduce,
+        .scores_keys = ranking == Ranking::KeyNorm || ranking == Ranking::KeyDifference};
+    if (ranking == Ranking::Scores) sizes.kernel = spec.params.kernel;
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
+        auto const limits = policy.stage_limits(layer);
+        sizes.ids =
+            std::max(sizes.ids, std::accumulate(limits.begin(), limits.end(), std::uint64_t{0}));
+        sizes.tallies = sizes.tallies || policy.tally_total(layer).has_value();
+    }
+    std::uint64_t const scores = std::uint64_t{geometry.kv_heads} *
+                                 (spec.prompt_tokens - spec.params.window) * sizeof(float);
+    std::uint64_t const rows = sizes.ids + std::uint64_t{geometry.kv_heads} * spec.params.window;
+    // Scores and mass by the window's attention, and those that rank if others do; the pooled ones
+    // of every layer that may be tallied again, else of one; what is selected, and which rows are
+    // copied, while they grow; the scores of an engine that gives such, made dense.
+    std::uint64_t const pooled = sizes.tallies ? geometry.layers + std::uint64_t{1} : 1;
+    sizes.buffers_bytes =
+        (3 + pooled) * scores + (sizes.ids + 2 * rows) * sizeof(std::int32_t) +
+        (geometry.q_heads + std::uint64_t{1}) * spec.prompt_tokens * sizeof(float);
+    return sizes;
 }
 
 JobNeeds needs_of(JobSpec const& spec) {

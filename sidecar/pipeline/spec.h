@@ -25,6 +25,9 @@ Waiting waiting_of(JobSpec const& spec, Policy const& policy);
 /// rows_max is 0 unless layers wait staged.
 StagingLayout staging_layout(JobSpec const& spec, Policy const& policy);
 
+/// What its backend is asked for, at most: the ops, and the buffers of a Ranker and of a RowCopier.
+PromptSizes sizes_of(JobSpec const& spec, Policy const& policy);
+
 /// Errors: InvalidArgument when the geometry is impossible, token ids do not fit in 32 bits or
 /// offsets in 64, a region is smaller than needs_of() says, or the two overlap.
 Result<void> check(JobSpec const& spec,
