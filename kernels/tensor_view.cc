@@ -15,10 +15,6 @@ std::string shape_text(std::initializer_list<std::uint64_t> extents) {
     return text + "]";
 }
 
-Error invalid(std::string message) {
-    return Error{ErrorCode::InvalidArgument, std::move(message)};
-}
-
 }  // namespace
 
 RowsView dense_rows(std::byte* data,

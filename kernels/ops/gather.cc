@@ -13,10 +13,6 @@ struct Range {
     std::size_t head;
 };
 
-Error invalid(std::string message) {
-    return Error{ErrorCode::InvalidArgument, std::move(message)};
-}
-
 Result<Range> head_range(GatherArgs const& args, std::size_t head) {
     std::uint64_t const begin = args.out_offsets[head];
     std::uint64_t bytes = 0;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace dkv {
 
@@ -37,5 +38,15 @@ struct Error {
     ErrorCode code;
     std::string message;  ///< For people: a lower-case phrase that names the value at fault.
 };
+
+inline Error invalid(std::string message) {
+    return {ErrorCode::InvalidArgument, std::move(message)};
+}
+inline Error unsupported(std::string message) {
+    return {ErrorCode::Unsupported, std::move(message)};
+}
+inline Error corrupt(std::string message) {
+    return {ErrorCode::CorruptData, std::move(message)};
+}
 
 }  // namespace dkv

@@ -28,7 +28,7 @@ Result<void> check_replaceable(std::filesystem::path const& path, struct stat co
 }
 
 /// Where the kernel shows an open file, to link it from: linking by descriptor is for root alone.
-std::string shown(UniqueFd const& file) {
+std::string proc_path(UniqueFd const& file) {
     return fmt::format("/proc/self/fd/{}", file.get());
 }
 
@@ -44,7 +44,7 @@ std::filesystem::path partial_name(std::filesystem::path const& path) {
 /// None where the file system has no files without a name, or where none could be given one later.
 UniqueFd open_unnamed(std::filesystem::path const& folder) {
     UniqueFd file(::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666));
-    if (file && ::access(shown(file).c_str(), F_OK) != 0) file.reset();
+    if (file && ::access(proc_path(file).c_str(), F_OK) != 0) file.reset();
     return file;
 }
 
@@ -168,7 +168,7 @@ Result<void> NewFile::rewrite(std::uint64_t offset, std::span<std::byte const> b
 
 /// A link does not replace what is there, a rename does: then it is linked beside it first.
 Result<void> NewFile::name_it() {
-    auto const file = shown(descriptor_);
+    auto const file = proc_path(descriptor_);
     for (unsigned attempt = 0; attempt < kNamesTried && partial_.empty(); ++attempt) {
         auto const name = attempt == 0 ? path_ : partial_name(path_);
         if (::linkat(AT_FDCWD, file.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) {

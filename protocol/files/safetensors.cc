@@ -12,15 +12,10 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kHeaderMax = 100'000'000;  // The format's own limit.
 constexpr std::size_t kDepthMax = 4;               // { name: { "shape": [ … ] } }
 constexpr std::size_t kRankMax = 8;
 constexpr char const* kMetadata = "__metadata__";
-
-Error corrupt(std::string message) {
-    return {ErrorCode::CorruptData, std::move(message)};
-}
 
 std::uint64_t little_endian(std::span<std::byte const> bytes) {
     std::uint64_t value = 0;

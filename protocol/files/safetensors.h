@@ -15,6 +15,8 @@
 
 namespace dkv {
 
+constexpr std::uint64_t kLengthBytes = 8;  ///< Of the header's length, in front of the header.
+
 /// Of one element of the format's dtype of this name; nothing where there is none.
 std::optional<std::uint64_t> element_bytes(std::string_view dtype) noexcept;
 

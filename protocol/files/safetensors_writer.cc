@@ -14,12 +14,7 @@
 namespace dkv {
 namespace {
 
-constexpr std::size_t kLengthBytes = 8;
 constexpr std::size_t kAlignment = 64;  // A cache line, and any vector load.
-
-Error invalid(std::string message) {
-    return {ErrorCode::InvalidArgument, std::move(message)};
-}
 
 /// Of each tensor. Their sum fits in 64 bits.
 Result<std::vector<std::uint64_t>> sizes_of(std::vector<TensorPlan> const& tensors) {

@@ -12,10 +12,6 @@ namespace {
 
 constexpr std::size_t kProfileWeightsMax = std::size_t{1} << 20U;
 
-Error invalid(std::string message) {
-    return Error{ErrorCode::InvalidArgument, std::move(message)};
-}
-
 template <class Word, std::size_t n>
 Result<Word> word_of(char const* what, char const* given, std::array<Word, n> const& known) {
     std::string names;
@@ -44,6 +40,10 @@ std::optional<std::uint64_t> end_of(dkv_rows const& rows, std::uint64_t element_
 }
 
 }  // namespace
+
+Error corrupt_answer(std::string const& message) {
+    return corrupt("the sidecar " + message);
+}
 
 dkv_status status_of(ErrorCode code) noexcept {
     return static_cast<dkv_status>(code);

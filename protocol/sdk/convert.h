@@ -12,6 +12,9 @@ namespace dkv::sdk {
 
 dkv_status status_of(ErrorCode code) noexcept;
 
+/// CorruptData, "the sidecar MESSAGE".
+Error corrupt_answer(std::string const& message);
+
 /// A foreign code that is none becomes Internal.
 Error error_of(wire::FailureT const& failure);
 
@@ -53,8 +56,8 @@ Result<Message> expect(Result<wire::BodyUnion> reply) {
     auto body = DKV_TRY(std::move(reply));
     auto const wanted = wire::BodyUnionTraits<Message>::enum_value;
     if (body.type != wanted)
-        return Error{ErrorCode::CorruptData, "the sidecar answered with " + name_of(body.type) +
-                                                 " where " + name_of(wanted) + " was due"};
+        return corrupt_answer("answered with " + name_of(body.type) + " where " + name_of(wanted) +
+                              " was due");
     return std::move(*static_cast<Message*>(body.value));
 }
 

@@ -4,12 +4,10 @@
 #include <span>
 #include <utility>
 
+#include "protocol/sdk/convert.h"
+
 namespace dkv::sdk {
 namespace {
-
-Error corrupt(std::string message) {
-    return Error{ErrorCode::CorruptData, "the sidecar " + std::move(message)};
-}
 
 std::string layer_name(std::uint32_t layer) {
     return "layer " + std::to_string(layer);
@@ -24,28 +22,30 @@ Layers::Layers(LayersSpec spec)
 
 Result<void> Layers::apply(wire::LayerProgressT const& progress) {
     if (progress.layer >= reported_)
-        return corrupt("speaks of layer " + std::to_string(progress.layer) + "; " +
-                       std::to_string(reported_) + " were reported");
+        return corrupt_answer("speaks of layer " + std::to_string(progress.layer) + "; " +
+                              std::to_string(reported_) + " were reported");
     switch (progress.stage) {
         case wire::LayerStage::Scored: return {};
         case wire::LayerStage::Staged: return stage(progress);
         case wire::LayerStage::Trimmed: return trim(progress);
         case wire::LayerStage::Committed: return pack(progress);
     }
-    return corrupt("put layer " + std::to_string(progress.layer) + " in stage " +
-                   std::to_string(static_cast<int>(progress.stage)) + ", which there is not");
+    return corrupt_answer("put layer " + std::to_string(progress.layer) + " in stage " +
+                          std::to_string(static_cast<int>(progress.stage)) +
+                          ", which there is not");
 }
 
 Result<void> Layers::check_lengths(wire::LayerProgressT const& progress,
                                    std::uint32_t rows_max) const {
     auto const name = layer_name(progress.layer);
     if (progress.lengths.size() != spec_.geometry.kv_heads)
-        return corrupt("gave " + name + " " + std::to_string(progress.lengths.size()) +
-                       " lengths for " + std::to_string(spec_.geometry.kv_heads) + " KV heads");
+        return corrupt_answer("gave " + name + " " + std::to_string(progress.lengths.size()) +
+                              " lengths for " + std::to_string(spec_.geometry.kv_heads) +
+                              " KV heads");
     for (std::uint32_t const length : progress.lengths)
         if (length > rows_max)
-            return corrupt("gave " + name + " " + std::to_string(length) +
-                           " rows in a head; the most is " + std::to_string(rows_max));
+            return corrupt_answer("gave " + name + " " + std::to_string(length) +
+                                  " rows in a head; the most is " + std::to_string(rows_max));
     return {};
 }
 
@@ -53,7 +53,8 @@ Result<void> Layers::stage(wire::LayerProgressT const& progress) {
     auto& layer = layers_[progress.layer];
     if (!spec_.progressive || layer.form != DKV_LAYER_FULL) return {};
     if (!spec_.staging)
-        return corrupt("staged " + layer_name(progress.layer) + " where nothing is to be staged");
+        return corrupt_answer("staged " + layer_name(progress.layer) +
+                              " where nothing is to be staged");
     DKV_TRY(check_lengths(progress, std::min(spec_.stage_rows, spec_.prompt_tokens)));
 
     layer.form = DKV_LAYER_STAGED;
@@ -72,9 +73,9 @@ Result<void> Layers::trim(wire::LayerProgressT const& progress) {
     DKV_TRY(check_lengths(progress, spec_.stage_rows));
     for (std::size_t head = 0; head < progress.lengths.size(); ++head)
         if (progress.lengths[head] > layer.lengths[head])
-            return corrupt("trimmed " + layer_name(progress.layer) + " from " +
-                           std::to_string(layer.lengths[head]) + " rows up to " +
-                           std::to_string(progress.lengths[head]));
+            return corrupt_answer("trimmed " + layer_name(progress.layer) + " from " +
+                                  std::to_string(layer.lengths[head]) + " rows up to " +
+                                  std::to_string(progress.lengths[head]));
 
     layer.lengths = progress.lengths;
     for (std::uint32_t head = 0; head < spec_.geometry.kv_heads; ++head) {
@@ -96,9 +97,9 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
     auto const begin = std::min(progress.destination_offset, room);
     auto const packed = packed_layer(spec_.geometry, progress.lengths, begin);
     if (begin != progress.destination_offset || packed.end_offset > room)
-        return corrupt("packed " + layer_name(progress.layer) + " at byte " +
-                       std::to_string(progress.destination_offset) + ", beyond a destination of " +
-                       std::to_string(room));
+        return corrupt_answer("packed " + layer_name(progress.layer) + " at byte " +
+                              std::to_string(progress.destination_offset) +
+                              ", beyond a destination of " + std::to_string(room));
     auto positions = DKV_TRY(read_positions(progress.layer, packed));
 
     bool const was_staged = layer.form == DKV_LAYER_STAGED;
@@ -128,10 +129,10 @@ Result<std::vector<std::int32_t>> Layers::read_positions(std::uint32_t layer,
         for (auto row = packed.head_rows[head]; row < packed.head_rows[head + 1]; ++row) {
             auto const position = positions[row];
             if (position <= before || position >= std::int64_t{spec_.prompt_tokens})
-                return corrupt("packed position " + std::to_string(position) + " after " +
-                               std::to_string(before) + " in head " + std::to_string(head) +
-                               " of " + layer_name(layer) + ", of a prompt of " +
-                               std::to_string(spec_.prompt_tokens));
+                return corrupt_answer("packed position " + std::to_string(position) + " after " +
+                                      std::to_string(before) + " in head " + std::to_string(head) +
+                                      " of " + layer_name(layer) + ", of a prompt of " +
+                                      std::to_string(spec_.prompt_tokens));
             before = position;
         }
     }
@@ -142,18 +143,19 @@ Result<void> Layers::apply(wire::CommittedT const& committed) {
     if (committed_) return {};
     auto const kv_heads = spec_.geometry.kv_heads;
     if (committed.lengths.size() != layers_.size() * kv_heads)
-        return corrupt("committed " + std::to_string(committed.lengths.size()) + " lengths for " +
-                       std::to_string(layers_.size() * kv_heads) + " heads");
+        return corrupt_answer("committed " + std::to_string(committed.lengths.size()) +
+                              " lengths for " + std::to_string(layers_.size() * kv_heads) +
+                              " heads");
     if (!committed.mass_kept.empty() && committed.mass_kept.size() != layers_.size())
-        return corrupt("committed " + std::to_string(committed.mass_kept.size()) +
-                       " shares of mass for " + std::to_string(layers_.size()) + " layers");
+        return corrupt_answer("committed " + std::to_string(committed.mass_kept.size()) +
+                              " shares of mass for " + std::to_string(layers_.size()) + " layers");
     for (std::uint32_t index = 0; index < layers_.size(); ++index) {
         auto const lengths = std::span(committed.lengths).subspan(index * kv_heads, kv_heads);
         auto const& layer = layers_[index];
         if (layer.form != DKV_LAYER_PACKED)
-            return corrupt("committed without packing " + layer_name(index));
+            return corrupt_answer("committed without packing " + layer_name(index));
         if (!std::equal(lengths.begin(), lengths.end(), layer.lengths.begin()))
-            return corrupt("committed other lengths than it packed in " + layer_name(index));
+            return corrupt_answer("committed other lengths than it packed in " + layer_name(index));
     }
 
     committed_ = true;

@@ -16,10 +16,6 @@ namespace {
 constexpr std::uint32_t kTokensMax = INT32_MAX;
 constexpr std::size_t kProvenanceMax = 1000;
 
-Error invalid(std::string message) {
-    return {ErrorCode::InvalidArgument, std::move(message)};
-}
-
 /// What the call says, read once and checked.
 class SaveCall {
 public:

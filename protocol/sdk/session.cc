@@ -11,10 +11,6 @@ namespace {
 // Far beyond any model, and small enough that no size computed from it overflows.
 constexpr std::uint32_t kPromptTokensMax = 1U << 26U;
 
-Error corrupt(std::string message) {
-    return Error{ErrorCode::CorruptData, "the sidecar " + std::move(message)};
-}
-
 /// A wrong sidecar must not make the engine allocate or read what the prompt cannot need.
 Result<void> check_opened(wire::SessionOpenedT const& opened,
                           Geometry const& geometry,
@@ -22,19 +18,20 @@ Result<void> check_opened(wire::SessionOpenedT const& opened,
     if (!opened.compress) return {};
     auto const tokens = std::to_string(prompt_tokens);
     if (opened.window > prompt_tokens || opened.stage_rows > prompt_tokens)
-        return corrupt("wants a window of " + std::to_string(opened.window) + " and " +
-                       std::to_string(opened.stage_rows) + " staged rows of " + tokens + " tokens");
+        return corrupt_answer("wants a window of " + std::to_string(opened.window) + " and " +
+                              std::to_string(opened.stage_rows) + " staged rows of " + tokens +
+                              " tokens");
     StagingLayout const layout{.geometry = geometry, .rows_max = opened.stage_rows};
     StagingLayout const most{.geometry = geometry, .rows_max = prompt_tokens};
     std::uint64_t const needed = opened.stage_rows == 0 ? 0 : layout.region_bytes();
     if (opened.staging_bytes < needed || opened.staging_bytes > most.region_bytes())
-        return corrupt("wants " + std::to_string(opened.staging_bytes) + " bytes to stage " +
-                       std::to_string(opened.stage_rows) + " rows in");
+        return corrupt_answer("wants " + std::to_string(opened.staging_bytes) + " bytes to stage " +
+                              std::to_string(opened.stage_rows) + " rows in");
     auto const rows = std::uint64_t{geometry.layers} * geometry.kv_heads * prompt_tokens;
     if (opened.destination_bytes == 0 ||
         opened.destination_bytes > packed_bytes_max(geometry, rows))
-        return corrupt("wants " + std::to_string(opened.destination_bytes) +
-                       " bytes of destination for " + tokens + " tokens");
+        return corrupt_answer("wants " + std::to_string(opened.destination_bytes) +
+                              " bytes of destination for " + tokens + " tokens");
     return {};
 }
 

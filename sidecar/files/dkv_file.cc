@@ -1,7 +1,6 @@
 #include "sidecar/files/dkv_file.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 
 #include <fmt/format.h>
@@ -11,8 +10,6 @@
 
 namespace dkv {
 namespace {
-
-constexpr std::uint64_t kExtentMax = std::numeric_limits<std::int32_t>::max();
 
 /// Finds out what a file has; messages do not name the path yet.
 class DkvReader {

@@ -10,10 +10,10 @@
 namespace dkv {
 namespace {
 
-std::string keys_name(std::uint32_t layer) {
+std::string hf_keys_name(std::uint32_t layer) {
     return fmt::format("k_{}", layer);
 }
-std::string values_name(std::uint32_t layer) {
+std::string hf_values_name(std::uint32_t layer) {
     return fmt::format("v_{}", layer);
 }
 
@@ -23,7 +23,7 @@ public:
     explicit HfReader(TensorFile const& file) : file_(file) {}
 
     Result<void> read() {
-        auto pairs = DKV_TRY(read_pairs(file_, keys_name, values_name));
+        auto pairs = DKV_TRY(read_pairs(file_, hf_keys_name, hf_values_name));
         layers = std::move(pairs.layers);
         facts.format = FileFormat::Hf;
         facts.format_words = "HF export";

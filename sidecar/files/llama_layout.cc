@@ -8,12 +8,12 @@
 #include <fmt/format.h>
 
 #include "sidecar/files/byte_cursor.h"
+#include "sidecar/files/words.h"
 
 namespace dkv {
 namespace {
 
 constexpr std::uint32_t kStreamsMax = 256;  // llama.cpp's own limit of sequences.
-constexpr std::uint32_t kLayersMax = 1024;
 constexpr std::uint32_t kArchBytesMax = 256;
 constexpr std::uint32_t kPackedTokensVersion = 1;
 constexpr std::int32_t kNoToken = -1;
@@ -34,14 +34,6 @@ constexpr GgmlType kTypes[] = {
     {23, "iq4_xs", std::nullopt}, {30, "bf16", Dtype::Bf16},   {34, "tq1_0", std::nullopt},
     {35, "tq2_0", std::nullopt},  {39, "mxfp4", std::nullopt},
 };
-
-Error corrupt(std::string message) {
-    return {ErrorCode::CorruptData, std::move(message)};
-}
-
-Error unsupported(std::string message) {
-    return {ErrorCode::Unsupported, std::move(message)};
-}
 
 /// The body, with cells of some shape.
 class BodyParser {

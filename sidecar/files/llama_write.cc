@@ -136,9 +136,9 @@ Result<LlamaPlan> plan_of(WriteRequest const& request) {
 }
 
 /// Consecutive bytes of the file, written in large pieces.
-class Chunk {
+class PendingBytes {
 public:
-    Chunk(NewFile& file, std::uint64_t offset) : file_(file), offset_(offset) {
+    PendingBytes(NewFile& file, std::uint64_t offset) : file_(file), offset_(offset) {
         bytes_.reserve(kChunkBytes);
     }
 
@@ -173,9 +173,9 @@ public:
         DKV_ASSERT(rows.rows.empty() || rows.rows.size() == keys_.size() * cells_);
     }
 
-    Result<void> write_keys(Chunk& chunk) const { return write_rows(keys_, chunk); }
+    Result<void> write_keys(PendingBytes& chunk) const { return write_rows(keys_, chunk); }
 
-    Result<void> write_values(Chunk& chunk, bool transposed) const {
+    Result<void> write_values(PendingBytes& chunk, bool transposed) const {
         if (!transposed) return write_rows(values_, chunk);
         for (std::uint32_t head = 0; head < values_.size(); ++head)
             for (std::uint32_t dim = 0; dim < values_[head].head_dim; ++dim)
@@ -206,7 +206,7 @@ private:
         return static_cast<std::uint32_t>(row);
     }
 
-    Result<void> write_rows(std::vector<RowsView> const& heads, Chunk& chunk) const {
+    Result<void> write_rows(std::vector<RowsView> const& heads, PendingBytes& chunk) const {
         for (std::uint32_t cell = 0; cell < cells_; ++cell)
             for (std::uint32_t head = 0; head < heads.size(); ++head) {
                 RowsView const& view = heads[head];
@@ -225,7 +225,7 @@ private:
     }
 
     /// One dim of a head in every cell.
-    Result<void> write_dim(std::uint32_t head, std::uint32_t dim, Chunk& chunk) const {
+    Result<void> write_dim(std::uint32_t head, std::uint32_t dim, PendingBytes& chunk) const {
         RowsView const& view = values_[head];
         for (std::uint32_t begin = 0; begin < cells_;) {
             auto const end = static_cast<std::uint32_t>(
@@ -266,11 +266,11 @@ Result<void> write_layer(NewFile& file,
                          std::uint32_t layer,
                          LayerRows const& rows) {
     DKV_TRY(file.rewrite(plan.keys_offset(layer), part_head(plan, false)));
-    Chunk keys(file, plan.keys_offset(layer) + kPartHeadBytes);
+    PendingBytes keys(file, plan.keys_offset(layer) + kPartHeadBytes);
     DKV_TRY(rows.write_keys(keys));
     DKV_TRY(keys.flush());
     DKV_TRY(file.rewrite(plan.values_offset(layer), part_head(plan, plan.transposed)));
-    Chunk values(file, plan.values_offset(layer) + kPartHeadBytes);
+    PendingBytes values(file, plan.values_offset(layer) + kPartHeadBytes);
     DKV_TRY(rows.write_values(values, plan.transposed));
     return values.flush();
 }

@@ -37,7 +37,7 @@ std::optional<Dtype> dtype_of(std::int32_t code) noexcept {
     }
 }
 
-std::string shown(Header const& header) {
+std::string shape_text(Header const& header) {
     return fmt::format("[{}]", fmt::join(header.shape, ", "));
 }
 
@@ -64,7 +64,7 @@ Result<Header> read_header(std::span<std::byte const> bytes) {
     if (overflow || bytes_wanted != data || header.bytes < 0 ||
         static_cast<std::uint64_t>(header.bytes) != bytes_wanted)
         return corrupt(fmt::format("the header says {} bytes and {} {}, and {} bytes follow",
-                                   header.bytes, name_of(*dtype), shown(header), data));
+                                   header.bytes, name_of(*dtype), shape_text(header), data));
     return header;
 }
 
@@ -188,7 +188,7 @@ private:
             dtype_of(header.dtype) == geometry.dtype;
         if (!fits)
             return corrupt(fmt::format("{} goes not with {}, of {} layers and rows of {} bytes",
-                                       shown(header), first.path.filename().string(),
+                                       shape_text(header), first.path.filename().string(),
                                        geometry.layers, row_bytes()));
         std::string const name = path.stem().string();
         std::string const first_name = first.path.stem().string();

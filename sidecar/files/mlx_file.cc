@@ -7,10 +7,10 @@
 namespace dkv {
 namespace {
 
-std::string keys_name(std::uint32_t layer) {
+std::string mlx_keys_name(std::uint32_t layer) {
     return fmt::format("{}.0", layer);
 }
-std::string values_name(std::uint32_t layer) {
+std::string mlx_values_name(std::uint32_t layer) {
     return fmt::format("{}.1", layer);
 }
 
@@ -42,9 +42,9 @@ std::map<std::string, std::string> provenance_of(Metadata const& metadata) {
 
 Result<Pairs> read(TensorFile const& file) {
     DKV_TRY(check_classes(file));
-    auto pairs = DKV_TRY(read_pairs(file, keys_name, values_name));
+    auto pairs = DKV_TRY(read_pairs(file, mlx_keys_name, mlx_values_name));
     if (2 * pairs.layers.size() == file.table.tensors.size()) return pairs;
-    return corrupt("there is no " + keys_name(pairs.geometry.layers));
+    return corrupt("there is no " + mlx_keys_name(pairs.geometry.layers));
 }
 
 }  // namespace

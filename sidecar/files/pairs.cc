@@ -1,14 +1,11 @@
 #include "sidecar/files/pairs.h"
 
 #include <algorithm>
-#include <limits>
 
 #include <fmt/format.h>
 
 namespace dkv {
 namespace {
-
-constexpr std::uint64_t kExtentMax = std::numeric_limits<std::int32_t>::max();
 
 struct Extents {
     std::uint32_t heads = 0;

@@ -1,7 +1,6 @@
 #include "sidecar/files/vllm_folder.h"
 
 #include <algorithm>
-#include <limits>
 
 #include <fmt/format.h>
 
@@ -12,8 +11,6 @@ namespace dkv {
 namespace {
 
 constexpr char const* kTensor = "kv_cache";
-constexpr std::uint64_t kExtentMax = std::numeric_limits<std::int32_t>::max();
-constexpr std::size_t kLayersMax = 1024;
 
 using Shape = std::vector<std::uint64_t>;
 

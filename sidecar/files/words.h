@@ -2,6 +2,8 @@
 #pragma once
 
 #include <charconv>
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -12,14 +14,13 @@
 
 namespace dkv {
 
-using Metadata = std::map<std::string, std::string, std::less<>>;
+/// Of heads, rows and head_dim in a file: beyond any cache, and products of them stay within 64
+/// bits.
+constexpr std::uint64_t kExtentMax = std::numeric_limits<std::int32_t>::max();
+/// Beyond any model.
+constexpr std::uint32_t kLayersMax = 1024;
 
-inline Error corrupt(std::string message) {
-    return {ErrorCode::CorruptData, std::move(message)};
-}
-inline Error unsupported(std::string message) {
-    return {ErrorCode::Unsupported, std::move(message)};
-}
+using Metadata = std::map<std::string, std::string, std::less<>>;
 
 /// All of `text`, or nothing.
 template <class T>

@@ -16,10 +16,6 @@
 namespace dkv::offline {
 namespace {
 
-Error refuse(std::string message) {
-    return {ErrorCode::InvalidArgument, std::move(message)};
-}
-
 /// The whole prompt, for every KV head.
 void keep_all(Side& side, SavedCache const& file) {
     std::vector<std::int32_t> every(file.facts().prompt_tokens);
@@ -132,7 +128,7 @@ Result<Side> run_side(Backend& backend,
     PolicyRequest wish = request;
     wish.name = reference ? name.substr(0, name.find('-')) : name;
     if (reference && request.keep_mass)
-        return refuse("keep_mass is none of " + name + "'s parameters: give a capacity");
+        return invalid("keep_mass is none of " + name + "'s parameters: give a capacity");
     Side side{.name = name,
               .params = DKV_TRY(sized(DKV_TRY(resolve(wish, file.facts().model)), file.geometry(),
                                       file.facts().prompt_tokens)),

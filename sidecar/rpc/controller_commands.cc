@@ -90,7 +90,7 @@ Reply stop(Context& context, Caller const&, wire::StopT const&) {
     return body_of(wire::DoneT());
 }
 
-constexpr std::array kCommands{
+constexpr std::array kControllerCommands{
     command<wire::GetStatusT, get_status>("GetStatus", false),
     command<wire::ListInstancesT, list_instances>("ListInstances", false),
     command<wire::ListSessionsT, list_sessions>("ListSessions", false),
@@ -104,7 +104,7 @@ constexpr std::array kCommands{
 }  // namespace
 
 std::span<Command const> controller_commands() noexcept {
-    return kCommands;
+    return kControllerCommands;
 }
 
 }  // namespace dkv::rpc

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+
+#include "sidecar/policy/numbers.h"
 
 namespace dkv::rpc {
 namespace {
@@ -46,6 +49,23 @@ Result<std::array<std::byte, 64>> sixty_four(char const* what,
     return all;
 }
 
+/// Errors: InvalidArgument for a word that a later version may know.
+Result<void> check_words(wire::PolicyT const& policy) {
+    if (policy.granularity > wire::Granularity::MAX)
+        return wrong("granularity " + std::to_string(number(*policy.granularity)) +
+                     " is none of layer (0), head (1), layer-head (2)");
+    if (policy.score_norm > wire::ScoreNorm::MAX)
+        return wrong("score_norm " + std::to_string(number(*policy.score_norm)) +
+                     " is none of none (0), layer (1), layer-nosink (2)");
+    if (policy.pool > wire::Pool::MAX)
+        return wrong("pool " + std::to_string(number(*policy.pool)) +
+                     " is neither max (0) nor avg (1)");
+    if (policy.reduce > wire::GroupReduce::MAX)
+        return wrong("reduce " + std::to_string(number(*policy.reduce)) +
+                     " is none of mean (0), max (1), sum (2)");
+    return {};
+}
+
 std::size_t detail_bytes(SessionFacts const& facts) noexcept {
     return facts.lengths.size() * sizeof(std::uint32_t) + facts.mass_kept.size() * sizeof(float);
 }
@@ -53,23 +73,14 @@ std::size_t detail_bytes(SessionFacts const& facts) noexcept {
 }  // namespace
 
 Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
+    DKV_TRY(check_words(policy));
     PolicyRequest request;
     request.name = printable(policy.name, 64);
-    auto const copy = [](auto const& source, auto& target) {
-        if (source) target = *source;
+    auto const copy = []<class T>(auto const& from, std::optional<T>& to) {
+        if (from) to = static_cast<T>(*from);
     };
-    copy(policy.capacity, request.capacity);
-    copy(policy.window, request.window);
-    copy(policy.kernel, request.kernel);
-    copy(policy.r_max, request.r_max);
-    copy(policy.r_min, request.r_min);
-    copy(policy.update_interval, request.update_interval);
-    copy(policy.sinks, request.sinks);
-    copy(policy.beta, request.beta);
-    copy(policy.query_norm, request.query_norm);
-    copy(policy.ratio, request.ratio);
-    copy(policy.bytes, request.bytes);
-    copy(policy.keep_mass, request.keep_mass);
+    each_number(copy, policy, request);
+    each_size(copy, policy, request);
     copy(policy.profile_alpha, request.profile_alpha);
     copy(policy.profile_floor, request.profile_floor);
     request.preset = printable(policy.preset, 64);
@@ -82,30 +93,6 @@ Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
                                               .alpha = policy.profile->alpha,
                                               .floor = policy.profile->floor,
                                               .kernel = policy.profile->kernel});
-    if (policy.granularity) {
-        if (*policy.granularity > wire::Granularity::MAX)
-            return wrong("granularity " + std::to_string(number(*policy.granularity)) +
-                         " is none of layer (0), head (1), layer-head (2)");
-        request.granularity = static_cast<Granularity>(*policy.granularity);
-    }
-    if (policy.score_norm) {
-        if (*policy.score_norm > wire::ScoreNorm::MAX)
-            return wrong("score_norm " + std::to_string(number(*policy.score_norm)) +
-                         " is none of none (0), layer (1), layer-nosink (2)");
-        request.score_norm = static_cast<ScoreNorm>(*policy.score_norm);
-    }
-    if (policy.pool) {
-        if (*policy.pool > wire::Pool::MAX)
-            return wrong("pool " + std::to_string(number(*policy.pool)) +
-                         " is neither max (0) nor avg (1)");
-        request.pool = static_cast<Pool>(*policy.pool);
-    }
-    if (policy.reduce) {
-        if (*policy.reduce > wire::GroupReduce::MAX)
-            return wrong("reduce " + std::to_string(number(*policy.reduce)) +
-                         " is none of mean (0), max (1), sum (2)");
-        request.reduce = static_cast<GroupReduce>(*policy.reduce);
-    }
     return request;
 }
 
@@ -193,18 +180,9 @@ std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     policy->name = params.name;
     // Where the size was said in another way, nobody asked for the capacity.
     if (!params.ratio && !params.bytes && !params.keep_mass) policy->capacity = params.capacity;
-    policy->window = params.window;
-    policy->kernel = params.kernel;
-    policy->pool = static_cast<wire::Pool>(params.pool);
-    policy->reduce = static_cast<wire::GroupReduce>(params.reduce);
-    policy->r_max = params.r_max;
-    policy->r_min = params.r_min;
-    policy->update_interval = params.update_interval;
-    policy->sinks = params.sinks;
-    policy->beta = params.beta;
-    policy->granularity = static_cast<wire::Granularity>(params.granularity);
-    policy->score_norm = static_cast<wire::ScoreNorm>(params.score_norm);
-    policy->query_norm = params.query_norm;
+    each_number([]<class T>(auto const& value,
+                            flatbuffers::Optional<T>& out) { out = static_cast<T>(value); },
+                params, *policy);
     auto const copy = [](auto const& source, auto& target) {
         if (source) target = *source;
     };

@@ -99,7 +99,7 @@ Reply heartbeat(Context& context, Caller const& caller, wire::HeartbeatT const& 
     return body_of(wire::DoneT());
 }
 
-constexpr std::array kCommands{
+constexpr std::array kEngineCommands{
     command<wire::HelloT, hello>("Hello", true),
     command<wire::RegisterRegionT, register_region>("RegisterRegion", true),
     command<wire::UnregisterRegionT, unregister_region>("UnregisterRegion", true),
@@ -116,7 +116,7 @@ constexpr std::array kCommands{
 }  // namespace
 
 std::span<Command const> engine_commands() noexcept {
-    return kCommands;
+    return kEngineCommands;
 }
 
 }  // namespace dkv::rpc

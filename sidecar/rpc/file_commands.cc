@@ -89,7 +89,7 @@ Reply get_file_job(Context& context, Caller const&, wire::GetFileJobT const& mes
     return reply_of(context, message.job);
 }
 
-constexpr std::array kCommands{
+constexpr std::array kFileCommands{
     command<wire::CompactFileT, compact_file>("CompactFile", false),
     command<wire::GetFileJobT, get_file_job>("GetFileJob", false),
 };
@@ -97,7 +97,7 @@ constexpr std::array kCommands{
 }  // namespace
 
 std::span<Command const> file_commands() noexcept {
-    return kCommands;
+    return kFileCommands;
 }
 
 }  // namespace dkv::rpc

@@ -12,15 +12,11 @@
 namespace dkv::reference {
 namespace {
 
-Error refuse(std::string message) {
-    return Error{ErrorCode::InvalidArgument, std::move(message)};
-}
-
 Result<void> check(ClusterParams const& params) {
-    if (params.layers == 0) return refuse("layers is 0");
-    if (params.window == 0) return refuse("window is 0");
+    if (params.layers == 0) return invalid("layers is 0");
+    if (params.window == 0) return invalid("window is 0");
     if (params.capacity <= params.window)
-        return refuse(
+        return invalid(
             fmt::format("capacity is {}, not above window {}", params.capacity, params.window));
     return {};
 }
@@ -28,7 +24,7 @@ Result<void> check(ClusterParams const& params) {
 /// Scores per row, when they make `rows` rows of equal length.
 Result<std::size_t> columns_of(std::span<float const> scores, std::uint32_t rows) {
     if (rows == 0 || scores.size() % rows != 0)
-        return refuse(
+        return invalid(
             fmt::format("{} scores are not {} heads of equal length", scores.size(), rows));
     return scores.size() / rows;
 }
@@ -41,7 +37,7 @@ std::vector<std::int32_t> positions(std::size_t begin, std::size_t count) {
 
 Result<void> check_ratio(double ratio) {
     if (ratio >= 0 && ratio < 1) return {};
-    return refuse(fmt::format("compression_ratio is {}, not in [0, 1)", ratio));
+    return invalid(fmt::format("compression_ratio is {}, not in [0, 1)", ratio));
 }
 
 /// int(n * (1 - ratio)), at least 1.
@@ -60,8 +56,8 @@ Result<LayerBudgets> snapkv_ref_budgets(ClusterParams const& params) {
 
 Result<LayerBudgets> pyramidkv_ref_budgets(ClusterParams const& params) {
     DKV_TRY(check(params));
-    if (params.beta == 0) return refuse("beta is 0");
-    if (params.layers == 1) return refuse("layers is 1, and the published step divides by zero");
+    if (params.beta == 0) return invalid("beta is 0");
+    if (params.layers == 1) return invalid("layers is 1, and the published step divides by zero");
     if (params.prompt_tokens < params.capacity) return LayerBudgets{};
     std::uint64_t const base = params.base();
     if (params.prompt_tokens < 2 * base) return snapkv_ref_budgets(params);
@@ -83,7 +79,7 @@ Result<std::vector<std::vector<std::int32_t>>> select_ref(std::span<float const>
                                                           std::uint32_t window) {
     std::size_t const prefix = DKV_TRY(columns_of(pooled, heads));
     if (budget > prefix)
-        return refuse(fmt::format("budget is {} of a prefix of {} tokens", budget, prefix));
+        return invalid(fmt::format("budget is {} of a prefix of {} tokens", budget, prefix));
 
     std::vector<std::vector<std::int32_t>> lists;
     for (std::size_t head = 0; head < heads; ++head) {
@@ -100,8 +96,8 @@ Result<std::vector<std::vector<std::int32_t>>> select_snapkv_kvpress(std::span<f
                                                                      std::uint32_t window,
                                                                      double compression_ratio) {
     std::size_t const prefix = DKV_TRY(columns_of(pooled, kv_heads));
-    if (prefix == 0) return refuse("the prompt is no longer than the window");
-    if (window == 0) return refuse("window is 0");
+    if (prefix == 0) return invalid("the prompt is no longer than the window");
+    if (window == 0) return invalid("window is 0");
     DKV_TRY(check_ratio(compression_ratio));
 
     std::size_t const tokens = prefix + window;
@@ -136,7 +132,7 @@ Result<std::vector<std::vector<std::int32_t>>> select_h2o_kvpress(std::span<floa
                                                                   double compression_ratio) {
     std::size_t const tokens = DKV_TRY(columns_of(sums, q_heads));
     if (kv_heads == 0 || q_heads % kv_heads != 0)
-        return refuse(fmt::format("q_heads is {}, no multiple of kv_heads {}", q_heads, kv_heads));
+        return invalid(fmt::format("q_heads is {}, no multiple of kv_heads {}", q_heads, kv_heads));
     DKV_TRY(check_ratio(compression_ratio));
     if (compression_ratio == 0)
         return std::vector<std::vector<std::int32_t>>(kv_heads, positions(0, tokens));
