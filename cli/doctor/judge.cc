@@ -234,9 +234,13 @@ std::string ways(Gpu const& gpu) {
 }
 
 Finding gpu(Readings const& r) {
+    bool const is_built_without = r.cuda_build == "no CUDA";
     if (r.gpus.empty() && !r.gpu_device && !r.gpu_driver)
         return {"gpu", Level::Ok, "no NVIDIA device, no CUDA driver; built with " + r.cuda_build,
-                "the CPU backend does the work", ""};
+                is_built_without ? "the CPU backend does the work; --backend cuda and libdkv_cuda "
+                                   "are left out of this build"
+                                 : "the CPU backend does the work",
+                ""};
     if (r.gpus.empty()) {
         Finding f{"gpu", Level::Warn,
                   r.gpu_device && r.gpu_driver ? "an NVIDIA device and its CUDA driver"
@@ -244,7 +248,6 @@ Finding gpu(Readings const& r) {
                                  : "a CUDA driver, but no /dev/nvidia0",
                   "", ""};
         f.found += "; " + r.gpus_error;
-        bool const is_built_without = r.cuda_build == "no CUDA";
         f.means = is_built_without
                       ? "this build of dkv has no CUDA backend: caches in GPU memory cannot be "
                         "compressed"

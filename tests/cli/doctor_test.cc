@@ -159,6 +159,14 @@ TEST_CASE("doctor: a GPU is named, and that this build cannot use it") {
     readings.cuda_build = "no CUDA";
 
     CHECK(find(readings, "gpu").means.find("no CUDA backend") != std::string::npos);
+
+    readings.gpu_device = readings.gpu_driver = false;
+    auto const without = find(readings, "gpu");
+    CHECK(without.level == Level::Ok);
+    CHECK(without.found == "no NVIDIA device, no CUDA driver; built with no CUDA");
+    CHECK(without.means ==
+          "the CPU backend does the work; --backend cuda and libdkv_cuda are left out of this "
+          "build");
 }
 
 TEST_CASE("doctor reads the first processor of x86 and of ARM") {
