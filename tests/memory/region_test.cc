@@ -169,8 +169,9 @@ TEST_CASE("check_size notices a region that its engine cut") {
 }
 
 TEST_CASE("drop keeps the bytes") {
-    EngineMemory memory(3 * 4096);
-    auto const region = attach(source_of(memory), 3 * 4096, false);
+    constexpr std::size_t kBytes = 12288;
+    EngineMemory memory(kBytes);
+    auto const region = attach(source_of(memory), kBytes, false);
     REQUIRE(region);
     memory.bytes()[5000] = std::byte{1};
     CHECK(region.value()->bytes()[5000] == std::byte{1});
