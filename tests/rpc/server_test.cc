@@ -1,133 +1,7 @@
-#include "sidecar/rpc/server.h"
-
-#include <doctest/doctest.h>
-
-#include "tests/support/lent_prompt.h"
-#include "tests/support/results.h"
+#include "tests/rpc/server_fixture.h"
 
 namespace dkv::rpc {
 namespace {
-
-using wire::Body;
-
-constexpr std::uint64_t kBoot = 77;
-constexpr std::uint64_t kEngine = 11;
-
-/// Keeps what is sent; may claim that a peer is full or gone.
-class FakeOutbox : public Outbox {
-public:
-    struct Letter {
-        Peer peer;
-        std::unique_ptr<wire::EnvelopeT> envelope;
-    };
-    Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) override {
-        if (peer == full) return Sent::Full;
-        if (peer == gone) return Sent::Gone;
-        auto envelope = decode(std::as_bytes(bytes));
-        REQUIRE(envelope);
-        letters.push_back({peer, std::move(envelope).value()});
-        return Sent::Yes;
-    }
-    std::vector<Letter> letters;
-    Peer full;
-    Peer gone;
-};
-
-struct ServerFixture {
-    explicit ServerFixture(Config settings = {})
-        : server({.config = std::move(settings),
-                  .endpoint = "test",
-                  .boot_id = kBoot,
-                  .started_at = 1000,
-                  .wall_offset_ms = 5000},
-                 metrics,
-                 outbox,
-                 Backends([] { return make_cpu_backend(1); }),
-                 [] {}) {}
-
-    /// The one answer to these bytes.
-    wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {
-        outbox.letters.clear();
-        server.on_message(peer, std::as_bytes(bytes), now);
-        auto const is_answer = [&](auto const& letter) {
-            return letter.peer == peer && letter.envelope->body.type != Body::Notice;
-        };
-        REQUIRE(std::count_if(outbox.letters.begin(), outbox.letters.end(), is_answer) == 1);
-        return *std::find_if(outbox.letters.begin(), outbox.letters.end(), is_answer)->envelope;
-    }
-    template <class Message>
-    wire::BodyUnion& ask(Message message, Peer const& peer = "peer") {
-        wire::EnvelopeT envelope;
-        envelope.id = 9;
-        envelope.body.Set(std::move(message));
-        auto& reply = answer(encode(envelope), peer);
-        CHECK(reply.id == 9);
-        CHECK(reply.boot_id == kBoot);
-        return reply.body;
-    }
-    template <class Message>
-    wire::FailureT ask_in_vain(Message message) {
-        auto& body = ask(std::move(message));
-        REQUIRE(body.type == Body::Failure);
-        return *body.AsFailure();
-    }
-    void attach() { REQUIRE(ask(hello()).type == Body::Welcome); }
-
-    static wire::HelloT hello() {
-        wire::HelloT hello;
-        hello.instance = kEngine;
-        hello.generation = 1;
-        hello.engine = "test 1.0";
-        hello.model = "tiny";
-        hello.geometry = std::make_unique<wire::GeometryT>();
-        hello.geometry->layers = 3;
-        hello.geometry->q_heads = 4;
-        hello.geometry->kv_heads = 2;
-        hello.geometry->head_dim = 8;
-        hello.geometry->dtype = wire::Dtype::F32;
-        return hello;
-    }
-    static wire::OpenSessionT open_session(std::uint64_t session, char const* policy = nullptr) {
-        wire::OpenSessionT open;
-        open.instance = kEngine;
-        open.session = session;
-        open.prompt_tokens = 1000;
-        if (policy == nullptr) return open;
-        open.policy = std::make_unique<wire::PolicyT>();
-        open.policy->name = policy;
-        return open;
-    }
-    static wire::LayerReadyT layer_ready() {
-        wire::LayerReadyT ready;
-        ready.instance = kEngine;
-        ready.session = 1;
-        for (auto* const rows : {&ready.keys, &ready.values}) {
-            *rows = std::make_unique<wire::RowsT>();
-            (*rows)->dtype = wire::Dtype::F32;
-        }
-        return ready;
-    }
-    static wire::SetPolicyT set_policy(std::uint64_t instance, char const* name) {
-        wire::SetPolicyT set;
-        set.instance = instance;
-        if (name == nullptr) return set;
-        set.policy = std::make_unique<wire::PolicyT>();
-        set.policy->name = name;
-        return set;
-    }
-
-    Millis now = 3000;
-    Metrics metrics;
-    FakeOutbox outbox;
-    Server server;
-};
-
-template <class Message>
-Message of_engine() {
-    Message message;
-    message.instance = kEngine;
-    return message;
-}
 
 TEST_CASE("hello is answered with what the engine has to know") {
     ServerFixture s;
@@ -150,6 +24,7 @@ TEST_CASE("every request of an engine that is not attached is answered with unkn
     region.source.Set(wire::PosixShmT());
     failures.push_back(s.ask_in_vain(std::move(region)));
     failures.push_back(s.ask_in_vain(of_engine<wire::UnregisterRegionT>()));
+    failures.push_back(s.ask_in_vain(of_engine<wire::RegisterEventsT>()));
     failures.push_back(s.ask_in_vain(ServerFixture::open_session(1)));
     failures.push_back(s.ask_in_vain(of_engine<wire::BindBuffersT>()));
     failures.push_back(s.ask_in_vain(ServerFixture::layer_ready()));

@@ -90,3 +90,54 @@ TEST_CASE("envelope: refusals tell the size") {
     CHECK(decode(as_bytes(large)).error().message ==
           "message has 4194305 bytes; the limit is 4194304");
 }
+
+TEST_CASE("envelope: an engine's events are a message of their own, which others can ignore") {
+    wire::RegisterEventsT events;
+    events.instance = 0x1234;
+    events.handles.assign(2 * 64, 7);
+    wire::EnvelopeT envelope;
+    envelope.body.Set(events);
+    // Numbers of the wire: what a released version calls them.
+    CHECK(static_cast<int>(wire::Body::RegisterEvents) == 37);
+    CHECK(static_cast<int>(wire::RegionSource::CudaIpc) == 3);
+    CHECK(static_cast<int>(wire::RegionSource::Inproc) == 6);
+
+    auto const bytes = encode(envelope);
+    auto const back = decode(as_bytes(bytes));
+    REQUIRE(back);
+    REQUIRE(back.value()->body.AsRegisterEvents() != nullptr);
+    CHECK(back.value()->body.AsRegisterEvents()->instance == 0x1234);
+    CHECK(back.value()->body.AsRegisterEvents()->handles == events.handles);
+    for (std::size_t length = 0; length < bytes.size(); ++length) {
+        std::vector<std::uint8_t> const cut(bytes.begin(),
+                                            bytes.begin() + static_cast<std::ptrdiff_t>(length));
+        if (auto const read = decode(as_bytes(cut)); read)
+            CHECK(bytes.size() - length < 4);  // Padding, which nobody misses.
+    }
+}
+
+TEST_CASE("envelope: handles that are not there make a message damaged, not empty") {
+    auto const refusal = [](wire::Body kind, auto const& make) {
+        flatbuffers::FlatBufferBuilder builder;
+        auto const body = make(builder);
+        builder.Finish(wire::CreateEnvelope(builder, kProtocolVersion, 7, 0, kind, body),
+                       wire::EnvelopeIdentifier());
+        auto const bytes = std::as_bytes(std::span(builder.GetBufferPointer(), builder.GetSize()));
+        auto const envelope = decode(bytes);
+        REQUIRE_FALSE(envelope);
+        CHECK(envelope.error().message ==
+              "message of " + std::to_string(bytes.size()) + " bytes is damaged or truncated");
+    };
+    refusal(wire::Body::RegisterEvents, [](flatbuffers::FlatBufferBuilder& builder) {
+        auto const start = builder.StartTable();
+        builder.AddElement<std::uint64_t>(wire::RegisterEvents::VT_INSTANCE, 5, 0);
+        return flatbuffers::Offset<void>(builder.EndTable(start));
+    });
+    refusal(wire::Body::RegisterRegion, [](flatbuffers::FlatBufferBuilder& builder) {
+        auto const inner = builder.StartTable();
+        builder.AddElement<std::uint64_t>(wire::CudaIpc::VT_ALLOCATION_BYTES, 5, 0);
+        flatbuffers::Offset<void> const source(builder.EndTable(inner));
+        return wire::CreateRegisterRegion(builder, 5, wire::RegionSource::CudaIpc, source, 64)
+            .Union();
+    });
+}

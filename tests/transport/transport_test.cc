@@ -1,14 +1,17 @@
 #include "sidecar/transport/transport.h"
 
+#include <array>
 #include <fstream>
 #include <optional>
 #include <thread>
+#include <unistd.h>
 
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <zmq.hpp>
 
 #include "protocol/base/unique_fd.h"
@@ -30,6 +33,7 @@ public:
         last_peer = peer;
         std::string const text(reinterpret_cast<char const*>(bytes.data()), bytes.size());
         say(peer, std::to_string(bytes.size()) + ":" + text);
+        senders_here += transport_.sender_is_this_process() ? 1 : 0;
         if (text == "stop") transport_.stop();
     }
     void on_wake(std::uint64_t /*now*/) override {
@@ -44,6 +48,7 @@ public:
 
     PeerId last_peer;
     int ticks = 0;
+    int senders_here = 0;  ///< Messages of this process's own sockets.
 
 private:
     Transport& transport_;
@@ -82,7 +87,9 @@ struct Running {
                   .value()),
           echo(*transport),
           thread([this, watched_fd] { CHECK(transport->run(echo, watched_fd)); }) {}
-    ~Running() {
+    ~Running() { stop(); }
+    void stop() {
+        if (!thread.joinable()) return;
         transport->stop();
         thread.join();
     }
@@ -233,6 +240,68 @@ TEST_CASE("what is in the way is named") {
           "directory '" + dir.path() +
               "' can be written to by others; a socket needs one of mode 0700");
     ::chmod(dir.path().c_str(), 0700);
+}
+
+/// A second process that asks once, as soon as it is told where; forked while this one has no
+/// threads.
+class OtherProcess {
+public:
+    OtherProcess() {
+        std::array<int, 2> lines{};
+        REQUIRE(::pipe(lines.data()) == 0);
+        pid_ = ::fork();
+        if (pid_ == 0) {
+            ::close(lines[1]);
+            std::string endpoint(256, '\0');
+            auto const bytes = ::read(lines[0], endpoint.data(), endpoint.size());
+            endpoint.resize(bytes > 0 ? static_cast<std::size_t>(bytes) : 0);
+            ::_exit(is_answered(endpoint) ? 0 : 1);
+        }
+        ::close(lines[0]);
+        tell_ = UniqueFd(lines[1]);
+    }
+    /// Whether it got its answer.
+    bool asks(std::string const& endpoint) {
+        if (::write(tell_.get(), endpoint.data(), endpoint.size()) < 0) return false;
+        tell_.reset();
+        int status = -1;
+        return ::waitpid(pid_, &status, 0) == pid_ && status == 0;
+    }
+
+private:
+    static bool is_answered(std::string const& endpoint) noexcept {
+        try {
+            return Dealer(endpoint).ask("b") == "1:b";
+        } catch (...) {  // doctest's: it is not to go on with the tests here.
+            return false;
+        }
+    }
+
+    pid_t pid_ = 0;
+    UniqueFd tell_;
+};
+
+TEST_CASE("whether a message comes from this process is what the kernel says of its socket") {
+    test::TempDir dir;
+    OtherProcess other;
+    OtherProcess over_tcp;
+    {
+        auto const endpoint = "ipc://" + (dir / "s");
+        Running running(endpoint);
+        Dealer dealer(endpoint);
+        CHECK(dealer.ask("a") == "1:a");
+        CHECK(other.asks(endpoint));
+        CHECK(dealer.ask("c") == "1:c");
+        running.stop();
+        CHECK(running.echo.senders_here == 2);
+        CHECK(!running.transport->sender_is_this_process());
+    }
+    Running running("tcp://127.0.0.1:*");
+    Dealer dealer(running.transport->endpoint());
+    CHECK(dealer.ask("a") == "1:a");
+    CHECK(over_tcp.asks(running.transport->endpoint()));
+    running.stop();
+    CHECK(running.echo.senders_here == 0);  // Nobody vouches for who is behind a TCP socket.
 }
 
 TEST_CASE("a tcp port that is taken is refused") {
