@@ -35,6 +35,7 @@ public:
     explicit OnDevice(std::vector<T> const& host) : OnDevice(host.size()) {
         REQUIRE(cudaMemcpy(data_, host.data(), count_ * sizeof(T), cudaMemcpyHostToDevice) ==
                 cudaSuccess);
+        REQUIRE(cudaDeviceSynchronize() == cudaSuccess);  // Another process may read it.
     }
     OnDevice(OnDevice const&) = delete;
     OnDevice& operator=(OnDevice const&) = delete;

@@ -1,7 +1,9 @@
 // Another process for the tests: obeys one command a line, answers one line each.
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -50,6 +52,8 @@ public:
         if (verb == "synchronize") return name(cudaEventSynchronize(event_));
         if (verb == "record") return name(cudaEventRecord(event_, nullptr));
         if (verb == "fill_behind_event") return fill_behind_event(command);
+        if (verb == "order") return order(command);
+        if (verb == "plain_fill") return plain_fill();
         if (verb == "import_pool") return import_pool(command);
         if (verb == "import_vmm") return import_vmm(command);
         return "what is " + verb + "?";
@@ -91,8 +95,9 @@ private:
     std::string write(std::istringstream& command) {
         std::size_t const offset = number(command);
         int const value = static_cast<int>(number(command));
-        return name(cudaMemcpy(static_cast<std::byte*>(memory_) + offset, &value, sizeof value,
-                               cudaMemcpyHostToDevice));
+        auto const error = cudaMemcpy(static_cast<std::byte*>(memory_) + offset, &value,
+                                      sizeof value, cudaMemcpyHostToDevice);
+        return name(error == cudaSuccess ? cudaDeviceSynchronize() : error);
     }
     std::string open_event(std::istringstream& command) {
         return name(cudaIpcOpenEventHandle(&event_, handle<cudaIpcEventHandle_t>(command)));
@@ -104,6 +109,60 @@ private:
         cudaStreamWaitEvent(stream, event_, 0);
         return name(
             cudaMemsetAsync(memory_, static_cast<int>(number(command)), sizeof(int), stream));
+    }
+    /// "default" or "stream" is first given something to do, then the other; then the second of
+    /// them is waited for, then the first. What was done by the first wait, and by the second: "a"
+    /// is what was queued first.
+    static std::string order(std::istringstream& command) {
+        std::string kind;
+        std::string first;
+        command >> kind >> first;
+        cudaStream_t stream = nullptr;
+        cudaStreamCreateWithFlags(&stream,
+                                  kind == "blocking" ? cudaStreamDefault : cudaStreamNonBlocking);
+        std::string done;
+        auto const say = [&](cudaStream_t on, char const* what) {
+            struct Word {
+                std::string* text;
+                char const* what;
+            };
+            cudaLaunchHostFunc(
+                on,
+                [](void* given) {
+                    std::unique_ptr<Word> const word(static_cast<Word*>(given));
+                    *word->text += word->what;
+                },
+                new Word{&done, what});
+        };
+        cudaStream_t const one = first == "default" ? nullptr : stream;
+        cudaStream_t const other = first == "default" ? stream : nullptr;
+        say(one, "a");
+        say(other, "b");
+        done += "|";
+        cudaStreamSynchronize(other);
+        done += "|";
+        cudaStreamSynchronize(one);
+        cudaStreamDestroy(stream);
+        return done;
+    }
+    /// What a plain cudaMemset and a plain cudaMemcpy have written when they return, as somebody
+    /// sees it who waits for neither; then when the device was waited for.
+    static std::string plain_fill() {
+        int* memory = nullptr;
+        int const seven = 7;
+        cudaMalloc(reinterpret_cast<void**>(&memory), 2 * sizeof(int));
+        cudaMemset(memory, 1, sizeof(int));
+        cudaMemcpy(memory + 1, &seven, sizeof seven, cudaMemcpyHostToDevice);
+        cudaStream_t aside = nullptr;
+        cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking);
+        auto const seen = [&] {
+            std::array<int, 2> both{};
+            cudaMemcpyAsync(both.data(), memory, sizeof both, cudaMemcpyDeviceToHost, aside);
+            return std::to_string(both[0]) + " " + std::to_string(both[1]);
+        };
+        std::string const before = seen();
+        cudaDeviceSynchronize();
+        return before + ", then " + seen();
     }
     std::string import_pool(std::istringstream& command) {
         auto const descriptor = static_cast<std::intptr_t>(number(command));

@@ -145,6 +145,7 @@ TEST_CASE("an event is not ready for another process while a host function holds
     std::uint64_t const five = 5;
     REQUIRE(cudaMemcpyAsync(gate.data(), &five, sizeof five, cudaMemcpyHostToDevice, nullptr) ==
             cudaSuccess);
+    REQUIRE(cudaStreamSynchronize(nullptr) == cudaSuccess);
     CHECK(peer.answer() == "cudaSuccess");
 
     REQUIRE(cudaStreamDestroy(stream) == cudaSuccess);
@@ -199,6 +200,7 @@ TEST_CASE(
     REQUIRE(cudaMallocFromPoolAsync(&before, 5000, pool, nullptr) == cudaSuccess);
     REQUIRE(cudaMallocFromPoolAsync(&memory, 5000, pool, nullptr) == cudaSuccess);
     REQUIRE(cudaMemset(memory, 3, 5000) == cudaSuccess);
+    REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
     int descriptor = -1;
     cudaMemPoolPtrExportData data{};
     REQUIRE(cudaMemPoolExportToShareableHandle(
@@ -265,6 +267,7 @@ TEST_CASE("VMM memory that was made with a POSIX handle type crosses by its desc
     Mapped const made = map_vmm(CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
     auto* const memory = reinterpret_cast<std::byte*>(made.address);
     REQUIRE(cudaMemset(memory + 100, 4, 4) == cudaSuccess);
+    REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
     int descriptor = -1;
     auto const give =
         driver<PFN_cuMemExportToShareableHandle_v10020>("cuMemExportToShareableHandle");

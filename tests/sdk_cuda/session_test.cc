@@ -285,7 +285,8 @@ TEST_CASE("what came of a layer is read from the device: its positions are in ho
     auto* const base = static_cast<std::byte*>(dkv_arena_base(destination));
     auto const packed = packed_layer(kGeometry, std::vector<std::uint32_t>{2, 1}, 0);
     std::int32_t const positions[] = {3, 63, 5};
-    std::memcpy(base + packed.positions_offset, positions, sizeof positions);
+    REQUIRE(dkv_cuda_copy_to_device(base + packed.positions_offset, positions, sizeof positions,
+                                    nullptr) == DKV_OK);
 
     wire::LayerProgressT message;
     message.session =

@@ -2,10 +2,12 @@
 // memory comes as kind inproc; two processes share theirs in tests/memory and tests/e2e.
 #include "protocol/cuda/device.h"
 
-#include <cstring>
+#include <vector>
 
+#include "protocol/cuda/copy.h"
 #include "protocol/cuda/events.h"
 #include "protocol/cuda/memory.h"
+#include "tests/memory/exporter.h"
 #include "tests/session/fixture.h"
 
 namespace dkv::test {
@@ -34,6 +36,22 @@ struct DeviceFixture {
         CHECK(welcomed.value().backend.find("cuda (") == 0);
     }
     Caller caller() { return {"peer", now, ++last_request, true}; }
+    void give_events(std::vector<cuda::EventHandle> handles) {
+        REQUIRE(table.register_events(caller(), TableFixture::kEngine, std::move(handles)));
+        CHECK(await_answer() == "RegisterEvents " + std::to_string(last_request) + ": done");
+    }
+    /// The last line that is heard of a session whose first layer names that event.
+    std::string outcome_of_event(std::uint64_t session, std::int32_t event) {
+        open(session);
+        auto request = layer(0);
+        request.event = event;
+        auto const before = ears.lines.size();
+        REQUIRE(table.layer_ready(caller(), TableFixture::kEngine, session, request));
+        await([&] { return ears.lines.size() > before; });
+        auto const line = ears.lines.at(before);
+        REQUIRE(table.close_session(caller(), TableFixture::kEngine, session, ""));
+        return line;
+    }
     std::string await_answer() {
         auto const before = ears.answers.size();
         await([&] { return ears.answers.size() > before; });
@@ -55,8 +73,8 @@ struct DeviceFixture {
         if (source == nullptr) {
             attach();
             source = cuda::allocate_device_memory(prompt.memory.bytes().size()).value();
-            std::memcpy(source->bytes().data(), prompt.memory.bytes().data(),
-                        prompt.memory.bytes().size());
+            REQUIRE(cuda::copy_to_device(source->bytes().data(), prompt.memory.bytes().data(),
+                                         prompt.memory.bytes().size(), nullptr));
             source_region = lend(*source, false);
         }
         OpenRequest request;
@@ -146,8 +164,9 @@ TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
     CHECK(t.ears.last_outcome.lengths == on_cpu.ears.last_outcome.lengths);
     auto const bytes = t.ears.last_outcome.bytes_kept;
     CHECK(bytes == on_cpu.ears.last_outcome.bytes_kept);
-    CHECK(std::memcmp(t.destination->bytes().data(), on_cpu.destination->bytes().data(), bytes) ==
-          0);
+    std::vector<std::byte> kept(bytes);
+    REQUIRE(cuda::copy_to_host(kept.data(), t.destination->bytes().data(), bytes));
+    CHECK(std::equal(kept.begin(), kept.end(), on_cpu.destination->bytes().begin()));
 }
 
 TEST_CASE("a detach of device memory is acknowledged when nothing uses it any more") {
@@ -217,6 +236,73 @@ TEST_CASE("an engine that dies while its event is waited for is let go of at onc
     REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
     CHECK(t.table.facts().mapped_bytes == 0);
 }  // The table waits for its workers here: ten minutes, if nobody told them.
+
+TEST_CASE("an event is an index into what its engine registered last, in this generation") {
+    if (!DeviceFixture::has_device()) return;
+    Exporter engine;  // Events of this process would be refused: they come from a second one.
+    auto const handle = engine.event();
+    DeviceFixture t;
+    t.open(1);
+    t.give_events({handle});
+
+    CHECK(t.outcome_of_event(2, 1) == "peer/2: failed: layer 0: event 1 of a pool of 1");
+    CHECK(t.outcome_of_event(3, 0) == "peer/3: layer 0 staged");
+    t.give_events({});
+    CHECK(t.outcome_of_event(4, 0) ==
+          "peer/4: failed: layer 0: event 0 is named, and this engine has registered none");
+
+    t.give_events({handle});
+    auto again = TableFixture::hello_of(TableFixture::kEngine);
+    again.device = t.uuid;
+    again.generation = 2;
+    REQUIRE(t.table.hello(t.caller(), again));
+    t.source_region = t.lend(*t.source, false);
+    CHECK(t.outcome_of_event(5, 0) ==
+          "peer/5: failed: layer 0: event 0 is named, and this engine has registered none");
+}
+
+TEST_CASE("events that cannot be opened leave an engine without any, and say why") {
+    if (!DeviceFixture::has_device()) return;
+    Exporter engine;
+    auto const handle = engine.event();
+    DeviceFixture t;
+    t.open(1);
+    t.give_events({handle});
+
+    REQUIRE(
+        t.table.register_events(t.caller(), TableFixture::kEngine, {handle, cuda::EventHandle{}}));
+    CHECK(t.await_answer().find(": cudaIpcOpenEventHandle(") != std::string::npos);
+    CHECK(t.outcome_of_event(2, 0) ==
+          "peer/2: failed: layer 0: event 0 is named, and this engine has registered none");
+    CHECK(refused(t.table.register_events(t.caller(), 99, {handle})).code ==
+          ErrorCode::UnknownInstance);
+}
+
+TEST_CASE("a timeline is one 64-bit word of the device, and no event beside it") {
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture t;
+    t.open(1);
+    auto const word = cuda::allocate_device_memory(64).value();
+    auto const region = t.lend(*word, false);
+    auto const refusal = [&](auto const& change) {
+        auto request = t.layer(0);
+        request.timeline_region = region;
+        request.timeline_value = 1;
+        change(request);
+        return refused(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request)).message;
+    };
+    CHECK(refusal([](auto& request) { request.event = 0; }) ==
+          "a layer has event 0 or a timeline, not both");
+    CHECK(refusal([](auto& request) { request.timeline_offset = 4; }) ==
+          "timeline at byte 4 is no 64-bit word of a region of 64 bytes");
+    CHECK(refusal([](auto& request) { request.timeline_offset = 64; }) ==
+          "timeline at byte 64 is no 64-bit word of a region of 64 bytes");
+    CHECK(refusal([](auto& request) {
+              request.timeline_offset = ~std::uint64_t{7};
+          }).find("is no 64-bit word") != std::string::npos);
+    CHECK(refusal([](auto& request) { request.timeline_region = 99; }) ==
+          "no region 99 is registered");
+}
 
 TEST_CASE("rows of the host and of a device do not mix, by name") {
     if (!DeviceFixture::has_device()) return;

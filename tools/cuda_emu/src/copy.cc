@@ -51,7 +51,16 @@ bool agrees(cudaMemcpyKind kind, Side from, Side to) {
     return false;
 }
 
-enum class Return { WhenQueued, WhenDone };
+/// AsPlain: of a function without Async in its name.
+enum class Return { WhenQueued, AsPlain };
+
+/// Whether a copy is over when the call returns. Into pageable memory it always is. What else a
+/// plain copy leaves for later is what CUDA leaves: the way from staged pageable memory to the
+/// device, and copies within the device.
+bool host_waits(Side from, Side to, Return when) {
+    if (to == Side::Pageable) return true;
+    return when == Return::AsPlain && (to != Side::Device || from == Side::PageLocked);
+}
 
 cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t handle, Return when) {
     return call([&](Lock& lock) {
@@ -65,8 +74,9 @@ cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t handle, Return whe
         if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault)
             return cudaErrorInvalidMemcpyDirection;
         if (!agrees(kind, from, to)) return cudaErrorInvalidValue;
+        bool const done = host_waits(from, to, when);
         std::shared_ptr<std::vector<std::byte>> staged;
-        if (from == Side::Pageable && when == Return::WhenQueued) {
+        if (from == Side::Pageable && !done) {
             // Pageable memory is the caller's again when the call returns.
             staged = std::make_shared<std::vector<std::byte>>(rows.width * rows.height);
             Rows{staged->data(), rows.width, rows.from, rows.from_pitch, rows.width, rows.height}
@@ -76,8 +86,7 @@ cudaError_t copy(Rows rows, cudaMemcpyKind kind, cudaStream_t handle, Return whe
         }
         std::uint64_t const sequence =
             push(stream, lock, {.run = [rows, staged] { rows.run(); }, .after = {}, .ready = {}});
-        // Into pageable memory a copy is not asynchronous, whatever the function's name.
-        if (when == Return::WhenDone || to == Side::Pageable) finish(stream, sequence, lock);
+        if (done) finish(stream, sequence, lock);
         return cudaSuccess;
     });
 }
@@ -105,7 +114,7 @@ cudaError_t fill(void* to,
                       },
                   .after = {},
                   .ready = {}});
-        if (when == Return::WhenDone) finish(stream, sequence, lock);
+        if (when == Return::AsPlain && side != Side::Device) finish(stream, sequence, lock);
         return cudaSuccess;
     });
 }
@@ -145,7 +154,7 @@ using namespace cudaemu;
 extern "C" {
 
 cudaError_t cudaMemcpy(void* to, void const* from, std::size_t bytes, cudaMemcpyKind kind) {
-    return copy({to, bytes, from, bytes, bytes, 1}, kind, nullptr, Return::WhenDone);
+    return copy({to, bytes, from, bytes, bytes, 1}, kind, nullptr, Return::AsPlain);
 }
 cudaError_t cudaMemcpyAsync(
     void* to, void const* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -167,7 +176,7 @@ cudaError_t cudaMemcpy2D(void* to,
                          std::size_t width,
                          std::size_t height,
                          cudaMemcpyKind kind) {
-    return copy({to, to_pitch, from, from_pitch, width, height}, kind, nullptr, Return::WhenDone);
+    return copy({to, to_pitch, from, from_pitch, width, height}, kind, nullptr, Return::AsPlain);
 }
 cudaError_t cudaMemcpy2DAsync(void* to,
                               std::size_t to_pitch,
@@ -180,7 +189,7 @@ cudaError_t cudaMemcpy2DAsync(void* to,
     return copy({to, to_pitch, from, from_pitch, width, height}, kind, stream, Return::WhenQueued);
 }
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
-    return fill(to, bytes, value, bytes, 1, nullptr, Return::WhenDone);
+    return fill(to, bytes, value, bytes, 1, nullptr, Return::AsPlain);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
     return fill(to, bytes, value, bytes, 1, stream, Return::WhenQueued);

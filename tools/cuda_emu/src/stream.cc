@@ -95,8 +95,7 @@ std::uint64_t push(std::shared_ptr<Stream> const& stream, Lock& lock, Work work)
     add_default_order(stream, work);
     stream->queue.push_back(std::move(work));
     std::uint64_t const sequence = ++stream->pushed;
-    // The default stream is not lazy: most of its users wait at once.
-    if (!lazy_streams() || stream == streams().legacy) {
+    if (!lazy_streams()) {
         while (step(stream, lock)) {
         }
         if (stream->done < sequence) pump(stream, 0);
