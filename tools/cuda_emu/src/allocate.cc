@@ -5,6 +5,7 @@
 
 #include <sys/mman.h>
 
+#include "tools/cuda_emu/src/capture.h"
 #include "tools/cuda_emu/src/memory.h"
 #include "tools/cuda_emu/src/stream.h"
 
@@ -92,22 +93,22 @@ using namespace cudaemu;
 extern "C" {
 
 cudaError_t cudaMalloc(void** address, std::size_t bytes) {
-    return call([&](Lock&) { return allocate(address, bytes); });
+    return call_unsafe([&](Lock&) { return allocate(address, bytes); });
 }
 cudaError_t cudaFree(void* address) {
-    return call([&](Lock& lock) { return release(address, lock); });
+    return call_unsafe([&](Lock& lock) { return release(address, lock); });
 }
 cudaError_t cudaMallocHost(void** address, std::size_t bytes) {
-    return call([&](Lock&) { return allocate_host(address, bytes, Kind::Host); });
+    return call_unsafe([&](Lock&) { return allocate_host(address, bytes, Kind::Host); });
 }
 cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned /*flags*/) {
-    return call([&](Lock&) { return allocate_host(address, bytes, Kind::Host); });
+    return call_unsafe([&](Lock&) { return allocate_host(address, bytes, Kind::Host); });
 }
 cudaError_t cudaMallocManaged(void** address, std::size_t bytes, unsigned /*flags*/) {
-    return call([&](Lock&) { return allocate_host(address, bytes, Kind::Managed); });
+    return call_unsafe([&](Lock&) { return allocate_host(address, bytes, Kind::Managed); });
 }
 cudaError_t cudaFreeHost(void* address) {
-    return call([&](Lock& lock) {
+    return call_unsafe([&](Lock& lock) {
         if (address == nullptr) return cudaSuccess;
         Allocation* const found = find_base(address);
         if (found == nullptr || found->kind != Kind::Host) return cudaErrorInvalidValue;
@@ -118,7 +119,7 @@ cudaError_t cudaFreeHost(void* address) {
     });
 }
 cudaError_t cudaHostRegister(void* address, std::size_t bytes, unsigned /*flags*/) {
-    return call([&](Lock&) {
+    return call_unsafe([&](Lock&) {
         if (address == nullptr || bytes == 0) return cudaErrorInvalidValue;
         auto* const base = static_cast<std::byte*>(address);
         auto const next = allocations().lower_bound(base);
@@ -134,7 +135,7 @@ cudaError_t cudaHostRegister(void* address, std::size_t bytes, unsigned /*flags*
     });
 }
 cudaError_t cudaHostUnregister(void* address) {
-    return call([&](Lock& lock) {
+    return call_unsafe([&](Lock& lock) {
         Allocation* const found = find_base(address);
         if (found == nullptr || found->kind != Kind::Registered)
             return cudaErrorHostMemoryNotRegistered;

@@ -5,6 +5,7 @@
 //   CUDAEMU_MEMORY=<bytes>               of each device; 8 GiB without it
 //   CUDA_VISIBLE_DEVICES                 ordinals or UUIDs, as CUDA reads it
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,14 +14,17 @@
 #include <unistd.h>
 #include <vector>
 
+#include <cudaemu/fault.h>
+
+#include "tools/cuda_emu/src/context.h"
 #include "tools/cuda_emu/src/runtime.h"
 
 namespace cudaemu {
 namespace {
 
 constexpr unsigned kPhysicalMax = 16;
-thread_local int chosen_device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
+std::atomic<cudaError_t> lost_by{cudaSuccess};  // NOLINT
 
 std::string_view setting(char const* name, char const* otherwise) {
     char const* const value = std::getenv(name);
@@ -171,9 +175,13 @@ cudaError_t refusal() {
     return state;
 }
 
-int current_device() {
-    return chosen_device;
+cudaError_t lost() {
+    return lost_by;
 }
+void lose_device(cudaError_t error) {
+    lost_by = error;
+}
+
 int device_count() {
     return static_cast<int>(devices().size());
 }
@@ -226,16 +234,21 @@ cudaError_t cudaSetDevice(int ordinal) {
         return remember(refused);
     if (cudaError_t const bad = cudaemu::check_ordinal(ordinal); bad != cudaSuccess)
         return remember(bad);
-    cudaemu::chosen_device = ordinal;
-    return cudaSuccess;
+    cudaemu::set_device(ordinal);
+    return remember(cudaemu::lost());
 }
 cudaError_t cudaInitDevice(int ordinal, unsigned /*device_flags*/, unsigned /*flags*/) {
-    return cudaSetDevice(ordinal);
+    if (cudaError_t const refused = cudaemu::refusal(); refused != cudaSuccess)
+        return remember(refused);
+    if (cudaError_t const bad = cudaemu::check_ordinal(ordinal); bad != cudaSuccess)
+        return remember(bad);
+    cudaemu::primary_context(ordinal);  // And not made current.
+    return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* ordinal) {
     if (cudaError_t const refused = cudaemu::refusal(); refused != cudaSuccess)
         return remember(refused);
-    *ordinal = cudaemu::chosen_device;
+    *ordinal = cudaemu::current_device();
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ordinal) {

@@ -6,6 +6,7 @@
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
+#include "tools/cuda_emu/src/context.h"
 #include "tools/cuda_emu/src/errors.h"
 #include "tools/cuda_emu/src/memory.h"
 #include "tools/cuda_emu/src/stream.h"
@@ -19,11 +20,14 @@ void* pointer(CUdeviceptr address) {
 }
 
 CUresult address_range(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr address) {
-    return drive([&](Lock&) {
+    return drive_in_context([&](Lock&) {
         Allocation const* const found = find(pointer(address));
         if (found == nullptr || !found->on_device()) return CUDA_ERROR_NOT_FOUND;
-        if (base != nullptr) *base = reinterpret_cast<CUdeviceptr>(found->base);
-        if (bytes != nullptr) *bytes = found->bytes;
+        // Small allocations share a block, and who opens one has all of that.
+        std::byte* const begin =
+            found->kind == Kind::Imported ? found->map + page_bytes() : found->base;
+        if (base != nullptr) *base = reinterpret_cast<CUdeviceptr>(begin);
+        if (bytes != nullptr) *bytes = static_cast<std::size_t>(found->base + found->bytes - begin);
         return CUDA_SUCCESS;
     });
 }
@@ -49,7 +53,7 @@ CUresult attribute(void* result,
     std::size_t range_bytes = found.bytes;
     if (found.kind == Kind::Vmm) vmm::reservation_of(address, &range, &range_bytes);
     switch (which) {
-        case CU_POINTER_ATTRIBUTE_CONTEXT: return give(result, &device(found.device));
+        case CU_POINTER_ATTRIBUTE_CONTEXT: return give(result, primary_context(found.device));
         case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
             return give(result, host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
         case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return give(result, address);
@@ -96,14 +100,6 @@ CUresult pointer_attributes(unsigned count,
     });
 }
 
-CUresult current_context(CUcontext* context) {
-    return drive([&](Lock&) {
-        *context = reinterpret_cast<CUcontext>(
-            const_cast<Device*>(&device(current_device())));  // A name for it, no more.
-        return CUDA_SUCCESS;
-    });
-}
-
 CUresult device_uuid(CUuuid* uuid, CUdevice ordinal) {
     return drive([&](Lock&) {
         if (uuid == nullptr || ordinal < 0 || ordinal >= device_count())
@@ -121,7 +117,7 @@ std::atomic_ref<Word> word_at(CUdeviceptr address) {
 
 template <class Word>
 CUresult write_value(CUstream handle, CUdeviceptr address, Word value, unsigned flags) {
-    return drive([&](Lock& lock) {
+    return drive_in_context([&](Lock& lock) {
         auto const stream = stream_of(handle);
         if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         if (address % sizeof(Word) != 0 || !is_covered(pointer(address), sizeof(Word)) ||
@@ -138,7 +134,7 @@ CUresult write_value(CUstream handle, CUdeviceptr address, Word value, unsigned 
 
 template <class Word>
 CUresult wait_value(CUstream handle, CUdeviceptr address, Word value, unsigned flags) {
-    return drive([&](Lock& lock) {
+    return drive_in_context([&](Lock& lock) {
         auto const stream = stream_of(handle);
         if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
         unsigned const kind = flags & 3U;
@@ -182,7 +178,12 @@ Entry const* entry(char const* name) {
         {"cuMemGetAddressRange", 3020, as<PFN_cuMemGetAddressRange_v3020>(address_range)},
         {"cuPointerGetAttribute", 4000, as<PFN_cuPointerGetAttribute_v4000>(pointer_attribute)},
         {"cuPointerGetAttributes", 7000, as<PFN_cuPointerGetAttributes_v7000>(pointer_attributes)},
-        {"cuCtxGetCurrent", 4000, as<PFN_cuCtxGetCurrent_v4000>(current_context)},
+        {"cuCtxGetCurrent", 4000, as<PFN_cuCtxGetCurrent_v4000>(get_current_context)},
+        {"cuCtxSetCurrent", 4000, as<PFN_cuCtxSetCurrent_v4000>(set_current_context)},
+        {"cuCtxCreate", 3020, as<PFN_cuCtxCreate_v3020>(create_context)},
+        {"cuCtxDestroy", 4000, as<PFN_cuCtxDestroy_v4000>(destroy_context)},
+        {"cuDevicePrimaryCtxGetState", 7000,
+         as<PFN_cuDevicePrimaryCtxGetState_v7000>(get_primary_state)},
         {"cuDeviceGetUuid", 9020, as<PFN_cuDeviceGetUuid_v11040>(device_uuid)},
         {"cuStreamWriteValue64", 9000,
          as<PFN_cuStreamWriteValue64_v11070>(write_value<cuuint64_t>)},

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "tools/cuda_emu/src/board.h"
+#include "tools/cuda_emu/src/capture.h"
 #include "tools/cuda_emu/src/memory.h"
 #include "tools/cuda_emu/src/pump.h"
 #include "tools/cuda_emu/src/stream.h"
@@ -18,6 +19,7 @@
 struct CUevent_st {
     unsigned flags = 0;
     bool imported = false;
+    int device = 0;
     // The last cudaEventRecord of this process.
     std::shared_ptr<cudaemu::Stream> stream;
     std::uint64_t sequence = 0;
@@ -107,6 +109,7 @@ cudaError_t create(cudaEvent_t* result, unsigned flags) {
     if (shared && (flags & cudaEventDisableTiming) == 0) return cudaErrorInvalidValue;
     auto event = std::make_unique<CUevent_st>();
     event->flags = flags;
+    event->device = current_device();
     if (shared)
         if (cudaError_t const error = take_slot(*event); error != cudaSuccess) return error;
     *result = event.release();
@@ -150,6 +153,11 @@ bool advance(CUevent_st& event, Lock& lock) {
 }
 
 cudaError_t record(CUevent_st& event, std::shared_ptr<Stream> const& stream, Lock& lock) {
+    // The default stream is the current device's.
+    int const device = stream == legacy_stream() ? current_device() : stream->device;
+    if (event.device != device) return cudaErrorInvalidResourceHandle;
+    if (stream->capturing)
+        return cudaSuccess;  // It marks a place in the graph, and stays as it is.
     auto const time = std::make_shared<std::chrono::steady_clock::time_point>();
     auto const board = event.board;
     std::size_t const index = event.slot_index;
@@ -206,6 +214,7 @@ cudaError_t open_event(cudaEvent_t* result, cudaIpcEventHandle_t const& wire) {
     auto event = std::make_unique<CUevent_st>();
     event->flags = cudaEventDisableTiming;
     event->imported = true;
+    event->device = current_device();
     event->board = std::move(board);
     event->slot_index = handle.slot;
     *result = event.release();
@@ -251,6 +260,7 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t stream, un
 }
 cudaError_t cudaEventQuery(cudaEvent_t handle) {
     return with_event(handle, [](CUevent_st& event, Lock& lock) {
+        if (cudaError_t const met = meet_captures(); met != cudaSuccess) return met;
         if (!has_happened(event)) advance(event, lock);
         return has_happened(event) ? cudaSuccess : cudaErrorNotReady;
     });
@@ -258,6 +268,7 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
 cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
     while (true) {
         cudaError_t const status = with_event(handle, [](CUevent_st& event, Lock& lock) {
+            if (cudaError_t const met = meet_captures(); met != cudaSuccess) return met;
             while (!has_happened(event) && advance(event, lock)) {
             }
             return has_happened(event) ? cudaSuccess : cudaErrorNotReady;

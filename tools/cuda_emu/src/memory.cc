@@ -62,13 +62,32 @@ std::size_t rounded(std::size_t bytes, std::size_t multiple) {
 }
 
 std::shared_ptr<MemoryFile> MemoryFile::create(std::size_t bytes) {
+    return create_on(current_device(), bytes);
+}
+
+std::shared_ptr<MemoryFile> MemoryFile::create_on(int ordinal, std::size_t bytes) {
     static bool const raised = (raise_descriptor_limit(), true);
     static_cast<void>(raised);
-    int const descriptor = ::memfd_create("cudaemu", MFD_CLOEXEC);
+    auto const name =
+        "cudaemu:" + std::to_string(device(ordinal).physical) + ":" + std::to_string(ordinal);
+    int const descriptor = ::memfd_create(name.c_str(), MFD_CLOEXEC);
     if (descriptor < 0) return nullptr;
     std::shared_ptr<MemoryFile> file(new MemoryFile(descriptor));
     if (::ftruncate(descriptor, static_cast<off_t>(bytes)) != 0) return nullptr;
     return file;
+}
+
+MemoryFile::Home MemoryFile::home() const {
+    auto const path = "/proc/self/fd/" + std::to_string(descriptor_);
+    std::array<char, 64> name{};
+    unsigned physical = 0;
+    Home home;
+    if (::readlink(path.c_str(), name.data(), name.size() - 1) < 0 ||
+        std::sscanf(name.data(), "/memfd:cudaemu:%u:%d", &physical, &home.ordinal_of_maker) != 2)
+        return home;
+    for (int ordinal = 0; ordinal < device_count(); ++ordinal)
+        if (device(ordinal).physical == physical) home.ordinal = ordinal;
+    return home;
 }
 
 std::shared_ptr<MemoryFile> MemoryFile::adopt(int descriptor) {

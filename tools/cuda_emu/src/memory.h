@@ -27,11 +27,18 @@ class MemoryFile {
 public:
     /// Null when the operating system refuses.
     static std::shared_ptr<MemoryFile> create(std::size_t bytes);
+    /// The same, saying on which device it is, to whoever gets the descriptor.
+    static std::shared_ptr<MemoryFile> create_on(int ordinal, std::size_t bytes);
     static std::shared_ptr<MemoryFile> adopt(int descriptor);
     ~MemoryFile();
     MemoryFile(MemoryFile const&) = delete;
     MemoryFile& operator=(MemoryFile const&) = delete;
     int descriptor() const { return descriptor_; }
+    struct Home {
+        int ordinal = -1;  ///< As this process counts devices; -1: it does not see that one.
+        int ordinal_of_maker = 0;
+    };
+    Home home() const;
 
 private:
     explicit MemoryFile(int descriptor) : descriptor_(descriptor) {}
@@ -43,6 +50,7 @@ struct VmmHandle {
     std::shared_ptr<MemoryFile> file;
     std::size_t bytes = 0;
     CUmemAllocationProp properties{};
+    int device = 0;  ///< As this process counts them.
     bool imported = false;
     unsigned held = 0;
     ~VmmHandle();

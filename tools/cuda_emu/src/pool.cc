@@ -42,7 +42,7 @@ cudaMemPool_t default_pool(int ordinal) {
         pool = new CUmemPoolHandle_st;
         pool->device = ordinal;
         pool->is_default = true;
-        pool->file = MemoryFile::create(0);
+        pool->file = MemoryFile::create_on(ordinal, 0);
         pools().living.insert(pool);
     }
     return pool;
@@ -71,7 +71,7 @@ cudaError_t create(cudaMemPool_t* result, cudaMemPoolProps const* wish) {
     pool->device = wish->location.id;
     pool->exportable = wish->handleTypes != cudaMemHandleTypeNone;
     pool->bytes_max = wish->maxSize;
-    pool->file = MemoryFile::create(0);
+    pool->file = MemoryFile::create_on(pool->device, 0);
     if (pool->file == nullptr) return cudaErrorMemoryAllocation;
     *result = pool.release();
     pools().living.insert(*result);
@@ -317,12 +317,13 @@ cudaError_t cudaMemPoolImportFromShareableHandle(cudaMemPool_t* result,
         auto const given = static_cast<int>(reinterpret_cast<std::intptr_t>(handle));
         int const copy = ::fcntl(given, F_DUPFD_CLOEXEC, 0);
         if (copy < 0) return cudaErrorInvalidValue;
-        auto* const pool = new CUmemPoolHandle_st;
-        pool->device = current_device();
+        auto pool = std::make_unique<CUmemPoolHandle_st>();
         pool->imported = true;
         pool->file = MemoryFile::adopt(copy);
-        pools().living.insert(pool);
-        *result = pool;
+        pool->device = pool->file->home().ordinal;
+        if (pool->device < 0) return cudaErrorInvalidDevice;
+        *result = pool.release();
+        pools().living.insert(*result);
         return cudaSuccess;
     });
 }

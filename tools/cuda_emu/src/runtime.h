@@ -19,19 +19,36 @@ cudaError_t remember(cudaError_t error);
 /// Why this process may not call CUDA at all: no driver, no device, or forked after its first call.
 cudaError_t refusal();
 
-/// The body of an API function, under the lock.
+/// What a kernel's fault left behind, for every call from then on (cudaemu/fault.h).
+cudaError_t lost();
+
+/// Gives a thread that has no context device 0's, as the runtime does (context.h).
+void bind_context();
+
+/// The body of an API function, under the lock, with a context.
 template <class Body>
 cudaError_t call(Body body) {
     if (cudaError_t const refused = refusal(); refused != cudaSuccess) return remember(refused);
+    bind_context();
+    if (cudaError_t const left = lost(); left != cudaSuccess) return remember(left);
     Lock lock(device_mutex());
     return remember(body(lock));
 }
-/// Of a driver function.
+/// Of a driver function that needs no context.
 template <class Body>
 CUresult drive(Body body) {
     if (refusal() != cudaSuccess) return CUDA_ERROR_NOT_INITIALIZED;
+    if (lost() != cudaSuccess) return static_cast<CUresult>(lost());
     Lock lock(device_mutex());
     return body(lock);
+}
+/// Whether the calling thread has one.
+bool has_context();
+/// Of a driver function that does need one: the driver makes none.
+template <class Body>
+CUresult drive_in_context(Body body) {
+    return drive(
+        [&](Lock& lock) { return has_context() ? body(lock) : CUDA_ERROR_INVALID_CONTEXT; });
 }
 
 /// The calling thread's device.

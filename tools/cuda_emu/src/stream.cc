@@ -4,6 +4,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "tools/cuda_emu/src/capture.h"
 #include "tools/cuda_emu/src/memory.h"
 #include "tools/cuda_emu/src/pump.h"
 
@@ -91,7 +92,12 @@ bool step(std::shared_ptr<Stream> const& stream, Lock& lock) {
     return true;
 }
 
+std::shared_ptr<Stream> const& legacy_stream() {
+    return streams().legacy;
+}
+
 std::uint64_t push(std::shared_ptr<Stream> const& stream, Lock& lock, Work work) {
+    if (stream->capturing) return stream->done;
     add_default_order(stream, work);
     stream->queue.push_back(std::move(work));
     std::uint64_t const sequence = ++stream->pushed;
@@ -155,6 +161,15 @@ cudaError_t with_stream(cudaStream_t handle, Body body) {
         return stream == nullptr ? cudaErrorInvalidResourceHandle : body(stream, lock);
     });
 }
+/// For calls that no graph can hold.
+template <class Body>
+cudaError_t asking_stream(cudaStream_t handle, Body body) {
+    return with_stream(handle, [&](std::shared_ptr<Stream> const& stream, Lock& lock) {
+        cudaError_t const met =
+            stream->capturing ? cudaErrorStreamCaptureUnsupported : meet_captures();
+        return met == cudaSuccess ? body(stream, lock) : met;
+    });
+}
 
 }  // namespace
 }  // namespace cudaemu
@@ -194,13 +209,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     });
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
-    return with_stream(handle, [](std::shared_ptr<Stream> const& stream, Lock& lock) {
+    return asking_stream(handle, [](std::shared_ptr<Stream> const& stream, Lock& lock) {
         finish(stream, stream->pushed, lock);
         return cudaSuccess;
     });
 }
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
-    return with_stream(handle, [](std::shared_ptr<Stream> const& stream, Lock& lock) {
+    return asking_stream(handle, [](std::shared_ptr<Stream> const& stream, Lock& lock) {
         if (stream->done < stream->pushed) step(stream, lock);
         return stream->done < stream->pushed ? cudaErrorNotReady : cudaSuccess;
     });
@@ -229,12 +244,6 @@ cudaError_t cudaStreamGetId(cudaStream_t handle, unsigned long long* id) {
         return cudaSuccess;
     });
 }
-cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
-    return with_stream(handle, [&](std::shared_ptr<Stream> const&, Lock&) {
-        *status = cudaStreamCaptureStatusNone;
-        return cudaSuccess;
-    });
-}
 cudaError_t cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, void* argument) {
     return with_stream(handle, [&](std::shared_ptr<Stream> const& stream, Lock& lock) {
         push(stream, lock,
@@ -243,7 +252,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, void*
     });
 }
 cudaError_t cudaDeviceSynchronize() {
-    return call([](Lock& lock) {
+    return call_unsafe([](Lock& lock) {
         finish_everything(lock);
         return cudaSuccess;
     });

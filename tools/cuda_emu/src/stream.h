@@ -38,11 +38,14 @@ struct Stream {
     std::uint64_t wanted = 0;  ///< Up to here the pump runs even a lazy stream.
     std::chrono::steady_clock::time_point wanted_since;
     bool running = false;
+    bool capturing = false;  ///< What is pushed goes to a graph that nobody launches.
     std::deque<Work> queue;
 };
 
 /// Null when `handle` names no living stream.
 std::shared_ptr<Stream> stream_of(cudaStream_t handle);
+
+std::shared_ptr<Stream> const& legacy_stream();
 
 /// Queues work; runs what can run unless streams are lazy. The sequence number of the work.
 std::uint64_t push(std::shared_ptr<Stream> const& stream, Lock& lock, Work work);

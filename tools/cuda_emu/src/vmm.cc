@@ -12,7 +12,7 @@
 namespace cudaemu {
 
 VmmHandle::~VmmHandle() {
-    if (!imported) used_bytes(properties.location.id) -= bytes;
+    if (!imported) used_bytes(device) -= bytes;
 }
 
 namespace vmm {
@@ -108,7 +108,8 @@ CUresult create(CUmemGenericAllocationHandle* handle,
         if (!fits(ordinal, bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
         auto made = std::make_shared<VmmHandle>();
         made->properties = *properties;
-        made->file = MemoryFile::create(bytes);
+        made->device = ordinal;
+        made->file = MemoryFile::create_on(ordinal, bytes);
         made->bytes = bytes;
         used_bytes(ordinal) += bytes;
         if (made->file == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -220,7 +221,7 @@ CUresult map(CUdeviceptr address,
         made.kind = Kind::Vmm;
         made.base = pointer(address);
         made.bytes = bytes;
-        made.device = found->properties.location.id;
+        made.device = found->device;
         made.protection = PROT_NONE;  // Until cuMemSetAccess.
         made.vmm = found;
         insert(std::move(made));
@@ -307,7 +308,11 @@ CUresult import_handle(CUmemGenericAllocationHandle* handle,
         made->imported = true;
         made->properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
         made->properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
-        made->properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, {current_device()}};
+        auto const home = made->file->home();
+        if (home.ordinal < 0) return CUDA_ERROR_INVALID_DEVICE;
+        made->device = home.ordinal;
+        // As it was made: another process may count its devices in another order.
+        made->properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, {home.ordinal_of_maker}};
         *handle = keep(std::move(made));
         return CUDA_SUCCESS;
     });
