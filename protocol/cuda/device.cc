@@ -6,9 +6,16 @@
 #include <cuda_runtime.h>  // The emulation says CUDAEMU in it.
 
 #include "protocol/cuda/cuda_try.h"
+#include "protocol/cuda/driver.h"
 
 namespace dkv::cuda {
 namespace {
+
+/// nvidia-smi and CUDA_VISIBLE_DEVICES say "MIG-…" of a part of a GPU; the 16 bytes are the same.
+std::string_view without_kind(std::string_view uuid) {
+    bool const has_kind = uuid.starts_with("GPU-") || uuid.starts_with("MIG-");
+    return has_kind ? uuid.substr(4) : uuid;
+}
 
 std::string uuid_text(cudaUUID_t const& uuid) {
     std::string text = "GPU";
@@ -35,14 +42,8 @@ bool means_no_gpu(cudaError_t status) {
            status == cudaErrorNoDevice;
 }
 
-}  // namespace
-
-std::string_view built_with() noexcept {
-    static std::string const text = version_text();
-    return text;
-}
-
-Result<std::vector<Device>> devices() {
+/// At least 1. Errors: those of devices().
+Result<int> count_devices() {
     int count = 0;
     if (cudaError_t const status = cudaGetDeviceCount(&count); status != cudaSuccess) {
         static_cast<void>(cudaGetLastError());
@@ -51,9 +52,30 @@ Result<std::vector<Device>> devices() {
                          "no GPU: " + std::string(cudaGetErrorString(status)) + " (" +
                              cudaGetErrorName(status) + ", code " +
                              std::to_string(static_cast<int>(status)) + ")"};
-        return device_error(status, "cudaGetDeviceCount");
+        auto error = device_error(status, "cudaGetDeviceCount");
+        if (status == cudaErrorInitializationError)
+            error.message +=
+                "; CUDA does not survive fork(): start processes that use it by spawn or exec";
+        return error;
     }
     if (count == 0) return Error{ErrorCode::Unavailable, "no GPU: the driver knows none"};
+    return count;
+}
+
+}  // namespace
+
+std::string_view built_with() noexcept {
+    static std::string const text = version_text();
+    return text;
+}
+
+Result<void> check_driver() {
+    DKV_TRY(count_devices());
+    return {};
+}
+
+Result<std::vector<Device>> devices() {
+    int const count = DKV_TRY(count_devices());
     std::vector<Device> all;
     for (int ordinal = 0; ordinal < count; ++ordinal) {
         cudaDeviceProp properties{};
@@ -74,7 +96,7 @@ Result<Device> find_device(std::string_view uuid) {
     auto const all = DKV_TRY(devices());
     std::string known;
     for (auto const& device : all) {
-        if (device.uuid == uuid) return device;
+        if (without_kind(device.uuid) == without_kind(uuid)) return device;
         known += (known.empty() ? "" : ", ") + device.uuid;
     }
     return Error{ErrorCode::NotFound,
@@ -83,9 +105,24 @@ Result<Device> find_device(std::string_view uuid) {
 
 Result<void> use_device(std::string_view uuid) {
     auto const device = DKV_TRY(find_device(uuid));
+    // Makes the primary context now (since CUDA 12), not in the first op.
     DKV_CUDA_TRY(cudaSetDevice(device.ordinal));
-    DKV_CUDA_TRY(cudaFree(nullptr));  // Makes the primary context now, not in the first op.
     return {};
+}
+
+Result<void> check_alive(std::string_view uuid) {
+    auto const device = DKV_TRY(find_device(uuid));
+    cudaError_t status = cudaSetDevice(device.ordinal);
+    if (status == cudaSuccess) status = cudaStreamQuery(nullptr);
+    static_cast<void>(cudaGetLastError());
+    switch (status) {
+        case cudaSuccess:
+        case cudaErrorNotReady:
+        case cudaErrorMemoryAllocation:    // There may be room later,
+        case cudaErrorDevicesUnavailable:  // and whoever has it for himself may go.
+            return {};
+        default: return device_error(status, "cudaStreamQuery");
+    }
 }
 
 }  // namespace dkv::cuda

@@ -37,4 +37,10 @@ Result<Device> find_device(std::string_view uuid);
 /// Errors: those of find_device(); Device.
 Result<void> use_device(std::string_view uuid);
 
+/// Whether the device still does anything. After a failed kernel every call fails, closing
+/// mappings included, for the rest of the process. Makes it the calling thread's.
+///
+/// Errors: Device; those of find_device().
+Result<void> check_alive(std::string_view uuid);
+
 }  // namespace dkv::cuda

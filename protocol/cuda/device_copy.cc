@@ -1,36 +1,12 @@
 #include "protocol/cuda/copy.h"
 #include "protocol/cuda/cuda_try.h"
+#include "protocol/cuda/own_stream.h"
 
 namespace dkv::cuda {
-namespace {
-
-class Stream {
-public:
-    Stream() = default;
-    Stream(Stream const&) = delete;
-    Stream& operator=(Stream const&) = delete;
-    ~Stream() {
-        if (stream_ != nullptr) static_cast<void>(cudaStreamDestroy(stream_));
-    }
-    Result<void> open() {
-        // The default stream would wait for all of the host's work.
-        DKV_CUDA_TRY(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-        return {};
-    }
-    cudaStream_t get() const noexcept { return stream_; }
-
-private:
-    cudaStream_t stream_ = nullptr;
-};
-
-}  // namespace
 
 Result<void> copy_to_host(void* target, void const* source, std::uint64_t bytes) {
-    Stream stream;
-    DKV_TRY(stream.open());
-    DKV_CUDA_TRY(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, stream.get()));
-    DKV_CUDA_TRY(cudaStreamSynchronize(stream.get()));
-    return {};
+    auto const stream = DKV_TRY(OwnStream::create());
+    return stream.copy_to_host(target, source, bytes);
 }
 
 Result<void> copy_to_device(void* target, void const* source, std::uint64_t bytes, void* stream) {

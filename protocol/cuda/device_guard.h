@@ -1,4 +1,5 @@
-// The calling thread's device for a while: a host has its own, and finds it again afterwards.
+// The calling thread's device for a while: a host has its own, and finds it again afterwards. It
+// may also be capturing a graph meanwhile, on this thread or another, and that goes on, too.
 #pragma once
 
 #include <utility>
@@ -9,16 +10,22 @@ namespace dkv::cuda {
 
 class DeviceGuard {
 public:
-    /// With a current context, which driver calls need. Errors: Device.
+    /// With the device's primary context current, which driver calls need. Errors: Device.
     static Result<DeviceGuard> enter(int ordinal);
-    DeviceGuard(DeviceGuard&& other) noexcept : before_(std::exchange(other.before_, kNone)) {}
+    DeviceGuard(DeviceGuard&& other) noexcept
+        : context_(other.context_),
+          capture_mode_(other.capture_mode_),
+          active_(std::exchange(other.active_, false)) {}
     DeviceGuard& operator=(DeviceGuard&&) = delete;
     ~DeviceGuard();
 
 private:
-    static constexpr int kNone = -1;
-    explicit DeviceGuard(int before) noexcept : before_(before) {}
-    int before_;
+    explicit DeviceGuard(void* context) noexcept : context_(context) {}
+    /// Not the device that was current: setting that one makes a context of it, and a context that
+    /// the host made itself would not come back.
+    void* context_;
+    int capture_mode_ = 0;
+    bool active_ = true;
 };
 
 }  // namespace dkv::cuda

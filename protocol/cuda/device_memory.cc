@@ -4,6 +4,7 @@
 #include "protocol/cuda/cuda_try.h"
 #include "protocol/cuda/driver.h"
 #include "protocol/cuda/memory.h"
+#include "protocol/cuda/own_stream.h"
 
 namespace dkv::cuda {
 namespace {
@@ -27,6 +28,12 @@ Error no_room(std::uint64_t bytes) {
     static_cast<void>(cudaGetLastError());
     return {ErrorCode::LimitExceeded,
             "the device has no " + std::to_string(bytes) + " bytes" + known};
+}
+
+/// And waits for it: another process reads it on a stream of its own.
+Result<void> clear(void* base, std::uint64_t bytes) {
+    auto const stream = DKV_TRY(OwnStream::create());
+    return stream.clear(base, bytes);
 }
 
 class Plain final : public DeviceMemory {
@@ -98,9 +105,7 @@ public:
         access.location = wish.location;
         access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
         DKV_DRIVER_TRY(vmm_.set_access(address_, whole_, &access, std::size_t{1}));
-        DKV_CUDA_TRY(cudaMemset(reinterpret_cast<void*>(address_), 0, whole_));
-        DKV_CUDA_TRY(cudaStreamSynchronize(nullptr));
-        return {};
+        return clear(reinterpret_cast<void*>(address_), whole_);
     }
     std::span<std::byte> bytes() const noexcept override {
         return {reinterpret_cast<std::byte*>(address_), bytes_};
@@ -128,9 +133,7 @@ Result<std::unique_ptr<DeviceMemory>> allocate_device_memory(std::uint64_t bytes
     }
     DKV_CUDA_TRY(status);
     std::unique_ptr<DeviceMemory> memory(new Plain(static_cast<std::byte*>(base), bytes));
-    DKV_CUDA_TRY(cudaMemset(base, 0, whole));
-    DKV_CUDA_TRY(
-        cudaStreamSynchronize(nullptr));  // Another process reads it on a stream of its own.
+    DKV_TRY(clear(base, whole));
     return memory;
 }
 

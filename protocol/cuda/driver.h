@@ -5,10 +5,11 @@
 //     10020)); DKV_DRIVER_TRY(release(handle));
 //
 // Used here (the emulation has to know them): cuGetErrorName 6000, cuMemGetAddressRange 3020,
-// cuPointerGetAttribute 4000, cuMemRetainAllocationHandle 11000, cuMemExportToShareableHandle,
-// cuMemImportFromShareableHandle, cuMemGetAllocationPropertiesFromHandle, cuMemCreate,
-// cuMemRelease, cuMemGetAllocationGranularity, cuMemAddressReserve, cuMemAddressFree, cuMemMap,
-// cuMemUnmap and cuMemSetAccess 10020, cuStreamWriteValue64 11070.
+// cuPointerGetAttribute, cuCtxGetCurrent and cuCtxSetCurrent 4000, cuMemRetainAllocationHandle
+// 11000, cuMemExportToShareableHandle, cuMemImportFromShareableHandle,
+// cuMemGetAllocationPropertiesFromHandle, cuMemCreate, cuMemRelease, cuMemGetAllocationGranularity,
+// cuMemAddressReserve, cuMemAddressFree, cuMemMap, cuMemUnmap and cuMemSetAccess 10020,
+// cuStreamWriteValue64 11070.
 #pragma once
 
 #include <string>
@@ -20,6 +21,9 @@
 #include "protocol/base/result.h"
 
 namespace dkv::cuda {
+
+/// Has the driver looked for and begun. Errors: Unavailable, as devices(); Device.
+Result<void> check_driver();
 
 /// Errors: Unavailable, naming the function, where the driver does not have it or there is none.
 Result<void*> find_driver_function(char const* name, unsigned version);

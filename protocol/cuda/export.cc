@@ -13,18 +13,13 @@ namespace {
 
 struct Allocation {
     CUdeviceptr base = 0;
-    std::uint64_t bytes = 0;
-    std::uint64_t offset = 0;  ///< Of the range that is exported.
+    MemoryRange range;  ///< The one that is exported.
 };
 
 std::string range_text(void const* data, std::uint64_t bytes) {
     std::array<char, 2 + 2 * sizeof data + 1> text{};
     std::snprintf(text.data(), text.size(), "%p", data);
     return std::to_string(bytes) + " bytes at " + text.data();
-}
-
-Error unsupported(std::string const& what) {
-    return {ErrorCode::Unsupported, what};
 }
 
 template <class Value>
@@ -46,57 +41,56 @@ Result<Allocation> allocation_of(CUdeviceptr base,
         return Error{ErrorCode::InvalidArgument, range_text(data, bytes) +
                                                      " reach past their allocation of " +
                                                      std::to_string(size) + " bytes"};
-    return Allocation{.base = base, .bytes = size, .offset = begin - base};
+    return Allocation{base, {.allocation_bytes = size, .offset = begin - base, .bytes = bytes}};
 }
 
-Result<Exported> export_ipc(Allocation const& found, std::uint64_t bytes) {
-    IpcMemory memory;
+Result<Exported> export_ipc(Allocation const& found) {
+    IpcMemory memory{found.range, {}};
     cudaIpcMemHandle_t handle{};
     static_assert(sizeof handle == sizeof memory.handle);
     DKV_CUDA_TRY(cudaIpcGetMemHandle(&handle, reinterpret_cast<void*>(found.base)));
     std::memcpy(memory.handle.data(), &handle, sizeof handle);
-    memory.allocation_bytes = found.bytes;
-    memory.offset = found.offset;
-    memory.bytes = bytes;
     return Exported(memory);
 }
 
-Result<Exported> export_pool(cudaMemPool_t pool,
-                             Allocation const& found,
-                             void const* data,
-                             std::uint64_t bytes) {
-    PoolMemory memory;
+Result<Exported> export_pool(cudaMemPool_t pool, Allocation const& found, void const* data) {
+    PoolMemory memory{found.range, {}, {}};
     int file = -1;
     // Refused with InvalidValue for a pool that was not made for it, the default one above all.
     if (cudaMemPoolExportToShareableHandle(&file, pool, cudaMemHandleTypePosixFileDescriptor, 0) !=
         cudaSuccess) {
         static_cast<void>(cudaGetLastError());
         return unsupported(
-            range_text(data, bytes) +
+            range_text(data, found.range.bytes) +
             " come from a memory pool (cudaMallocAsync) that cannot be exported: make the pool "
-            "with cudaMemHandleTypePosixFileDescriptor, or use cudaMalloc");
+            "with cudaMemHandleTypePosixFileDescriptor, or use cudaMalloc; torch: not "
+            "backend:cudaMallocAsync in PYTORCH_ALLOC_CONF, or keep the cache in a "
+            "dkv.cuda.DeviceArena");
     }
     memory.pool = UniqueFd(file);
     cudaMemPoolPtrExportData pointer{};
     static_assert(sizeof pointer == sizeof memory.pointer);
     DKV_CUDA_TRY(cudaMemPoolExportPointer(&pointer, reinterpret_cast<void*>(found.base)));
     std::memcpy(memory.pointer.data(), &pointer, sizeof pointer);
-    memory.allocation_bytes = found.bytes;
-    memory.offset = found.offset;
-    memory.bytes = bytes;
     return Exported(std::move(memory));
 }
 
 /// Releases what cuMemRetainAllocationHandle retained.
 class Retained {
 public:
-    static Result<Retained> of(void const* data) {
+    static Result<Retained> of(void const* data, std::uint64_t bytes) {
         auto const retain = DKV_TRY(driver_function<PFN_cuMemRetainAllocationHandle_v11000>(
             "cuMemRetainAllocationHandle", 11000));
         auto const release =
             DKV_TRY(driver_function<PFN_cuMemRelease_v10020>("cuMemRelease", 10020));
         CUmemGenericAllocationHandle handle{};
-        DKV_DRIVER_TRY(retain(&handle, const_cast<void*>(data)));
+        CUresult const status = retain(&handle, const_cast<void*>(data));
+        if (status == CUDA_ERROR_INVALID_VALUE)  // Neither legacy IPC's nor VMM's: cudaMalloc's.
+            return unsupported(
+                range_text(data, bytes) +
+                " are device memory that this system shares with no other process (WSL2 and Tegra "
+                "share none of cudaMalloc's): use cuMemCreate, as DKV_CUDA_ARENA=vmm does");
+        DKV_DRIVER_TRY(status);
         return Retained(handle, release);
     }
     Retained(Retained&& other) noexcept
@@ -116,6 +110,7 @@ private:
 };
 
 Result<Exported> export_vmm(void const* data, std::uint64_t bytes) {
+    auto const retained = DKV_TRY(Retained::of(data, bytes));
     auto const pointer = reinterpret_cast<CUdeviceptr>(data);
     // A reservation may be a row of mappings, each with a descriptor of its own.
     auto const base =
@@ -128,47 +123,46 @@ Result<Exported> export_vmm(void const* data, std::uint64_t bytes) {
         return unsupported(
             range_text(data, bytes) +
             " are virtual-memory-management memory without a POSIX handle type, which cannot be "
-            "exported; torch: unset PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True or set it to "
-            "expandable_segments:False, or keep the cache in a dkv.cuda.DeviceArena");
+            "exported; torch: unset expandable_segments:True in PYTORCH_ALLOC_CONF (or "
+            "PYTORCH_CUDA_ALLOC_CONF), or keep the cache in a dkv.cuda.DeviceArena");
     auto const found = allocation_of(base, size, data, bytes);
     if (!found)
         return unsupported(range_text(data, bytes) +
                            " span more than one physical allocation (the first has " +
                            std::to_string(size) +
                            " bytes), and a region is one; torch: "
-                           "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, "
+                           "PYTORCH_ALLOC_CONF=expandable_segments:False, "
                            "or keep the cache in a dkv.cuda.DeviceArena");
-    auto const retained = DKV_TRY(Retained::of(data));
     auto const share = DKV_TRY(driver_function<PFN_cuMemExportToShareableHandle_v10020>(
         "cuMemExportToShareableHandle", 10020));
     int file = -1;
     DKV_DRIVER_TRY(share(static_cast<void*>(&file), retained.get(),
                          CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0ULL));
-    VmmMemory memory;
-    memory.file = UniqueFd(file);
-    memory.allocation_bytes = found.value().bytes;
-    memory.offset = found.value().offset;
-    memory.bytes = bytes;
-    return Exported(std::move(memory));
+    return Exported(VmmMemory{found.value().range, UniqueFd(file)});
 }
 
 }  // namespace
 
+// Not cudaPointerGetAttributes: it makes a context on whatever device is the thread's.
 Result<int> device_of(void const* data, std::uint64_t bytes) {
-    cudaPointerAttributes attributes{};
-    DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, data));
-    switch (attributes.type) {
-        case cudaMemoryTypeDevice: return attributes.device;
-        case cudaMemoryTypeHost:
-            return unsupported(
-                range_text(data, bytes) +
-                " are pinned host memory, which cannot be exported: use dkv_arena_create");
-        case cudaMemoryTypeManaged:
-            return unsupported(range_text(data, bytes) +
-                               " are managed memory, which cannot be exported: use cudaMalloc");
-        case cudaMemoryTypeUnregistered: break;
-    }
-    return Error{ErrorCode::InvalidArgument, range_text(data, bytes) + " are no device memory"};
+    DKV_TRY(check_driver());
+    auto const get =
+        DKV_TRY(driver_function<PFN_cuPointerGetAttribute_v4000>("cuPointerGetAttribute", 4000));
+    auto const pointer = reinterpret_cast<CUdeviceptr>(data);
+    unsigned type = 0;
+    CUresult const known = get(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
+    if (known == CUDA_ERROR_INVALID_VALUE)
+        return Error{ErrorCode::InvalidArgument, range_text(data, bytes) + " are no device memory"};
+    DKV_DRIVER_TRY(known);
+    // First: managed memory is of either type.
+    if (DKV_TRY(attribute_of<unsigned>(pointer, CU_POINTER_ATTRIBUTE_IS_MANAGED)) != 0)
+        return unsupported(range_text(data, bytes) +
+                           " are managed memory, which cannot be exported: use cudaMalloc");
+    if (type != CU_MEMORYTYPE_DEVICE)
+        return unsupported(range_text(data, bytes) +
+                           " are pinned host memory, which cannot be exported: use "
+                           "dkv_arena_create");
+    return attribute_of<int>(pointer, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
 }
 
 Result<Exported> export_memory(void const* data, std::uint64_t bytes) {
@@ -188,7 +182,7 @@ Result<Exported> export_memory(void const* data, std::uint64_t bytes) {
     std::size_t size = 0;
     DKV_DRIVER_TRY(range(&base, &size, pointer));
     auto const found = DKV_TRY(allocation_of(base, size, data, bytes));
-    return pool != nullptr ? export_pool(pool, found, data, bytes) : export_ipc(found, bytes);
+    return pool != nullptr ? export_pool(pool, found, data) : export_ipc(found);
 }
 
 }  // namespace dkv::cuda

@@ -18,30 +18,28 @@
 
 namespace dkv::cuda {
 
-/// cudaMalloc'ed memory: cudaIpcMemHandle_t.
-struct IpcMemory {
-    std::array<std::byte, 64> handle{};
+/// Which part of an allocation.
+struct MemoryRange {
     std::uint64_t allocation_bytes = 0;
     std::uint64_t offset = 0;  ///< Bytes from the allocation's base.
     std::uint64_t bytes = 0;
 };
 
+/// cudaMalloc'ed memory: cudaIpcMemHandle_t.
+struct IpcMemory : MemoryRange {
+    std::array<std::byte, 64> handle{};
+};
+
 /// Virtual-memory-management memory (cuMemCreate, torch's expandable segments) by the POSIX file
 /// descriptor of its one physical allocation. Crosses by SCM_RIGHTS.
-struct VmmMemory {
+struct VmmMemory : MemoryRange {
     UniqueFd file;
-    std::uint64_t allocation_bytes = 0;
-    std::uint64_t offset = 0;
-    std::uint64_t bytes = 0;
 };
 
 /// Memory of a pool that was made exportable: the pool's descriptor and the pointer's own export.
-struct PoolMemory {
+struct PoolMemory : MemoryRange {
     UniqueFd pool;
     std::array<std::byte, 64> pointer{};
-    std::uint64_t allocation_bytes = 0;
-    std::uint64_t offset = 0;
-    std::uint64_t bytes = 0;
 };
 
 using Exported = std::variant<IpcMemory, VmmMemory, PoolMemory>;
@@ -50,8 +48,8 @@ using Exported = std::variant<IpcMemory, VmmMemory, PoolMemory>;
 ///
 /// Errors: InvalidArgument when it is no device memory or reaches past its allocation; Unsupported,
 /// with the hint that helps, for memory that cannot be exported: VMM memory made without a POSIX
-/// handle type ("torch: unset PYTORCH_CUDA_ALLOC_CONF=expandable_segments or …"), cudaMallocAsync's
-/// default pool, managed and host memory; Device.
+/// handle type ("torch: unset expandable_segments …"), cudaMallocAsync's default pool, managed and
+/// host memory, cudaMalloc's where the system shares none (WSL2, Tegra); Device.
 Result<Exported> export_memory(void const* data, std::uint64_t bytes);
 
 /// Device memory of this process's own, on the thread's device when it was made. Freed on

@@ -63,10 +63,12 @@ Result<std::uint64_t> allocation_bytes(char const* what,
     DKV_TRY(check_device(attributes.device, device));
     auto const known = DKV_TRY(behind(base));
     if (known.bytes == 0) return claimed;
-    if (claimed > known.bytes)
-        return wrong("the " + std::string(what) + "'s allocation has " +
-                     std::to_string(known.bytes) + " bytes, not " + std::to_string(claimed));
-    return known.bytes;
+    // What was opened may be a part of a block that it shares with others.
+    auto const rest = known.bytes - (reinterpret_cast<std::uintptr_t>(base) - known.base);
+    if (claimed > rest)
+        return wrong("the " + std::string(what) + "'s allocation has " + std::to_string(rest) +
+                     " bytes, not " + std::to_string(claimed));
+    return rest;
 }
 
 class IpcMapping final : public Mapping {
@@ -136,8 +138,11 @@ private:
         DriverFunction<PFN_cuMemMap_v10020> map{};
         DriverFunction<PFN_cuMemUnmap_v10020> unmap{};
         DriverFunction<PFN_cuMemSetAccess_v10020> set_access{};
+        DriverFunction<PFN_cuPointerGetAttribute_v4000> attribute{};
 
         Result<void> find() {
+            attribute = DKV_TRY(
+                driver_function<PFN_cuPointerGetAttribute_v4000>("cuPointerGetAttribute", 4000));
             auto const look_up = [](auto& function, char const* name) -> Result<void> {
                 using Function = decltype(function.pointer);
                 function = DKV_TRY(driver_function<Function>(name, 10020));
@@ -159,30 +164,32 @@ private:
     Result<void> map(CUmemGenericAllocationHandle handle, std::uint64_t bytes) {
         CUmemAllocationProp made_with{};
         DKV_DRIVER_TRY(vmm_.properties(&made_with, handle));
-        DKV_TRY(check_device(made_with.location.id, device_));
+        // As the engine counts them, perhaps; which one it is is asked of the mapping.
+        made_with.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
         std::size_t block = 0;
         DKV_DRIVER_TRY(vmm_.granularity(&block, &made_with, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
         if (block == 0 || bytes % block != 0)
             return wrong("an allocation of " + std::to_string(bytes) +
                          " bytes is no multiple of the device's blocks of " +
                          std::to_string(block));
-        DKV_DRIVER_TRY(vmm_.reserve(&reserved_, static_cast<std::size_t>(bytes), std::size_t{0},
-                                    CUdeviceptr{0}, 0ULL));
+        auto const size = static_cast<std::size_t>(bytes);
+        DKV_DRIVER_TRY(vmm_.reserve(&reserved_, size, std::size_t{0}, CUdeviceptr{0}, 0ULL));
         bytes_ = bytes;
         // Fails for more bytes than the allocation has: nothing else says how many those are.
-        if (CUresult const status =
-                vmm_.map(reserved_, static_cast<std::size_t>(bytes), std::size_t{0}, handle, 0ULL);
-            status == CUDA_ERROR_INVALID_VALUE)
+        CUresult const status = vmm_.map(reserved_, size, std::size_t{0}, handle, 0ULL);
+        if (status == CUDA_ERROR_INVALID_VALUE)
             return wrong("the descriptor's allocation does not have " + std::to_string(bytes) +
                          " bytes");
-        else
-            DKV_DRIVER_TRY(status);
+        DKV_DRIVER_TRY(status);
         base_ = reinterpret_cast<std::byte*>(reserved_);
+        int home = 0;
+        DKV_DRIVER_TRY(vmm_.attribute(static_cast<void*>(&home),
+                                      CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, reserved_));
+        DKV_TRY(check_device(home, device_));
         CUmemAccessDesc access{};
         access.location = made_with.location;
         access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-        DKV_DRIVER_TRY(
-            vmm_.set_access(reserved_, static_cast<std::size_t>(bytes), &access, std::size_t{1}));
+        DKV_DRIVER_TRY(vmm_.set_access(reserved_, size, &access, std::size_t{1}));
         return {};
     }
 

@@ -9,9 +9,11 @@ Result<Sharing> sharing_of(Device const& device) {
     DKV_CUDA_TRY(cudaGetDeviceProperties(&properties, device.ordinal));
     auto const kinds = static_cast<unsigned>(properties.memoryPoolSupportedHandleTypes);
     // Pools are made of the driver's virtual memory: what they can export, that can, too.
-    return Sharing{.handles = properties.unifiedAddressing != 0,
+    // CUDA asks the same attribute for memory's handles as for events'.
+    bool const ipc = properties.unifiedAddressing != 0 && properties.ipcEventSupported != 0;
+    return Sharing{.handles = ipc,
                    .descriptors = (kinds & cudaMemHandleTypePosixFileDescriptor) != 0,
-                   .events = properties.ipcEventSupported != 0};
+                   .events = ipc};
 }
 
 }  // namespace dkv::cuda

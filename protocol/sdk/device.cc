@@ -1,6 +1,8 @@
 #include "protocol/sdk/device.h"
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <unistd.h>
 #include <utility>
 
@@ -16,6 +18,12 @@ Result<void> asked(Call&& call) {
     dkv_status const status = call(error.data());
     if (status == DKV_OK) return {};
     return Error{static_cast<ErrorCode>(status), error.data()};
+}
+
+std::uint32_t left_until(Deadline deadline) {
+    auto const left = std::chrono::ceil<milliseconds>(deadline - Clock::now()).count();
+    return static_cast<std::uint32_t>(
+        std::clamp<decltype(left)>(left, 0, std::numeric_limits<std::int32_t>::max()));
 }
 
 /// Frees on destruction: whoever still holds a share keeps the memory.
@@ -147,9 +155,28 @@ Result<void> Device::record(std::uint32_t event, void* stream) const {
         [&](char* error) { return functions_.record(functions_.self, event, stream, error); });
 }
 
-Result<void> Device::write_timeline(void* word, std::uint64_t value, void* stream) const {
+Result<std::uint32_t> Device::next_event(Deadline deadline) const {
+    std::uint32_t event = 0;
+    DKV_TRY(asked([&](char* error) {
+        return functions_.next_event(functions_.self, left_until(deadline), &event, error);
+    }));
+    return event;
+}
+
+Result<std::uint32_t> Device::next_word(Deadline deadline) const {
+    std::uint32_t word = 0;
+    DKV_TRY(asked([&](char* error) {
+        return functions_.next_word(functions_.self, left_until(deadline), &word, error);
+    }));
+    return word;
+}
+
+Result<void> Device::write_word(std::uint32_t word,
+                                void* address,
+                                std::uint64_t value,
+                                void* stream) const {
     return asked([&](char* error) {
-        return functions_.write_timeline(functions_.self, word, value, stream, error);
+        return functions_.write_word(functions_.self, word, address, value, stream, error);
     });
 }
 

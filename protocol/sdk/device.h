@@ -9,6 +9,7 @@
 
 #include "protocol/base/result.h"
 #include "protocol/sdk/arena.h"
+#include "protocol/sdk/clock.h"
 #include "protocol/sdk/device_abi.h"
 
 namespace dkv::sdk {
@@ -27,9 +28,16 @@ public:
     Result<std::shared_ptr<Arena>> allocate(std::uint64_t bytes) const;
     /// The handles of all events, one after another. Errors: Unsupported, Device.
     Result<std::span<unsigned char const>> events() const;
-    /// Errors: Device.
+    /// One that has happened, so that it can be recorded again. Errors: DeadlineExceeded; Device.
+    Result<std::uint32_t> next_event(Deadline deadline) const;
+    /// Errors: BadState while a graph is captured; Device.
     Result<void> record(std::uint32_t event, void* stream) const;
-    Result<void> write_timeline(void* word, std::uint64_t value, void* stream) const;
+    /// The same for the words of a timeline: at most DKV_DEVICE_WORDS.
+    Result<std::uint32_t> next_word(Deadline deadline) const;
+    Result<void> write_word(std::uint32_t word,
+                            void* address,
+                            std::uint64_t value,
+                            void* stream) const;
 
 private:
     dkv_device const functions_;

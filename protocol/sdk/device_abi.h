@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { DKV_DEVICE_ERROR_BYTES = 512, DKV_DEVICE_HANDLE_BYTES = 64 };
+enum { DKV_DEVICE_ERROR_BYTES = 512, DKV_DEVICE_HANDLE_BYTES = 64, DKV_DEVICE_WORDS = 256 };
 
 typedef enum dkv_device_source_kind {
     DKV_DEVICE_IPC = 1,    /* handle: cudaIpcMemHandle_t */
@@ -50,8 +50,15 @@ typedef struct dkv_device {
     /* [count * DKV_DEVICE_HANDLE_BYTES], living as long as the device. Made at the first call.
      * DKV_UNSUPPORTED, DKV_DEVICE: events cannot be shared here, and timelines are used. */
     dkv_status (*events)(void* self, unsigned char const** handles, uint32_t* count, char* error);
+    /* One to record next: events go round, and one that is still to happen is passed over.
+     * DKV_DEADLINE_EXCEEDED: all of them are, for so long. After events(). One thread at a time. */
+    dkv_status (*next_event)(void* self, uint32_t timeout_ms, uint32_t* event, char* error);
+    /* DKV_BAD_STATE: the stream is being captured into a graph. */
     dkv_status (*record)(void* self, uint32_t event, void* stream, char* error);
-    dkv_status (*write_timeline)(void* self, void* word, uint64_t value, void* stream, char* error);
+    /* The same for a timeline's words, of which there are at most DKV_DEVICE_WORDS. */
+    dkv_status (*next_word)(void* self, uint32_t timeout_ms, uint32_t* word, char* error);
+    dkv_status (*write_word)(
+        void* self, uint32_t word, void* address, uint64_t value, void* stream, char* error);
     void (*free)(void* self);
 } dkv_device;
 

@@ -4,7 +4,7 @@
  * keeps its K and V in device arenas, and reports layers whose rows are still being written. The
  * rest is dkv.h's, and so are dkv_last_error() and the statuses.
  *
- *   dkv_cuda_device_count, dkv_cuda_get_device    which GPU
+ *   dkv_cuda_device_count, dkv_cuda_get_device, dkv_cuda_get_device_of    which GPU
  *   dkv_cuda_engine_open                          once, with options->device = its UUID
  *   dkv_cuda_arena_create, dkv_cuda_arena_adopt   memory for K, V and queries
  *   dkv_cuda_layer_ready                          per layer, behind the work on a stream
@@ -55,6 +55,9 @@ dkv_status dkv_cuda_device_count(uint32_t* count);
 /* DKV_INVALID_ARGUMENT: index. DKV_UNAVAILABLE. */
 dkv_status dkv_cuda_get_device(uint32_t index, dkv_cuda_device* device);
 
+/* The GPU whose memory that is. DKV_INVALID_ARGUMENT: no device memory. DKV_UNAVAILABLE. */
+dkv_status dkv_cuda_get_device_of(void const* data, dkv_cuda_device* device);
+
 typedef enum dkv_cuda_arena_kind {
     DKV_CUDA_ARENA_DEFAULT = 0, /* cudaMalloc; DKV_CUDA_ARENA=vmm in the environment changes it */
     DKV_CUDA_ARENA_MALLOC = 1,  /* cudaMalloc: shared by a CUDA IPC handle */
@@ -90,7 +93,10 @@ dkv_status dkv_cuda_engine_open(dkv_engine_options const* options, dkv_engine** 
  * event on the host, at most its deadline, and gives the session up after that. Where events cannot
  * be shared (containers without a common /dev/shm), or with DKV_CUDA_EVENTS=timeline in the
  * environment, a 64-bit word that the stream counts up stands in for them. dkv_session_layer_ready,
- * without a stream, says that the rows are written. */
+ * without a stream, says that the rows are written.
+ *
+ * DKV_BAD_STATE: the stream is being captured into a CUDA graph, where nothing happens;
+ * DKV_DEADLINE_EXCEEDED: all events are of work in flight. Both abandon the session. */
 dkv_status dkv_cuda_layer_ready(dkv_session* session, dkv_layer_ready const* ready, void* stream);
 
 /* For hosts without a CUDA runtime of their own. Both wait for their copy: to the host on a stream

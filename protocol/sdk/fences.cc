@@ -8,8 +8,6 @@
 namespace dkv::sdk {
 namespace {
 
-constexpr std::uint64_t kWords = 512;
-
 /// The sidecar or this process has no interprocess events, and words will do.
 bool means_no_events(Error const& error) {
     return error.code == ErrorCode::Unsupported || error.code == ErrorCode::Device;
@@ -31,7 +29,6 @@ Result<Fences::Kind> Fences::agree(Engine& engine, std::uint64_t epoch, Deadline
             engine.connection().call(epoch, body_of(std::move(message)), deadline));
         if (!done && !means_no_events(done.error())) return done.error();
         kind_ = done ? Kind::Events : Kind::Timeline;
-        events_ = static_cast<std::uint32_t>(handles.value().size() / DKV_DEVICE_HANDLE_BYTES);
     }
     epoch_ = epoch;
     return kind_;
@@ -41,7 +38,7 @@ Result<Fence> Fences::put(Engine& engine, void* stream, std::uint64_t epoch, Dea
     std::lock_guard const lock(mutex_);
     if (DKV_TRY(agree(engine, epoch, deadline)) == Kind::Timeline)
         return put_word(engine, stream, epoch, deadline);
-    auto const event = next_event_++ % events_;
+    auto const event = DKV_TRY(device_->next_event(deadline));
     DKV_TRY(device_->record(event, stream));
     Fence fence;
     fence.event = static_cast<std::int32_t>(event);
@@ -53,14 +50,16 @@ Result<Fence> Fences::put_word(Engine& engine,
                                std::uint64_t epoch,
                                Deadline deadline) {
     // A word each, for two streams that count in one word would overtake each other.
-    if (!timeline_) timeline_ = DKV_TRY(device_->allocate(kWords * sizeof(std::uint64_t)));
+    constexpr std::uint64_t kWordBytes = sizeof(std::uint64_t);
+    if (!timeline_) timeline_ = DKV_TRY(device_->allocate(DKV_DEVICE_WORDS * kWordBytes));
+    auto const word = DKV_TRY(device_->next_word(deadline));
     Fence fence;
     fence.timeline_region = DKV_TRY(engine.region_of(timeline_, false, epoch, deadline));
-    fence.timeline_offset = next_word_ % kWords * sizeof(std::uint64_t);
-    fence.timeline_value = next_word_ / kWords + 1;
-    DKV_TRY(device_->write_timeline(timeline_->base() + fence.timeline_offset, fence.timeline_value,
-                                    stream));
-    ++next_word_;
+    fence.timeline_offset = word * kWordBytes;
+    fence.timeline_value = values_[word] + 1;
+    DKV_TRY(device_->write_word(word, timeline_->base() + fence.timeline_offset,
+                                fence.timeline_value, stream));
+    ++values_[word];
     return fence;
 }
 

@@ -2,6 +2,7 @@
 // knows, or, where events cannot be shared, by a word of device memory that counts up.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -23,15 +24,17 @@ struct Fence {
     std::uint64_t timeline_value = 0;
 };
 
-/// An engine's. Events and words go round: one that is used again before the sidecar looked at it
-/// makes it wait for the later layer, never too short.
+/// An engine's. Events and words go round, those that have happened: one that is used again before
+/// the sidecar looked at it makes it wait for the later layer, which is no harm. One that is still
+/// to happen, used again on another stream, would be there too early.
 class Fences {
 public:
     explicit Fences(std::shared_ptr<Device const> device) : device_(std::move(device)) {}
 
     /// Behind everything that is queued on `stream` now. Does not wait for that; waits for the
-    /// sidecar once per attachment, which has to open the events.
-    /// Errors: of Connection::call; Device.
+    /// sidecar once per attachment, which has to open the events, and while every event is in
+    /// flight. Errors: of Connection::call; DeadlineExceeded; BadState while a graph is captured;
+    /// Device.
     Result<Fence> put(Engine& engine, void* stream, std::uint64_t epoch, Deadline deadline);
     /// The words' memory; null: none was needed.
     std::shared_ptr<Arena> take_timeline();
@@ -45,10 +48,8 @@ private:
     std::mutex mutex_;
     std::uint64_t epoch_ = 0;  // In which the kind was agreed on; 0: none.
     Kind kind_ = Kind::Events;
-    std::uint32_t events_ = 0;
-    std::uint32_t next_event_ = 0;
     std::shared_ptr<Arena> timeline_;
-    std::uint64_t next_word_ = 0;
+    std::array<std::uint64_t, DKV_DEVICE_WORDS> values_{};  // What each word counts up to.
 };
 
 }  // namespace dkv::sdk

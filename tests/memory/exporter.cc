@@ -102,7 +102,8 @@ int main() {
     while (std::cin >> command) {
         std::size_t bytes = 0;
         int fill = 0;
-        if (command == "ipc" || command == "vmm" || command == "pool") std::cin >> bytes >> fill;
+        if (command == "ipc" || command == "vmm" || command == "pool" || command == "raw")
+            std::cin >> bytes >> fill;
         if (command == "ipc" || command == "vmm") {
             kept.push_back(
                 (command == "ipc" ? allocate_device_memory(bytes) : allocate_vmm_memory(bytes))
@@ -110,6 +111,10 @@ int main() {
             std::cout << exported_text(kept.back()->bytes().data(), bytes, fill) << std::endl;
         } else if (command == "pool") {
             std::cout << exported_text(from_pool(bytes), bytes, fill) << std::endl;
+        } else if (command == "raw") {
+            void* data = nullptr;  // Of a size that shares its block with others.
+            if (cudaMalloc(&data, bytes) != cudaSuccess) return 2;
+            std::cout << exported_text(data, bytes, fill) << std::endl;
         } else if (command == "event") {
             events = make_event_pool(1).value();
             std::cout << hex(events->handles().front()) << std::endl;

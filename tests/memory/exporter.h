@@ -19,7 +19,7 @@ namespace dkv::test {
 
 class Exporter {
 public:
-    explicit Exporter(char const* streams = nullptr) {
+    explicit Exporter(char const* streams = nullptr, char const* visible = nullptr) {
         std::array<int, 2> lines{};
         std::array<int, 2> answers{};
         std::array<int, 2> files{};
@@ -35,6 +35,7 @@ public:
             for (int other = 4; other < 64; ++other)
                 ::close(other);
             if (streams != nullptr) ::setenv("CUDAEMU_STREAMS", streams, 1);
+            if (visible != nullptr) ::setenv("CUDA_VISIBLE_DEVICES", visible, 1);
             ::execl(DKV_MEMORY_EXPORTER, DKV_MEMORY_EXPORTER, nullptr);
             ::_exit(127);
         }
@@ -68,9 +69,9 @@ public:
     void go_on() { ::kill(pid_, SIGCONT); }
     void kill() { ::kill(pid_, SIGKILL); }
 
-    cuda::IpcMemory ipc(std::size_t bytes, int fill) {
+    cuda::IpcMemory ipc(std::size_t bytes, int fill, char const* how = "ipc") {
         return memory<cuda::IpcMemory>(
-            "ipc", bytes, fill, [](auto& memory) -> auto& { return memory.handle; });
+            how, bytes, fill, [](auto& memory) -> auto& { return memory.handle; });
     }
     cuda::VmmMemory vmm(std::size_t bytes, int fill) {
         std::array<std::byte, 64> none{};

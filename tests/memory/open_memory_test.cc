@@ -1,6 +1,7 @@
 // Another process's device memory, opened here: on the emulation, whose "device" memory two
 // processes really share. The pitfalls of sharing, each by name.
 #include <atomic>
+#include <cstdlib>
 #include <limits>
 #include <thread>
 
@@ -18,10 +19,17 @@ constexpr std::size_t kBytes = 4096;
 constexpr std::chrono::milliseconds kPatience{20'000};
 constexpr std::chrono::milliseconds kBrief{30};
 
-void use_first_device() {
+// Before anything looks at the devices.
+[[maybe_unused]] bool const has_two_devices = ::setenv("CUDAEMU_DEVICES", "2", 1) == 0;
+
+void use_nth_device(std::size_t nth) {
     auto const all = devices();
     REQUIRE(all);
-    REQUIRE(use_device(all.value().front().uuid));
+    REQUIRE(use_device(all.value().at(nth).uuid));
+}
+
+void use_first_device() {
+    use_nth_device(0);
 }
 
 /// As an op would see it: through a copy.
@@ -29,6 +37,11 @@ int first_byte(OpenedMemory const& memory) {
     unsigned char byte = 0;
     REQUIRE(cudaMemcpy(&byte, memory.bytes().data(), 1, cudaMemcpyDeviceToHost) == cudaSuccess);
     return byte;
+}
+
+/// The same memory, sent once more.
+VmmMemory again(VmmMemory const& memory) {
+    return {static_cast<MemoryRange const&>(memory), UniqueFd(::dup(memory.file.get()))};
 }
 
 template <class T>
@@ -77,6 +90,42 @@ TEST_CASE("a range outside its allocation is refused, also where its end does no
     CHECK(opened_memory_count() == 0);
 }
 
+TEST_CASE(
+    "a small allocation's handle opens a block that it shares: its claim is held to the rest") {
+    use_first_device();
+    constexpr std::size_t kOdd = 4096 + 256;
+    Exporter engine;
+    auto memory = engine.ipc(kOdd, 17, "raw");
+    CHECK(memory.allocation_bytes == kOdd);
+    CHECK(first_byte(*open_memory(memory, 1, 1).value()) == 17);
+    memory.allocation_bytes = kOdd + 1;
+    memory.bytes = kOdd + 1;
+    CHECK(refused(open_memory(memory, 1, 1)).message ==
+          "the handle's allocation has 4352 bytes, not 4353");
+    CHECK(opened_memory_count() == 0);
+}
+
+TEST_CASE("an engine that counts its devices in another order lends memory all the same") {
+    Exporter engine(nullptr, "1,0");
+    auto const ipc = engine.ipc(kBytes, 51);
+    auto const vmm = engine.vmm(kBytes, 52);
+    Exported const pool = engine.pool(kBytes, 53);
+    auto const refusal =
+        "the memory is on device 1 as this process counts them, and the engine "
+        "said device 0";
+
+    use_first_device();
+    CHECK(refused(open_memory(ipc, 1, 1)).message == refusal);
+    CHECK(refused(open_memory(Exported(again(vmm)), 1, 1)).message == refusal);
+    CHECK(opened_memory_count() == 0);
+
+    use_nth_device(1);
+    CHECK(first_byte(*open_memory(ipc, 1, 1).value()) == 51);
+    CHECK(first_byte(*open_memory(Exported(again(vmm)), 1, 1).value()) == 52);
+    CHECK(first_byte(*open_memory(pool, 1, 1).value()) == 53);
+    use_first_device();
+}
+
 TEST_CASE("a handle opened twice is one mapping, and closed once") {
     use_first_device();
     Exporter engine;
@@ -98,13 +147,11 @@ TEST_CASE("a descriptor sent twice is one mapping, another descriptor another") 
     use_first_device();
     Exporter engine;
     auto const one = engine.vmm(kBytes, 1);
-    VmmMemory again;
-    again.file = UniqueFd(::dup(one.file.get()));
-    again.allocation_bytes = one.allocation_bytes;
-    again.bytes = 64;
+    auto repeated = again(one);
+    repeated.bytes = 64;
     auto const other = engine.vmm(kBytes, 2);
     auto const a = open_memory(Exported(engine.vmm(kBytes, 3)), 1, 1).value();
-    auto const b = open_memory(Exported(std::move(again)), 1, 1).value();
+    auto const b = open_memory(Exported(std::move(repeated)), 1, 1).value();
     CHECK(opened_memory_count() == 2);
     CHECK(first_byte(*a) == 3);
     CHECK(first_byte(*b) == 1);

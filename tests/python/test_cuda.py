@@ -163,9 +163,70 @@ def test_what_is_no_device_memory_is_refused():
     assert caught.value.status == dkv.Status.INVALID_ARGUMENT
     with pytest.raises(dkv.DkvError, match="list has no __cuda_array_interface__"):
         dkv.cuda.DeviceArena.adopt([1, 2])
-    with pytest.raises(dkv.DkvError, match="only contiguous arrays can be lent"):
+    with pytest.raises(dkv.DkvError, match=r"only contiguous arrays can be lent: this one has strides \(8,\)"):
         strided = {"shape": (2,), "typestr": "<f4", "data": (0, False), "version": 3, "strides": (8,)}
         dkv.cuda.DeviceArena.adopt(SimpleNamespace(__cuda_array_interface__=strided))
+
+
+@emulated
+def test_strides_that_say_contiguous_are_no_obstacle():
+    lender = dkv.cuda.DeviceArena(1 << 20)
+    dense = {"shape": (3, 4), "typestr": "<f4", "data": (lender.base, True), "version": 3, "strides": (16, 4)}
+
+    arena = dkv.cuda.DeviceArena.adopt(SimpleNamespace(__cuda_array_interface__=dense))
+
+    assert (arena.bytes, arena.device) == (48, lender.device)
+
+
+@emulated
+def test_dlpack_neither_copies_nor_changes_devices():
+    arena = dkv.cuda.DeviceArena(64)
+
+    with pytest.raises(BufferError, match="never a copy"):
+        arena.__dlpack__(copy=True)
+    with pytest.raises(BufferError, match=r"is on device \(1, 0\), not on \(2, 7\)"):
+        arena.__dlpack__(dl_device=(2, 7))
+
+
+@emulated
+def test_only_the_device_that_is_used_gets_a_context():
+    script = """
+import ctypes, dkv
+driver = dkv._cuda_abi.library()
+def function(name, version, *types):
+    found, flags = ctypes.c_void_p(), ctypes.c_ulonglong(0)
+    assert driver.cudaGetDriverEntryPointByVersion(name.encode(), ctypes.byref(found), version, flags, None) == 0
+    return ctypes.CFUNCTYPE(ctypes.c_int, *types)(found.value)
+state = function("cuDevicePrimaryCtxGetState", 7000, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+def active():
+    flags, on = ctypes.c_uint(), ctypes.c_int()
+    return [state(gpu.ordinal, ctypes.byref(flags), ctypes.byref(on)) or on.value for gpu in dkv.cuda.devices()]
+print(active())
+arena = dkv.cuda.DeviceArena(4096, 2)
+lent = dkv.cuda.DeviceArena.adopt(arena)
+dkv.cuda.copy_to_device(arena.base, b"rows")
+print(dkv.cuda.copy_to_host(lent.base, 4), dkv.cuda.device_of(lent.base).ordinal, lent.device == arena.device, active())
+del lent, arena
+print(active())
+"""
+
+    lines = in_a_new_process(script, CUDAEMU_DEVICES="3").splitlines()
+
+    assert lines == ["[0, 0, 0]", "b'rows' 2 True [0, 0, 1]", "[0, 0, 1]"]
+
+
+@emulated
+def test_a_forked_child_is_told_to_be_spawned():
+    script = """
+import os, dkv
+dkv.cuda.devices()
+if os.fork() == 0:
+    print(dkv.cuda.why_not(), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+    assert "CUDA does not survive fork(): start processes that use it by spawn or exec" in in_a_new_process(script)
 
 
 @emulated

@@ -119,6 +119,11 @@ TEST_CASE("bytes go to a device and back") {
     CHECK(
         contains(refusal(dkv_cuda_copy_to_host(back.data(), sent.data(), 5), DKV_INVALID_ARGUMENT),
                  "are no device memory"));
+    auto device = sized<dkv_cuda_device>();
+    REQUIRE(dkv_cuda_get_device_of(at, &device) == DKV_OK);
+    CHECK(device.uuid == gpu());
+    CHECK(contains(refusal(dkv_cuda_get_device_of(sent.data(), &device), DKV_INVALID_ARGUMENT),
+                   "are no device memory"));
     dkv_arena_destroy(arena);
 }
 
@@ -190,7 +195,7 @@ TEST_CASE("torch's expandable segments are refused where they have no descriptor
     auto address = virtual_memory(CU_MEM_HANDLE_TYPE_NONE, &bytes);
     CHECK(contains(refusal(dkv_cuda_arena_adopt(reinterpret_cast<void*>(address), bytes, &arena),
                            DKV_UNSUPPORTED),
-                   "torch: unset PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"));
+                   "torch: unset expandable_segments:True in PYTORCH_ALLOC_CONF"));
     drop_virtual_memory(address, bytes);
 
     address = virtual_memory(CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, &bytes);

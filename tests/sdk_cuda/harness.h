@@ -101,15 +101,17 @@ struct GpuHarness {
                          std::uint32_t tokens) {
         return {at, offset, DKV_F32, heads, tokens, 64, std::uint64_t{tokens} * 64, 64, 1};
     }
-    /// Behind the default stream.
-    dkv_status report(std::uint32_t layer, dkv_arena* keys_at = nullptr) {
+    /// Behind the default stream, or another.
+    dkv_status report(std::uint32_t layer,
+                      dkv_arena* keys_at = nullptr,
+                      cudaStream_t stream = nullptr) {
         auto ready = sized<dkv_layer_ready>();
         ready.layer = layer;
         ready.keys = rows(keys_at != nullptr ? keys_at : arena, 0, 2, kTokens);
         ready.values = rows(arena, kPartBytes, 2, kTokens);
         auto const queries = rows(arena, 2 * kPartBytes, 4, kWindow);
         ready.queries = &queries;
-        return dkv_cuda_layer_ready(session, &ready, nullptr);
+        return dkv_cuda_layer_ready(session, &ready, stream);
     }
     wire::LayerReadyT reported(std::size_t count = 1) {
         auto const message = sidecar->wait_for(wire::Body::LayerReady, count);

@@ -16,5 +16,8 @@ Result<Device> find_device(std::string_view /*uuid*/) {
 Result<void> use_device(std::string_view /*uuid*/) {
     return without_cuda();
 }
+Result<void> check_alive(std::string_view /*uuid*/) {
+    return without_cuda();
+}
 
 }  // namespace dkv::cuda

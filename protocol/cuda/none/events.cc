@@ -7,6 +7,9 @@ namespace dkv::cuda {
 Result<std::unique_ptr<EventPool>> make_event_pool(std::uint32_t /*count*/) {
     return without_cuda();
 }
+Result<std::unique_ptr<EventPool>> make_private_event_pool(std::uint32_t /*count*/) {
+    return without_cuda();
+}
 Result<std::shared_ptr<OpenedEvents const>> open_events(std::span<EventHandle const> /*handles*/) {
     return without_cuda();
 }

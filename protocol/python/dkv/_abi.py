@@ -241,20 +241,26 @@ def _candidates() -> list[str]:
     return [str(path) for path in inside + built if path.exists()] + ["libdkv.so.1"]
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """libdkv, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
+def load(paths: list[str], prototypes: dict, missing: str) -> ctypes.CDLL:
+    """The first of these libraries that loads and has every function. Raises DkvError (NOT_FOUND), with
+    `missing` around what was tried."""
     tried = []
-    for path in _candidates():
+    for path in paths:
         try:
             loaded = ctypes.CDLL(path)
-            for name, (result, arguments) in _PROTOTYPES.items():
+            for name, (result, arguments) in prototypes.items():
                 function = getattr(loaded, name)
                 function.restype, function.argtypes = result, arguments
             return loaded
         except (OSError, AttributeError) as error:
             tried.append(str(error))
-    raise DkvError(Status.NOT_FOUND, f"no libdkv ({'; '.join(tried)}); build it, or set DKV_LIBRARY")
+    raise DkvError(Status.NOT_FOUND, missing.format("; ".join(tried)))
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libdkv, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
+    return load(_candidates(), _PROTOTYPES, "no libdkv ({}); build it, or set DKV_LIBRARY")
 
 
 def last_error() -> str:
@@ -263,7 +269,11 @@ def last_error() -> str:
 
 def call(name: str, *arguments) -> None:
     """Calls a function that returns a dkv_status. Raises DkvError for any but DKV_OK."""
-    status = getattr(library(), name)(*arguments)
+    check(getattr(library(), name)(*arguments))
+
+
+def check(status: int) -> None:
+    """Of either library. Raises DkvError for any but DKV_OK."""
     if status != Status.OK:
         raise DkvError(Status(status), last_error())
 

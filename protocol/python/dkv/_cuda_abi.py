@@ -9,7 +9,6 @@ import pathlib
 from ctypes import POINTER, c_char, c_char_p, c_int32, c_uint32, c_uint64, c_void_p
 
 from . import _abi
-from .words import DkvError, Status
 
 
 class Device(_abi.Sized):
@@ -30,6 +29,7 @@ _PROTOTYPES = {
     "dkv_cuda_is_emulated": (c_int32, []),
     "dkv_cuda_device_count": (c_int32, [POINTER(c_uint32)]),
     "dkv_cuda_get_device": (c_int32, [c_uint32, POINTER(Device)]),
+    "dkv_cuda_get_device_of": (c_int32, [c_void_p, POINTER(Device)]),
     "dkv_cuda_arena_create": (c_int32, [c_char_p, c_uint64, c_uint32, POINTER(c_void_p)]),
     "dkv_cuda_arena_adopt": (c_int32, [c_void_p, c_uint64, POINTER(c_void_p)]),
     "dkv_cuda_engine_open": (c_int32, [POINTER(_abi.EngineOptions), POINTER(c_void_p)]),
@@ -52,24 +52,10 @@ def _candidates() -> list[str]:
 def library() -> ctypes.CDLL:
     """libdkv_cuda, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
     _abi.library()  # Which libdkv it uses was decided there.
-    tried = []
-    for path in _candidates():
-        try:
-            loaded = ctypes.CDLL(path)
-            for name, (result, arguments) in _PROTOTYPES.items():
-                function = getattr(loaded, name)
-                function.restype, function.argtypes = result, arguments
-            return loaded
-        except (OSError, AttributeError) as error:
-            tried.append(str(error))
-    raise DkvError(
-        Status.NOT_FOUND,
-        f"no libdkv_cuda ({'; '.join(tried)}); build dkv where a CUDA toolkit is, or set DKV_CUDA_LIBRARY",
-    )
+    missing = "no libdkv_cuda ({}); build dkv where a CUDA toolkit is, or set DKV_CUDA_LIBRARY"
+    return _abi.load(_candidates(), _PROTOTYPES, missing)
 
 
 def call(name: str, *arguments) -> None:
     """Calls a function that returns a dkv_status. Raises DkvError for any but DKV_OK."""
-    status = getattr(library(), name)(*arguments)
-    if status != Status.OK:
-        raise DkvError(Status(status), _abi.last_error())
+    _abi.check(getattr(library(), name)(*arguments))

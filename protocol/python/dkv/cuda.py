@@ -63,10 +63,20 @@ def devices() -> list[Device]:
     for index in range(count.value):
         device = _cuda_abi.Device()
         _cuda_abi.call("dkv_cuda_get_device", index, ctypes.byref(device))
-        capability = (device.major, device.minor)
-        name, uuid = device.name.decode(errors="replace"), device.uuid.decode()
-        found.append(Device(device.ordinal, uuid, name, device.bytes, capability, device.multiprocessors))
+        found.append(_device(device))
     return found
+
+
+def device_of(address: int) -> Device:
+    """The GPU whose memory that is. Raises DkvError: INVALID_ARGUMENT for no device memory; as devices()."""
+    device = _cuda_abi.Device()
+    _cuda_abi.call("dkv_cuda_get_device_of", address, ctypes.byref(device))
+    return _device(device)
+
+
+def _device(found: _cuda_abi.Device) -> Device:
+    name, uuid = found.name.decode(errors="replace"), found.uuid.decode()
+    return Device(found.ordinal, uuid, name, found.bytes, (found.major, found.minor), found.multiprocessors)
 
 
 def why_not() -> str | None:
@@ -91,12 +101,30 @@ def uuid_of(device: object) -> str:
     text = str(device)
     if text.startswith("cuda"):
         text = text.partition(":")[2] or "0"
+    if text.startswith("MIG-"):  # nvidia-smi's word for a part of a GPU; the number is the same.
+        text = "GPU-" + text[4:]
     for found in known:
         if text in (found.uuid, str(found.ordinal)):
             return found.uuid
     raise DkvError(
         Status.NOT_FOUND, f"device '{device}' is not one of this process's: {', '.join(gpu.uuid for gpu in known)}"
     )
+
+
+class _Lent(_Memory):
+    """Memory that is `lender`'s, who must not free it while the sidecar has it mapped."""
+
+    _kept: list[object] = []
+
+    def __init__(self, handle: ctypes.c_void_p, lender: object):
+        super().__init__(handle)
+        self._lender = lender
+        self._release, self._bytes = _abi.library().dkv_arena_release, _abi.library().dkv_arena_bytes
+
+    def __del__(self):
+        if self._release(self.handle, 0, self._bytes(self.handle)) == Status.DEADLINE_EXCEEDED:
+            self._kept.append(self._lender)  # Nobody says when it is safe: for good.
+        super().__del__()
 
 
 class DeviceArena(Arena):
@@ -137,9 +165,9 @@ class DeviceArena(Arena):
         address, bytes = _extent(array)
         handle = ctypes.c_void_p()
         _cuda_abi.call("dkv_cuda_arena_adopt", address, bytes, ctypes.byref(handle))
-        arena = super()._of(handle)
-        arena._memory.lender = array
-        arena.device = None  # The library knows it; nothing here asks.
+        arena = cls.__new__(cls)
+        arena._memory = _Lent(handle, array)
+        arena.device = device_of(address).uuid
         return arena
 
     def offset_of(self, tensor: object) -> int:
@@ -179,10 +207,14 @@ class DeviceArena(Arena):
     def __dlpack_device__(self) -> tuple[int, int]:
         if is_emulated():
             return (_dlpack.CPU, 0)
-        ordinal = next(gpu.ordinal for gpu in devices() if self.device in (None, gpu.uuid))
-        return (_dlpack.CUDA, ordinal)
+        return (_dlpack.CUDA, next(gpu.ordinal for gpu in devices() if gpu.uuid == self.device))
 
-    def __dlpack__(self, *, stream=None, **_):
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """Raises BufferError for a copy, or another device. There is no work to wait for on `stream`."""
+        if copy:
+            raise BufferError("a DeviceArena is its bytes, never a copy of them")
+        if dl_device is not None and tuple(map(int, dl_device)) != self.__dlpack_device__():
+            raise BufferError(f"this DeviceArena is on device {self.__dlpack_device__()}, not on {tuple(dl_device)}")
         return _dlpack.capsule(self.base, self.bytes, self.__dlpack_device__(), self._memory)
 
 
@@ -211,9 +243,14 @@ def _extent(array: object) -> tuple[int, int]:
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         raise DkvError(Status.INVALID_ARGUMENT, f"{type(array).__name__} has no __cuda_array_interface__")
-    if interface.get("strides") is not None:
-        raise DkvError(Status.INVALID_ARGUMENT, "only contiguous arrays can be lent: this one has strides")
     bytes = int(interface["typestr"][2:])
-    for extent in interface["shape"]:
+    dense = []
+    for extent in reversed(interface["shape"]):
+        dense.insert(0, bytes)
         bytes *= extent
+    strides = interface.get("strides")
+    if bytes != 0 and strides is not None and tuple(strides) != tuple(dense):
+        raise DkvError(
+            Status.INVALID_ARGUMENT, f"only contiguous arrays can be lent: this one has strides {tuple(strides)}"
+        )
     return interface["data"][0], bytes

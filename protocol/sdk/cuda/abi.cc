@@ -28,6 +28,25 @@ void copy_text(std::string const& text, char (&out)[n]) {
     out[length] = '\0';
 }
 
+Result<void> check(dkv_cuda_device const* device) {
+    if (device == nullptr) return null_pointer("device");
+    if (device->struct_bytes < sizeof *device)
+        return Error{ErrorCode::InvalidArgument, "device->struct_bytes is " +
+                                                     std::to_string(device->struct_bytes) +
+                                                     ", not " + std::to_string(sizeof *device)};
+    return {};
+}
+
+void put(Device const& found, dkv_cuda_device& device) {
+    device.ordinal = found.ordinal;
+    copy_text(found.uuid, device.uuid);
+    copy_text(found.name, device.name);
+    device.bytes = found.bytes;
+    device.major = found.major;
+    device.minor = found.minor;
+    device.multiprocessors = found.multiprocessors;
+}
+
 }  // namespace
 
 char const* dkv_cuda_built_with(void) {
@@ -49,23 +68,21 @@ dkv_status dkv_cuda_device_count(uint32_t* count) {
 
 dkv_status dkv_cuda_get_device(uint32_t index, dkv_cuda_device* device) {
     return told([&]() -> Result<void> {
-        if (device == nullptr) return null_pointer("device");
-        if (device->struct_bytes < sizeof *device)
-            return Error{ErrorCode::InvalidArgument, "device->struct_bytes is " +
-                                                         std::to_string(device->struct_bytes) +
-                                                         ", not " + std::to_string(sizeof *device)};
+        DKV_TRY(check(device));
         auto const all = DKV_TRY(dkv::cuda::devices());
         if (index >= all.size())
             return Error{ErrorCode::InvalidArgument,
                          "device " + std::to_string(index) + " of " + std::to_string(all.size())};
-        Device const& found = all[index];
-        device->ordinal = found.ordinal;
-        copy_text(found.uuid, device->uuid);
-        copy_text(found.name, device->name);
-        device->bytes = found.bytes;
-        device->major = found.major;
-        device->minor = found.minor;
-        device->multiprocessors = found.multiprocessors;
+        put(all[index], *device);
+        return {};
+    });
+}
+
+dkv_status dkv_cuda_get_device_of(void const* data, dkv_cuda_device* device) {
+    return told([&]() -> Result<void> {
+        DKV_TRY(check(device));
+        int const ordinal = DKV_TRY(dkv::cuda::device_of(data, 1));
+        put(DKV_TRY(dkv::cuda::devices()).at(static_cast<std::size_t>(ordinal)), *device);
         return {};
     });
 }

@@ -14,9 +14,9 @@
 namespace dkv::sdk_cuda {
 namespace {
 
-// Enough that two prompts at once do not use an event again before it was looked at.
+// Enough that two prompts at once need not wait for each other's.
 constexpr std::uint32_t kEventsMin = 16;
-constexpr std::uint32_t kEventsMax = 256;
+constexpr std::uint32_t kEventsMax = DKV_DEVICE_WORDS;
 
 /// What `self` points to.
 struct EngineDevice {
@@ -24,7 +24,7 @@ struct EngineDevice {
     std::uint32_t events_wanted = kEventsMin;
     std::mutex mutex;
     std::unique_ptr<cuda::EventPool> events;  // Made when the first layer asks for one.
-    std::vector<cuda::EventHandle> handles;
+    std::unique_ptr<cuda::EventPool> words;   // Behind the last value of each word.
 };
 
 /// What an operator says where events cannot be shared, to spare the attempt.
@@ -60,11 +60,19 @@ dkv_status events(void* self, unsigned char const** handles, std::uint32_t* coun
         if (!device.events) {
             auto const guard = DKV_TRY(cuda::DeviceGuard::enter(device.device.ordinal));
             device.events = DKV_TRY(cuda::make_event_pool(device.events_wanted));
-            device.handles = device.events->handles();
         }
         static_assert(sizeof(cuda::EventHandle) == DKV_DEVICE_HANDLE_BYTES);
-        *handles = reinterpret_cast<unsigned char const*>(device.handles.data());
-        *count = static_cast<std::uint32_t>(device.handles.size());
+        auto const& all = device.events->handles();
+        *handles = reinterpret_cast<unsigned char const*>(all.data());
+        *count = static_cast<std::uint32_t>(all.size());
+        return {};
+    });
+}
+
+dkv_status next_event(void* self, std::uint32_t timeout_ms, std::uint32_t* event, char* error) {
+    return answered(error, [&]() -> Result<void> {
+        auto const guard = DKV_TRY(cuda::DeviceGuard::enter(of(self).device.ordinal));
+        *event = DKV_TRY(of(self).events->next(std::chrono::milliseconds(timeout_ms)));
         return {};
     });
 }
@@ -76,10 +84,22 @@ dkv_status record(void* self, std::uint32_t event, void* stream, char* error) {
     });
 }
 
-dkv_status count_up(void* self, void* word, std::uint64_t value, void* stream, char* error) {
+dkv_status next_word(void* self, std::uint32_t timeout_ms, std::uint32_t* word, char* error) {
+    return answered(error, [&]() -> Result<void> {
+        auto& device = of(self);
+        auto const guard = DKV_TRY(cuda::DeviceGuard::enter(device.device.ordinal));
+        if (!device.words) device.words = DKV_TRY(cuda::make_private_event_pool(device.events_wanted));
+        *word = DKV_TRY(device.words->next(std::chrono::milliseconds(timeout_ms)));
+        return {};
+    });
+}
+
+dkv_status write_word(
+    void* self, std::uint32_t word, void* address, std::uint64_t value, void* stream, char* error) {
     return answered(error, [&]() -> Result<void> {
         auto const guard = DKV_TRY(cuda::DeviceGuard::enter(of(self).device.ordinal));
-        return cuda::write_timeline(word, value, stream);
+        DKV_TRY(cuda::write_timeline(address, value, stream));
+        return of(self).words->record(word, stream);
     });
 }
 
@@ -87,6 +107,7 @@ void free_device(void* self) {
     std::unique_ptr<EngineDevice> const device(&of(self));
     auto const guard = cuda::DeviceGuard::enter(device->device.ordinal);
     device->events.reset();
+    device->words.reset();
 }
 
 }  // namespace
@@ -99,8 +120,10 @@ Result<dkv_device> device_functions(std::string_view uuid, std::uint32_t layers)
     functions.uuid = device->device.uuid.c_str();
     functions.allocate = allocate_for_session;
     functions.events = events;
+    functions.next_event = next_event;
     functions.record = record;
-    functions.write_timeline = count_up;
+    functions.next_word = next_word;
+    functions.write_word = write_word;
     functions.free = free_device;
     functions.self = device.release();
     return functions;
