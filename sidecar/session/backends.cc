@@ -70,6 +70,7 @@ Result<Backends> Backends::find(Config const& config, bool required) {
 
 Result<Backends::Chosen> Backends::for_engine(std::string_view device) const {
     if (device.empty() || device == "cpu") return Chosen{cpu_name_, Place::Host, cpu_};
+    DKV_TRY(check(device));
     std::string known;
     for (auto const& one : devices_) {
         if (one.uuid == device)
@@ -80,6 +81,20 @@ Result<Backends::Chosen> Backends::for_engine(std::string_view device) const {
     auto const why = devices_.empty() ? note_ : "it has " + known;
     return Error{ErrorCode::Unsupported,
                  fmt::format("this sidecar has no device '{}': {}", device, why)};
+}
+
+bool Backends::lose(std::string const& device, std::string const& why) {
+    if (!lost_.try_emplace(device, why).second) return false;
+    note_ += (note_.empty() ? "" : "; ") + check(device).error().message;
+    return true;
+}
+
+Result<void> Backends::check(std::string_view device) const {
+    auto const found = lost_.find(device);
+    if (found == lost_.end()) return {};
+    return Error{ErrorCode::Unsupported,
+                 fmt::format("device {} is lost to this sidecar, which has to be started again: {}",
+                             device, found->second)};
 }
 
 }  // namespace dkv

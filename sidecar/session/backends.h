@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -32,13 +33,19 @@ public:
         MakeBackend make;  ///< Called by the thread that will use it. Gives a backend in any case:
                            ///< one that could not be made refuses everything, and says why.
     };
-    /// Errors: Unsupported for a device that is not there, and why it is not.
+    /// Errors: Unsupported for a device that is not there, or is lost, and why.
     Result<Chosen> for_engine(std::string_view device) const;
+
+    /// From now on nobody gets that device: a process that lost one does not get it back. False:
+    /// it was lost before.
+    bool lose(std::string const& device, std::string const& why);
+    /// Errors: Unsupported, and why, for a device that is lost.
+    Result<void> check(std::string_view device) const;
 
     MakeBackend const& cpu() const noexcept { return cpu_; }
     /// "cuda (NVIDIA H100, sm_90), cpu (avx512_bf16, 8 threads)"
     std::string const& name() const noexcept { return name_; }
-    /// Why there is no GPU in it; empty: there is one.
+    /// Why there is no GPU in it, or which is lost; empty: nothing to say.
     std::string const& note() const noexcept { return note_; }
 
 private:
@@ -47,6 +54,7 @@ private:
     std::vector<cuda::Device> devices_;
     std::string name_;
     std::string note_;
+    std::map<std::string, std::string, std::less<>> lost_;  ///< By UUID: why.
 };
 
 }  // namespace dkv

@@ -81,7 +81,8 @@ public:
     Result<Later> register_events(Caller const& caller,
                                   std::uint64_t instance,
                                   std::vector<cuda::EventHandle> handles);
-    /// Errors: those of resolve(); InvalidArgument; AlreadyExists; LimitExceeded.
+    /// Errors: those of resolve(); InvalidArgument; AlreadyExists; LimitExceeded; Unsupported when
+    /// the engine's device is lost.
     Result<OpenedSession> open_session(Caller const& caller,
                                        std::uint64_t instance,
                                        OpenRequest const& request);
@@ -151,6 +152,9 @@ private:
     void fail_session(Instance& instance, Session& session, Error const& error, Millis now);
     void apply(WorkReport& report, Millis now);
     void apply(RegionOpened& opened, WorkReport const& report);
+    void apply(DeviceLost const& lost, std::uint64_t instance, Millis now);
+    /// After an error of a device, asks whether that was its last.
+    void look_after_device(WorkReport const& report);
     void tell_commit(Instance& instance, Session& session, WorkReport const& report, Millis now);
     void tell(NoticeKind kind, Instance const& instance, std::string text);
     void tell(NoticeKind kind, Session const& session, std::string text, Millis now);

@@ -59,6 +59,7 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
                                           std::uint64_t instance,
                                           OpenRequest const& request) {
     Instance& engine = *DKV_TRY(find(caller, instance));
+    DKV_TRY(backends_.check(engine.hello.device));
     if (request.session == 0)
         return Error{ErrorCode::InvalidArgument, "session 0 is none: choose another number"};
     if (engine.sessions.contains(request.session) ||
@@ -202,6 +203,9 @@ void Table::finish_work(Millis now) {
 }
 
 void Table::apply(WorkReport& report, Millis now) {
+    if (auto const* const lost = std::get_if<DeviceLost>(&report.what))
+        return apply(*lost, report.instance, now);
+    look_after_device(report);
     if (auto* const opened = std::get_if<RegionOpened>(&report.what)) return apply(*opened, report);
     if (auto const* const done = std::get_if<RequestDone>(&report.what))
         return listener_.done(done->asker, done->result);

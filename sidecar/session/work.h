@@ -64,13 +64,26 @@ struct RequestDone {
     Result<void> result;
 };
 
+/// Of everybody on that device.
+struct DeviceLost {
+    std::string device;
+    Error why;
+};
+
 /// What a worker tells the loop's thread.
 struct WorkReport {
     std::uint64_t instance = 0;
     std::uint32_t generation = 0;
     std::uint64_t session = 0;
     SpentTime spent;
-    std::variant<LayerProgress, WorkPlanned, WorkCommitted, Error, RegionOpened, RequestDone> what;
+    std::variant<LayerProgress,
+                 WorkPlanned,
+                 WorkCommitted,
+                 Error,
+                 RegionOpened,
+                 RequestDone,
+                 DeviceLost>
+        what;
 };
 
 /// Where workers leave their reports for the loop's thread.

@@ -1,0 +1,114 @@
+// A kernel's fault takes the whole device from the process: on the emulation.
+#if __has_include(<cudaemu/fault.h>)
+#include <cudaemu/fault.h>
+
+#include "protocol/cuda/memory.h"
+#include "tests/session/fixture.h"
+
+namespace dkv::test {
+namespace {
+
+/// An engine on the first device, in this process.
+struct Lost {
+    static constexpr std::uint64_t kBytes = 4096;
+
+    Lost() {
+        uuid = cuda::devices().value().front().uuid;
+        REQUIRE(cuda::use_device(uuid));
+        memory = cuda::allocate_device_memory(kBytes).value();
+        REQUIRE(table.hello(caller(), hello(TableFixture::kEngine)));
+        REQUIRE(table.open_session(caller(), TableFixture::kEngine, request(1)));
+    }
+    ~Lost() { cudaemu::lose_device(cudaSuccess); }
+    Lost(Lost const&) = delete;
+    Lost& operator=(Lost const&) = delete;
+
+    EngineHello hello(std::uint64_t instance) const {
+        auto said = TableFixture::hello_of(instance);
+        said.device = uuid;
+        return said;
+    }
+    static OpenRequest request(std::uint64_t session) {
+        OpenRequest request;
+        request.session = session;
+        request.prompt_tokens = LentPrompt::kTokens;
+        return request;
+    }
+    Caller caller() { return {"peer", now, ++last_request, true}; }
+    std::string lend() {
+        auto const before = ears.answers.size();
+        REQUIRE(table.register_region(
+            caller(), TableFixture::kEngine,
+            InprocSource{reinterpret_cast<std::uintptr_t>(memory->bytes().data())}, kBytes, false));
+        await([&] { return ears.answers.size() > before; });
+        return ears.answers.back();
+    }
+    void await(std::function<bool()> const& done) {
+        table.finish_work(now);
+        while (!done()) {
+            std::unique_lock lock(mutex);
+            REQUIRE(woken.wait_for(lock, std::chrono::seconds(60), [this] { return wakes > 0; }));
+            wakes = 0;
+            lock.unlock();
+            table.finish_work(now);
+        }
+    }
+    void wake() {
+        {
+            std::lock_guard const lock(mutex);
+            ++wakes;
+        }
+        woken.notify_one();
+    }
+
+    Config config = TableFixture::small_config();
+    Millis now = 1000;
+    std::uint64_t last_request = 0;
+    Metrics metrics;
+    Ears ears;
+    std::string uuid;
+    std::unique_ptr<cuda::DeviceMemory> memory;
+    std::mutex mutex;
+    std::condition_variable woken;
+    int wakes = 0;
+    Table table{config, metrics, ears, Backends::find(config, false).value(), [this] { wake(); }};
+};
+
+TEST_CASE("a lost device fails its sessions, is said in the status, and nobody gets it again") {
+    Lost t;
+    CHECK(t.lend() == "RegisterRegion 3: region 1");
+    CHECK(t.table.facts().backend_note.empty());
+
+    cudaemu::lose_device(cudaErrorIllegalAddress);
+    CHECK(t.lend().find("cudaErrorIllegalAddress") != std::string::npos);
+    t.await([&] { return !t.ears.lines.empty(); });
+
+    auto const why = "device " + t.uuid +
+                     " is lost to this sidecar, which has to be started again: cudaStreamQuery: "
+                     "cudaErrorIllegalAddress, an illegal memory access was encountered";
+    CHECK(t.ears.lines.back() == "peer/1: failed: " + why);
+    CHECK(t.table.facts().backend_note == why);
+    CHECK(t.table.facts().last_error == why);
+    auto const refusal =
+        refused(t.table.open_session(t.caller(), TableFixture::kEngine, Lost::request(2)));
+    CHECK(refusal.code == ErrorCode::Unsupported);
+    CHECK(refusal.message == why);
+    CHECK(refused(t.table.hello(t.caller(), t.hello(77))).message == why);
+    auto on_cpu = TableFixture::hello_of(78);
+    CHECK(t.table.hello(t.caller(), on_cpu));
+}
+
+TEST_CASE("an error of a device that goes on loses nothing") {
+    Lost t;
+    auto const before = t.ears.answers.size();
+    REQUIRE(t.table.register_events(t.caller(), TableFixture::kEngine, {cuda::EventHandle{}}));
+    t.await([&] { return t.ears.answers.size() > before; });
+    CHECK(t.ears.answers.back().find("cudaIpcOpenEventHandle(") != std::string::npos);
+    CHECK(t.lend().find(": region 1") != std::string::npos);  // Behind the look at the device.
+    CHECK(t.table.facts().backend_note.empty());
+    CHECK(t.table.open_session(t.caller(), TableFixture::kEngine, Lost::request(2)));
+}
+
+}  // namespace
+}  // namespace dkv::test
+#endif
