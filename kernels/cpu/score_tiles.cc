@@ -83,10 +83,11 @@ void panel_logits(RowPlan const& plan,
     panel_products(plan, panel, queries, keys, count, form.scale, logits);
     if (form.softcap != 0) {
         Vec const cap = hn::Set(kF32, form.softcap);
-        Vec const wide = hn::Set(kF32, form.softcap * kLog2E);
+        Vec const to_base_2 = hn::Set(kF32, kLog2E);
         for (std::size_t i = 0; i < count * panel.rows; i += kLanes) {
             Vec const capped = hn::Tanh(kF32, hn::Div(hn::Load(kF32, logits + i), cap));
-            hn::Store(hn::Mul(wide, capped), kF32, logits + i);
+            // Not times softcap * kLog2E: of the largest caps that is infinite.
+            hn::Store(finish_product(hn::Mul(cap, capped), to_base_2), kF32, logits + i);
         }
     }
     if (token + count > prefix) mask_future(plan, panel, token, count, prefix, logits);

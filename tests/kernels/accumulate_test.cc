@@ -130,6 +130,19 @@ TEST_CASE("accumulate meets the reference over several stretches of keys and blo
     });
 }
 
+TEST_CASE("accumulate adds up blocks of queries, of as many heads as there are") {
+    test::for_each_backend([](Backend& backend) {
+        std::mt19937 random(13);
+        for (GroupReduce const reduce : {GroupReduce::Mean, GroupReduce::None}) {
+            Call call({1, 64, 90, 4, 8}, Dtype::F16, reduce);
+            call.fill(random);
+            auto const want = test::reference_accumulate(call.queries, call.keys, call.args);
+            REQUIRE(backend.accumulate(call.args));
+            CHECK(test::worst_error(call.scores, want, test::tolerance(Dtype::F16)) <= 1);
+        }
+    });
+}
+
 TEST_CASE("accumulate is the reference at a hundred small shapes, wherever their memory begins") {
     unsigned const seed = std::random_device{}();
     CAPTURE(seed);

@@ -70,6 +70,30 @@ TEST_CASE("the difference is measured from the mean of directions, the window's 
     });
 }
 
+TEST_CASE("the difference is measured of keys in 16-byte words, however many there are") {
+    test::for_each_backend([](Backend& backend) {
+        for (auto const& [dtype, dim] : {std::pair{Dtype::F16, 64u}, std::pair{Dtype::F32, 256u}}) {
+            for (std::uint32_t const tokens : {1u, 2u, 9u, 63u, 64u, 65u, 70u, 71u, 600u}) {
+                INFO(name_of(dtype), ", ", tokens, " tokens");
+                // Two directions in turns.
+                Call call(2, tokens, 0, dim, KeyMeasure::Difference, dtype);
+                call.keys.fill([](auto head, auto token, auto axis) {
+                    return axis == 40 * (token % 2) + head ? 3.f : 0.f;
+                });
+                double const even = (tokens + 1) / 2;
+                double const odd = tokens / 2;
+                REQUIRE(backend.key_score(call.args));
+                double worst = 0;
+                for (std::size_t i = 0; i < call.scores.size(); ++i)
+                    worst = std::max(worst,
+                                     std::abs(call.scores[i] + (i % tokens % 2 == 0 ? even : odd) /
+                                                                   std::hypot(even, odd)));
+                CHECK(worst < 1e-6);
+            }
+        }
+    });
+}
+
 TEST_CASE("key scores are the reference at every shape, dtype and layout") {
     unsigned const seed = std::random_device{}();
     CAPTURE(seed);

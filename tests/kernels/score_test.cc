@@ -7,56 +7,19 @@
 #include <random>
 #include <string>
 
+#include "tests/kernels/score_call.h"
 #include "tests/support/backends.h"
 #include "tests/support/reference.h"
 
 using namespace dkv;
 using test::Layout;
 using test::Rows;
+using Call = test::ScoreCall;
+using Shape = test::ScoreShape;
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-struct Shape {
-    std::uint32_t kv_heads;
-    std::uint32_t group;
-    std::uint32_t window;
-    std::uint32_t tokens;
-    std::uint32_t head_dim;
-};
-
-/// One call's memory.
-struct Call {
-    Call(Shape const& shape, Dtype dtype, GroupReduce reduce, Layout layout = Layout::HeadMajor)
-        : queries(dtype, shape.kv_heads * shape.group, shape.window, shape.head_dim, layout),
-          keys(dtype, shape.kv_heads, shape.tokens, shape.head_dim, layout),
-          scores(std::size_t{reduce == GroupReduce::None ? shape.kv_heads * shape.group
-                                                         : shape.kv_heads} *
-                 (shape.tokens - shape.window)),
-          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)) {
-        args.queries = queries.view;
-        args.keys = keys.view;
-        args.scores = scores;
-        args.mass = mass;
-        args.reduce = reduce;
-    }
-    void fill(std::mt19937& random) {
-        queries.fill_normal(random);
-        keys.fill_normal(random);
-    }
-    std::string refusal() const {
-        auto const result = check(args);
-        if (!result) CHECK(result.error().code == ErrorCode::InvalidArgument);
-        return result ? "" : result.error().message;
-    }
-
-    Rows queries;
-    Rows keys;
-    std::vector<float> scores;
-    std::vector<float> mass;
-    ScoreArgs args;
-};
 
 void check_against_reference(Backend& backend, Call& call) {
     auto const want = test::reference_score(call.queries, call.keys, call.args.reduce,
@@ -288,23 +251,6 @@ TEST_CASE("score of paged keys is score of the same keys side by side, to the bi
     });
 }
 
-TEST_CASE("a soft cap of any size leaves scores finite") {
-    test::for_each_backend([](Backend& backend) {
-        std::mt19937 random(31);
-        for (float const softcap : {1e-45f, 1e-38f, 1e-3f, 1e3f, 1e38f}) {
-            Call call({1, 2, 3, 90, 16}, Dtype::F16, GroupReduce::Mean);
-            call.fill(random);
-            call.keys.set(0, 5, 3, std::nanf(""));
-            call.keys.set(0, 6, 3, kInfinity);
-            call.args.softcap = softcap;
-            REQUIRE(backend.score(call.args));
-            CHECK(std::ranges::all_of(call.scores, [](float score) {
-                return std::isfinite(score) && score >= 0 && score <= 1;
-            }));
-        }
-    });
-}
-
 TEST_CASE("score of a prompt that is too long to keep between the passes is the same") {
     test::for_each_backend([](Backend& backend) {
         std::mt19937 random(17);
@@ -351,19 +297,6 @@ TEST_CASE("the prefix's and the window's mass add up to 1") {
     });
 }
 
-TEST_CASE("large logits neither overflow nor vanish") {
-    test::for_each_backend([](Backend& backend) {
-        std::mt19937 random(11);
-        Call call({1, 4, 32, 400, 64}, Dtype::F32, GroupReduce::Mean);
-        call.fill(random);
-        call.args.scale = 40;  // Logits of some thousands: e^x is far outside f32.
-        auto const want = test::reference_score(call.queries, call.keys, GroupReduce::Mean, 40);
-        REQUIRE(backend.score(call.args));
-        // An f32 logit of 1000 is known to 1e-4, and so is its exponential.
-        CHECK(test::worst_error(call.scores, want.scores, 2e-3) <= 1);
-    });
-}
-
 TEST_CASE("scores are the same bits on any number of threads") {
     std::mt19937 random(3);
     for (Dtype const dtype : {Dtype::F32, Dtype::Bf16}) {
@@ -378,46 +311,6 @@ TEST_CASE("scores are the same bits on any number of threads") {
         for (std::size_t i = 2; i < all.size(); ++i)
             CHECK(all[i] == all[i % 2]);
     }
-}
-
-TEST_CASE("NaN and infinite inputs give finite scores") {
-    test::for_each_backend([](Backend& backend) {
-        std::mt19937 random(5);
-        float const nan = std::nanf("");
-        for (Dtype const dtype : {Dtype::F32, Dtype::F16, Dtype::Bf16}) {
-            for (float const poison : {nan, kInfinity, -kInfinity}) {
-                for (bool const all : {false, true}) {
-                    Call call({2, 3, 8, 200, 64}, dtype, GroupReduce::Mean);
-                    call.fill(random);
-                    if (all)
-                        call.keys.fill([&](auto...) { return poison; });
-                    else
-                        call.keys.set(1, 77, 3, poison);
-                    REQUIRE(backend.score(call.args));
-                    auto const finite = [](float x) {
-                        return std::isfinite(x) && x >= 0 && x <= 1;
-                    };
-                    CHECK(std::all_of(call.scores.begin(), call.scores.end(), finite));
-                    CHECK(std::all_of(call.mass.begin(), call.mass.end(), finite));
-
-                    std::vector<float> const lse(48, poison);
-                    call.args.lse = lse;
-                    REQUIRE(backend.score(call.args));
-                    CHECK(std::all_of(call.scores.begin(), call.scores.end(), finite));
-                }
-            }
-        }
-    });
-}
-
-TEST_CASE("a token whose key is NaN takes nothing from the others") {
-    test::for_each_backend([](Backend& backend) {
-        Call call({1, 1, 1, 3, 1}, Dtype::F32, GroupReduce::Mean);
-        call.queries.fill([](auto...) { return 1.f; });
-        call.keys.fill([](auto, auto token, auto) { return token == 0 ? std::nanf("") : 0.f; });
-        REQUIRE(backend.score(call.args));
-        CHECK(call.scores == std::vector{0.f, 0.5f});
-    });
 }
 
 TEST_CASE("score of a prompt that is all window is nothing") {

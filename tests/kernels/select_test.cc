@@ -46,6 +46,30 @@ TEST_CASE("select breaks ties towards the earlier token") {
     });
 }
 
+TEST_CASE("select breaks ties so among thousands of them, wherever a head begins") {
+    test::for_each_backend([](Backend& backend) {
+        // A third of 9001 scores is 2, the others are 1; heads begin at odd addresses.
+        std::vector<float> scores(std::size_t{2} * 9001);
+        for (std::size_t i = 0; i < scores.size(); ++i)
+            scores[i] = i % 9001 % 3 == 0 ? 2.f : 1.f;
+        std::array<std::uint32_t, 2> const keep{8000, 8500};
+        std::vector<std::int32_t> want;
+        for (std::uint32_t const count : keep) {
+            auto const end = static_cast<std::ptrdiff_t>(want.size() + count);
+            for (std::int32_t id = 0; id < 9001; id += 3)
+                want.push_back(id);
+            for (std::int32_t id = 0; id < 9001; ++id)
+                if (id % 3 != 0) want.push_back(id);
+            want.resize(static_cast<std::size_t>(end));
+        }
+        std::vector<std::int32_t> ids(want.size());
+
+        REQUIRE(backend.select({scores, keep, ids, 9001}));
+
+        CHECK(ids == want);
+    });
+}
+
 TEST_CASE("a prefix of a selection is a selection, also across the plateaus of max pooling") {
     test::for_each_backend([](Backend& backend) {
         std::vector<float> scores(500);

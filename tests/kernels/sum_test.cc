@@ -25,6 +25,26 @@ TEST_CASE("sum adds up each head from the first token that is not skipped") {
     });
 }
 
+TEST_CASE("sum of scores that begin anywhere, in heads of any length") {
+    test::for_each_backend([](Backend& backend) {
+        for (std::size_t skew = 0; skew < 4; ++skew) {
+            for (std::uint32_t const tokens : {1U, 3U, 4U, 1028U, 8192U, 8195U, 16388U}) {
+                std::vector<float> scores(skew + std::size_t{2} * tokens);
+                for (std::size_t i = 0; i < scores.size(); ++i)
+                    scores[i] = static_cast<float>(i % 5);
+                std::array<double, 2> want{};
+                for (std::size_t i = 0; i < std::size_t{2} * tokens; ++i)
+                    want[i / tokens] += static_cast<double>(scores[skew + i]);
+                std::array<double, 2> sums{};
+
+                REQUIRE(backend.sum({std::span(scores).subspan(skew), sums, 2, tokens}));
+
+                CHECK(sums == want);
+            }
+        }
+    });
+}
+
 TEST_CASE("sum takes NaN for 0, and loses nothing to rounding in f32") {
     test::for_each_backend([](Backend& backend) {
         std::vector<float> scores(1 << 20U, 0x1p-24F);

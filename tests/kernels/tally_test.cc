@@ -53,6 +53,17 @@ TEST_CASE("tally gives ties to the lower layer, then to the lower head") {
     });
 }
 
+TEST_CASE("tally gives ties to the first of hundreds of heads") {
+    test::for_each_backend([](Backend& backend) {
+        Layers const layers(60, std::vector<float>(20, 1));  // 60 layers of 10 heads of 2 tokens.
+        Counts want(600);
+        for (std::size_t head = 0; head < 300; ++head)
+            want[head] = 2;
+        want[300] = 1;
+        CHECK(tally(backend, layers, 10, 2, 601) == want);
+    });
+}
+
 TEST_CASE("a total of nothing or of more than everything is counted as such") {
     test::for_each_backend([](Backend& backend) {
         Layers const layers{{1, 2, 3}, {4, 5, 6}};

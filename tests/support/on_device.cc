@@ -17,10 +17,11 @@ public:
     static Result<Mirror> of(Backend& device, std::byte const* host, std::size_t bytes) {
         Mirror mirror;
         std::size_t const skew = reinterpret_cast<std::uintptr_t>(host) % kAlignment;
-        mirror.buffer_ = DKV_TRY(device.allocate(kAlignment + skew + bytes));
+        // Its last byte is the buffer's: whoever reads or writes beyond it meets nobody's memory.
+        mirror.buffer_ = DKV_TRY(device.allocate(skew + bytes));
         auto const begin = reinterpret_cast<std::uintptr_t>(mirror.buffer_->bytes().data());
-        std::size_t const to_aligned = (kAlignment - begin % kAlignment) % kAlignment;
-        mirror.device_ = mirror.buffer_->bytes().subspan(to_aligned + skew, bytes);
+        DKV_ASSERT(begin % kAlignment == 0);
+        mirror.device_ = mirror.buffer_->bytes().subspan(skew, bytes);
         mirror.host_ = {const_cast<std::byte*>(host), bytes};
         DKV_TRY(device.upload(mirror.host_, mirror.device_));
         return mirror;
@@ -168,7 +169,6 @@ public:
         auto const out = DKV_TRY(mirror_of(*device_, host.out));
         args.out = out.as<std::byte>();
         DKV_TRY(device_->gather(args));
-        DKV_TRY(device_->synchronize());
         return out.fetch(*device_);
     }
 
@@ -191,7 +191,6 @@ private:
         auto const table = DKV_TRY(mirror_table(*device_, args.source));
         args.out = {both.data() + (host.out.data() - begin), host.out.size()};
         DKV_TRY(device_->gather(args));
-        DKV_TRY(device_->synchronize());
         return both.fetch(*device_);
     }
 
