@@ -169,6 +169,7 @@ Result<std::byte*> Queue::allocate(std::size_t bytes) {
     auto* const memory = static_cast<std::byte*>(DKV_TRY(take(bytes)));
     buffers_[memory] = bytes;
     buffers_bytes_ += bytes;
+    buffers_bytes_high_ = std::max(buffers_bytes_high_, buffers_bytes_);
     if (bytes == 0) return memory;
     auto const status = cudaMemsetAsync(memory, 0, bytes, stream_);
     if (status != cudaSuccess) release(memory);

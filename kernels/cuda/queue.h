@@ -55,6 +55,8 @@ public:
 
     /// Device memory, zeroed, 256-byte aligned. Errors: LimitExceeded; Device.
     Result<std::byte*> allocate(std::size_t bytes);
+    /// The most of it that there has been at once.
+    std::uint64_t buffers_bytes_high() const noexcept { return buffers_bytes_high_; }
     /// Behind what is queued: that may still use it.
     void release(std::byte* data) noexcept;
 
@@ -137,6 +139,7 @@ private:
     std::vector<Room> rooms_;
     std::unordered_map<std::byte*, std::uint64_t> buffers_;  // What allocate() gave: bytes.
     std::uint64_t buffers_bytes_ = 0;
+    std::uint64_t buffers_bytes_high_ = 0;
     std::byte* scratch_ = nullptr;
     std::size_t scratch_size_ = 0;
     std::size_t scratch_used_ = 0;

@@ -92,12 +92,15 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
     std::uint64_t const scores = std::uint64_t{geometry.kv_heads} *
                                  (spec.prompt_tokens - spec.params.window) * sizeof(float);
     std::uint64_t const rows = sizes.ids + std::uint64_t{geometry.kv_heads} * spec.params.window;
-    // Scores and mass by the window's attention, and those that rank if others do; the pooled ones
-    // of every layer that may be tallied again, else of one; what is selected, and which rows are
-    // copied, while they grow; the scores of an engine that gives such, made dense.
-    std::uint64_t const pooled = sizes.tallies ? geometry.layers + std::uint64_t{1} : 1;
+    // Scores and mass by the window's attention; then what others rank by, or the pooled scores of
+    // the layer, and of those before it that a tally may want.
+    std::uint64_t arrays = 2;
+    if (sizes.accumulates || sizes.scores_keys) arrays += 1;
+    if (ranking == Ranking::Scores) arrays += sizes.tallies ? geometry.layers : 1;
+    // What is selected, and which rows are copied, while they grow; the scores of an engine that
+    // gives such, made dense.
     sizes.buffers_bytes =
-        (3 + pooled) * scores + (sizes.ids + 2 * rows) * sizeof(std::int32_t) +
+        arrays * scores + (sizes.ids + 2 * rows) * sizeof(std::int32_t) +
         (geometry.q_heads + std::uint64_t{1}) * spec.prompt_tokens * sizeof(float);
     return sizes;
 }

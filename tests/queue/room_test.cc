@@ -12,6 +12,7 @@
 #include "kernels/cuda/ops.h"
 #include "protocol/cuda/device.h"
 #include "sidecar/pipeline/job.h"
+#include "sidecar/pipeline/spec.h"
 #include "tests/support/results.h"
 
 using namespace dkv;
@@ -125,6 +126,9 @@ void run_within(Backend& engine, JobSpec const& spec, bool by_engine) {
             REQUIRE(job->pack(layer));
         REQUIRE(job->outcome());
         CHECK(most_used(*queue) == reserved);
+        // Without what the driver's rounding is given on top.
+        auto const policy = make_policy(spec.params, shape_of(spec));
+        CHECK(queue->buffers_bytes_high() <= sizes_of(spec, *policy).buffers_bytes);
     }
     CHECK(kept_free(*queue) == threshold);
 }
