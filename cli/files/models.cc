@@ -26,6 +26,10 @@ constexpr Geometry full(std::uint32_t layers,
             .dtype = dtype};
 }
 
+/// As the config.json of each release has it; compared with those that are copied into litgpt
+/// (litgpt/config.py at 2685705) and, for internlm2, qwen2-7b and gemma-3-270m, into other public
+/// sources. mistral-7b is v0.2 and later: in v0.1, as in phi-3-mini-4k, a window bounds every
+/// layer.
 constexpr KnownModel kModels[] = {
     {"llama-2-7b", full(32, 32, 32, 128, Dtype::F16)},
     {"llama-2-13b", full(40, 40, 40, 128, Dtype::F16)},
@@ -36,7 +40,7 @@ constexpr KnownModel kModels[] = {
     {"mistral-7b", full(32, 32, 8, 128)},
     {"mixtral-8x7b", full(32, 32, 8, 128)},
     {"internlm2-7b", full(32, 32, 8, 128)},
-    {"phi-3-mini", full(32, 32, 32, 96)},
+    {"phi-3-mini-128k", full(32, 32, 32, 96)},
     {"qwen2-7b", full(28, 28, 4, 128)},
     {"qwen2.5-0.5b", full(24, 14, 2, 64)},
     {"qwen2.5-1.5b", full(28, 12, 2, 128)},
@@ -105,6 +109,23 @@ Result<Dtype> dtype_of(Config const& config) {
     return config.broken("dtype " + name + " is none of float32, float16, bfloat16");
 }
 
+bool uses_window(Config const& config) {
+    if (config.has("use_sliding_window")) return config.at("use_sliding_window") == true;
+    return !config.text("model_type").starts_with("qwen");
+}
+
+/// A window that no layer is said to have is every layer's (Mistral 0.1, Phi 3), or that of those
+/// behind max_window_layers (Qwen). One as long as the longest text bounds nothing.
+Result<std::uint32_t> all_or_last_layers(Config const& config, std::uint32_t layers) {
+    if (!config.has("sliding_window") || !uses_window(config)) return 0;
+    auto const window = DKV_TRY(config.count("sliding_window"));
+    if (config.has("max_position_embeddings") &&
+        window >= DKV_TRY(config.count("max_position_embeddings")))
+        return 0;
+    if (!config.has("max_window_layers")) return layers;
+    return layers - std::min(layers, DKV_TRY(config.count("max_window_layers")));
+}
+
 /// How many of `layers` a sliding window bounds.
 Result<std::uint32_t> bounded_layers(Config const& config, std::uint32_t layers) {
     if (config.has("layer_types")) {
@@ -118,7 +139,8 @@ Result<std::uint32_t> bounded_layers(Config const& config, std::uint32_t layers)
         auto const every = DKV_TRY(config.count("sliding_window_pattern"));
         return every == 0 ? 0 : layers - layers / every;
     }
-    return config.text("model_type") == "gemma2" ? layers / 2 : 0;
+    if (config.text("model_type") == "gemma2") return layers / 2;
+    return all_or_last_layers(config, layers);
 }
 
 Result<ModelGeometry> geometry_of(Config const& config, std::string name) {
@@ -127,6 +149,8 @@ Result<ModelGeometry> geometry_of(Config const& config, std::string name) {
     if (heads == 0) return config.broken("num_attention_heads is 0");
     ModelGeometry model{.name = std::move(name), .geometry = {}, .layers_bounded = 0};
     model.layers_bounded = DKV_TRY(bounded_layers(config, layers));
+    if (layers > 0 && model.layers_bounded == layers)
+        return config.broken("a sliding window bounds every layer: none is left to compress");
     model.geometry.layers = layers - model.layers_bounded;
     model.geometry.q_heads = heads;
     model.geometry.kv_heads =

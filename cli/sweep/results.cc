@@ -16,39 +16,17 @@
 #include <system_error>
 
 #include "cli/render/params.h"
+#include "protocol/files/crc32.h"
 #include "protocol/files/mapped_file.h"
 
 namespace dkv::cli {
 namespace {
 
-constexpr std::size_t kSamples = 64;
-constexpr std::size_t kSampleBytes = 4096;
-
-/// FNV-1a.
-class Hash {
-public:
-    void add(std::span<std::byte const> bytes) {
-        for (auto const byte : bytes)
-            value_ = (value_ ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3U;
-    }
-    void add(std::uint64_t number) { add(std::as_bytes(std::span(&number, 1))); }
-    std::uint64_t value() const { return value_; }
-
-private:
-    std::uint64_t value_ = 0xcbf29ce484222325U;
-};
-
-Result<void> add_file(Hash& hash, std::filesystem::path const& path) {
+/// Of the whole of it: a sweep reads every byte several times anyway.
+Result<void> add_file(std::uint32_t& crc, std::uint64_t& size, std::filesystem::path const& path) {
     auto const file = DKV_TRY(MappedFile::open(path));
-    auto const bytes = file.bytes();
-    hash.add(bytes.size());
-    if (bytes.size() <= kSamples * kSampleBytes) {
-        hash.add(bytes);
-        return {};
-    }
-    for (std::size_t sample = 0; sample < kSamples; ++sample)
-        hash.add(
-            bytes.subspan((bytes.size() - kSampleBytes) / (kSamples - 1) * sample, kSampleBytes));
+    crc = crc32(crc, file.bytes());
+    size += file.bytes().size();
     return {};
 }
 
@@ -158,7 +136,8 @@ Result<void> ResultsFile::append(std::vector<Json> const& rows) {
 }
 
 Result<std::string> fingerprint(std::filesystem::path const& path) {
-    Hash hash;
+    std::uint32_t crc = 0;
+    std::uint64_t size = 0;
     std::error_code error;
     if (std::filesystem::is_directory(path, error)) {
         std::vector<std::filesystem::path> files;
@@ -166,12 +145,15 @@ Result<std::string> fingerprint(std::filesystem::path const& path) {
              !error && at != std::filesystem::recursive_directory_iterator(); at.increment(error))
             if (at->is_regular_file(error)) files.push_back(at->path());
         std::ranges::sort(files);
-        for (auto const& file : files)
-            DKV_TRY(add_file(hash, file));
+        for (auto const& file : files) {
+            auto const name = file.lexically_relative(path).string();
+            crc = crc32(crc, std::as_bytes(std::span(name.c_str(), name.size() + 1)));
+            DKV_TRY(add_file(crc, size, file));
+        }
     } else {
-        DKV_TRY(add_file(hash, path));
+        DKV_TRY(add_file(crc, size, path));
     }
-    return fmt::format("{:016x}", hash.value());
+    return fmt::format("{:x}-{:08x}", size, crc);
 }
 
 bool is_row_of(Json const& row,

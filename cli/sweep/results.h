@@ -41,8 +41,8 @@ private:
     std::vector<Json> rows_;
 };
 
-/// What tells one content of a file from another: of its size and of parts all over it.
-/// Errors: Io.
+/// What tells one content of a file or folder from another: its size and the CRC-32 of all its
+/// bytes; a folder's also of its files' names. Errors: Io.
 Result<std::string> fingerprint(std::filesystem::path const& path);
 
 /// Whether a row tells of this point of this content of this file.

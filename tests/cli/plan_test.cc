@@ -82,6 +82,26 @@ TEST_CASE("dkv plan: a config.json says geometry, dtype and which layers are bou
     CHECK(cli::read_config_json(path).value().geometry.head_dim == 64);
 }
 
+TEST_CASE("dkv plan: a window that is given without layers is every layer's, or the last ones'") {
+    TempDir const folder;
+    auto const bounded = [&](std::string const& fields) {
+        return cli::read_config_json(
+            config(folder, R"({"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 64,
+                               "max_position_embeddings": 4096, )" +
+                               fields + "}"));
+    };
+    CHECK(bounded(R"("model_type": "mistral", "sliding_window": 1024)").error().message ==
+          folder / "config.json" +
+              ": a sliding window bounds every layer: none is left to compress");
+    auto const layers = [&](char const* fields) { return bounded(fields).value().layers_bounded; };
+    CHECK(layers(R"("model_type": "mistral", "sliding_window": null)") == 0);
+    CHECK(layers(R"("model_type": "phi3", "sliding_window": 4096)") == 0);
+    CHECK(layers(R"("model_type": "qwen2", "sliding_window": 1024)") == 0);
+    CHECK(layers(R"("use_sliding_window": false, "sliding_window": 1024)") == 0);
+    CHECK(layers(R"("model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 3,
+                    "sliding_window": 1024)") == 1);
+}
+
 TEST_CASE("dkv plan: a config.json that lies is refused, naming the field") {
     TempDir const folder;
     auto const message = [&](char const* text) {

@@ -219,12 +219,27 @@ TEST_CASE("results: a row is known by its file's content and by what was asked f
     CHECK_FALSE(is_row_of(row, file, before, point.asked, false));
     CHECK_FALSE(is_row_of(row, file, before, Json{{"policy", "snapkv"}, {"capacity", 65}}, true));
 
-    write_file(folder / "a", std::string(1U << 20U, 'b'));
+    std::string one_byte_else(1U << 20U, 'a');
+    one_byte_else[700'001] = 'b';
+    write_file(folder / "a", one_byte_else);
     CHECK_FALSE(is_row_of(row, file, fingerprint(folder / "a").value(), point.asked, true));
     CHECK(csv_text({row}) ==
           "file,task,model,prompt_tokens,policy,capacity,window,kernel,pool,tokens_per_head,"
           "bytes_kept,bytes_full,mass_kept,error_l2,error\n" +
               folder / "a" + ",,,0,snapkv,64,32,7,max,64.0,0,0,0.75,,\n");
+}
+
+TEST_CASE("results: a folder is known by its files' content and names") {
+    TempDir const folder;
+    auto const path = [&](char const* name) { return std::filesystem::path(folder / name); };
+    std::filesystem::create_directory(path("one"));
+    write_file(folder / "one/a", "text");
+    auto const before = fingerprint(path("one")).value();
+    std::filesystem::rename(path("one"), path("two"));
+    CHECK(fingerprint(path("two")).value() == before);
+    std::filesystem::rename(path("two/a"), path("two/b"));
+    CHECK(fingerprint(path("two")).value() != before);
+    CHECK(fingerprint(path("three")).error().code == ErrorCode::Io);
 }
 
 TEST_CASE("sweep tables: policies by sizes, means over files and layers, reasons below") {
