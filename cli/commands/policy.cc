@@ -9,6 +9,7 @@
 #include "cli/render/text.h"
 #include "cli/wire_policy.h"
 #include "sidecar/config/policy_flags.h"
+#include "sidecar/policy/numbers.h"
 
 namespace dkv::cli {
 namespace {
@@ -22,10 +23,11 @@ struct PolicyOptions {
 };
 
 bool has_parameters(PolicyRequest const& r) {
-    return r.capacity || r.window || r.kernel || r.pool || r.reduce || r.r_max || r.r_min ||
-           r.update_interval || r.sinks || r.beta || r.granularity || r.score_norm ||
-           r.query_norm || r.ratio || r.bytes || r.keep_mass || !r.preset.empty() || r.profile ||
-           r.profile_alpha || r.profile_floor;
+    bool any = !r.preset.empty() || r.profile || r.profile_alpha || r.profile_floor;
+    auto const look = [&any](auto const& field) { any = any || field; };
+    each_number(look, r);
+    each_size(look, r);
+    return any;
 }
 
 Result<Output> list(Context const& context) {

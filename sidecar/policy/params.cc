@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "sidecar/policy/numbers.h"
 #include "sidecar/policy/policy.h"
 #include "sidecar/policy/presets.h"
 #include "sidecar/policy/rounding.h"
@@ -142,22 +143,13 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     PolicyParams params;
     params.name = request.name;
     params.capacity = request.capacity.value_or(params.capacity);
-    params.window = request.window.value_or(params.window);
     params.profile = DKV_TRY(resolve_profile(request));
     // Published policies keep their published kernel; what is best has the one that was best.
     if (params.name == "auto") params.kernel = kKernelOfAuto;
     // A profile was measured with a kernel: other tokens would be the best ones with another.
     if (params.profile && params.profile->kernel != 0) params.kernel = params.profile->kernel;
-    params.kernel = request.kernel.value_or(params.kernel);
-    params.pool = request.pool.value_or(params.pool);
-    params.reduce = request.reduce.value_or(params.reduce);
-    params.r_max = request.r_max.value_or(params.r_max);
-    params.r_min = request.r_min.value_or(params.r_min);
-    params.update_interval = request.update_interval.value_or(params.update_interval);
-    params.beta = request.beta.value_or(params.beta);
-    params.granularity = request.granularity.value_or(params.granularity);
-    params.score_norm = request.score_norm.value_or(params.score_norm);
-    params.query_norm = request.query_norm.value_or(params.query_norm);
+    each_number([](auto& number, auto const& asked) { number = asked.value_or(number); }, params,
+                request);
     params.ratio = request.ratio;
     params.bytes = request.bytes;
     params.keep_mass = request.keep_mass;
@@ -166,7 +158,7 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
         params.capacity = std::max(params.capacity, params.window);
     // Nobody who asks for a small cache should have to know of sinks.
     std::uint32_t const room = params.capacity - std::min(params.capacity, params.window);
-    params.sinks = request.sinks.value_or(std::min(params.sinks, room));
+    if (!request.sinks) params.sinks = std::min(params.sinks, room);
 
     DKV_TRY(check(params));
     return params;

@@ -70,7 +70,7 @@ struct PolicyParams {
     bool operator==(PolicyParams const&) const = default;  ///< Profiles: the same object.
 };
 
-/// The request with defaults filled in. `model` is the engine's name of its model: a preset may
+/// The wish with defaults filled in. `model` is the engine's name of its model: a preset may
 /// differ between families; empty: unknown.
 ///
 /// Errors: NotFound for an unknown name or preset (the message lists the known ones). Unsupported
@@ -80,7 +80,7 @@ struct PolicyParams {
 /// beta below 1, ratio or keep_mass outside 0 … 1, bytes 0, two sizes at once, keep_mass of a
 /// policy that does not rank by attention, profile_alpha or profile_floor without a profile; and
 /// those of check(Profile).
-Result<PolicyParams> resolve(PolicyRequest const& request, std::string_view model = {});
+Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model = {});
 
 /// The request's profile, checked, with the request's own alpha and floor; nullptr: none.
 Result<std::shared_ptr<Profile const>> resolve_profile(PolicyRequest const& request);

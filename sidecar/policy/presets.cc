@@ -5,6 +5,8 @@
 #include <cctype>
 #include <string>
 
+#include "sidecar/policy/numbers.h"
+
 namespace dkv {
 namespace {
 
@@ -51,12 +53,7 @@ Result<PolicyRequest> with_preset(PolicyRequest const& request, std::string_view
     auto const fill = [](auto& field, auto const& published) {
         if (!field) field = published;
     };
-    fill(result.window, found->settings.window);
-    fill(result.kernel, found->settings.kernel);
-    fill(result.pool, found->settings.pool);
-    fill(result.r_max, found->settings.r_max);
-    fill(result.r_min, found->settings.r_min);
-    fill(result.update_interval, found->settings.update_interval);
+    each_number(fill, result, found->settings);
     return result;
 }
 

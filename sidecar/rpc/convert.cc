@@ -290,6 +290,7 @@ std::vector<std::unique_ptr<wire::SessionInfoT>> to_wire(std::vector<SessionFact
     // The table gives open sessions first, then closed ones from the oldest on; what is oldest
     // matters least, so the room is given out by age.
     std::vector<SessionFacts const*> by_age;
+    by_age.reserve(facts.size());
     for (auto const& one : facts)
         by_age.push_back(&one);
     std::stable_sort(by_age.begin(), by_age.end(),
@@ -303,6 +304,7 @@ std::vector<std::unique_ptr<wire::SessionInfoT>> to_wire(std::vector<SessionFact
             bare.push_back(one);
     }
     std::vector<std::unique_ptr<wire::SessionInfoT>> out;
+    out.reserve(facts.size());
     for (auto const& one : facts) {
         out.push_back(to_wire(one));
         if (std::find(bare.begin(), bare.end(), &one) == bare.end()) continue;
@@ -314,6 +316,7 @@ std::vector<std::unique_ptr<wire::SessionInfoT>> to_wire(std::vector<SessionFact
 
 std::vector<std::unique_ptr<wire::InstanceInfoT>> to_wire(std::vector<InstanceFacts> const& facts) {
     std::vector<std::unique_ptr<wire::InstanceInfoT>> out;
+    out.reserve(facts.size());
     for (auto const& one : facts)
         out.push_back(to_wire(one));
     return out;

@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 
 #include "protocol/base/geometry.h"
+#include "sidecar/policy/numbers.h"
 
 namespace dkv {
 namespace {
@@ -211,28 +212,13 @@ Result<PolicyParams> Table::resolve_or_default(PolicyRequest const& request,
     auto const lay_over = [](auto& field, auto const& wish) {
         if (wish) field = wish;
     };
-    lay_over(merged.window, request.window);
-    lay_over(merged.kernel, request.kernel);
-    lay_over(merged.pool, request.pool);
-    lay_over(merged.reduce, request.reduce);
-    lay_over(merged.r_max, request.r_max);
-    lay_over(merged.r_min, request.r_min);
-    lay_over(merged.update_interval, request.update_interval);
-    lay_over(merged.sinks, request.sinks);
-    lay_over(merged.beta, request.beta);
-    lay_over(merged.granularity, request.granularity);
-    lay_over(merged.score_norm, request.score_norm);
-    lay_over(merged.query_norm, request.query_norm);
+    each_number(lay_over, merged, request);
     lay_over(merged.profile, request.profile);
     lay_over(merged.profile_alpha, request.profile_alpha);
     lay_over(merged.profile_floor, request.profile_floor);
     if (!request.preset.empty()) merged.preset = request.preset;
-    if (request.capacity || request.ratio || request.bytes || request.keep_mass) {
-        merged.capacity = request.capacity;
-        merged.ratio = request.ratio;
-        merged.bytes = request.bytes;
-        merged.keep_mass = request.keep_mass;
-    }
+    if (request.capacity || request.ratio || request.bytes || request.keep_mass)
+        each_size([](auto& size, auto const& wish) { size = wish; }, merged, request);
     return resolve(merged, model);
 }
 
