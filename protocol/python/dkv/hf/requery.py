@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dkv import command
 from dkv.__main__ import token_ids
@@ -154,8 +154,8 @@ def _filled(model, layers, prefix: int, rows: int, count: int, rope: Rope) -> Ca
             continue
         keys = saved.keys[None, :, :prefix]
         keys = (halves_of_pairs(keys, rope.dims) if rope.interleaved else keys).to(**target)
-        captured.lazy_initialization(keys, keys)
-        captured.keys, captured.values = keys, saved.values[None, :, :prefix].to(**target)
+        # The layer's own update() would take these for rows of this run.
+        DynamicLayer.update(captured, keys, saved.values[None, :, :prefix].to(**target))
     return cache
 
 
