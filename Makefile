@@ -36,7 +36,9 @@ build: deps   ## configure and compile (PRESET=release|dev|asan|tsan)
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET)
 
-test-unit: build ## the unit tests alone
+test-unit: deps ## the unit tests alone
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) --target unit_tests
 	tools/dev/test.sh $(PRESET) --label-exclude e2e
 
 test-e2e: deps ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
@@ -51,12 +53,12 @@ test-emulated: deps ## what a GPU would run, on the emulation: kernels, the emul
 
 test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
-	cmake --build --preset asan
+	cmake --build --preset asan --target unit_tests
 	tools/dev/test.sh asan --label-exclude e2e
 
 test-tsan: deps ## unit tests under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
-	cmake --build --preset tsan
+	cmake --build --preset tsan --target unit_tests
 	tools/dev/test.sh tsan --label-exclude e2e
 
 mutants: deps ## kernels with one thing wrong in each: the emulation must catch every one (MUTANTS='words of names')
@@ -78,7 +80,7 @@ ptxas-accept: deps ## the table is what is built now: look at its difference bef
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET) --target ptxas-accept
 
-gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON
+gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON (GPU_TEST=--emulated: without a GPU)
 	python3 tools/gpu/gpu_test.py --out build/gpu-test.json $(GPU_TEST)
 
 gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
