@@ -142,6 +142,7 @@ void Block::release_barrier() {
     }
     waiting_ = 0;
     count_ = 0;
+    barrier_round_ ^= 1U;
     for (unsigned w = 0; w < warps_.size(); ++w) {
         make_ready(w, warps_[w].at_barrier);
         warps_[w].at_barrier = 0;
@@ -164,10 +165,11 @@ int Block::barrier(Barrier kind, bool predicate, Place place) {
     ++waiting_;
     me.state = State::AtBarrier;
     warps_[me.warp].at_barrier |= 1U << me.lane;
-    release(&barrier_order_);
+    char* const order = &barrier_order_[barrier_round_];
+    release(order);
     if (waiting_ == live_) release_barrier();
     yield(me);
-    acquire(&barrier_order_);
+    acquire(order);
     return result_;
 }
 

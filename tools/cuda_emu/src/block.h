@@ -108,7 +108,9 @@ private:
     // For the thread sanitizer: blocks follow each other, threads of one do not.
     std::array<char, 2> block_end_{};
     unsigned parity_ = 0;
-    char barrier_order_ = 0;
+    // Two, in turns: who comes to the next barrier is not ahead of who has not left this one yet.
+    std::array<char, 2> barrier_order_{};
+    unsigned barrier_round_ = 0;
 };
 
 /// The process's only one.

@@ -93,10 +93,10 @@ Gathered exchange(
     Lane& me = all.current();
     Meeting& meeting = come(all, me, mask, mine, bytes, what, place);
     unsigned const round = meeting.round;
-    if (what.orders_memory) release(&meeting);
+    if (what.orders_memory) release(&meeting.met[round]);
     if (meeting.arrived == (mask & all.warp(me.warp).live)) finish(all, me.warp, meeting);
     all.yield(me);
-    if (what.orders_memory) acquire(&meeting);
+    if (what.orders_memory) acquire(&meeting.met[round]);
     return {meeting.data[round], meeting.met[round]};
 }
 
