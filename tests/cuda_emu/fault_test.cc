@@ -98,6 +98,10 @@ TEST_CASE("a block gets no more shared memory than it would on every architectur
 }
 
 TEST_CASE("mistake: 227 KiB" * doctest::skip()) {
+    cudaDeviceProp properties{};
+    REQUIRE(cudaGetDeviceProperties(&properties, 0) == cudaSuccess);
+    CHECK(properties.major == 9);
+    CHECK(properties.sharedMemPerBlockOptin == std::size_t{227} << 10U);
     CHECK(gets(227));
     CHECK_FALSE(gets(228));
 }

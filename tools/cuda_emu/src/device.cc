@@ -16,6 +16,7 @@
 
 #include <cudaemu/fault.h>
 
+#include "tools/cuda_emu/src/architecture.h"
 #include "tools/cuda_emu/src/context.h"
 #include "tools/cuda_emu/src/runtime.h"
 
@@ -122,17 +123,20 @@ int attribute(cudaDeviceAttr attribute) {
         case cudaDevAttrMaxGridDimY:
         case cudaDevAttrMaxGridDimZ: return 65535;
         case cudaDevAttrMaxSharedMemoryPerBlock: return 48 << 10;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 163 << 10;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 164 << 10;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            return static_cast<int>(architecture().shared_block_max);
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+            return static_cast<int>(architecture().shared);
         case cudaDevAttrReservedSharedMemoryPerBlock: return 1 << 10;
         case cudaDevAttrTotalConstantMemory: return 64 << 10;
         case cudaDevAttrWarpSize: return 32;
         case cudaDevAttrMaxRegistersPerBlock:
         case cudaDevAttrMaxRegistersPerMultiprocessor: return 65536;
         case cudaDevAttrMultiProcessorCount: return 4;
-        case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
-        case cudaDevAttrMaxBlocksPerMultiprocessor: return 32;
-        case cudaDevAttrComputeCapabilityMajor: return 8;
+        case cudaDevAttrMaxThreadsPerMultiProcessor: return architecture().threads;
+        case cudaDevAttrMaxBlocksPerMultiprocessor: return architecture().blocks;
+        case cudaDevAttrComputeCapabilityMajor: return architecture().number / 10;
+        case cudaDevAttrComputeCapabilityMinor: return architecture().number % 10;
         case cudaDevAttrL2CacheSize: return 4 << 20;
         case cudaDevAttrAsyncEngineCount: return 2;
         case cudaDevAttrMemoryPoolSupportedHandleTypes: return cudaMemHandleTypePosixFileDescriptor;
@@ -269,18 +273,19 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int ordinal) {
     std::snprintf(properties->name, sizeof properties->name, "emulated device");
     properties->uuid = device.uuid;
     properties->totalGlobalMem = device.bytes;
-    properties->major = 8;
-    properties->minor = 0;
+    cudaemu::Architecture const& architecture = cudaemu::architecture();
+    properties->major = architecture.number / 10;
+    properties->minor = architecture.number % 10;
     properties->multiProcessorCount = 4;
     properties->warpSize = 32;
     properties->sharedMemPerBlock = std::size_t{48} << 10U;
-    properties->sharedMemPerBlockOptin = std::size_t{163} << 10U;
-    properties->sharedMemPerMultiprocessor = std::size_t{164} << 10U;
+    properties->sharedMemPerBlockOptin = architecture.shared_block_max;
+    properties->sharedMemPerMultiprocessor = architecture.shared;
     properties->regsPerBlock = 65536;
     properties->regsPerMultiprocessor = 65536;
     properties->maxThreadsPerBlock = 1024;
-    properties->maxThreadsPerMultiProcessor = 2048;
-    properties->maxBlocksPerMultiProcessor = 32;
+    properties->maxThreadsPerMultiProcessor = architecture.threads;
+    properties->maxBlocksPerMultiProcessor = architecture.blocks;
     properties->maxThreadsDim[0] = 1024;
     properties->maxThreadsDim[1] = 1024;
     properties->maxThreadsDim[2] = 64;
