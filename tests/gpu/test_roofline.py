@@ -25,5 +25,21 @@ def test_the_largest_time_is_the_bound():
     assert (seconds, by) == (pytest.approx(1e-3), "exponentials")
 
 
+@pytest.mark.parametrize("name, capability, multiprocessors, clock, memory", [
+    ("A100", "8.0", 108, 1.41e9, 2.039e12), ("H100", "9.0", 132, 1.83e9, 3.35e12), ("L4", "8.9", 58, 2.04e9, 300e9)])
+def test_a_device_is_what_its_data_sheet_says(name, capability, multiprocessors, clock, memory):
+    found = roofline.gpu_of({"name": name, "compute_capability": capability, "multiprocessors": multiprocessors,
+                             "clock_hz": clock, "memory_bytes_per_s": memory})
+    (sheet,) = [gpu for gpu in roofline.GPUS if gpu.name == name]
+    for field in ("memory", "tensor", "f32", "exponentials"):
+        assert getattr(found, field) == pytest.approx(getattr(sheet, field), rel=0.08), field
+
+
+def test_a_device_without_clocks_or_of_another_kind_is_not_guessed():
+    device = {"name": "?", "compute_capability": "8.0", "multiprocessors": 4, "clock_hz": 0, "memory_bytes_per_s": 0}
+    assert roofline.gpu_of(device) is None
+    assert roofline.gpu_of({**device, "clock_hz": 1e9, "memory_bytes_per_s": 1e9, "compute_capability": "13.0"}) is None
+
+
 def test_the_page_is_what_the_script_writes():
     assert summary.check(PAGE, "roofline", roofline.page()) == []

@@ -74,7 +74,7 @@ def test_an_old_toolkit_is_none(configure, tmp_path):
     place = toolkit(tmp_path / "cuda", "11.8")
     status, said = configure(f"DKV_CUDA_TOOLKIT={place}")
     assert status == 0
-    assert f"left out of what is shipped (--backend cuda, libdkv_cuda): {place} is CUDA 11.8, older than 12.5" in said
+    assert "CUDA: left out" in said and f"{place} is CUDA 11.8, older than 12.5" in said
     assert "nvcc: OFF" in said
 
 
@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_toolkit_is_said_so(configure, tmp_path):
 def test_without_a_toolkit_cuda_is_left_out_unless_it_is_wanted(configure):
     status, said = configure()
     assert status == 0
-    assert "CUDA: left out of what is shipped (--backend cuda, libdkv_cuda): no CUDA toolkit was found" in said
+    assert "CUDA: left out" in said and "no CUDA toolkit was found" in said
     status, said = configure("DKV_CUDA=ON")
     assert status != 0 and "CUDA: no CUDA toolkit was found; set DKV_CUDA_TOOLKIT" in said
 
@@ -96,7 +96,7 @@ def test_without_a_toolkit_cuda_is_left_out_unless_it_is_wanted(configure):
 def test_cuda_can_be_left_out_on_purpose(configure, tmp_path):
     place = toolkit(tmp_path / "cuda", "13.0")
     status, said = configure(f"DKV_CUDA_TOOLKIT={place}", "DKV_CUDA=OFF")
-    assert status == 0 and "left out of what is shipped (--backend cuda, libdkv_cuda): DKV_CUDA is OFF" in said
+    assert status == 0 and "CUDA: left out" in said and "DKV_CUDA is OFF" in said
 
 
 def test_sanitized_builds_run_the_emulation_alone(configure, tmp_path):

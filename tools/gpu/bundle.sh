@@ -1,24 +1,42 @@
 #!/usr/bin/env bash
 # build/gpu-bundle.tar: gpu_test.py and the programs it runs, for every architecture, with the
 # libraries they need but glibc. A machine with a driver and Python runs it:
-#   tar xf gpu-bundle.tar && gpu-bundle/gpu_test.py --binaries gpu-bundle/bin
+#   tar xf gpu-bundle.tar && gpu-bundle/gpu_test.py
+#
+#   tools/gpu/bundle.sh [-DNAME=VALUE …]            builds into build/gpu-bundle-programs
+#   tools/gpu/bundle.sh --of FOLDER TAR             of programs that are built already
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-readonly bundle=build/gpu-bundle
 readonly programs=(kernels_test primitives_test dkv_gpu_bench dkv_gpu_ipc)
+tar=build/gpu-bundle.tar
+built=build/gpu-bundle-programs/bin
 
-cmake --preset gpu --log-level=WARNING "$@"
-cmake --build --preset gpu --target "${programs[@]}"
-rm -rf "$bundle"
+if [[ ${1:-} == --of ]]; then
+    built=$2 tar=$3
+else
+    # Not the folder of gpu_test.py, whose cache has one architecture. Asserted lines name files.
+    map=-ffile-prefix-map=$PWD/=
+    cmake --preset gpu -B "${built%/bin}" --log-level=WARNING -DCMAKE_CXX_FLAGS="$map" "$@"
+    NVCC_APPEND_FLAGS="-Xcompiler=$map" cmake --build "${built%/bin}" --target "${programs[@]}"
+fi
+
+staged=$(mktemp -d)
+trap 'rm -rf "$staged"' EXIT
+readonly bundle=$staged/gpu-bundle
 mkdir -p "$bundle/bin" "$bundle/lib"
 for program in "${programs[@]}"; do
-    cp "build/gpu/bin/$program" "$bundle/bin/"
-    strip "$bundle/bin/$program"
+    strip -o "$bundle/bin/$program" "$built/$program"
     # Everything but what belongs to the machine's C library and its loader.
-    ldd "build/gpu/bin/$program" | awk '$3 ~ /^\// { print $3 }' |
+    ldd "$built/$program" | awk '$3 ~ /^\// { print $3 }' |
         { grep -v -E '/(libc|libm|libdl|librt|libpthread)\.so\.' || true; } | xargs -r -I{} cp -L {} "$bundle/lib/"
+    if ! readelf -d "$bundle/bin/$program" | grep -q 'R\(UN\)\?PATH.*\[\$ORIGIN/\.\./lib'; then
+        echo "bundle: $program does not look for its libraries in ../lib" >&2
+        exit 1
+    fi
 done
 cp tools/gpu/*.py "$bundle/"
 git describe --always --dirty --abbrev=40 >"$bundle/COMMIT"
-tar -C build -cf "$bundle.tar" gpu-bundle
-du -h "$bundle.tar"
+# The newest that anything in it wants: an older machine is told so.
+objdump -T "$bundle"/bin/* "$bundle"/lib/* | grep -o 'GLIBC_2\.[0-9]*' | sort -uV | tail -1 | cut -d_ -f2 >"$bundle/GLIBC"
+tar -C "$staged" --sort=name --owner=0 --group=0 --numeric-owner -cf "$tar" gpu-bundle
+du -h "$tar"

@@ -1,25 +1,27 @@
 #!/usr/bin/env python3
 """Tries dkv's kernels on this machine's GPU: one command, no network, nothing but Python's own library.
 
-    tools/gpu/gpu_test.py                       builds for this GPU (a CUDA toolkit, cmake, ninja, g++, and Debian's
-                                                doctest-dev libhwy-dev libtbb-dev), then runs everything
-    tools/gpu/gpu_test.py --binaries bin        runs what `make gpu-bundle` built elsewhere: a driver is enough
+    tools/gpu/gpu_test.py                  builds for this GPU (a CUDA toolkit, cmake, g++, ninja or make, and Debian's
+                                           doctest-dev libhwy-dev libtbb-dev), then runs everything
+    gpu-bundle/gpu_test.py                 runs what `make gpu-bundle` built elsewhere: a driver is enough
+    tools/gpu/gpu_test.py --emulated       the same on the emulation, without a GPU: what is run, and that it is
+                                           reported, can be seen; no time means anything
 
-It runs every kernel's tests on the device, two processes sharing memory, compute-sanitizer where there is one
-(memcheck, racecheck, synccheck), and the bandwidth of each op against a copy within the device, beside torch where
-Python has one that sees the GPU. What was seen goes to --out as JSON.
+In this order: the kernels' tests on the device, two processes that share one buffer, every op beside a copy within
+the device and the least time it can take, torch where Python has one that sees the GPU, and compute-sanitizer where
+there is one (memcheck, racecheck, synccheck). What was seen goes to --out as JSON, after every step.
 
-Exit status: 0 all passed, 1 something failed, 2 it could not be built, 77 there is no GPU.
+Exit status: 0 nothing failed, 1 something failed, 2 it could not be built, 77 there is no GPU (1 with
+DKV_REQUIRE_CUDA=1).
 """
 import argparse
+import datetime
 import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -27,84 +29,103 @@ sys.path.insert(0, str(HERE))
 import build  # noqa: E402
 import device  # noqa: E402
 import figures  # noqa: E402
+from steps import Steps, find_program, read_doctest, read_sharing  # noqa: E402
 
 NO_GPU = 77
-TAIL = 4000  # Characters of a failed step's output.
+FORMAT = 1  # Of the JSON.
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SANITIZER_STATUS = 86  # What compute-sanitizer is told to exit with when it found something.
+NO_TIMES = ("THE EMULATION on this machine's CPU, not a GPU: no time, rate or ratio here means anything")
+SEES, SHARED = "the programs see the GPU", "two processes, one buffer"
+MEASURED, TORCH = "every op beside a copy within the device", "torch, for comparison"
 
 
-class Steps:
-    """What was run, in order, and how it went."""
+class Run:
+    """One run of everything: what was asked for, what was seen."""
 
-    def __init__(self):
-        self.all = []
+    def __init__(self, args, report):
+        self.args, self.report = args, report
+        self.steps = Steps(self.write)
+        report.update(finished=False, steps=self.steps.all)
 
-    def skip(self, name, why):
-        self._add({"name": name, "status": "skipped", "why": why})
+    def write(self):
+        self.report["failed"] = self.steps.named("failed")
+        self.report["not_run"] = self.steps.named("not run")
+        self.args.out.parent.mkdir(parents=True, exist_ok=True)
+        self.args.out.write_text(json.dumps(self.report, indent=1) + "\n")
 
-    def run(self, name, command, seconds, **environment):
-        """The step's output when it passed, else None."""
-        begin = time.monotonic()
-        step = {"name": name, "command": " ".join(map(str, command))}
-        try:
-            done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True, errors="replace", timeout=seconds, env={**os.environ, **environment})
-            passed, output = done.returncode == 0, done.stdout
-            if not passed:
-                step["exit_status"] = done.returncode
-        except subprocess.TimeoutExpired as expired:
-            passed, output = False, (expired.stdout or b"").decode(errors="replace")
-            step["why"] = f"took longer than {seconds} s"
-        except OSError as error:
-            passed, output, step["why"] = False, "", str(error)
-        step.update(status="passed" if passed else "failed", seconds=round(time.monotonic() - begin, 2))
-        if not passed:
-            step["output"] = output[-TAIL:]
-        self._add(step)
-        return output if passed else None
+    def program(self, name, *arguments):
+        return [self.args.binaries / name, *arguments]
 
-    def _add(self, step):
-        self.all.append(step)
-        print(f"{step['status']:8} {step['name']}" + (f": {step['why']}" if "why" in step else ""), flush=True)
-        if step["status"] == "failed":
-            print(step.get("output", ""), file=sys.stderr)
+    def run(self, name, command, read=None, **more):
+        return self.steps.run(name, command, self.args.seconds, read, **more)
 
-    def failed(self):
-        return [step["name"] for step in self.all if step["status"] == "failed"]
+    def all(self):
+        tiny = ["--tiny"] if self.args.emulated else []
+        tests = f"--test-case={self.args.tests}"
+        self.run(SEES, self.program("dkv_gpu_bench", "--device"), self.read_device)
+        for name, what in build.TESTS.items():
+            self.run(what, self.program(name, tests), read_doctest, DKV_REQUIRE_CUDA="1")
+        self.run(SHARED, self.program("dkv_gpu_ipc"), read_sharing)
+        self.measure(self.program("dkv_gpu_bench", *tiny), tiny)
+        self.sanitize(tests)
+        self.report["finished"] = True
+        self.write()
 
+    def read_device(self, output, step):
+        self.report["device"] = found = figures.read_bench(output)["device"]
+        if ("emulated" in found["built_with"]) != self.args.emulated:
+            raise ValueError(f"{self.args.binaries} was built with {found['built_with']}: "
+                             + ("it runs on a GPU" if self.args.emulated else "--emulated says so"))
+        self.report["gpu_state"] = device.state(found["uuid"])
 
-def find_sanitizer():
-    places = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    return shutil.which("compute-sanitizer") or next(
-        (path for place in places if (path := shutil.which(f"{place}/bin/compute-sanitizer"))), None)
+    def measure(self, bench, tiny):
+        self.report.update(figures.read_bench("") | {"device": self.report["device"], "torch": None})
+        with device.Sampler((self.report["device"] or {"uuid": 0})["uuid"]) as sampler:
+            self.run(MEASURED, bench, self.read_bench, reads_failures=True)
+        self.report["clocks"] = sampler.seen
+        self.run_torch(tiny)
+        figures.compare(self.report)
 
+    def read_bench(self, output, step):
+        self.report.update(figures.read_part(output))
+        if len(self.report["copies_gb_per_s"]) != 2 or not self.report["ops"]:
+            raise ValueError("it ended before its last line")
 
-def sanitize(steps, args, kernels):
-    if args.emulated:
-        steps.skip("compute-sanitizer", "the emulation has no GPU's code")
-        return
-    found = find_sanitizer()
-    if found is None:
-        steps.skip("compute-sanitizer", "it is not on PATH, nor in CUDA_HOME or /usr/local/cuda")
-        return
-    for tool in SANITIZERS:
-        command = [found, "--tool", tool, "--error-exitcode", SANITIZER_STATUS]
-        steps.run(f"{tool}: every op once", [*command, args.binaries / "dkv_gpu_bench", "--tiny"], args.seconds)
-        if not args.quick:
-            steps.run(f"{tool}: the kernels' tests", [*command, *kernels], args.seconds, DKV_REQUIRE_CUDA="1")
+    def run_torch(self, tiny):
+        where, name = ("cpu", f"{TORCH} (on the CPU)") if self.args.emulated else ("cuda", TORCH)
+        command = [self.args.python, HERE / "torch_baseline.py", "--device", where, *tiny]
+        self.report["torch"] = self.run(name, command, lambda output, step: figures.read_torch(output))
 
+    def sanitize(self, tests):
+        sanitizer = self.args.sanitizer
+        if sanitizer is None and self.args.emulated:
+            self.steps.not_run("compute-sanitizer", "the emulation's programs have no code for a GPU")
+            return
+        if sanitizer is None:
+            toolkits = [self.args.toolkit, os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+            sanitizer = find_program("compute-sanitizer", *(f"{place}/bin" for place in toolkits if place))
+        if sanitizer is None:
+            self.steps.not_run("compute-sanitizer", "it is not on PATH, nor in CUDA_HOME or /usr/local/cuda")
+            return
+        for tool in SANITIZERS:
+            # Tests provoke refusals of the API, and look at them.
+            command = [sanitizer, "--tool", tool, "--error-exitcode", SANITIZER_STATUS, "--report-api-errors", "no"]
+            self.run(f"{tool}: every op", [*command, *self.program("dkv_gpu_bench", "--tiny")])
+            for name, what in [] if self.args.quick else build.TESTS.items():
+                self.run(f"{tool}: {what}", [*command, *self.program(name, tests)], read_doctest, DKV_REQUIRE_CUDA="1")
 
-def run_torch(steps, args):
-    command = [args.python, HERE / "torch_baseline.py", *(["--tiny"] if args.emulated else [])]
-    probe = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
-    seen = subprocess.run([args.python, "-c", probe], stderr=subprocess.DEVNULL).returncode
-    if seen != 0:
-        why = {1: "Python has no torch", 3: "torch sees no GPU"}.get(seen, f"torch ended with status {seen}")
-        steps.skip("torch, for comparison", why)
-        return {}
-    said = steps.run("torch, for comparison", command, args.seconds)
-    return figures.read_torch(said) if said is not None else {}
+    def tell(self):
+        """The exit status, behind a summary."""
+        if self.report["ops"]:
+            figures.show(self.report)
+        failed, not_run = self.report["failed"], self.report["not_run"]
+        several = lambda names, what: f"{len(names)} {what}" + (f" ({'; '.join(names)})" if names else "")
+        print(f"{self.args.out}: {len(self.steps.named('passed'))} passed, {several(failed, 'failed')}, "
+              f"{several(not_run, 'not run')}")
+        if self.args.emulated:
+            print(NO_TIMES)
+        return 1 if failed else 0
 
 
 def commit():
@@ -112,64 +133,67 @@ def commit():
     if place.exists():
         return place.read_text().strip()
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    return done.stdout.strip() or None
+    try:
+        return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def check_libc():
+    """A bundle's programs want a C library as new as that of the machine that made it."""
+    place = HERE / "GLIBC"
+    if not place.exists():
+        return
+    number = lambda text: tuple(int(part) for part in text.split()[-1].split("."))
+    wanted, here = place.read_text(), os.confstr("CS_GNU_LIBC_VERSION")
+    if number(here) < number(wanted):
+        raise build.CannotBuild(f"this bundle wants glibc {wanted.strip()}, here is {here}: build here (see --help), or "
+                                "make the bundle on an older system")
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binaries", type=pathlib.Path, help="a folder of programs that are built already")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu-test.json"))
+    parser.add_argument("--toolkit", type=pathlib.Path, help="the CUDA toolkit; without: CUDA_HOME, /usr/local/cuda, PATH")
+    parser.add_argument("--sanitizer", type=pathlib.Path, help="compute-sanitizer; without: the toolkit's, PATH")
     parser.add_argument("--python", default=sys.executable, help="one that has torch, for comparison")
-    parser.add_argument("--quick", action="store_true", help="compute-sanitizer on every op once, not on the tests")
+    parser.add_argument("--quick", action="store_true", help="compute-sanitizer on every op, not on the tests")
     parser.add_argument("--seconds", type=int, default=1800, help="at most, for each step")
     parser.add_argument("--tests", default="*", help="the kernels' tests whose names match")
-    parser.add_argument("--emulated", action="store_true",
-                        help="--binaries run on the emulation: for this script's own test; times mean nothing")
+    parser.add_argument("--emulated", action="store_true", help="run on the emulation: no time means anything")
     args = parser.parse_args(arguments)
-    if args.emulated and args.binaries is None:
-        parser.error("--emulated wants --binaries")
+    if args.binaries is None and (HERE / "bin").is_dir():
+        args.binaries = HERE / "bin"  # This is a bundle.
     return args
 
 
 def main(arguments=None):
     args = parse(arguments)
-    report = {"commit": commit(), "machine": platform.platform(), "emulated": args.emulated}
-    if not args.emulated:
-        try:
+    report = {"format": FORMAT, "emulated": args.emulated, "note": NO_TIMES if args.emulated else None,
+              "commit": commit(), "machine": platform.platform(),
+              "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+              "driver": None, "device": None, "gpu_state": None}
+    try:
+        if not args.emulated:
             report["driver"] = device.find()
-        except device.NoGpu as why:
-            print(f"no GPU: {why}", file=sys.stderr)
-            return NO_GPU
-    if args.binaries is None:
-        try:
-            args.binaries = build.build(HERE.parents[1], report["driver"]["compute_capability"])
-        except build.CannotBuild as why:
-            print(f"gpu_test: {why}", file=sys.stderr)
-            return 2
-
-    steps = Steps()
-    kernels = [args.binaries / "kernels_test", f"--test-case={args.tests}"]
-    for name, what in build.TESTS.items():
-        if args.emulated and not (args.binaries / name).exists():
-            steps.skip(what, f"{name} is not built")
-        else:
-            steps.run(what, [args.binaries / name, f"--test-case={args.tests}"], args.seconds, DKV_REQUIRE_CUDA="1")
-    steps.run("two processes, one buffer", [args.binaries / "dkv_gpu_ipc"], args.seconds)
-    sanitize(steps, args, kernels)
-    bench = [args.binaries / "dkv_gpu_bench", *(["--tiny"] if args.emulated else [])]
-    said = steps.run("every op against a copy within the device", bench, args.seconds)
-    if said is not None:
-        report.update(figures.read_bench(said))
-        figures.compare(report["ops"], run_torch(steps, args))
-        figures.show(report)
-    report["steps"] = steps.all
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    failed = steps.failed()
-    print(f"{args.out}: {len(steps.all) - len(failed)} of {len(steps.all)} steps did not fail"
-          + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
+        check_libc()
+        if args.binaries is None:
+            args.binaries = build.build(HERE.parents[1], report["driver"], args.toolkit)
+    except device.NoGpu as why:
+        print(f"no GPU: {why}", file=sys.stderr)
+        return 1 if os.environ.get("DKV_REQUIRE_CUDA") == "1" else NO_GPU
+    except device.BrokenDriver as why:
+        print(f"gpu_test: the driver: {why}", file=sys.stderr)
+        return 1
+    except build.CannotBuild as why:
+        print(f"gpu_test: {why}", file=sys.stderr)
+        return 2
+    if args.emulated:
+        print(NO_TIMES)
+    run = Run(args, report)
+    run.all()
+    return run.tell()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,6 @@ import sys
 from dataclasses import dataclass
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "ptxas"))
-
-import summary  # noqa: E402
 
 WINDOW = 32
 TOKENS = (4096, 32768, 131072)
@@ -37,6 +34,13 @@ GPUS = [
     Gpu("H100", 3350e9, 989e12, 67e12, 16 * 132 * 1.83e9),
     Gpu("L4", 300e9, 121e12, 30.3e12, 16 * 58 * 2.04e9),
 ]
+H100 = GPUS[1]
+
+# Operations that a multiprocessor makes a clock: bf16 and f16 by compute capability, f32, exponentials.
+TENSOR = {(8, 0): 2048, (8, 6): 1024, (8, 9): 1024, (9, 0): 4096, (10, 0): 8192, (12, 0): 1024}
+F32 = {(8, 0): 128}
+F32_ELSE = 256
+EXPONENTIALS = 16
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,12 @@ class Shape:
     q_heads: int
     kv_heads: int
     head_dim: int
+    layers: int = 32
 
 
 LLAMA = Shape("llama-3-8b", 32, 8, 128)
+MODELS = {shape.model: shape for shape in  # As in bench.cc.
+          (LLAMA, Shape("smollm2-135m", 9, 3, 64, layers=30), Shape("tiny", 4, 2, 64, layers=2))}
 ELEMENT = {"bf16": 2, "f16": 2, "f32": 4}
 OPS = ["score", "score_lse", "accumulate", "key_norm", "key_diff", "pool", "select", "sum", "tally", "gather"]
 
@@ -59,7 +66,7 @@ class Work:
     exponentials: float = 0
 
 
-def work(op, shape, dtype, tokens, layers=32):
+def work(op, shape, dtype, tokens):
     """What one call must at least move and compute; every input and output once for each pass over it."""
     element = ELEMENT[dtype]
     keys = shape.kv_heads * tokens * shape.head_dim * element
@@ -78,9 +85,20 @@ def work(op, shape, dtype, tokens, layers=32):
         "pool": Work(2 * columns),
         "select": Work(columns + 4 * shape.kv_heads * kept),
         "sum": Work(columns),
-        "tally": Work(columns * layers),
+        "tally": Work(columns * shape.layers),
         "gather": Work(2 * shape.kv_heads * kept * shape.head_dim * element),
     }[op]
+
+
+def gpu_of(device):
+    """The Gpu that dkv_gpu_bench's device is by its own clocks at most, or None when it does not say them."""
+    clock, memory = device["clock_hz"], device["memory_bytes_per_s"]
+    capability = tuple(map(int, device["compute_capability"].split(".")))
+    if not clock or not memory or capability not in TENSOR:
+        return None
+    a_clock = device["multiprocessors"] * clock
+    return Gpu(device["name"], memory, TENSOR[capability] * a_clock, F32.get(capability, F32_ELSE) * a_clock,
+               EXPONENTIALS * a_clock)
 
 
 def bound(gpu, what, dtype):
@@ -130,6 +148,9 @@ def main():
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if args.write:
+        sys.path.insert(0, str(HERE.parent / "ptxas"))
+        import summary
+
         summary.put(HERE.parents[1] / "docs/KERNELS.md", "roofline", page())
     else:
         print(page(), end="")

@@ -1,45 +1,56 @@
-// A stretch of a stream, timed by events. For files that include CUDA's headers.
+// Stretches of a stream, timed by events. For files that include CUDA's headers.
 #pragma once
 
-#include <memory>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/queue.h"
 #include "protocol/cuda/cuda_try.h"
 
 namespace dkv::gpu {
 
-class Stopwatch {
+/// Pairs of events, one for each run, so that a run's time has nothing of its neighbours'.
+class Laps {
 public:
-    static Result<Stopwatch> create() {
-        Stopwatch stopwatch;
-        DKV_CUDA_TRY(cudaEventCreate(&stopwatch.begin_));
-        DKV_CUDA_TRY(cudaEventCreate(&stopwatch.end_));
-        return stopwatch;
+    static Result<Laps> create(unsigned runs) {
+        Laps laps;
+        for (unsigned i = 0; i < 2 * runs; ++i) {
+            laps.events_.push_back(nullptr);
+            DKV_CUDA_TRY(cudaEventCreate(&laps.events_.back()));
+        }
+        return laps;
     }
-    Stopwatch(Stopwatch&& other) noexcept
-        : begin_(std::exchange(other.begin_, nullptr)), end_(std::exchange(other.end_, nullptr)) {}
-    Stopwatch& operator=(Stopwatch&&) = delete;
-    ~Stopwatch() {
-        if (begin_ != nullptr) static_cast<void>(cudaEventDestroy(begin_));
-        if (end_ != nullptr) static_cast<void>(cudaEventDestroy(end_));
+    Laps(Laps&& other) noexcept : events_(std::exchange(other.events_, {})) {}
+    Laps& operator=(Laps&&) = delete;
+    ~Laps() {
+        for (cudaEvent_t const event : events_)
+            if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
     }
 
-    /// Seconds from one end of what `enqueue` puts on the queue's stream to the other.
-    template <class Enqueue>
-    Result<double> time(cuda::Queue& queue, Enqueue const& enqueue) {
-        DKV_CUDA_TRY(cudaEventRecord(begin_, queue.stream()));
-        DKV_TRY(enqueue());
-        DKV_CUDA_TRY(cudaEventRecord(end_, queue.stream()));
+    /// Seconds of each run of `body`, from one end of what it puts on the queue's stream to the
+    /// other. `before` is put there first and not timed: while the device is at it, the host is
+    /// through with enqueuing `body`, whose launches then follow each other without a gap.
+    template <class Before, class Body>
+    Result<std::vector<double>> time(cuda::Queue& queue, Before const& before, Body const& body) {
+        for (std::size_t i = 0; i < events_.size(); i += 2) {
+            DKV_TRY(before());
+            DKV_CUDA_TRY(cudaEventRecord(events_[i], queue.stream()));
+            DKV_TRY(body());
+            DKV_CUDA_TRY(cudaEventRecord(events_[i + 1], queue.stream()));
+        }
         DKV_TRY(queue.synchronize());
-        float milliseconds = 0;
-        DKV_CUDA_TRY(cudaEventElapsedTime(&milliseconds, begin_, end_));
-        return static_cast<double>(milliseconds) / 1e3;
+        std::vector<double> seconds;
+        for (std::size_t i = 0; i < events_.size(); i += 2) {
+            float milliseconds = 0;
+            DKV_CUDA_TRY(cudaEventElapsedTime(&milliseconds, events_[i], events_[i + 1]));
+            seconds.push_back(static_cast<double>(milliseconds) / 1e3);
+        }
+        return seconds;
     }
 
 private:
-    Stopwatch() = default;
-    cudaEvent_t begin_ = nullptr;
-    cudaEvent_t end_ = nullptr;
+    Laps() = default;
+    std::vector<cudaEvent_t> events_;
 };
 
 }  // namespace dkv::gpu

@@ -1,101 +1,162 @@
 #!/usr/bin/env python3
 """The same work as dkv_gpu_bench's, in torch on a GPU: what a user would write. One line for each op and shape.
 
-flash is scaled_dot_product_attention of the window's queries on all keys: it reads K and V once and gives no
-scores; score cannot be had from it, but it tells what reading a cache with tensor cores costs there.
+Two more are no op of dkv's. flash_window is scaled_dot_product_attention of the window's queries on all keys: it
+reads K and V once and gives no scores; score cannot be had from it, but it tells what reading a cache with tensor
+cores costs there. flash_prefill is that of all queries, causal: what a layer's attention costs during prefill, which
+an op's time is to be held against. Both by the flash kernel, where there is one for the dtype (not for f32).
 """
 import argparse
+import statistics
 import sys
 import time
+from contextlib import nullcontext
 
-import torch
+import roofline
 
-WINDOW = 32
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError as why:
+    print(f"not here\t{why}")
+    sys.exit()
+
+WINDOW = roofline.WINDOW
 COLD_BYTES = 512 << 20
-MODELS = {"smollm2-135m": (9, 3, 64), "llama-3-8b": (32, 8, 128), "tiny": (4, 2, 64)}
+RUNS = 20
+RUNS_LEAST, SECONDS_MOST = 3, 1.0  # Of what takes long.
+ACCUMULATE_TOKENS_MAX = 4096
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
-def window_scores(queries, keys, group):
+def window_scores(queries, keys, group, causal):
     """SnapKV's: the softmax of the window's queries over all keys, its mean over window and group."""
     expanded = keys.repeat_interleave(group, dim=0)
     logits = queries @ expanded.transpose(1, 2) / queries.shape[-1] ** 0.5
-    causal = torch.full((WINDOW, WINDOW), float("-inf"), device=logits.device, dtype=logits.dtype).triu(1)
     logits[:, :, -WINDOW:] += causal
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32)[:, :, :-WINDOW].mean(dim=1)
+    weights = F.softmax(logits, dim=-1, dtype=torch.float32)[:, :, :-WINDOW].mean(dim=1)
     return weights.reshape(keys.shape[0], group, -1).mean(dim=1)
 
 
+def attention_sums(queries, keys, group, causal):
+    """H2O's: everything against everything, one head at a time."""
+    sums = [F.softmax(queries[head] @ keys[head // group].T / queries.shape[-1] ** 0.5 + causal, dim=-1,
+                      dtype=torch.float32).sum(dim=0)[:-WINDOW] for head in range(queries.shape[0])]
+    return torch.stack(sums).reshape(keys.shape[0], group, -1).mean(dim=1)
+
+
 def key_difference(keys):
-    directions = torch.nn.functional.normalize(keys.float(), dim=-1)
-    return -torch.nn.functional.cosine_similarity(keys.float(), directions.mean(dim=1, keepdim=True), dim=-1)
+    directions = F.normalize(keys, dim=-1).mean(dim=1, keepdim=True)
+    return -F.cosine_similarity(keys, directions, dim=-1)
 
 
-def flash(queries, keys, group):
-    expanded = keys.repeat_interleave(group, dim=0)[None]
-    return torch.nn.functional.scaled_dot_product_attention(queries[None], expanded, expanded)
+def tally(layers, total):
+    """How many of the largest scores of all layers are each layer's and head's."""
+    ids = torch.topk(torch.cat(layers).flatten(), total, sorted=False).indices
+    return torch.bincount(ids // layers[0].shape[1], minlength=len(layers) * layers[0].shape[0])
 
 
-def works(model, dtype, tokens, device, turns):
-    """{op: what to run in turn `i`}."""
-    q_heads, kv_heads, head_dim = MODELS[model]
-    group = q_heads // kv_heads
+def flash_only(device, dtype):
+    """Refuses what the flash kernel cannot do, instead of doing it slowly."""
+    if device != "cuda" or dtype == torch.float32:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+
+
+def works(shape, dtype, tokens, device):
+    """{op: what to run}, made when it is asked for: (op, maker)."""
+    group = shape.q_heads // shape.kv_heads
     generator = torch.Generator(device).manual_seed(1)
-    keys = [torch.randn(kv_heads, tokens, head_dim, device=device, generator=generator).to(dtype) for _ in range(turns)]
-    queries = torch.randn(q_heads, WINDOW, head_dim, device=device, generator=generator).to(dtype)
-    scores = torch.rand(kv_heads, tokens - WINDOW, device=device, generator=generator)
-    kept = torch.rand(kv_heads, tokens, device=device, generator=generator).topk(tokens // 4).indices
-    rows = kept[:, :, None].expand(-1, -1, head_dim)
-    return {
-        "score": lambda i: window_scores(queries, keys[i], group),
-        "flash": lambda i: flash(queries, keys[i], group),
-        "key_norm": lambda i: -torch.linalg.vector_norm(keys[i], dim=-1, dtype=torch.float32),
-        "key_diff": lambda i: key_difference(keys[i]),
-        "pool": lambda i: torch.nn.functional.max_pool1d(scores, 7, 1, 3),
-        "select": lambda i: scores.topk(tokens // 4),
-        "sum": lambda i: scores.sum(dim=-1, dtype=torch.float64),
-        "gather": lambda i: torch.gather(keys[i], 1, rows),
-    }
+    random = lambda *extents: torch.randn(*extents, device=device, generator=generator)
+    keys = random(shape.kv_heads, tokens, shape.head_dim).to(dtype)
+    queries = random(shape.q_heads, WINDOW, shape.head_dim).to(dtype)
+    scores = torch.exp(random(shape.layers, shape.kv_heads, tokens - WINDOW) * 2 - 9)
+    keep = tokens // 4
+    kept = torch.rand(shape.kv_heads, tokens, device=device, generator=generator).topk(keep).indices.sort().values
+    rows = kept[:, :, None].expand(-1, -1, shape.head_dim)
+    mask = lambda extent: torch.full((extent, extent), float("-inf"), device=device, dtype=dtype).triu(1)
+
+    def score():
+        causal = mask(WINDOW)
+        return lambda: window_scores(queries, keys, group, causal)
+
+    def accumulate():
+        everyone, causal = random(shape.q_heads, tokens, shape.head_dim).to(dtype), mask(tokens)
+        return lambda: attention_sums(everyone, keys, group, causal)
+
+    def flash(asking, causal):
+        expanded = keys.repeat_interleave(group, dim=0)[None]  # Not timed: the kernel reads each key once a head.
+        everyone = random(1, shape.q_heads, asking, shape.head_dim).to(dtype)
+
+        def run():
+            with flash_only(device, dtype):
+                return F.scaled_dot_product_attention(everyone, expanded, expanded, is_causal=causal)
+        return run
+
+    yield "score", score
+    yield "flash_window", lambda: flash(WINDOW, False)
+    yield "flash_prefill", lambda: flash(tokens, True)
+    yield "key_norm", lambda: lambda: -torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
+    yield "key_diff", lambda: lambda: key_difference(keys)
+    yield "pool", lambda: lambda: F.max_pool1d(scores[0], 7, 1, 3)
+    yield "select", lambda: lambda: scores[0].topk(keep)
+    yield "sum", lambda: lambda: scores[0].sum(dim=-1, dtype=torch.float64)
+    yield "tally", lambda: lambda: tally(list(scores), shape.layers * shape.kv_heads * keep)
+    yield "gather", lambda: lambda: torch.gather(keys, 1, rows)
+    if tokens <= ACCUMULATE_TOKENS_MAX:
+        yield "accumulate", accumulate
 
 
-def seconds_of(work, device, runs, turns):
-    work(0)
-    if device == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        begin.record()
-        for run in range(runs):
-            work(run % turns)
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3 / runs
+def seconds_of(work, device, runs, cold):
+    """The median, each run by itself behind a read of `cold` that leaves no input in a cache; as dkv_gpu_bench."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    work()
+    wait()
     begin = time.perf_counter()
-    for run in range(runs):
-        work(run % turns)
-    return (time.perf_counter() - begin) / runs
+    work()
+    wait()
+    took = time.perf_counter() - begin
+    if device != "cuda":
+        return took
+    runs = max(RUNS_LEAST, min(runs, int(SECONDS_MOST / max(took, 1e-6))))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
+    for begin, end in events:
+        cold.sum()
+        begin.record()
+        work()
+        end.record()
+    wait()
+    return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
+
+
+def measure(model, dtype, tokens, device, tiny):
+    cold = torch.ones(0 if tiny else COLD_BYTES // 4, device=device)
+    for op, make in works(roofline.MODELS[model], DTYPES[dtype], tokens, device):
+        try:
+            seconds = seconds_of(make(), device, 1 if tiny else RUNS, cold)
+            print(f"op\t{op}\t{model}\t{dtype}\t{tokens}\t{seconds:.9g}", flush=True)
+        except RuntimeError as error:  # Out of memory, too: expanded keys, logits of all queries; dkv has neither.
+            why = str(error).splitlines()[0].replace("\t", " ")
+            print(f"left out\t{op} {model} {dtype} {tokens}: {why}", flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--tiny", action="store_true", help="the shapes of dkv_gpu_bench --tiny")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU")
-    shapes = ([("tiny", "f16", 256), ("tiny", "f32", 64)] if args.tiny else
+        print(f"not here\ttorch {torch.__version__} sees no GPU")
+        return
+    shapes = ([("tiny", "bf16", 256), ("tiny", "f32", 64)] if args.tiny else
               [(model, dtype, tokens) for dtype in DTYPES for tokens in (4096, 32768, 131072)
                for model in ("smollm2-135m", "llama-3-8b")])
-    print(f"torch\t{torch.__version__}")
-    for model, dtype, tokens in shapes:
-        _, kv_heads, head_dim = MODELS[model]
-        bytes_ = kv_heads * tokens * head_dim * DTYPES[dtype].itemsize
-        turns = 1 if args.tiny else min(16, COLD_BYTES // bytes_ + 1)
-        for op, work in works(model, DTYPES[dtype], tokens, args.device, turns).items():
-            try:
-                seconds = seconds_of(work, args.device, 1 if args.tiny else 20, turns)
-            except torch.cuda.OutOfMemoryError:
-                continue  # Expanded keys and logits of all queries: dkv has neither.
-            print(f"op\t{op}\t{model}\t{dtype}\t{tokens}\t{seconds:.9g}", flush=True)
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
+    print(f"torch\t{torch.__version__}\t{name}")
+    with torch.inference_mode():
+        for model, dtype, tokens in shapes:
+            measure(model, dtype, tokens, args.device, args.tiny)
 
 
 if __name__ == "__main__":

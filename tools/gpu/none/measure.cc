@@ -4,11 +4,16 @@
 
 namespace dkv::gpu {
 
-Result<double> copy_rate(std::uint64_t /*bytes*/, unsigned /*runs*/) {
+Result<Peaks> peaks() {
     return cuda::devices().error();
 }
 
-Result<std::vector<Measured>> measure(Options const& /*options*/) {
+Result<double> copy_rate(Options const& /*options*/) {
+    return cuda::devices().error();
+}
+
+Result<void> measure(Options const& /*options*/,
+                     std::function<void(Measured const&)> const& /*each*/) {
     return cuda::devices().error();
 }
 

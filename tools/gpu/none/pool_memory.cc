@@ -1,0 +1,11 @@
+#include "tools/gpu/pool_memory.h"
+
+#include "protocol/cuda/device.h"
+
+namespace dkv::gpu {
+
+Result<std::unique_ptr<cuda::DeviceMemory>> allocate_pool_memory(std::uint64_t /*bytes*/) {
+    return cuda::devices().error();
+}
+
+}  // namespace dkv::gpu
