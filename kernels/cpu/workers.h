@@ -10,6 +10,8 @@
 #include <oneapi/tbb/partitioner.h>
 #include <oneapi/tbb/task_arena.h>
 
+#include "kernels/cpu/task_order.h"
+
 namespace dkv::cpu {
 
 class Workers {
@@ -42,13 +44,16 @@ public:
                 body(item, std::size_t{0});
             return;
         }
+        TaskOrder order(count());
         arena_.execute([&] {
             tbb::parallel_for(tbb::blocked_range<std::size_t>(0, items, 1),
                               [&](tbb::blocked_range<std::size_t> const& range) {
                                   auto const worker = static_cast<std::size_t>(
                                       tbb::this_task_arena::current_thread_index());
+                                  order.task_begins(worker);
                                   for (std::size_t item = range.begin(); item < range.end(); ++item)
                                       body(item, worker);
+                                  order.task_ends(worker);
                               });
         });
     }
