@@ -104,6 +104,7 @@ Program::Program(Environment const& environment)
     app.require_subcommand(1);
     app.fallthrough();  // Inherited: global options may follow the subcommand.
     app.footer(kExitCodesHelp);
+    app.set_version_flag("--version", "dkv " DKV_VERSION, "print dkv's own version and exit");
     Globals& globals = context.globals;
     globals.endpoint = default_endpoint();
     app.add_option("--endpoint", globals.endpoint,
@@ -139,6 +140,9 @@ int run(std::vector<std::string> arguments, Environment const& environment) {
         program.app.parse(std::move(arguments));
     } catch (CLI::CallForHelp const&) {
         return print_help(program.app, environment);
+    } catch (CLI::CallForVersion const& version) {
+        *environment.out << version.what() << '\n';
+        return kExitOk;
     } catch (CLI::ParseError const& error) {
         return refuse(environment, json, "usage", false, usage_message(error, program), kExitUsage);
     }

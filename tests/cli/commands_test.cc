@@ -213,6 +213,10 @@ TEST_CASE("dkv version answers without a sidecar, and exits 4 beside one of anot
 
     sidecar.fail = Error{ErrorCode::VersionMismatch, "it speaks 2, not 1"};
     CHECK(run_dkv({"version"}, sidecar).exit_code == 4);
+
+    auto const short_form = run_dkv({"--version"}, sidecar);
+    CHECK(short_form.out == "dkv 0.1.0\n");
+    CHECK(short_form.exit_code == 0);
 }
 
 TEST_CASE("dkv doctor exits 1 only when something fails") {
