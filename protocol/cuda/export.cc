@@ -94,7 +94,7 @@ public:
         return Retained(handle, release);
     }
     Retained(Retained&& other) noexcept
-        : handle_(other.handle_), release_(std::exchange(other.release_.pointer, nullptr)) {}
+        : handle_(other.handle_), release_{std::exchange(other.release_.pointer, nullptr)} {}
     Retained& operator=(Retained&&) = delete;
     ~Retained() {
         if (release_.pointer != nullptr) static_cast<void>(release_(handle_));
