@@ -120,8 +120,9 @@ def test_a_bundle_runs_and_reports_everything(tmp_path):
     unpacked = bundle(tmp_path)
     check_libraries(unpacked)
     assert str(ROOT).encode() not in b"".join(path.read_bytes() for path in unpacked.glob("*.*"))
-    smi = "for a; do case $a in -lms) echo 1980, 2619, 40, 300.5; echo 1755, 2619, 50, 690.0; exec sleep 60;; esac; done\n"
-    stand_in(tmp_path / "nvidia-smi", smi + "echo '580.65, P0, 1980, 2619, 700, 35, 0, 4, Enabled, Default, Enabled, Disabled'\n")
+    stand_in(tmp_path / "nvidia-smi", "case \"$*\" in *-lms*)\n"
+             "printf '1980, 2619, 40, 300.5\\n1755, 2619, 50, 690.0\\n'; exec sleep 60;; esac\n"
+             "echo '580.65, P0, 1980, 2619, 700, 35, 0, 4, Enabled, Default, Enabled, Disabled'\n")
     out = tmp_path / "report.json"
     done = gpu_test("--emulated", "--out", out, "--tests", "*gather*", script=unpacked / "gpu_test.py",
                     PATH=f"{tmp_path}:/usr/bin:/bin", PYTHONPATH="")

@@ -79,7 +79,7 @@ def build(root, driver, toolkit=None):
     """The folder of the programs. Without a driver: for the emulation."""
     check_tools({**HEADERS, **({} if driver else EMULATIONS_HEADERS)})
     folder = root / "build" / ("gpu" if driver else "gpu-emulated")
-    definitions = [f"-DDKV_CUDA_TOOLKIT={toolkit}"] if toolkit else []
+    definitions = [f"-DDKV_CUDA_TOOLKIT={toolkit or ''}"]  # Always: the cache has the last run's.
     if driver:
         check_device(driver)
         definitions.append(f"-DDKV_CUDA_ARCHITECTURES={driver['compute_capability'].replace('.', '')}")

@@ -1,8 +1,11 @@
 """The GPU that the driver has, asked without any tool; and its clocks, by nvidia-smi, which is not in every container."""
 import ctypes
+import os
+import shutil
 import statistics
 import subprocess
 import tempfile
+import time
 import uuid
 
 NAME_BYTES = 256
@@ -12,6 +15,7 @@ STATE = ("driver_version", "pstate", "clocks.max.sm", "clocks.max.mem", "power.l
          "utilization.gpu", "memory.used", "persistence_mode", "compute_mode", "ecc.mode.current", "mig.mode.current")
 SAMPLED = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 SAMPLE_MS = 100
+FIRST_SAMPLE_S = 10
 
 
 class NoGpu(Exception):
@@ -62,6 +66,8 @@ def find():
 
 
 def smi(gpu, fields, *more):
+    if shutil.which("nvidia-smi") is None:
+        raise OSError("it is not on PATH")
     return ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", *more]
 
 
@@ -85,15 +91,19 @@ class Sampler:
 
     def __enter__(self):
         self._file = tempfile.TemporaryFile()
-        try:
-            self._process = subprocess.Popen(smi(self.gpu, SAMPLED, "-lms", str(SAMPLE_MS)), stdin=subprocess.DEVNULL,
-                                             stdout=self._file, stderr=subprocess.STDOUT)
+        try:  # Line by line: what is in a buffer when it is ended would be lost.
+            command = ["stdbuf", "-oL", *smi(self.gpu, SAMPLED, "-lms", str(SAMPLE_MS))]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._file,
+                                             stderr=subprocess.STDOUT)
         except OSError as error:
             self._process, self.seen = None, {"why": f"nvidia-smi does not run: {error}"}
         return self
 
     def __exit__(self, *_):
         if self._process is not None:
+            until = time.monotonic() + FIRST_SAMPLE_S  # Of what was over before nvidia-smi had begun.
+            while not os.fstat(self._file.fileno()).st_size and self._process.poll() is None and time.monotonic() < until:
+                time.sleep(SAMPLE_MS / 1e3)
             self._process.terminate()
             self._process.wait()
             self._file.seek(0)
