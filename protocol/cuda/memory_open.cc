@@ -121,7 +121,7 @@ public:
         CUmemGenericAllocationHandle handle{};
         auto* const file = reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory.file.get()));
         DKV_DRIVER_TRY(vmm_.import(&handle, file, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR));
-        auto const mapped = map(handle, memory.allocation_bytes);
+        auto mapped = map(handle, memory.allocation_bytes);
         // The mapping holds the memory from here on.
         static_cast<void>(vmm_.release(handle));
         return mapped;
@@ -165,7 +165,8 @@ private:
         CUmemAllocationProp made_with{};
         DKV_DRIVER_TRY(vmm_.properties(&made_with, handle));
         // As the engine counts them, perhaps; which one it is is asked of the mapping.
-        made_with.location = {CU_MEM_LOCATION_TYPE_DEVICE, {device_}};
+        made_with.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+        made_with.location.id = device_;
         std::size_t block = 0;
         DKV_DRIVER_TRY(vmm_.granularity(&block, &made_with, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
         if (block == 0 || bytes % block != 0)
