@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <hwy/highway.h>
+#include <limits>
 
 #include "kernels/cpu/elements.h"
 #include "kernels/tensor_view.h"
@@ -29,7 +30,19 @@ constexpr std::size_t kLanes = hn::MaxLanes(kF32);
 HWY_INLINE Vec load_widened(std::uint16_t const* from, Dtype dtype) {
     if (dtype == Dtype::F16) {
         hn::Rebind<hwy::float16_t, F32> const half;
-        return hn::PromoteTo(kF32, hn::LoadU(half, reinterpret_cast<hwy::float16_t const*>(from)));
+        Vec const value =
+            hn::PromoteTo(kF32, hn::LoadU(half, reinterpret_cast<hwy::float16_t const*>(from)));
+#if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4
+        // Without F16C, Highway takes the infinities for 2^16, NaN for what is above.
+        Vec const size = hn::Abs(value);
+        Vec const infinite = hn::Set(kF32, 65536.0f);
+        Vec const number = hn::IfThenElse(
+            hn::Eq(size, infinite),
+            hn::CopySign(hn::Set(kF32, std::numeric_limits<float>::infinity()), value), value);
+        return hn::IfThenElse(hn::Gt(size, infinite), hn::NaN(kF32), number);
+#else
+        return value;
+#endif
     }
     hn::Rebind<std::uint16_t, F32> const bits;
     hn::RebindToUnsigned<F32> const wide;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <hwy/highway.h>
 #include <hwy/targets.h>
+#include <limits>
 #include <random>
 #include <set>
 #include <string>
@@ -79,6 +80,36 @@ TEST_CASE("score is the reference on every instruction set") {
     });
     CHECK(names.contains(std::string(make_cpu_backend(1)->name())));
     MESSAGE(names.size(), " instruction sets");
+}
+
+TEST_CASE("infinite keys and those that are no numbers are that on every instruction set") {
+    for_each_target([](Backend& backend) {
+        for (Dtype const dtype : {Dtype::F32, Dtype::F16, Dtype::Bf16}) {
+            CAPTURE(name_of(dtype));
+            test::Rows queries(dtype, 1, 1, 64);
+            queries.fill([](auto...) { return 1.f; });
+            test::Rows keys(dtype, 1, 4, 64);
+            keys.fill([](auto...) { return 0.f; });
+            keys.set(0, 0, 9, std::nanf(""));
+            keys.set(0, 2, 9, -HUGE_VALF);
+            std::array<float, 3> scores{};
+            ScoreArgs args{.queries = queries.view,
+                           .keys = keys.view,
+                           .scores = scores,
+                           .mass = {},
+                           .lse = {}};
+            REQUIRE(backend.score(args));
+            CHECK(scores == std::array{0.f, 0.5f, 0.f});  // The window has the other half.
+            keys.set(0, 1, 9, HUGE_VALF);
+            REQUIRE(backend.score(args));
+            CHECK(scores == std::array{0.f, 1.f, 0.f});
+
+            float const lowest = -std::numeric_limits<float>::max();
+            std::array<float, 4> norms{};
+            REQUIRE(backend.key_score({keys.view, norms, 0, KeyMeasure::Norm}));
+            CHECK(norms == std::array{lowest, lowest, lowest, 0.f});
+        }
+    });
 }
 
 TEST_CASE("select and tally are exact on every instruction set") {
