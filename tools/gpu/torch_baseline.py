@@ -4,7 +4,7 @@
 Two more are no op of dkv's. flash_window is scaled_dot_product_attention of the window's queries on all keys: it
 reads K and V once and gives no scores; score cannot be had from it, but it tells what reading a cache with tensor
 cores costs there. flash_prefill is that of all queries, causal: what a layer's attention costs during prefill, which
-an op's time is to be held against. Both by the flash kernel, where there is one for the dtype (not for f32).
+an op's time is to be held against. Both by the flash kernel, which there is not for f32.
 """
 import argparse
 import statistics
@@ -56,12 +56,23 @@ def tally(layers, total):
     return torch.bincount(ids // layers[0].shape[1], minlength=len(layers) * layers[0].shape[0])
 
 
-def flash_only(device, dtype):
-    """Refuses what the flash kernel cannot do, instead of doing it slowly."""
-    if device != "cuda" or dtype == torch.float32:
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+HAS_GROUPS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 5)
+
+
+def attention(queries, keys, group, device, causal):
+    """By the flash kernel on a GPU, or refused: never slowly by another one. One head of keys for a group of
+    queries', where torch can; else keys are expanded, untimed."""
+    kernel = nullcontext
+    if device == "cuda":
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        kernel = lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    seen = (keys if HAS_GROUPS else keys.repeat_interleave(group, dim=0))[None]
+    more = {"enable_gqa": True} if HAS_GROUPS else {}
+
+    def run():
+        with kernel():
+            return F.scaled_dot_product_attention(queries[None], seen, seen, is_causal=causal, **more)
+    return run
 
 
 def works(shape, dtype, tokens, device):
@@ -86,17 +97,13 @@ def works(shape, dtype, tokens, device):
         return lambda: attention_sums(everyone, keys, group, causal)
 
     def flash(asking, causal):
-        expanded = keys.repeat_interleave(group, dim=0)[None]  # Not timed: the kernel reads each key once a head.
-        everyone = random(1, shape.q_heads, asking, shape.head_dim).to(dtype)
-
-        def run():
-            with flash_only(device, dtype):
-                return F.scaled_dot_product_attention(everyone, expanded, expanded, is_causal=causal)
-        return run
+        everyone = random(shape.q_heads, asking, shape.head_dim).to(dtype)
+        return attention(everyone, keys, group, device, causal)
 
     yield "score", score
-    yield "flash_window", lambda: flash(WINDOW, False)
-    yield "flash_prefill", lambda: flash(tokens, True)
+    if dtype != torch.float32:  # There is no such kernel.
+        yield "flash_window", lambda: flash(WINDOW, False)
+        yield "flash_prefill", lambda: flash(tokens, True)
     yield "key_norm", lambda: lambda: -torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
     yield "key_diff", lambda: lambda: key_difference(keys)
     yield "pool", lambda: lambda: F.max_pool1d(scores[0], 7, 1, 3)
@@ -152,6 +159,8 @@ def main():
     shapes = ([("tiny", "bf16", 256), ("tiny", "f32", 64)] if args.tiny else
               [(model, dtype, tokens) for dtype in DTYPES for tokens in (4096, 32768, 131072)
                for model in ("smollm2-135m", "llama-3-8b")])
+    if args.device == "cpu":
+        torch.set_num_threads(1)  # Tiny shapes: threads would wait for each other.
     name = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
     print(f"torch\t{torch.__version__}\t{name}")
     with torch.inference_mode():
