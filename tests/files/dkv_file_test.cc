@@ -29,7 +29,7 @@ SavedFile good_file(std::uint32_t query_rows = 2) {
     });
 }
 
-struct Fixture {
+struct DkvFileFixture {
     test::TempDir folder;
     std::string path = folder / "cache.safetensors";
 
@@ -65,7 +65,7 @@ float element(RowsView const& view, std::uint32_t head, std::uint32_t token, std
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "a saved cache is read as what was saved") {
+TEST_CASE_FIXTURE(DkvFileFixture, "a saved cache is read as what was saved") {
     auto const file = open(good_file().text());
     REQUIRE(file);
     CHECK(file.value()->geometry() == kGeometry);
@@ -79,7 +79,7 @@ TEST_CASE_FIXTURE(Fixture, "a saved cache is read as what was saved") {
     CHECK(element(layer.queries, 3, 1, 2) == 1023);
 }
 
-TEST_CASE_FIXTURE(Fixture, "queries may be missing, and the logits have their scale") {
+TEST_CASE_FIXTURE(DkvFileFixture, "queries may be missing, and the logits have their scale") {
     auto saved = good_file(0);
     saved.header["__metadata__"]["scale"] = "0.25";
     saved.header["__metadata__"]["softcap"] = "50";
@@ -92,7 +92,7 @@ TEST_CASE_FIXTURE(Fixture, "queries may be missing, and the logits have their sc
     CHECK(file.value()->facts().softcap == 50.f);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a file that is cut anywhere is refused") {
+TEST_CASE_FIXTURE(DkvFileFixture, "a file that is cut anywhere is refused") {
     std::string const whole = good_file().text();
     for (std::size_t size = 0; size < whole.size(); size += size < 1200 ? 1 : 37) {
         auto const file = open(whole.substr(0, size));
@@ -102,7 +102,7 @@ TEST_CASE_FIXTURE(Fixture, "a file that is cut anywhere is refused") {
     CHECK_FALSE(open(whole + "x"));
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(DkvFileFixture,
                   "no flipped bit of the header is more than a refusal or another number") {
     std::string const whole = good_file().text();
     for (std::size_t byte = 0; byte < 8 + 1200 && byte < whole.size(); ++byte)
@@ -114,7 +114,7 @@ TEST_CASE_FIXTURE(Fixture,
         }
 }
 
-TEST_CASE_FIXTURE(Fixture, "lying headers are refused in one line") {
+TEST_CASE_FIXTURE(DkvFileFixture, "lying headers are refused in one line") {
     SavedFile const good = good_file();
     check_refused("", "0 bytes are no safetensors file");
     check_refused(std::string(8, '\xff') + "{}",
@@ -131,7 +131,7 @@ TEST_CASE_FIXTURE(Fixture, "lying headers are refused in one line") {
                   "__metadata__: \"format\" is no text");
 }
 
-TEST_CASE_FIXTURE(Fixture, "offsets and sizes that cannot be are refused by name") {
+TEST_CASE_FIXTURE(DkvFileFixture, "offsets and sizes that cannot be are refused by name") {
     auto const keys = [](SavedFile& file) -> Header& { return file.header["layers.0.keys"]; };
     check_spoiled(
         "tensor \"layers.0.keys\": data_offsets [0, 9999] do not lie in 672 bytes of data",
@@ -159,7 +159,7 @@ TEST_CASE_FIXTURE(Fixture, "offsets and sizes that cannot be are refused by name
                   [&](SavedFile& file) { file.data += "abc"; });
 }
 
-TEST_CASE_FIXTURE(Fixture, "another file than a cache is refused by what it lacks") {
+TEST_CASE_FIXTURE(DkvFileFixture, "another file than a cache is refused by what it lacks") {
     check_spoiled("the metadata has no \"format\"",
                   [](SavedFile& file) { file.header.erase("__metadata__"); });
     auto const set = [](char const* key, char const* value) {
@@ -184,7 +184,7 @@ TEST_CASE_FIXTURE(Fixture, "another file than a cache is refused by what it lack
     check_spoiled("there is no layers.1.q_window", rename("layers.1.q_window", "q_1"));
 }
 
-TEST_CASE_FIXTURE(Fixture, "what is no regular file is refused without waiting") {
+TEST_CASE_FIXTURE(DkvFileFixture, "what is no regular file is refused without waiting") {
     auto const message = [](std::string const& where) {
         auto const file = open_cache(where);
         REQUIRE_FALSE(file);

@@ -64,7 +64,7 @@ std::string chunk(std::int32_t layers, std::int32_t tokens, float first, std::in
            floats(count, first);
 }
 
-struct Fixture {
+struct ForeignFilesFixture {
     test::TempDir folder;
     std::string path = folder / "cache";
 
@@ -97,7 +97,8 @@ void check_element(RowsView const& view, std::array<std::uint32_t, 3> at, float 
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "an HF export is read by its tensors, with or without a batch of one") {
+TEST_CASE_FIXTURE(ForeignFilesFixture,
+                  "an HF export is read by its tensors, with or without a batch of one") {
     auto file = hf_file();
     for (bool const batched : {true, false}) {
         if (!batched)
@@ -118,14 +119,15 @@ TEST_CASE_FIXTURE(Fixture, "an HF export is read by its tensors, with or without
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "what the user says goes before what a file says") {
+TEST_CASE_FIXTURE(ForeignFilesFixture, "what the user says goes before what a file says") {
     auto const cache = open(hf_file().text(), {.model = "mine", .rope = {.theta = 7}});
     REQUIRE(cache);
     CHECK(cache.value()->facts().model == "mine");
     CHECK(cache.value()->facts().rope.theta == 7);
 }
 
-TEST_CASE_FIXTURE(Fixture, "HF exports that cannot be one prompt's are refused by name") {
+TEST_CASE_FIXTURE(ForeignFilesFixture,
+                  "HF exports that cannot be one prompt's are refused by name") {
     auto const spoiled = [&](std::string const& message, auto change,
                              ErrorCode code = ErrorCode::CorruptData) {
         auto file = hf_file();
@@ -164,7 +166,7 @@ TEST_CASE_FIXTURE(Fixture, "HF exports that cannot be one prompt's are refused b
             [](Header& header) { header["__metadata__"]["n_prompt"] = "9"; });
 }
 
-TEST_CASE_FIXTURE(Fixture, "an mlx-lm prompt cache is read by its metadata") {
+TEST_CASE_FIXTURE(ForeignFilesFixture, "an mlx-lm prompt cache is read by its metadata") {
     auto const cache = open(mlx_file().text());
     REQUIRE(cache);
     auto const& facts = cache.value()->facts();
@@ -182,7 +184,7 @@ TEST_CASE_FIXTURE(Fixture, "an mlx-lm prompt cache is read by its metadata") {
     check_refused(other.text(), "the metadata name 1 layers, for 4 tensors");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a vLLM folder's layers are views, in each of its layouts") {
+TEST_CASE_FIXTURE(ForeignFilesFixture, "a vLLM folder's layers are views, in each of its layouts") {
     struct Case {
         std::vector<std::uint64_t> shape;
         std::string words;
@@ -227,7 +229,8 @@ TEST_CASE_FIXTURE(Fixture, "a vLLM folder's layers are views, in each of its lay
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a vLLM folder that can be read in two ways asks for the layout") {
+TEST_CASE_FIXTURE(ForeignFilesFixture,
+                  "a vLLM folder that can be read in two ways asks for the layout") {
     std::string const layer = folder / "model.layers.0.attn.safetensors";
     auto const shaped = [&](std::vector<std::uint64_t> const& shape, OpenOptions const& options,
                             ErrorCode code) {
@@ -261,7 +264,8 @@ TEST_CASE_FIXTURE(Fixture, "a vLLM folder that can be read in two ways asks for 
                   "one layer of a vLLM cache: give the folder that it is in", unsupported);
 }
 
-TEST_CASE_FIXTURE(Fixture, "LMCache's chunks become one prompt, in the order of their writing") {
+TEST_CASE_FIXTURE(ForeignFilesFixture,
+                  "LMCache's chunks become one prompt, in the order of their writing") {
     // Hashes do not sort as the prompt does; the times do.
     char const* const names[] = {"vllm@org-m@1@0@f1.data", "vllm@org-m@1@0@0b.data",
                                  "vllm@org-m@1@0@77.data"};
@@ -294,7 +298,7 @@ TEST_CASE_FIXTURE(Fixture, "LMCache's chunks become one prompt, in the order of 
     check_element(one.value()->layer(1).value().keys, {1, 2, 3}, 4 * 8 + 2 * 8 + 4 + 3);
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(ForeignFilesFixture,
                   "LMCache's chunks in no known order, or of no known heads, are refused") {
     for (char const* name : {"vllm@m@1@0@2.data", "vllm@m@1@0@1.data"}) {
         test::write_file(folder / name, chunk(2, 4, 0));
@@ -332,7 +336,7 @@ TEST_CASE_FIXTURE(Fixture,
           "/9.data: format 3: only 1, [2, layers, tokens, width], is read");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a file of no known format is said to be none") {
+TEST_CASE_FIXTURE(ForeignFilesFixture, "a file of no known format is said to be none") {
     SavedFile other;
     other.add("model.embed", "F32", {1}, "abcd");
     check_refused(other.text(), "none of its tensors is a cache's (layers.0.keys, k_0, 0.0)");

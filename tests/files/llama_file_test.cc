@@ -15,7 +15,7 @@ namespace {
 
 using test::LlamaSample;
 
-struct Fixture {
+struct LlamaFileFixture {
     test::TempDir folder;
 
     Result<std::unique_ptr<SavedCache>> open(std::string const& text, OpenOptions options) const {
@@ -75,7 +75,8 @@ void use(Result<std::unique_ptr<SavedCache>> const& opened) {
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a llama.cpp slot's rows are seen where they lie, V either way round") {
+TEST_CASE_FIXTURE(LlamaFileFixture,
+                  "a llama.cpp slot's rows are seen where they lie, V either way round") {
     for (bool const transposed : {false, true}) {
         CAPTURE(transposed);
         LlamaSample const sample{.transposed = transposed};
@@ -100,7 +101,8 @@ TEST_CASE_FIXTURE(Fixture, "a llama.cpp slot's rows are seen where they lie, V e
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "cells out of order are brought into the order of their positions") {
+TEST_CASE_FIXTURE(LlamaFileFixture,
+                  "cells out of order are brought into the order of their positions") {
     for (bool const transposed : {false, true}) {
         CAPTURE(transposed);
         auto const opened =
@@ -113,7 +115,8 @@ TEST_CASE_FIXTURE(Fixture, "cells out of order are brought into the order of the
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a llama.cpp file with cells missing is compacted, and says which") {
+TEST_CASE_FIXTURE(LlamaFileFixture,
+                  "a llama.cpp file with cells missing is compacted, and says which") {
     auto const opened = open(LlamaSample{.positions = {0, 4, 2}}.text());
 
     REQUIRE(opened);
@@ -128,7 +131,7 @@ TEST_CASE_FIXTURE(Fixture, "a llama.cpp file with cells missing is compacted, an
     check_rows(*opened.value(), {0, 2, 4});
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaFileFixture,
                   "every container of llama.cpp's is known: slot, session, state, with streams") {
     auto const words = [&](LlamaSample const& sample, OpenOptions options) {
         auto const opened = open(sample.text(), options);
@@ -150,7 +153,8 @@ TEST_CASE_FIXTURE(Fixture,
 }
 
 TEST_CASE_FIXTURE(
-    Fixture, "tokens are taken from either kind of token section, and only when they are text") {
+    LlamaFileFixture,
+    "tokens are taken from either kind of token section, and only when they are text") {
     LlamaSample sample{.kind = LlamaSample::PackedSlot};
     CHECK(open(sample.text()).value()->facts().tokens == sample.tokens());
     CHECK(open(LlamaSample{.kind = LlamaSample::Session}.text()).value()->facts().tokens ==
@@ -162,7 +166,8 @@ TEST_CASE_FIXTURE(
     CHECK(open(text).value()->facts().tokens.empty());
 }
 
-TEST_CASE_FIXTURE(Fixture, "what llama.cpp's file does not hold is asked for by its option") {
+TEST_CASE_FIXTURE(LlamaFileFixture,
+                  "what llama.cpp's file does not hold is asked for by its option") {
     auto const text = LlamaSample{}.text();
 
     CHECK(open(text, {}).error().message ==
@@ -180,7 +185,8 @@ TEST_CASE_FIXTURE(Fixture, "what llama.cpp's file does not hold is asked for by 
     CHECK(opened.value()->facts().rope.interleaved);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what llama.cpp saves and dkv cannot cut is refused by its name") {
+TEST_CASE_FIXTURE(LlamaFileFixture,
+                  "what llama.cpp saves and dkv cannot cut is refused by its name") {
     CHECK(refusal(LlamaSample{.version = 4}.text()) ==
           "saved: GGSQ version 4: only 2 and 3 are known here");
     CHECK(refusal(LlamaSample{.version = 1}.text()) ==
@@ -208,7 +214,7 @@ TEST_CASE_FIXTURE(Fixture, "what llama.cpp saves and dkv cannot cut is refused b
           "saved: the model is recurrent: it has no keys to cut");
 }
 
-TEST_CASE_FIXTURE(Fixture, "lies in a llama.cpp file are found before they are believed") {
+TEST_CASE_FIXTURE(LlamaFileFixture, "lies in a llama.cpp file are found before they are believed") {
     LlamaSample const sample;
     auto const lying = [&](std::size_t offset, std::uint32_t word) {
         auto text = sample.text();
@@ -239,7 +245,7 @@ TEST_CASE_FIXTURE(Fixture, "lies in a llama.cpp file are found before they are b
     CHECK(refusal("") == "saved: the magic at byte 0 has 4 bytes, but the file ends at 0");
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaFileFixture,
                   "a llama.cpp file cut short anywhere is refused, and never read past its end") {
     for (auto const kind :
          {LlamaSample::Slot, LlamaSample::PackedSlot, LlamaSample::Session, LlamaSample::Blob}) {
@@ -254,7 +260,7 @@ TEST_CASE_FIXTURE(Fixture,
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "no flipped bit of a llama.cpp file leads past its end") {
+TEST_CASE_FIXTURE(LlamaFileFixture, "no flipped bit of a llama.cpp file leads past its end") {
     for (auto const& sample : {LlamaSample{.kind = LlamaSample::PackedSlot, .transposed = true},
                                LlamaSample{.kind = LlamaSample::Session}}) {
         auto const right = sample.text();
@@ -266,7 +272,7 @@ TEST_CASE_FIXTURE(Fixture, "no flipped bit of a llama.cpp file leads past its en
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "NaN and Inf in a llama.cpp file are found, and named") {
+TEST_CASE_FIXTURE(LlamaFileFixture, "NaN and Inf in a llama.cpp file are found, and named") {
     LlamaSample const sample;
     auto text = sample.text();
     std::uint16_t const inf = 0xfc00;

@@ -30,7 +30,7 @@ std::uint16_t first_dim(RowsView const& view, std::uint32_t token) {
     return value;
 }
 
-struct Fixture {
+struct LlamaWriteFixture {
     test::TempDir folder;
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
     std::unique_ptr<SavedCache> source;
@@ -68,7 +68,7 @@ struct Fixture {
     }
 };
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaWriteFixture,
                   "a llama.cpp file written whole is the file that was read, byte for byte") {
     std::array const samples{
         LlamaSample{},
@@ -94,7 +94,8 @@ TEST_CASE_FIXTURE(Fixture,
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "cut cells keep their positions, and the tokens stay as they were") {
+TEST_CASE_FIXTURE(LlamaWriteFixture,
+                  "cut cells keep their positions, and the tokens stay as they were") {
     for (bool const transposed : {false, true}) {
         CAPTURE(transposed);
         from({.kind = LlamaSample::PackedSlot, .transposed = transposed});
@@ -114,7 +115,8 @@ TEST_CASE_FIXTURE(Fixture, "cut cells keep their positions, and the tokens stay 
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a cell whose rows are of several positions stands at the largest") {
+TEST_CASE_FIXTURE(LlamaWriteFixture,
+                  "a cell whose rows are of several positions stands at the largest") {
     from({});
 
     REQUIRE(write_llama(*backend, request({{0, {0, 1, 4, 1, 3, 4}}, {1, {0, 2, 4, 0, 1, 4}}})));
@@ -128,7 +130,7 @@ TEST_CASE_FIXTURE(Fixture, "a cell whose rows are of several positions stands at
     CHECK(first_dim(again->layer(1).value().values_of(0), 1) == LlamaSample::element(1, 1, 2, 0));
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaWriteFixture,
                   "the last cell stands at the prompt's last position, where decoding goes on") {
     from({});
 
@@ -139,7 +141,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(positions == std::vector{0, 4, 0, 4});
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaWriteFixture,
                   "heads of unequal length are no llama.cpp file, and nothing is written") {
     from({});
     auto unequal = request();
@@ -156,7 +158,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK_FALSE(std::filesystem::exists(out));
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaWriteFixture,
                   "a slot becomes a state and a state a slot, with the tokens that are known") {
     from({.kind = LlamaSample::PackedSlot});
     auto to_state = request();
@@ -173,7 +175,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(read_file(out) == LlamaSample{}.text());
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(LlamaWriteFixture,
                   "rows of another program become a llama.cpp file only in its order of dims") {
     from({});
     auto foreign = request();
@@ -187,7 +189,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(read_file(out) == LlamaSample{}.text());
 }
 
-TEST_CASE_FIXTURE(Fixture, "a llama.cpp file keeps its dtype, and its shape") {
+TEST_CASE_FIXTURE(LlamaWriteFixture, "a llama.cpp file keeps its dtype, and its shape") {
     from({});
     auto other = request();
     other.facts.geometry.dtype = Dtype::F32;
@@ -202,7 +204,7 @@ TEST_CASE_FIXTURE(Fixture, "a llama.cpp file keeps its dtype, and its shape") {
           "2 layers, 2/2 heads, head_dim 4, f16");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a layer that cannot be had leaves no llama.cpp file behind") {
+TEST_CASE_FIXTURE(LlamaWriteFixture, "a layer that cannot be had leaves no llama.cpp file behind") {
     from({});
     auto failing = request();
     failing.layer = [](std::uint32_t) -> Result<RowsToWrite> {

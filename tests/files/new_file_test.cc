@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "tests/support/bytes.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -23,10 +24,6 @@
 using namespace dkv;
 
 namespace {
-
-std::span<std::byte const> bytes_of(std::string const& text) {
-    return std::as_bytes(std::span(text));
-}
 
 std::string text_of(std::string const& path) {
     std::ifstream file(path, std::ios::binary);
@@ -66,24 +63,24 @@ bool hide_proc() {
     return ::mount("none", "/proc", "tmpfs", 0, nullptr) == 0;
 }
 
-struct Fixture {
+struct NewFileFixture {
     test::TempDir folder;
     std::string path = folder / "out";
 };
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "a new file appears whole, and only when it is committed") {
+TEST_CASE_FIXTURE(NewFileFixture, "a new file appears whole, and only when it is committed") {
     auto file = NewFile::create(path);
     REQUIRE(file);
     std::string const large(3U << 20U, 'x');
     std::string wanted;
     for (std::string const& piece : {std::string("head"), large, std::string("tail")}) {
-        REQUIRE(file.value().append(bytes_of(piece)));
+        REQUIRE(file.value().append(test::bytes_of(piece)));
         wanted += piece;
     }
-    REQUIRE(file.value().rewrite(0, bytes_of("HE")));
-    REQUIRE(file.value().append(bytes_of("!")));
+    REQUIRE(file.value().rewrite(0, test::bytes_of("HE")));
+    REQUIRE(file.value().append(test::bytes_of("!")));
     wanted = "HE" + wanted.substr(2) + "!";
     CHECK(file.value().size() == wanted.size());
     CHECK_FALSE(std::filesystem::exists(path));
@@ -94,32 +91,34 @@ TEST_CASE_FIXTURE(Fixture, "a new file appears whole, and only when it is commit
     CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
 }
 
-TEST_CASE_FIXTURE(Fixture, "many small pieces arrive in order") {
+TEST_CASE_FIXTURE(NewFileFixture, "many small pieces arrive in order") {
     auto file = NewFile::create(path);
     REQUIRE(file);
     std::string wanted;
     for (int i = 0; i < 300'000; ++i) {
         std::string const piece = std::to_string(i) + ",";
         wanted += piece;
-        REQUIRE(file.value().append(bytes_of(piece)));
+        REQUIRE(file.value().append(test::bytes_of(piece)));
     }
     REQUIRE(file.value().commit());
     CHECK(text_of(path) == wanted);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a file that is given up leaves nothing, and the old one as it was") {
+TEST_CASE_FIXTURE(NewFileFixture,
+                  "a file that is given up leaves nothing, and the old one as it was") {
     test::write_file(path, "old");
     {
         auto file = NewFile::create(path);
         REQUIRE(file);
-        REQUIRE(file.value().append(bytes_of(std::string(2U << 20U, 'x'))));
+        REQUIRE(file.value().append(test::bytes_of(std::string(2U << 20U, 'x'))));
         auto moved = std::move(file).value();
     }
     CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
     CHECK(text_of(path) == "old");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a writer that is killed leaves nothing, and the old file as it was") {
+TEST_CASE_FIXTURE(NewFileFixture,
+                  "a writer that is killed leaves nothing, and the old file as it was") {
     test::write_file(path, "old");
     if (!has_unnamed_files(folder.path())) {
         MESSAGE("not tried: the file system has no files without a name");
@@ -130,7 +129,8 @@ TEST_CASE_FIXTURE(Fixture, "a writer that is killed leaves nothing, and the old 
     pid_t const pid = ::fork();
     if (pid == 0) {
         auto file = NewFile::create(path);
-        bool const written = file && file.value().append(bytes_of(std::string(3U << 20U, 'x')));
+        bool const written =
+            file && file.value().append(test::bytes_of(std::string(3U << 20U, 'x')));
         if (!written || ::write(line[1], "w", 1) != 1) ::_exit(1);
         while (true)
             ::pause();
@@ -148,29 +148,31 @@ TEST_CASE_FIXTURE(Fixture, "a writer that is killed leaves nothing, and the old 
     CHECK(text_of(path) == "old");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a name that is taken while the file is written is replaced") {
+TEST_CASE_FIXTURE(NewFileFixture, "a name that is taken while the file is written is replaced") {
     auto file = NewFile::create(path);
     REQUIRE(file);
-    REQUIRE(file.value().append(bytes_of(std::string("new"))));
+    REQUIRE(file.value().append(test::bytes_of(std::string("new"))));
     test::write_file(path, "another's");
     REQUIRE(file.value().commit());
     CHECK(text_of(path) == "new");
     CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
 }
 
-TEST_CASE_FIXTURE(Fixture, "where a file needs a name it has a temporary one until it is whole") {
+TEST_CASE_FIXTURE(NewFileFixture,
+                  "where a file needs a name it has a temporary one until it is whole") {
     test::write_file(path, "old");
     int const result = in_child([&] {
         if (!hide_proc()) return kMayNot;
         std::string const wanted(3U << 20U, 'x');
         {
             auto given_up = NewFile::create(path);
-            if (!given_up || !given_up.value().append(bytes_of(wanted))) return 1;
+            if (!given_up || !given_up.value().append(test::bytes_of(wanted))) return 1;
             if (names_in(folder.path()).size() != 2) return 2;
         }
         if (names_in(folder.path()).size() != 1 || text_of(path) != "old") return 3;
         auto file = NewFile::create(path);
-        if (!file || !file.value().append(bytes_of(wanted)) || !file.value().commit()) return 4;
+        if (!file || !file.value().append(test::bytes_of(wanted)) || !file.value().commit())
+            return 4;
         return text_of(path) == wanted && names_in(folder.path()).size() == 1 ? 0 : 5;
     });
     if (result == kMayNot) {
@@ -180,7 +182,7 @@ TEST_CASE_FIXTURE(Fixture, "where a file needs a name it has a temporary one unt
     CHECK(result == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what is replaced keeps its permissions, and a link its name") {
+TEST_CASE_FIXTURE(NewFileFixture, "what is replaced keeps its permissions, and a link its name") {
     std::string const target = folder / "target";
     test::write_file(target, "old");
     REQUIRE(::chmod(target.c_str(), 0600) == 0);
@@ -188,7 +190,7 @@ TEST_CASE_FIXTURE(Fixture, "what is replaced keeps its permissions, and a link i
 
     auto file = NewFile::create(path);
     REQUIRE(file);
-    REQUIRE(file.value().append(bytes_of("new")));
+    REQUIRE(file.value().append(test::bytes_of("new")));
     REQUIRE(file.value().commit());
 
     CHECK(text_of(target) == "new");
@@ -198,7 +200,7 @@ TEST_CASE_FIXTURE(Fixture, "what is replaced keeps its permissions, and a link i
     CHECK((status.st_mode & 0777U) == 0600U);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what is no file is not replaced") {
+TEST_CASE_FIXTURE(NewFileFixture, "what is no file is not replaced") {
     auto const message = [&](std::string const& where, ErrorCode code) {
         auto const file = NewFile::create(where);
         REQUIRE_FALSE(file);
@@ -215,7 +217,7 @@ TEST_CASE_FIXTURE(Fixture, "what is no file is not replaced") {
           folder / "no/out" + ": No such file or directory");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays") {
+TEST_CASE_FIXTURE(NewFileFixture, "a full disk is an error, and no partial file stays") {
     test::write_file(path, "old");
     int const result = in_child([&] {
         std::signal(SIGXFSZ, SIG_IGN);
@@ -226,7 +228,7 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
         // Small pieces: the buffer's own write fails.
         std::string const piece(100'000, 'x');
         for (int i = 0; i < 30; ++i) {
-            auto const appended = file.value().append(bytes_of(piece));
+            auto const appended = file.value().append(test::bytes_of(piece));
             if (!appended)
                 return appended.error().code == ErrorCode::Io &&
                                appended.error().message == path + ": File too large"
@@ -244,7 +246,7 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
         if (::setrlimit(RLIMIT_FSIZE, &limit) != 0) return 1;
         {
             auto file = NewFile::create(path);
-            if (!file || !file.value().append(bytes_of(std::string(2000, 'x')))) return 2;
+            if (!file || !file.value().append(test::bytes_of(std::string(2000, 'x')))) return 2;
             if (file.value().commit()) return 3;
         }
         return names_in(folder.path()) == std::vector<std::string>{"out"} ? 0 : 4;
@@ -253,16 +255,16 @@ TEST_CASE_FIXTURE(Fixture, "a full disk is an error, and no partial file stays")
     CHECK(text_of(path) == "old");
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(NewFileFixture,
                   "room asked for ahead is filled in any order, or refused by a full disk") {
     {
         auto file = NewFile::create(path);
         REQUIRE(file);
-        REQUIRE(file.value().append(bytes_of(std::string("a"))));
+        REQUIRE(file.value().append(test::bytes_of(std::string("a"))));
         REQUIRE(file.value().extend(3));
-        REQUIRE(file.value().append(bytes_of(std::string("z"))));
-        REQUIRE(file.value().rewrite(3, bytes_of(std::string("c"))));
-        REQUIRE(file.value().rewrite(1, bytes_of(std::string("b"))));
+        REQUIRE(file.value().append(test::bytes_of(std::string("z"))));
+        REQUIRE(file.value().rewrite(3, test::bytes_of(std::string("c"))));
+        REQUIRE(file.value().rewrite(1, test::bytes_of(std::string("b"))));
         CHECK(file.value().size() == 5);
         REQUIRE(file.value().commit());
     }
@@ -280,7 +282,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(result == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a folder that may not be written is an error with its reason") {
+TEST_CASE_FIXTURE(NewFileFixture, "a folder that may not be written is an error with its reason") {
     REQUIRE(::chmod(folder.path().c_str(), 0500) == 0);
     int const result = in_child([&] {
         if (::geteuid() == 0 && ::seteuid(65534) != 0) return 0;  // Root may not be dropped here.

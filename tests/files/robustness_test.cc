@@ -71,7 +71,7 @@ void check_line(Error const& error, std::string const& path) {
     CHECK(error.message.size() < path.size() + 400);
 }
 
-struct Fixture {
+struct RobustnessFixture {
     test::TempDir folder;
     std::string path = folder / "cache";
 
@@ -83,7 +83,7 @@ struct Fixture {
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "a file of any format that is cut at any 64th is refused") {
+TEST_CASE_FIXTURE(RobustnessFixture, "a file of any format that is cut at any 64th is refused") {
     for (Sample const& sample : samples()) {
         CAPTURE(sample.name);
         REQUIRE(read(sample.text, sample.options));
@@ -99,7 +99,7 @@ TEST_CASE_FIXTURE(Fixture, "a file of any format that is cut at any 64th is refu
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "every flipped bit of a file with checksums is found") {
+TEST_CASE_FIXTURE(RobustnessFixture, "every flipped bit of a file with checksums is found") {
     for (Sample const& sample : samples()) {
         CAPTURE(sample.name);
         for (std::size_t byte = 0; byte < sample.text.size(); ++byte) {
@@ -113,7 +113,7 @@ TEST_CASE_FIXTURE(Fixture, "every flipped bit of a file with checksums is found"
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a number that is none is found, and where it stands") {
+TEST_CASE_FIXTURE(RobustnessFixture, "a number that is none is found, and where it stands") {
     auto const spoiled = [&](SavedFile file, std::string const& tensor, std::size_t element,
                              float value) {
         std::size_t const begin = file.header[tensor]["data_offsets"][0];
@@ -152,7 +152,7 @@ TEST_CASE_FIXTURE(Fixture, "a number that is none is found, and where it stands"
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "positions and offsets that cannot be are refused by name") {
+TEST_CASE_FIXTURE(RobustnessFixture, "positions and offsets that cannot be are refused by name") {
     auto const part = [](std::vector<std::int32_t> const& values) {
         return std::string(reinterpret_cast<char const*>(values.data()), 4 * values.size());
     };
@@ -183,7 +183,8 @@ TEST_CASE_FIXTURE(Fixture, "positions and offsets that cannot be are refused by 
           "layers.0.positions: head 0 has position -1 after -1, of 9 tokens");
 }
 
-TEST_CASE_FIXTURE(Fixture, "checksums that are half there, and layers behind a gap, are refused") {
+TEST_CASE_FIXTURE(RobustnessFixture,
+                  "checksums that are half there, and layers behind a gap, are refused") {
     auto const good = [] {
         return test::saved_cache({.layers = 2, .q_heads = 1, .kv_heads = 1, .head_dim = 1}, 1, 0,
                                  [](std::uint32_t, std::string) { return std::string(4, '\0'); });
@@ -214,7 +215,7 @@ TEST_CASE_FIXTURE(Fixture, "checksums that are half there, and layers behind a g
           "there is no place for the tensor \"layers.3.keys\" in 1 layers without queries");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a header that claims 2^60 elements costs no memory") {
+TEST_CASE_FIXTURE(RobustnessFixture, "a header that claims 2^60 elements costs no memory") {
     SavedFile file;
     file.add("k_0", "F32", {1, std::uint64_t{1} << 20U, std::uint64_t{1} << 20U, 1U << 20U},
              "abcd");
@@ -237,7 +238,8 @@ TEST_CASE_FIXTURE(Fixture, "a header that claims 2^60 elements costs no memory")
     CHECK(peak() - before < 4096);  // KiB
 }
 
-TEST_CASE_FIXTURE(Fixture, "what may not be read is refused with the system's word for it") {
+TEST_CASE_FIXTURE(RobustnessFixture,
+                  "what may not be read is refused with the system's word for it") {
     test::write_file(path, "secret");
     REQUIRE(::chmod(path.c_str(), 0) == 0);
     REQUIRE(::chmod(folder.path().c_str(), 0755) == 0);
@@ -255,7 +257,7 @@ TEST_CASE_FIXTURE(Fixture, "what may not be read is refused with the system's wo
     CHECK(WEXITSTATUS(status) == 0);
 }
 
-TEST_CASE_FIXTURE(Fixture, "a header that is not padded is read all the same") {
+TEST_CASE_FIXTURE(RobustnessFixture, "a header that is not padded is read all the same") {
     Geometry const geometry{.layers = 1, .q_heads = 1, .kv_heads = 1, .head_dim = 2};
     auto file = test::saved_cache(geometry, 2, 1, [](std::uint32_t, std::string part) {
         std::string bytes;

@@ -12,6 +12,7 @@
 #include "protocol/files/checksums.h"
 #include "protocol/files/crc32.h"
 #include "protocol/files/mapped_file.h"
+#include "tests/support/bytes.h"
 #include "tests/support/results.h"
 #include "tests/support/temp_dir.h"
 
@@ -19,11 +20,7 @@ using namespace dkv;
 
 namespace {
 
-std::span<std::byte const> bytes_of(std::string const& text) {
-    return std::as_bytes(std::span(text));
-}
-
-struct Fixture {
+struct SafetensorsWriterFixture {
     test::TempDir folder;
     std::string path = folder / "out.safetensors";
     std::vector<TensorPlan> const plan{
@@ -35,20 +32,21 @@ struct Fixture {
 
 TEST_CASE("the CRC-32 is zlib's, in pieces too") {
     CHECK(crc32(0, {}) == 0);
-    CHECK(crc32(0, bytes_of("123456789")) == 0xcbf43926U);
-    CHECK(crc32(crc32(0, bytes_of("1234")), bytes_of("56789")) == 0xcbf43926U);
+    CHECK(crc32(0, test::bytes_of("123456789")) == 0xcbf43926U);
+    CHECK(crc32(crc32(0, test::bytes_of("1234")), test::bytes_of("56789")) == 0xcbf43926U);
     CHECK(crc_text(0xcbf43926U) == "cbf43926");
     CHECK(parse_crc("cbf43926") == 0xcbf43926U);
     for (char const* text : {"", "cbf4392", "cbf439261", "cbf4392g", "0xcbf439", "CBF43926"})
         CHECK_FALSE(parse_crc(text));
 }
 
-TEST_CASE_FIXTURE(Fixture, "what is written is read, with a checksum of each tensor") {
+TEST_CASE_FIXTURE(SafetensorsWriterFixture,
+                  "what is written is read, with a checksum of each tensor") {
     auto writer = SafetensorsWriter::create(path, plan, metadata);
     REQUIRE(writer);
     // Pieces of any size, over the tensors' edges.
     for (std::string const piece : {"12", "345", "6abcde", "fgh"})
-        REQUIRE(writer.value().append(bytes_of(piece)));
+        REQUIRE(writer.value().append(test::bytes_of(piece)));
     REQUIRE(writer.value().commit());
 
     auto const file = MappedFile::open(path);
@@ -66,13 +64,14 @@ TEST_CASE_FIXTURE(Fixture, "what is written is read, with a checksum of each ten
     CHECK(reinterpret_cast<std::uintptr_t>(tensors.at("b").bytes.data()) % 64 == 0);
     auto const& words = table.value().metadata;
     CHECK(words.at("who") == "me");
-    CHECK(words.at("crc32.b") == crc_text(crc32(0, bytes_of("123456"))));
-    CHECK(words.at("crc32.a") == crc_text(crc32(0, bytes_of("abcdefgh"))));
+    CHECK(words.at("crc32.b") == crc_text(crc32(0, test::bytes_of("123456"))));
+    CHECK(words.at("crc32.a") == crc_text(crc32(0, test::bytes_of("abcdefgh"))));
     CHECK(words.at("crc32.none") == "00000000");
     CHECK(check_header_crc(table.value()));
 }
 
-TEST_CASE_FIXTURE(Fixture, "without checksums the metadata is the caller's alone") {
+TEST_CASE_FIXTURE(SafetensorsWriterFixture,
+                  "without checksums the metadata is the caller's alone") {
     auto writer = SafetensorsWriter::create(path, {}, metadata, false);
     REQUIRE(writer);
     REQUIRE(writer.value().commit());
@@ -85,7 +84,8 @@ TEST_CASE_FIXTURE(Fixture, "without checksums the metadata is the caller's alone
     CHECK(checked.error().message.ends_with(", not given"));
 }
 
-TEST_CASE_FIXTURE(Fixture, "plans that cannot be and bytes that do not come are refused") {
+TEST_CASE_FIXTURE(SafetensorsWriterFixture,
+                  "plans that cannot be and bytes that do not come are refused") {
     auto const message = [&](std::vector<TensorPlan> tensors) {
         auto const writer = SafetensorsWriter::create(path, std::move(tensors), {});
         REQUIRE_FALSE(writer);
@@ -102,17 +102,17 @@ TEST_CASE_FIXTURE(Fixture, "plans that cannot be and bytes that do not come are 
 
     auto writer = SafetensorsWriter::create(path, plan, metadata);
     REQUIRE(writer);
-    REQUIRE(writer.value().append(bytes_of("1234567")));
+    REQUIRE(writer.value().append(test::bytes_of("1234567")));
     auto const early = writer.value().commit();
     REQUIRE_FALSE(early);
     CHECK(early.error().code == ErrorCode::BadState);
     CHECK(early.error().message == "a lacks 7 bytes");
-    auto const more = writer.value().append(bytes_of("12345678"));
+    auto const more = writer.value().append(test::bytes_of("12345678"));
     REQUIRE_FALSE(more);
     CHECK(more.error().message == "1 bytes more than the tensors have");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a text that is no UTF-8 does not spoil a header") {
+TEST_CASE_FIXTURE(SafetensorsWriterFixture, "a text that is no UTF-8 does not spoil a header") {
     auto writer = SafetensorsWriter::create(path, {}, {{"source", "a\xff/\"b\"\n"}});
     REQUIRE(writer);
     REQUIRE(writer.value().commit());

@@ -16,7 +16,7 @@ namespace {
 
 using Kept = std::vector<std::vector<std::vector<std::int32_t>>>;
 
-struct Fixture {
+struct WriteCacheFixture {
     test::TempDir folder;
     std::string path = folder / "out";
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
@@ -71,7 +71,8 @@ Kept const kRagged{{{0, 2, 3, 5}, {5}}, {{}, {1, 2, 5}}};
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "a whole cache in dkv's own file comes back with all that was said") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "a whole cache in dkv's own file comes back with all that was said") {
     auto request = numbers.request(path, FileFormat::Dkv);
     request.facts.tokens = {9, 8, 7, 6, 5, -1};
     request.facts.scale = 0.1f;
@@ -103,7 +104,8 @@ TEST_CASE_FIXTURE(Fixture, "a whole cache in dkv's own file comes back with all 
     CHECK(element_of(cache->layer(1).value().queries, 3, 1, 2) == 1301.2f);
 }
 
-TEST_CASE_FIXTURE(Fixture, "kept rows come back with their positions, alike in each head or not") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "kept rows come back with their positions, alike in each head or not") {
     for (Kept const& kept : {kUniform, kRagged}) {
         auto const cache = written(numbers.request(path, FileFormat::Dkv, kept));
         CHECK(cache->facts().compacted);
@@ -114,7 +116,8 @@ TEST_CASE_FIXTURE(Fixture, "kept rows come back with their positions, alike in e
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a compacted file is written again as it is, and cut further") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "a compacted file is written again as it is, and cut further") {
     auto const first = written(numbers.request(path, FileFormat::Dkv, kRagged));
     path = folder / "again";
     WriteRequest request{.path = path, .facts = first->facts(), .layer = {}};
@@ -133,7 +136,7 @@ TEST_CASE_FIXTURE(Fixture, "a compacted file is written again as it is, and cut 
     check_rows(*written(request), {{{2, 5}, {5}}, {{}, {5}}});
 }
 
-TEST_CASE_FIXTURE(Fixture, "identical inputs give identical bytes") {
+TEST_CASE_FIXTURE(WriteCacheFixture, "identical inputs give identical bytes") {
     REQUIRE(write_cache(*backend, numbers.request(path, FileFormat::Dkv, kRagged)));
     auto const first = test::read_text(path);
     auto const parallel = make_cpu_backend(2);
@@ -141,7 +144,7 @@ TEST_CASE_FIXTURE(Fixture, "identical inputs give identical bytes") {
     CHECK(test::read_text(path) == first);
 }
 
-TEST_CASE_FIXTURE(Fixture, "queries are left out on request, or cut to the last") {
+TEST_CASE_FIXTURE(WriteCacheFixture, "queries are left out on request, or cut to the last") {
     auto request = numbers.request(path, FileFormat::Dkv);
     request.facts.query_rows = 1;
     CHECK(element_of(written(request)->layer(0).value().queries, 2, 0, 0) == 201);
@@ -151,7 +154,8 @@ TEST_CASE_FIXTURE(Fixture, "queries are left out on request, or cut to the last"
     CHECK(without->facts().geometry.q_heads == 2);
 }
 
-TEST_CASE_FIXTURE(Fixture, "an HF export holds whole caches and, with their positions, cut ones") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "an HF export holds whole caches and, with their positions, cut ones") {
     auto const whole = written(numbers.request(path, FileFormat::Hf));
     CHECK(whole->facts().format == FileFormat::Hf);
     CHECK(whole->facts().prompt_tokens == 6);
@@ -169,7 +173,8 @@ TEST_CASE_FIXTURE(Fixture, "an HF export holds whole caches and, with their posi
           "write dkv, or use a policy that keeps them alike");
 }
 
-TEST_CASE_FIXTURE(Fixture, "mlx-lm's keys are turned to the positions that they will be given") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "mlx-lm's keys are turned to the positions that they will be given") {
     auto request = numbers.request(path, FileFormat::MlxLm, kUniform);
     request.facts.provenance = {{"mlx.chat_template", "null"}, {"policy", "snapkv"}};
     for (bool const interleaved : {false, true}) {
@@ -197,7 +202,7 @@ TEST_CASE_FIXTURE(Fixture, "mlx-lm's keys are turned to the positions that they 
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "mlx-lm's keys keep f16 and bf16, rounded to the nearest") {
+TEST_CASE_FIXTURE(WriteCacheFixture, "mlx-lm's keys keep f16 and bf16, rounded to the nearest") {
     for (Dtype const dtype : {Dtype::F16, Dtype::Bf16}) {
         // 1.0 and 0 at position 2, to be turned to 0 with theta 10000: cos(-2), sin(-2).
         std::uint16_t const one = dtype == Dtype::F16 ? 0x3c00 : 0x3f80;
@@ -223,7 +228,8 @@ TEST_CASE_FIXTURE(Fixture, "mlx-lm's keys keep f16 and bf16, rounded to the near
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "what mlx-lm cannot hold is refused, and nothing is left behind") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "what mlx-lm cannot hold is refused, and nothing is left behind") {
     auto request = numbers.request(path, FileFormat::MlxLm, kUniform);
     request.facts.rope.theta = 0;
     CHECK(refused(request) ==
@@ -242,7 +248,8 @@ TEST_CASE_FIXTURE(Fixture, "what mlx-lm cannot hold is refused, and nothing is l
     CHECK(refused(numbers.request(path, FileFormat::Vllm)) == "vllm is read, not written");
 }
 
-TEST_CASE_FIXTURE(Fixture, "rows that do not come or are not there are refused, without a file") {
+TEST_CASE_FIXTURE(WriteCacheFixture,
+                  "rows that do not come or are not there are refused, without a file") {
     auto request = numbers.request(path, FileFormat::Dkv, kUniform);
     auto const give = [&](std::vector<std::int32_t> rows) {
         request.layer = [&, rows](std::uint32_t) -> Result<RowsToWrite> {
@@ -266,7 +273,7 @@ TEST_CASE_FIXTURE(Fixture, "rows that do not come or are not there are refused, 
     CHECK(refused(request, ErrorCode::Cancelled) == "stopped at layer 0");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a full disk leaves no part of a cache behind") {
+TEST_CASE_FIXTURE(WriteCacheFixture, "a full disk leaves no part of a cache behind") {
     Numbered large(40'000);
     auto const request = large.request(path, FileFormat::Dkv);
     pid_t const pid = ::fork();

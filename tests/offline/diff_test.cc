@@ -18,7 +18,7 @@ namespace {
 constexpr Geometry kGeometry{.layers = 5, .q_heads = 6, .kv_heads = 2, .head_dim = 8};
 constexpr std::uint32_t kTokens = 90;
 
-struct Fixture {
+struct DiffFixture {
     test::TempDir folder;
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
     PolicyRequest request{.name = "", .capacity = 12, .window = 4, .kernel = 3};
@@ -61,7 +61,7 @@ struct Fixture {
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "a policy does not differ from itself") {
+TEST_CASE_FIXTURE(DiffFixture, "a policy does not differ from itself") {
     auto const opened = file(kTokens);
     SavedCache const& cache = *opened;
     for (char const* name : {"fullkv", "streamingllm", "h2o", "snapkv", "pyramidkv", "dynamickv",
@@ -74,7 +74,7 @@ TEST_CASE_FIXTURE(Fixture, "a policy does not differ from itself") {
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "native and published StreamingLLM differ by their sinks") {
+TEST_CASE_FIXTURE(DiffFixture, "native and published StreamingLLM differ by their sinks") {
     Diff const found = diff(*file(), "streamingllm", "streamingllm-ref");
 
     CHECK_FALSE(found.same());
@@ -92,7 +92,7 @@ TEST_CASE_FIXTURE(Fixture, "native and published StreamingLLM differ by their si
     CHECK(found.total.sides[1].bytes == 5 * found.layers[0].sides[1].bytes);
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(DiffFixture,
                   "native dynamickv keeps its budget, the release twice some of its window") {
     request.r_max = 2;
     Diff const found = diff(*file(), "dynamickv", "dynamickv-ref");
@@ -110,7 +110,7 @@ TEST_CASE_FIXTURE(Fixture,
     }
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(DiffFixture,
                   "without queries the mass is unknown, and query-free policies still run") {
     Diff const found = diff(*file(0), "knorm", "keydiff");
     CHECK(found.total.sides[0].entries == 12 * 5 * 2);
@@ -118,7 +118,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK_FALSE(found.same());
 }
 
-TEST_CASE_FIXTURE(Fixture, "a side that cannot run says why") {
+TEST_CASE_FIXTURE(DiffFixture, "a side that cannot run says why") {
     auto const opened = file();
     SavedCache const& cache = *opened;
     CHECK(refusal(cache, "h2o") ==
@@ -142,7 +142,7 @@ TEST_CASE_FIXTURE(Fixture, "a side that cannot run says why") {
     CHECK(refusal(cache, "dynamickv-ref") == "r_max is 0.001, not a number of at least 1");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a size may be a share or bytes") {
+TEST_CASE_FIXTURE(DiffFixture, "a size may be a share or bytes") {
     request.capacity.reset();
     request.ratio = 0.2;
     CHECK(diff(*file(), "snapkv", "snapkv-kvpress").capacity == 18);

@@ -13,18 +13,18 @@ using offline::estimate;
 namespace {
 
 /// A token is 2 KV heads of K and V of 8 f32: 128 bytes a layer.
-constexpr Geometry kGeometry{.layers = 4, .q_heads = 4, .kv_heads = 2, .head_dim = 8};
+constexpr Geometry kModel{.layers = 4, .q_heads = 4, .kv_heads = 2, .head_dim = 8};
 constexpr std::uint64_t kToken = 128;
 
 std::string refusal(PolicyRequest const& request, std::uint32_t tokens = 100) {
-    auto const made = estimate(kGeometry, tokens, request);
+    auto const made = estimate(kModel, tokens, request);
     return made ? std::string() : made.error().message;
 }
 
 }  // namespace
 
 TEST_CASE("equal budgets are known, and packed layer by layer beside one that is whole") {
-    auto const made = estimate(kGeometry, 100, {.name = "snapkv", .capacity = 20, .window = 4});
+    auto const made = estimate(kModel, 100, {.name = "snapkv", .capacity = 20, .window = 4});
     REQUIRE(made);
 
     CHECK(made.value().lengths == std::vector<std::uint32_t>(8, 20));
@@ -34,7 +34,7 @@ TEST_CASE("equal budgets are known, and packed layer by layer beside one that is
 }
 
 TEST_CASE("a pyramid's budgets are known, and as large together as equal ones") {
-    auto const made = estimate(kGeometry, 100, {.name = "pyramidkv", .capacity = 20, .window = 4});
+    auto const made = estimate(kModel, 100, {.name = "pyramidkv", .capacity = 20, .window = 4});
     REQUIRE(made);
 
     auto const& lengths = made.value().lengths;
@@ -45,7 +45,7 @@ TEST_CASE("a pyramid's budgets are known, and as large together as equal ones") 
 
 TEST_CASE("dynamickv's sum is known, its layers are not; it stages more than it keeps") {
     auto const made = estimate(
-        kGeometry, 100,
+        kModel, 100,
         {.name = "dynamickv", .capacity = 20, .window = 4, .r_max = 3.0, .update_interval = 2});
     REQUIRE(made);
 
@@ -57,7 +57,7 @@ TEST_CASE("dynamickv's sum is known, its layers are not; it stages more than it 
 }
 
 TEST_CASE("heads that share a layer's budget are unknown, the layer is not") {
-    auto const made = estimate(kGeometry, 100,
+    auto const made = estimate(kModel, 100,
                                {.name = "dynamickv",
                                 .capacity = 20,
                                 .window = 4,
@@ -71,7 +71,7 @@ TEST_CASE("heads that share a layer's budget are unknown, the layer is not") {
 }
 
 TEST_CASE("a prompt no longer than the capacity is kept whole") {
-    auto const made = estimate(kGeometry, 20, {.name = "snapkv", .capacity = 20, .window = 4});
+    auto const made = estimate(kModel, 20, {.name = "snapkv", .capacity = 20, .window = 4});
     REQUIRE(made);
 
     CHECK(made.value().lengths == std::vector<std::uint32_t>(8, 20));
@@ -80,11 +80,11 @@ TEST_CASE("a prompt no longer than the capacity is kept whole") {
 }
 
 TEST_CASE("a size may be a share or bytes of K and V") {
-    auto const share = estimate(kGeometry, 100, {.name = "snapkv", .window = 4, .ratio = 0.25});
+    auto const share = estimate(kModel, 100, {.name = "snapkv", .window = 4, .ratio = 0.25});
     REQUIRE(share);
     CHECK(share.value().params.capacity == 25);
     auto const bytes =
-        estimate(kGeometry, 100, {.name = "snapkv", .window = 4, .bytes = 4 * 30 * kToken + 100});
+        estimate(kModel, 100, {.name = "snapkv", .window = 4, .bytes = 4 * 30 * kToken + 100});
     REQUIRE(bytes);
     CHECK(bytes.value().params.capacity == 30);
 }

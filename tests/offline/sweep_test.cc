@@ -20,10 +20,10 @@ using offline::SweepRow;
 
 namespace {
 
-constexpr Geometry kGeometry{.layers = 5, .q_heads = 6, .kv_heads = 2, .head_dim = 8};
-constexpr std::uint32_t kTokens = 90;
+constexpr Geometry kSwept{.layers = 5, .q_heads = 6, .kv_heads = 2, .head_dim = 8};
+constexpr std::uint32_t kSweptTokens = 90;
 
-struct Fixture {
+struct SweepFixture {
     test::TempDir folder;
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
 
@@ -31,11 +31,11 @@ struct Fixture {
         std::mt19937 random(11);
         std::normal_distribution<float> normal;
         auto const saved = test::saved_cache(
-            kGeometry, kTokens, query_rows, [&](std::uint32_t, std::string const& part) {
-                std::size_t const rows = part == "q_window" ? kGeometry.q_heads * query_rows
-                                                            : kGeometry.kv_heads * kTokens;
+            kSwept, kSweptTokens, query_rows, [&](std::uint32_t, std::string const& part) {
+                std::size_t const rows = part == "q_window" ? kSwept.q_heads * query_rows
+                                                            : kSwept.kv_heads * kSweptTokens;
                 std::string bytes;
-                for (std::size_t i = 0; i < rows * kGeometry.head_dim; ++i) {
+                for (std::size_t i = 0; i < rows * kSwept.head_dim; ++i) {
                     float const value = normal(random);
                     bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
                 }
@@ -58,14 +58,16 @@ struct Fixture {
 
     /// What the live job says of the same prompt.
     JobOutcome live(SavedCache const& cache, PolicyParams const& params) {
-        JobSpec const spec{
-            .geometry = kGeometry, .prompt_tokens = kTokens, .params = params, .progressive = true};
+        JobSpec const spec{.geometry = kSwept,
+                           .prompt_tokens = kSweptTokens,
+                           .params = params,
+                           .progressive = true};
         JobNeeds const needs = needs_of(spec);
         std::vector<std::byte> staging(needs.staging_bytes);
         std::vector<std::byte> destination(needs.destination_bytes);
         auto const job = Job::open(*backend, spec, staging, destination);
         REQUIRE(job);
-        for (std::uint32_t layer = 0; layer < kGeometry.layers; ++layer) {
+        for (std::uint32_t layer = 0; layer < kSwept.layers; ++layer) {
             auto const saved = cache.layer(layer);
             REQUIRE(saved);
             std::uint32_t const wanted = std::max(needs.window, params.window);
@@ -75,7 +77,7 @@ struct Fixture {
                                      .scores = {}};
             REQUIRE(job.value()->layer_ready(layer, source));
         }
-        for (std::uint32_t layer = 0; layer < kGeometry.layers; ++layer)
+        for (std::uint32_t layer = 0; layer < kSwept.layers; ++layer)
             REQUIRE(job.value()->pack(layer));
         return job.value()->outcome().value();
     }
@@ -105,8 +107,9 @@ std::vector<PolicyRequest> grid() {
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture, "every point of a sweep is what the live job makes of that policy") {
-    auto const cache = file(kTokens);
+TEST_CASE_FIXTURE(SweepFixture,
+                  "every point of a sweep is what the live job makes of that policy") {
+    auto const cache = file(kSweptTokens);
     auto const points = grid();
     auto const rows = sweep(*cache, points, false);
 
@@ -122,8 +125,8 @@ TEST_CASE_FIXTURE(Fixture, "every point of a sweep is what the live job makes of
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "a point comes out alike alone and beside others") {
-    auto const cache = file(kTokens);
+TEST_CASE_FIXTURE(SweepFixture, "a point comes out alike alone and beside others") {
+    auto const cache = file(kSweptTokens);
     auto const points = grid();
     auto const together = sweep(*cache, points);
 
@@ -135,22 +138,22 @@ TEST_CASE_FIXTURE(Fixture, "a point comes out alike alone and beside others") {
     }
 }
 
-TEST_CASE_FIXTURE(Fixture, "the sum of a capacity is kept to the token") {
-    for (SweepRow const& row : sweep(*file(kTokens), grid(), false)) {
+TEST_CASE_FIXTURE(SweepFixture, "the sum of a capacity is kept to the token") {
+    for (SweepRow const& row : sweep(*file(kSweptTokens), grid(), false)) {
         if (row.params.keep_mass) continue;
         CAPTURE(in_words(row.params));
         CHECK(std::accumulate(row.lengths.begin(), row.lengths.end(), 0U) ==
-              kGeometry.layers * kGeometry.kv_heads * row.params.capacity);
+              kSwept.layers * kSwept.kv_heads * row.params.capacity);
     }
 }
 
-TEST_CASE_FIXTURE(Fixture,
+TEST_CASE_FIXTURE(SweepFixture,
                   "more tokens never make the error larger than all of it, all make none") {
     auto const rows = sweep(*file(8), {{.name = "snapkv", .capacity = 8, .window = 8},
                                        {.name = "snapkv", .capacity = 80, .window = 8},
                                        {.name = "snapkv", .capacity = 90, .window = 8}});
 
-    for (std::size_t layer = 0; layer < kGeometry.layers; ++layer) {
+    for (std::size_t layer = 0; layer < kSwept.layers; ++layer) {
         CHECK(rows[0].error_l2[layer] > rows[1].error_l2[layer]);
         CHECK(rows[1].error_l2[layer] > 0);
         CHECK(rows[2].error_l2[layer] == 0);
@@ -159,7 +162,7 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(rows[2].bytes_kept == rows[2].bytes_full);
 }
 
-TEST_CASE_FIXTURE(Fixture, "what one point lacks stands in its row, and the others come out") {
+TEST_CASE_FIXTURE(SweepFixture, "what one point lacks stands in its row, and the others come out") {
     auto const rows = sweep(*file(4), {{.name = "h2o", .capacity = 20, .window = 4},
                                        {.name = "snapkv", .capacity = 20, .window = 8},
                                        {.name = "knorm", .capacity = 20, .window = 8},
@@ -174,18 +177,18 @@ TEST_CASE_FIXTURE(Fixture, "what one point lacks stands in its row, and the othe
     CHECK(rows[2].error == "");
     CHECK(rows[2].lengths == std::vector<std::uint32_t>(10, 20));
     CHECK(rows[2].mass_kept.empty());
-    CHECK(rows[2].error_l2.size() == kGeometry.layers);
+    CHECK(rows[2].error_l2.size() == kSwept.layers);
     CHECK(rows[3].error == "capacity is 3, below the window of 4 tokens that are always kept");
 }
 
-TEST_CASE_FIXTURE(Fixture, "a file without queries has neither mass nor error") {
+TEST_CASE_FIXTURE(SweepFixture, "a file without queries has neither mass nor error") {
     auto const rows = sweep(*file(0), {{.name = "keydiff", .capacity = 20, .window = 4}});
     CHECK(rows[0].error == "");
     CHECK(rows[0].mass_kept.empty());
     CHECK(rows[0].error_l2.empty());
 }
 
-TEST_CASE_FIXTURE(Fixture, "a sweep stops when it is told to") {
+TEST_CASE_FIXTURE(SweepFixture, "a sweep stops when it is told to") {
     int layers = 0;
     offline::Progress const progress{.advance = [&](auto, auto, auto) { ++layers; },
                                      .stop = [&] { return layers == 2; }};

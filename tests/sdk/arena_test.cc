@@ -16,7 +16,7 @@ extern "C" int dkv_header_test(void);
 
 namespace {
 
-constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kPageBytes = 4096;
 
 }  // namespace
 
@@ -29,33 +29,33 @@ TEST_CASE("an arena is sparse, zeroed, and gives whole pages back") {
     for (auto const kind : {DKV_ARENA_MEMFD, DKV_ARENA_POSIX_SHM}) {
         CAPTURE(kind);
         dkv_arena* arena = nullptr;
-        REQUIRE_MESSAGE(dkv_arena_create(8 * kPage, kind, &arena) == DKV_OK, dkv_last_error());
-        CHECK(dkv_arena_bytes(arena) == 8 * kPage);
+        REQUIRE_MESSAGE(dkv_arena_create(8 * kPageBytes, kind, &arena) == DKV_OK, dkv_last_error());
+        CHECK(dkv_arena_bytes(arena) == 8 * kPageBytes);
         CHECK(dkv_arena_allocated_bytes(arena) == 0);
         auto* const base = static_cast<char*>(dkv_arena_base(arena));
 
-        std::memset(base, 1, 8 * kPage);
-        CHECK(dkv_arena_allocated_bytes(arena) == 8 * kPage);
+        std::memset(base, 1, 8 * kPageBytes);
+        CHECK(dkv_arena_allocated_bytes(arena) == 8 * kPageBytes);
         // Bytes 1 … 3 pages + 1: only pages 1 and 2 are whole.
-        REQUIRE(dkv_arena_release(arena, 1, 3 * kPage) == DKV_OK);
+        REQUIRE(dkv_arena_release(arena, 1, 3 * kPageBytes) == DKV_OK);
 
-        CHECK(dkv_arena_allocated_bytes(arena) == 6 * kPage);
-        CHECK(base[kPage - 1] == 1);
-        CHECK(base[kPage] == 0);
-        CHECK(base[3 * kPage - 1] == 0);
-        CHECK(base[3 * kPage] == 1);
+        CHECK(dkv_arena_allocated_bytes(arena) == 6 * kPageBytes);
+        CHECK(base[kPageBytes - 1] == 1);
+        CHECK(base[kPageBytes] == 0);
+        CHECK(base[3 * kPageBytes - 1] == 0);
+        CHECK(base[3 * kPageBytes] == 1);
         dkv_arena_destroy(arena);
     }
 }
 
 TEST_CASE("an arena's last page is given back even when the arena ends inside it") {
     dkv_arena* arena = nullptr;
-    REQUIRE(dkv_arena_create(kPage + 100, DKV_ARENA_DEFAULT, &arena) == DKV_OK);
-    std::memset(dkv_arena_base(arena), 1, kPage + 100);
+    REQUIRE(dkv_arena_create(kPageBytes + 100, DKV_ARENA_DEFAULT, &arena) == DKV_OK);
+    std::memset(dkv_arena_base(arena), 1, kPageBytes + 100);
 
-    REQUIRE(dkv_arena_release(arena, kPage, 100) == DKV_OK);
+    REQUIRE(dkv_arena_release(arena, kPageBytes, 100) == DKV_OK);
 
-    CHECK(dkv_arena_allocated_bytes(arena) == kPage);
+    CHECK(dkv_arena_allocated_bytes(arena) == kPageBytes);
     dkv_arena_destroy(arena);
 }
 
@@ -74,8 +74,8 @@ TEST_CASE("arenas refuse what cannot be, and say which value it was") {
     CHECK(std::string(dkv_last_error()) == "DKV_ARENA is 'hugepages', neither memfd nor posix_shm");
     ::unsetenv("DKV_ARENA");
 
-    REQUIRE(dkv_arena_create(kPage, DKV_ARENA_DEFAULT, &arena) == DKV_OK);
-    CHECK(dkv_arena_release(arena, 1, kPage) == DKV_INVALID_ARGUMENT);
+    REQUIRE(dkv_arena_create(kPageBytes, DKV_ARENA_DEFAULT, &arena) == DKV_OK);
+    CHECK(dkv_arena_release(arena, 1, kPageBytes) == DKV_INVALID_ARGUMENT);
     CHECK(dkv_arena_release(arena, UINT64_MAX, 2) == DKV_INVALID_ARGUMENT);
     dkv_arena_destroy(arena);
     dkv_arena_destroy(nullptr);
@@ -114,6 +114,6 @@ TEST_CASE("a destroyed arena is unmapped by the sidecar too; without an engine t
     harness.session = nullptr;
     dkv_engine_close(harness.engine);
     harness.engine = nullptr;
-    std::memset(dkv_arena_base(destination), 1, kPage);
+    std::memset(dkv_arena_base(destination), 1, kPageBytes);
     dkv_arena_destroy(destination);
 }

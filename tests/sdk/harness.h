@@ -12,23 +12,14 @@
 
 #include "protocol/base/kv_layout.h"
 #include "protocol/sdk/dkv.h"
+#include "tests/support/c_engine.h"
 #include "tests/support/fake_sidecar.h"
 
 namespace dkv::test {
 
-template <class Struct>
-Struct sized() {
-    Struct value{};
-    value.struct_bytes = sizeof value;
-    return value;
-}
-
-constexpr std::uint32_t kLayers = 2;
+inline std::uint32_t const kLayers = kGeometry.layers;
 constexpr std::uint32_t kTokens = 128;
-constexpr std::uint32_t kWindow = 8;
 constexpr std::uint32_t kStageRows = 64;  // 256 bytes each: four pages a head.
-inline Geometry const kGeometry{
-    .layers = kLayers, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = Dtype::F32};
 inline StagingLayout const kStaging{.geometry = kGeometry, .rows_max = kStageRows};
 constexpr std::uint64_t kDestinationBytes = 256 * 1024;
 
