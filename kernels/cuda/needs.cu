@@ -11,6 +11,7 @@
 namespace dkv::cuda {
 namespace {
 
+constexpr std::uint32_t kShortKernelMax = 31;                         // Pools in shared memory.
 constexpr std::uint64_t kPoolScratchMax = std::uint64_t{256} << 20U;  // Unless one head wants more.
 constexpr std::uint64_t kChunksMax = 256;  // Of a row, in select and key_score.
 
@@ -46,7 +47,7 @@ std::uint64_t by_keys(PromptSizes const& sizes) {
     return sum_of({mean, mean * kChunksMax, heads * sizes.tokens * sizeof(float)});
 }
 
-/// Two levels and the windows, in f64, of some heads at a time. Short kernels want nothing.
+/// Of a long kernel: two levels and the windows, in f64, of some heads at a time.
 std::uint64_t pool_bytes(PromptSizes const& sizes) {
     std::uint64_t const positions = sizes.tokens + std::uint64_t{sizes.kernel};
     std::uint64_t const head = (2 * positions + sizes.tokens) * sizeof(double);
@@ -78,7 +79,7 @@ Result<std::uint64_t> scratch_bytes(PromptSizes const& sizes) {
     if (sizes.window != 0 && sizes.window <= sizes.tokens)
         most = std::max(most, DKV_TRY(by_attention(sizes)));
     if (sizes.scores_keys) most = std::max(most, by_keys(sizes));
-    if (sizes.kernel != 0) most = std::max(most, pool_bytes(sizes));
+    if (sizes.kernel > kShortKernelMax) most = std::max(most, pool_bytes(sizes));
     if (sizes.tallies) most = std::max(most, tally_bytes(sizes));
     if (sizes.ids != 0) most = std::max(most, select_bytes(sizes));
     return most;
