@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 
@@ -191,6 +192,7 @@ def main(arguments=None):
         return 2
     if args.emulated:
         print(NO_TIMES)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # What it runs is ended with it.
     run = Run(args, report)
     run.all()
     return run.tell()
