@@ -55,7 +55,7 @@ public:
     Result<RegionLease> operator()(CudaIpcSource const& source) const {
         cuda::IpcMemory memory;
         memory.handle = source.handle;
-        return open(std::move(memory), source);
+        return open(memory, source);
     }
     Result<RegionLease> operator()(CudaVmmSource const& source) const {
         cuda::VmmMemory memory;

@@ -7,6 +7,8 @@ template <class... Case>
 struct Cases : Case... {
     using Case::operator()...;
 };
+template <class... Case>
+Cases(Case...) -> Cases<Case...>;  // For clang before 17.
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include "sidecar/session/death_watch.h"
 
+#include <algorithm>
 #include <array>
 
 #include <sys/epoll.h>
@@ -24,9 +25,9 @@ std::vector<std::uint64_t> DeathWatch::dead() {
     std::array<epoll_event, 64> events{};
     int const count =
         epoll_ ? ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), 0) : 0;
-    std::vector<std::uint64_t> instances;
-    for (int i = 0; i < count; ++i)
-        instances.push_back(events[static_cast<std::size_t>(i)].data.u64);
+    std::vector<std::uint64_t> instances(static_cast<std::size_t>(std::max(count, 0)));
+    for (std::size_t i = 0; i < instances.size(); ++i)
+        instances[i] = events[i].data.u64;
     return instances;
 }
 
