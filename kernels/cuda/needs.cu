@@ -76,7 +76,9 @@ std::uint64_t tally_bytes(PromptSizes const& sizes) {
 
 Result<std::uint64_t> scratch_bytes(PromptSizes const& sizes) {
     std::uint64_t most = sum_of({std::uint64_t{sizes.kv_heads} * 24});  // gather's heads.
-    if (sizes.window != 0 && sizes.window <= sizes.tokens)
+    // Longer keys are refused by the ops, if they are ever called: who ranks otherwise needs none.
+    bool const attends = sizes.window != 0 && sizes.window <= sizes.tokens;
+    if (attends && sizes.head_dim <= kHeadDimMax)
         most = std::max(most, DKV_TRY(by_attention(sizes)));
     if (sizes.scores_keys) most = std::max(most, by_keys(sizes));
     if (sizes.kernel > kShortKernelMax) most = std::max(most, pool_bytes(sizes));

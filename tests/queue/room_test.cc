@@ -205,6 +205,18 @@ TEST_CASE("room that the device has not is refused, and nothing is held for it")
     CHECK(queue->scratch<float>(1000));
 }
 
+TEST_CASE("keys too long for attention's kernels are no reason to refuse what ranks without it") {
+    PromptSizes sizes;
+    sizes.dtype = Dtype::F16;
+    sizes.layers = 1;
+    sizes.q_heads = sizes.kv_heads = 2;
+    sizes.head_dim = 1024;
+    sizes.tokens = 100;
+    sizes.window = 10;
+    sizes.scores_keys = true;
+    CHECK(cuda::scratch_bytes(sizes));
+}
+
 TEST_CASE("no op asks for more scratch than a prompt of its sizes is said to want") {
     auto const queue = make_queue();
     auto const engine = value_of(make_cuda_backend());
