@@ -2,10 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -14,6 +11,7 @@
 #include "sidecar/rpc/server.h"
 #include "tests/support/lent_prompt.h"
 #include "tests/support/results.h"
+#include "tests/support/wakes.h"
 
 namespace dkv::rpc {
 
@@ -54,7 +52,7 @@ struct ServerFixture {
                  metrics,
                  outbox,
                  std::move(backends),
-                 [this] { wake(); }) {}
+                 [this] { wakes.ring(); }) {}
 
     /// The one answer to these bytes.
     wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {
@@ -82,11 +80,7 @@ struct ServerFixture {
         REQUIRE(outbox.letters.empty());
     }
     /// A worker has something to say, which nobody has looked at yet.
-    void await_wake() {
-        std::unique_lock lock(mutex);
-        REQUIRE(woken.wait_for(lock, std::chrono::seconds(60), [this] { return wakes > 0; }));
-        wakes = 0;
-    }
+    void await_wake() { wakes.wait(); }
     /// The one answer that comes late.
     wire::EnvelopeT& late_answer(Peer const& peer = "peer") {
         while (outbox.letters.empty()) {
@@ -160,20 +154,11 @@ struct ServerFixture {
         REQUIRE(std::count_if(outbox.letters.begin(), outbox.letters.end(), is_answer) == 1);
         return *std::find_if(outbox.letters.begin(), outbox.letters.end(), is_answer)->envelope;
     }
-    void wake() {
-        {
-            std::lock_guard const lock(mutex);
-            ++wakes;
-        }
-        woken.notify_one();
-    }
 
     Millis now = 3000;
     Metrics metrics;
     FakeOutbox outbox;
-    std::mutex mutex;
-    std::condition_variable woken;
-    int wakes = 0;
+    test::Wakes wakes;
     Server server;
 };
 

@@ -2,6 +2,7 @@
 // memory comes as kind inproc; two processes share theirs in tests/memory and tests/e2e.
 #include "protocol/cuda/device.h"
 
+#include <thread>
 #include <vector>
 
 #include "protocol/cuda/copy.h"
@@ -16,10 +17,9 @@ namespace {
 constexpr char const* kUnknown = "GPU-ffffffff-ffff-ffff-ffff-ffffffffffff";
 
 /// The fixture with a sidecar's own backends; the emulation's device, where there is one.
-struct DeviceFixture {
-    explicit DeviceFixture(Config settings = TableFixture::small_config())
-        : config(std::move(settings)),
-          table(config, metrics, ears, Backends::find(config, false).value(), [this] { wake(); }) {}
+struct DeviceFixture : RunningTable {
+    explicit DeviceFixture(Config const& settings = small_config())
+        : RunningTable(settings, Backends::find(settings, false).value()) {}
 
     static bool has_device() {
         auto const all = cuda::devices();
@@ -29,7 +29,7 @@ struct DeviceFixture {
     void attach() {
         uuid = cuda::devices().value().front().uuid;
         REQUIRE(cuda::use_device(uuid));
-        auto hello = TableFixture::hello_of(TableFixture::kEngine);
+        auto hello = hello_of(kEngine);
         hello.device = uuid;
         auto const welcomed = table.hello(caller(), hello);
         REQUIRE(welcomed);
@@ -37,7 +37,7 @@ struct DeviceFixture {
     }
     Caller caller() { return {"peer", now, ++last_request, true}; }
     void give_events(std::vector<cuda::EventHandle> handles) {
-        REQUIRE(table.register_events(caller(), TableFixture::kEngine, std::move(handles)));
+        REQUIRE(table.register_events(caller(), kEngine, std::move(handles)));
         CHECK(await_answer() == "RegisterEvents " + std::to_string(last_request) + ": done");
     }
     /// The last line that is heard of a session whose first layer names that event.
@@ -46,10 +46,10 @@ struct DeviceFixture {
         auto request = layer(0);
         request.event = event;
         auto const before = ears.lines.size();
-        REQUIRE(table.layer_ready(caller(), TableFixture::kEngine, session, request));
+        REQUIRE(table.layer_ready(caller(), kEngine, session, request));
         await([&] { return ears.lines.size() > before; });
         auto const line = ears.lines.at(before);
-        REQUIRE(table.close_session(caller(), TableFixture::kEngine, session, ""));
+        REQUIRE(table.close_session(caller(), kEngine, session, ""));
         return line;
     }
     std::string await_answer() {
@@ -59,7 +59,7 @@ struct DeviceFixture {
     }
     std::uint64_t lend(cuda::DeviceMemory const& memory, bool writable) {
         auto const answer = table.register_region(
-            caller(), TableFixture::kEngine,
+            caller(), kEngine,
             InprocSource{reinterpret_cast<std::uintptr_t>(memory.bytes().data())},
             memory.bytes().size(), writable);
         REQUIRE(answer);
@@ -80,61 +80,18 @@ struct DeviceFixture {
         OpenRequest request;
         request.session = session;
         request.prompt_tokens = LentPrompt::kTokens;
-        auto const opened = table.open_session(caller(), TableFixture::kEngine, request);
+        auto const opened = table.open_session(caller(), kEngine, request);
         REQUIRE(opened);
         auto const& needs = opened.value().needs;
         staging = cuda::allocate_device_memory(needs.staging_bytes).value();
         destination = cuda::allocate_device_memory(needs.destination_bytes).value();
         staging_region = lend(*staging, true);
         destination_region = lend(*destination, true);
-        REQUIRE(table.bind_buffers(caller(), TableFixture::kEngine, session, staging_region,
-                                   destination_region));
+        REQUIRE(table.bind_buffers(caller(), kEngine, session, staging_region, destination_region));
     }
-    LayerRequest layer(std::uint32_t index) const {
-        auto const at = [&](std::uint64_t offset, std::uint32_t heads, std::uint32_t tokens) {
-            return RowsAt{.region = source_region,
-                          .offset = offset,
-                          .dtype = Dtype::F32,
-                          .heads = heads,
-                          .tokens = tokens,
-                          .head_dim = LentPrompt::kDim,
-                          .head_stride = std::uint64_t{tokens} * LentPrompt::kDim,
-                          .token_stride = LentPrompt::kDim,
-                          .dim_stride = 1};
-        };
-        LayerRequest request;
-        request.layer = index;
-        request.keys =
-            at(LentPrompt::keys_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
-        request.values =
-            at(LentPrompt::values_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
-        request.queries =
-            at(LentPrompt::queries_offset(index), LentPrompt::kQHeads, LentPrompt::kWindow);
-        return request;
-    }
-    void await(std::function<bool()> const& done) {
-        table.finish_work(now);
-        while (!done()) {
-            std::unique_lock lock(mutex);
-            REQUIRE(woken.wait_for(lock, std::chrono::seconds(60), [this] { return wakes > 0; }));
-            wakes = 0;
-            lock.unlock();
-            table.finish_work(now);
-        }
-    }
-    void wake() {
-        {
-            std::lock_guard const lock(mutex);
-            ++wakes;
-        }
-        woken.notify_one();
-    }
+    LayerRequest layer(std::uint32_t index) const { return layer_in(source_region, index); }
 
-    Config config;
-    Millis now = 1000;
     std::uint64_t last_request = 0;
-    Metrics metrics;
-    Ears ears;
     LentPrompt prompt;
     std::string uuid;
     std::unique_ptr<cuda::DeviceMemory> source;
@@ -143,10 +100,6 @@ struct DeviceFixture {
     std::uint64_t source_region = 0;
     std::uint64_t staging_region = 0;
     std::uint64_t destination_region = 0;
-    std::mutex mutex;
-    std::condition_variable woken;
-    int wakes = 0;
-    Table table;
 };
 
 TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
@@ -227,12 +180,23 @@ TEST_CASE("an engine that dies while its event is waited for is let go of at onc
     if (!DeviceFixture::has_device()) return;
     auto config = TableFixture::small_config();
     config.event_timeout_ms = 600'000;
+    config.limits.jobs_queued_max = 1;
     DeviceFixture t(config);
     t.open(1);
+    // What is accepted says that the worker has begun with what came before.
+    auto const send = [&](LayerRequest const& request) {
+        while (true) {
+            auto const sent = t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request);
+            if (sent) return;
+            REQUIRE(sent.error().code == ErrorCode::LimitExceeded);
+            std::this_thread::yield();
+        }
+    };
     auto request = t.layer(0);
     request.timeline_region = t.source_region;
     request.timeline_value = ~std::uint64_t{0};
-    REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request));
+    send(request);
+    send(t.layer(1));
     REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
     CHECK(t.table.facts().mapped_bytes == 0);
 }  // The table waits for its workers here: ten minutes, if nobody told them.

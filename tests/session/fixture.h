@@ -1,9 +1,8 @@
 // A table with a fake clock and ears, and an engine that lends a real prompt to it.
 #pragma once
 
-#include <condition_variable>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "sidecar/session/table.h"
 #include "tests/support/lent_prompt.h"
 #include "tests/support/results.h"
+#include "tests/support/wakes.h"
 
 namespace dkv::test {
 
@@ -75,16 +75,13 @@ private:
     }
 };
 
-struct TableFixture {
+/// A table of any backends, its clock and its ears; its loop runs while a test waits.
+struct RunningTable {
     static constexpr std::uint64_t kEngine = 11;
 
-    explicit TableFixture(Config settings = small_config(), MakeBackend make = {})
+    RunningTable(Config settings, Backends backends)
         : config(std::move(settings)),
-          table(config,
-                metrics,
-                ears,
-                Backends(make ? std::move(make) : [] { return make_cpu_backend(1); }),
-                [this] { wake(); }) {}
+          table(config, metrics, ears, std::move(backends), [this] { wakes.ring(); }) {}
 
     static Config small_config() {
         Config config;
@@ -94,7 +91,6 @@ struct TableFixture {
         config.heartbeat_ms = 100;
         return config;
     }
-    Caller caller() const { return {"peer", now}; }
     static EngineHello hello_of(std::uint64_t instance, std::uint32_t pid = 0) {
         return {.instance = instance,
                 .generation = 1,
@@ -105,14 +101,11 @@ struct TableFixture {
                 .device = "cpu",
                 .geometry = LentPrompt::geometry()};
     }
-    Result<std::uint64_t> lend(EngineMemory const& memory, bool writable) {
-        auto const answer = DKV_TRY(table.register_region(
-            caller(), kEngine, MemfdSource{own_pid(), memory.fd(), memory.inode()},
-            memory.bytes().size(), writable));
-        return std::get<std::uint64_t>(answer);
-    }
-    RowsAt rows_at(std::uint64_t offset, std::uint32_t heads, std::uint32_t tokens) const {
-        return {.region = source,
+    static RowsAt rows_at(std::uint64_t region,
+                          std::uint64_t offset,
+                          std::uint32_t heads,
+                          std::uint32_t tokens) {
+        return {.region = region,
                 .offset = offset,
                 .dtype = Dtype::F32,
                 .heads = heads,
@@ -122,17 +115,48 @@ struct TableFixture {
                 .token_stride = LentPrompt::kDim,
                 .dim_stride = 1};
     }
-    LayerRequest layer(std::uint32_t index) const {
+    /// A layer of the prompt that is lent as `region`.
+    static LayerRequest layer_in(std::uint64_t region, std::uint32_t index) {
         LayerRequest request;
         request.layer = index;
-        request.keys =
-            rows_at(LentPrompt::keys_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
-        request.values =
-            rows_at(LentPrompt::values_offset(index), LentPrompt::kKvHeads, LentPrompt::kTokens);
-        request.queries =
-            rows_at(LentPrompt::queries_offset(index), LentPrompt::kQHeads, LentPrompt::kWindow);
+        request.keys = rows_at(region, LentPrompt::keys_offset(index), LentPrompt::kKvHeads,
+                               LentPrompt::kTokens);
+        request.values = rows_at(region, LentPrompt::values_offset(index), LentPrompt::kKvHeads,
+                                 LentPrompt::kTokens);
+        request.queries = rows_at(region, LentPrompt::queries_offset(index), LentPrompt::kQHeads,
+                                  LentPrompt::kWindow);
         return request;
     }
+    /// Lets the loop's part run, as often as the workers wake it, until `done`.
+    void await(std::function<bool()> const& done) {
+        table.finish_work(now);
+        while (!done()) {
+            wakes.wait();
+            table.finish_work(now);
+        }
+    }
+
+    Config config;
+    Millis now = 1000;
+    Metrics metrics;
+    Ears ears;
+    Wakes wakes;
+    Table table;
+};
+
+struct TableFixture : RunningTable {
+    explicit TableFixture(Config settings = small_config(), MakeBackend make = {})
+        : RunningTable(std::move(settings),
+                       Backends(make ? std::move(make) : [] { return make_cpu_backend(1); })) {}
+
+    Caller caller() const { return {"peer", now}; }
+    Result<std::uint64_t> lend(EngineMemory const& memory, bool writable) {
+        auto const answer = DKV_TRY(table.register_region(
+            caller(), kEngine, MemfdSource{own_pid(), memory.fd(), memory.inode()},
+            memory.bytes().size(), writable));
+        return std::get<std::uint64_t>(answer);
+    }
+    LayerRequest layer(std::uint32_t index) const { return layer_in(source, index); }
     /// Hello, the source's region, and a session with its buffers bound.
     void open(std::uint64_t session, OpenRequest request = {}) {
         if (source == 0) {
@@ -155,37 +179,10 @@ struct TableFixture {
         for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
             REQUIRE(table.layer_ready(caller(), kEngine, session, layer(index)));
     }
-    /// Lets the loop's part run, as often as the workers wake it, until `done`.
-    void await(std::function<bool()> const& done) {
-        table.finish_work(now);
-        while (!done()) {
-            std::unique_lock lock(mutex);
-            REQUIRE(woken.wait_for(lock, std::chrono::seconds(20), [this] { return wakes > 0; }));
-            wakes = 0;
-            lock.unlock();
-            table.finish_work(now);
-        }
-    }
-    void wake() {
-        {
-            std::lock_guard const lock(mutex);
-            ++wakes;
-        }
-        woken.notify_one();
-    }
-
-    Config config;
-    Millis now = 1000;
-    Metrics metrics;
-    Ears ears;
     LentPrompt prompt;
     std::uint64_t source = 0;
     std::unique_ptr<EngineMemory> staging;
     std::unique_ptr<EngineMemory> destination;
-    std::mutex mutex;
-    std::condition_variable woken;
-    int wakes = 0;
-    Table table;
 };
 
 template <class T>

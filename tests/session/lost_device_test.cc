@@ -9,22 +9,22 @@ namespace dkv::test {
 namespace {
 
 /// An engine on the first device, in this process.
-struct Lost {
+struct Lost : RunningTable {
     static constexpr std::uint64_t kBytes = 4096;
 
-    Lost() {
+    Lost() : RunningTable(small_config(), Backends::find(small_config(), false).value()) {
         uuid = cuda::devices().value().front().uuid;
         REQUIRE(cuda::use_device(uuid));
         memory = cuda::allocate_device_memory(kBytes).value();
-        REQUIRE(table.hello(caller(), hello(TableFixture::kEngine)));
-        REQUIRE(table.open_session(caller(), TableFixture::kEngine, request(1)));
+        REQUIRE(table.hello(caller(), hello(kEngine)));
+        REQUIRE(table.open_session(caller(), kEngine, request(1)));
     }
     ~Lost() { cudaemu::lose_device(cudaSuccess); }
     Lost(Lost const&) = delete;
     Lost& operator=(Lost const&) = delete;
 
     EngineHello hello(std::uint64_t instance) const {
-        auto said = TableFixture::hello_of(instance);
+        auto said = hello_of(instance);
         said.device = uuid;
         return said;
     }
@@ -38,40 +38,15 @@ struct Lost {
     std::string lend() {
         auto const before = ears.answers.size();
         REQUIRE(table.register_region(
-            caller(), TableFixture::kEngine,
+            caller(), kEngine,
             InprocSource{reinterpret_cast<std::uintptr_t>(memory->bytes().data())}, kBytes, false));
         await([&] { return ears.answers.size() > before; });
         return ears.answers.back();
     }
-    void await(std::function<bool()> const& done) {
-        table.finish_work(now);
-        while (!done()) {
-            std::unique_lock lock(mutex);
-            REQUIRE(woken.wait_for(lock, std::chrono::seconds(60), [this] { return wakes > 0; }));
-            wakes = 0;
-            lock.unlock();
-            table.finish_work(now);
-        }
-    }
-    void wake() {
-        {
-            std::lock_guard const lock(mutex);
-            ++wakes;
-        }
-        woken.notify_one();
-    }
 
-    Config config = TableFixture::small_config();
-    Millis now = 1000;
     std::uint64_t last_request = 0;
-    Metrics metrics;
-    Ears ears;
     std::string uuid;
     std::unique_ptr<cuda::DeviceMemory> memory;
-    std::mutex mutex;
-    std::condition_variable woken;
-    int wakes = 0;
-    Table table{config, metrics, ears, Backends::find(config, false).value(), [this] { wake(); }};
 };
 
 TEST_CASE("a lost device fails its sessions, is said in the status, and nobody gets it again") {
