@@ -1,5 +1,6 @@
 // An engine on a GPU: what crosses the wire for its memory and its streams, and when memory is
 // freed.
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -161,7 +162,7 @@ TEST_CASE("device memory is freed when the sidecar has let go") {
     dkv_arena* const keys = device_arena(kPartBytes);
     void const* const base = dkv_arena_base(keys);
     REQUIRE(harness.report(0, keys) == DKV_OK);
-    bool was_there = false;
+    std::atomic<bool> was_there = false;  // Written by the sidecar's thread.
     harness.sidecar->on(wire::Body::UnregisterRegion, [&](wire::EnvelopeT const&) {
         was_there = is_device_memory(base);
         return std::optional(body(wire::DoneT{}));
