@@ -106,14 +106,15 @@ def bundle(folder):
 
 
 def check_libraries(unpacked):
-    """All of them the bundle's own, but for the C library's."""
+    """All of them the bundle's own, but for C's and C++'s."""
+    ours = set()
     for name in PROGRAMS:
         said = subprocess.run(["ldd", unpacked / "bin" / name], capture_output=True, text=True, check=True).stdout
-        found = [line.split(" => ")[1].split()[0] for line in said.splitlines() if " => " in line]
-        assert any("libstdc++" in path for path in found)
-        for path in found:
-            path = Path(os.path.realpath(path))
-            assert path.parent == unpacked / "lib" or path.name.split(".")[0] in ("libc", "libm"), path
+        found = [Path(os.path.realpath(line.split(" => ")[1].split()[0])) for line in said.splitlines() if " => " in line]
+        ours |= {path for path in found if path.parent == unpacked / "lib"}
+        theirs = {path.name.split(".")[0] for path in set(found) - ours}
+        assert theirs <= {"libc", "libm", "libstdc++", "libgcc_s"}, name
+    assert ours == set((unpacked / "lib").iterdir()) and len(ours) >= 2
 
 
 @emulated

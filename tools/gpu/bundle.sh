@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # build/gpu-bundle.tar: gpu_test.py and the programs it runs, for every architecture, with the
-# libraries they need but glibc. A machine with a driver and Python runs it:
+# libraries they need but C's and C++'s. A machine with a driver and Python runs it:
 #   tar xf gpu-bundle.tar && gpu-bundle/gpu_test.py
 #
 #   tools/gpu/bundle.sh [-DNAME=VALUE …]            builds into build/gpu-bundle-programs
@@ -26,9 +26,10 @@ readonly bundle=$staged/gpu-bundle
 mkdir -p "$bundle/bin" "$bundle/lib"
 for program in "${programs[@]}"; do
     strip -o "$bundle/bin/$program" "$built/$program"
-    # Everything but what belongs to the machine's C library and its loader.
+    # Not the machine's own C library and loader, and not C++'s: ours wants a newer C library than
+    # the programs do.
     ldd "$built/$program" | awk '$3 ~ /^\// { print $3 }' |
-        { grep -v -E '/(libc|libm|libdl|librt|libpthread)\.so\.' || true; } | xargs -r -I{} cp -L {} "$bundle/lib/"
+        { grep -v -E '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s)\.so\.' || true; } | xargs -r -I{} cp -L {} "$bundle/lib/"
     if ! readelf -d "$bundle/bin/$program" | grep -q 'R\(UN\)\?PATH.*\[\$ORIGIN/\.\./lib'; then
         echo "bundle: $program does not look for its libraries in ../lib" >&2
         exit 1
