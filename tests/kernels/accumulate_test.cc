@@ -7,6 +7,7 @@
 #include <random>
 #include <string>
 
+#include "tests/kernels/score_call.h"
 #include "tests/support/backends.h"
 #include "tests/support/reference.h"
 
@@ -26,33 +27,16 @@ struct Shape {
     std::uint32_t head_dim;
 };
 
-/// One call's memory.
-struct Call {
+/// Every token is a query.
+struct Call : test::AttendingCall<AccumulateArgs> {
     Call(Shape const& shape, Dtype dtype, GroupReduce reduce, Layout layout = Layout::HeadMajor)
-        : queries(dtype, shape.kv_heads * shape.group, shape.tokens, shape.head_dim, layout),
-          keys(dtype, shape.kv_heads, shape.tokens, shape.head_dim, layout),
-          scores(std::size_t{shape.kv_heads} * (reduce == GroupReduce::None ? shape.group : 1) *
-                 (shape.tokens - shape.window)) {
-        args.queries = queries.view;
-        args.keys = keys.view;
-        args.scores = scores;
+        : AttendingCall({shape.kv_heads, shape.group, shape.window, shape.tokens, shape.head_dim},
+                        shape.tokens,
+                        dtype,
+                        reduce,
+                        layout) {
         args.window = shape.window;
-        args.reduce = reduce;
     }
-    void fill(std::mt19937& random) {
-        queries.fill_normal(random);
-        keys.fill_normal(random);
-    }
-    std::string refusal() const {
-        auto const result = check(args);
-        if (!result) CHECK(result.error().code == ErrorCode::InvalidArgument);
-        return result ? "" : result.error().message;
-    }
-
-    Rows queries;
-    Rows keys;
-    std::vector<float> scores;
-    AccumulateArgs args;
 };
 
 }  // namespace

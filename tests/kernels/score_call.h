@@ -1,4 +1,4 @@
-// One call of score, and its memory.
+// One call of score, or of what is like it, and its memory.
 #pragma once
 
 #include <string>
@@ -18,21 +18,21 @@ struct ScoreShape {
     std::uint32_t head_dim;
 };
 
-struct ScoreCall {
-    ScoreCall(ScoreShape const& shape,
-              Dtype dtype,
-              GroupReduce reduce,
-              Layout layout = Layout::HeadMajor)
-        : queries(dtype, shape.kv_heads * shape.group, shape.window, shape.head_dim, layout),
+/// Queries that attend to keys, and the scores that come of it: of score and of accumulate.
+template <class Args>
+struct AttendingCall {
+    AttendingCall(ScoreShape const& shape,
+                  std::uint32_t query_tokens,
+                  Dtype dtype,
+                  GroupReduce reduce,
+                  Layout layout)
+        : queries(dtype, shape.kv_heads * shape.group, query_tokens, shape.head_dim, layout),
           keys(dtype, shape.kv_heads, shape.tokens, shape.head_dim, layout),
-          scores(std::size_t{reduce == GroupReduce::None ? shape.kv_heads * shape.group
-                                                         : shape.kv_heads} *
-                 (shape.tokens - shape.window)),
-          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)) {
+          scores(std::size_t{shape.kv_heads} * (reduce == GroupReduce::None ? shape.group : 1) *
+                 (shape.tokens - shape.window)) {
         args.queries = queries.view;
         args.keys = keys.view;
         args.scores = scores;
-        args.mass = mass;
         args.reduce = reduce;
     }
     void fill(std::mt19937& random) {
@@ -48,8 +48,20 @@ struct ScoreCall {
     Rows queries;
     Rows keys;
     std::vector<float> scores;
+    Args args;
+};
+
+struct ScoreCall : AttendingCall<ScoreArgs> {
+    ScoreCall(ScoreShape const& shape,
+              Dtype dtype,
+              GroupReduce reduce,
+              Layout layout = Layout::HeadMajor)
+        : AttendingCall(shape, shape.window, dtype, reduce, layout),
+          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)) {
+        args.mass = mass;
+    }
+
     std::vector<float> mass;
-    ScoreArgs args;
 };
 
 }  // namespace dkv::test
