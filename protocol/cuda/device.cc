@@ -106,8 +106,16 @@ Result<Device> find_device(std::string_view uuid) {
 Result<void> use_device(std::string_view uuid) {
     auto const device = DKV_TRY(find_device(uuid));
     // Makes the primary context now (since CUDA 12), not in the first op.
-    DKV_CUDA_TRY(cudaSetDevice(device.ordinal));
-    return {};
+    cudaError_t const status = cudaSetDevice(device.ordinal);
+    if (status != cudaErrorDevicesUnavailable) {
+        DKV_CUDA_TRY(status);
+        return {};
+    }
+    static_cast<void>(cudaGetLastError());
+    auto error = device_error(status, "cudaSetDevice");
+    error.message +=
+        "; in compute mode Exclusive Process one process has it: nvidia-smi -c 0, or MPS";
+    return error;
 }
 
 Result<void> check_alive(std::string_view uuid) {

@@ -5,6 +5,8 @@
 #include <limits>
 #include <thread>
 
+#include <cudaemu/fault.h>
+
 #include "protocol/cuda/device.h"
 #include "protocol/cuda/driver.h"
 #include "tests/memory/exporter.h"
@@ -212,6 +214,27 @@ TEST_CASE("a device is found by its UUID alone") {
     CHECK(refused(find_device("0")).code == ErrorCode::NotFound);
     CHECK(refused(use_device("GPU-ffffffff-ffff-ffff-ffff-ffffffffffff"))
               .message.find("is not one of this process's: GPU-") != std::string::npos);
+    auto const uuid = devices().value().front().uuid;
+    CHECK(find_device("MIG-" + uuid.substr(4)).value().uuid == uuid);  // As nvidia-smi says it.
+    CHECK(find_device(uuid.substr(4)).value().uuid == uuid);
+}
+
+TEST_CASE(
+    "a device that another process has for itself is refused with what helps; it is not lost") {
+    auto const uuid = devices().value().front().uuid;
+    cudaemu::lose_device(cudaErrorDevicesUnavailable);
+    auto const error = refused(use_device(uuid));
+    auto const alive = check_alive(uuid);
+    cudaemu::lose_device(cudaErrorIllegalAddress);
+    auto const lost = check_alive(uuid);
+    cudaemu::lose_device(cudaSuccess);
+    CHECK(error.code == ErrorCode::Device);
+    CHECK(
+        error.message.find("compute mode Exclusive Process one process has it: nvidia-smi -c 0") !=
+        std::string::npos);
+    CHECK(alive);
+    CHECK(!lost);
+    CHECK(check_alive(uuid));
 }
 
 TEST_CASE("an engine's event is waited for on the host: until it happens, a deadline, or a no") {
@@ -260,6 +283,20 @@ TEST_CASE("a timeline's word is waited for like an event") {
     CHECK(!wait_timeline(at, 6, kBrief, nullptr, nullptr));
     CHECK(refused(wait_timeline(word->bytes().data() + 4, 1, kBrief, nullptr, nullptr)).code ==
           ErrorCode::InvalidArgument);
+}
+
+TEST_CASE("neither a word is written nor an event recorded inside of a capture") {
+    use_first_device();
+    auto const word = allocate_device_memory(64).value();
+    auto const pool = make_private_event_pool(1).value();
+    cudaStream_t stream = nullptr;
+    REQUIRE(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+    REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess);
+    CHECK(refused(write_timeline(word->bytes().data(), 1, stream)).code == ErrorCode::BadState);
+    CHECK(refused(pool->record(0, stream)).code == ErrorCode::BadState);
+    CHECK(cudaStreamEndCapture(stream, nullptr) == cudaSuccess);
+    CHECK(write_timeline(word->bytes().data(), 1, stream));
+    CHECK(cudaStreamDestroy(stream) == cudaSuccess);
 }
 
 }  // namespace

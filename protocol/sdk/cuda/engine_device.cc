@@ -88,7 +88,8 @@ dkv_status next_word(void* self, std::uint32_t timeout_ms, std::uint32_t* word, 
     return answered(error, [&]() -> Result<void> {
         auto& device = of(self);
         auto const guard = DKV_TRY(cuda::DeviceGuard::enter(device.device.ordinal));
-        if (!device.words) device.words = DKV_TRY(cuda::make_private_event_pool(device.events_wanted));
+        if (!device.words)
+            device.words = DKV_TRY(cuda::make_private_event_pool(device.events_wanted));
         *word = DKV_TRY(device.words->next(std::chrono::milliseconds(timeout_ms)));
         return {};
     });
