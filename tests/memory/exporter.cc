@@ -2,15 +2,14 @@
 // only a socket can carry. Commands on standard input, one answer each; ends with its input.
 #include <array>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <cuda_runtime.h>
-#include <sys/socket.h>
 
+#include "protocol/base/fd_message.h"
 #include "protocol/cuda/device.h"
 #include "protocol/cuda/events.h"
 #include "protocol/cuda/memory.h"
@@ -34,21 +33,9 @@ std::string hex(std::array<std::byte, size> const& bytes) {
 }
 
 void send(UniqueFd const& file) {
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-    char byte = 0;
-    iovec part{&byte, 1};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.data();
-    header.msg_controllen = control.size();
-    auto* const item = CMSG_FIRSTHDR(&header);
-    item->cmsg_level = SOL_SOCKET;
-    item->cmsg_type = SCM_RIGHTS;
-    item->cmsg_len = CMSG_LEN(sizeof(int));
-    int const number = file.get();
-    std::memcpy(CMSG_DATA(item), &number, sizeof number);
-    if (::sendmsg(kDescriptors, &header, 0) != 1) std::exit(3);
+    constexpr std::array kNothing{std::byte{}};  // A message has a byte at least.
+    std::array const fds{file.get()};
+    if (send_fds(kDescriptors, kNothing, fds) != 1) std::exit(3);
 }
 
 /// "HANDLE ALLOCATION OFFSET BYTES", the handle "-" where a descriptor says it all.

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <csignal>
-#include <cstring>
 #include <sstream>
 #include <string>
 #include <unistd.h>
@@ -12,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "protocol/base/fd_message.h"
 #include "protocol/cuda/events.h"
 #include "protocol/cuda/memory.h"
 
@@ -68,6 +68,7 @@ public:
     }
     void go_on() { ::kill(pid_, SIGCONT); }
     void kill() { ::kill(pid_, SIGKILL); }
+    std::uint32_t pid() const { return static_cast<std::uint32_t>(pid_); }
 
     cuda::IpcMemory ipc(std::size_t bytes, int fill, char const* how = "ipc") {
         return memory<cuda::IpcMemory>(
@@ -111,18 +112,11 @@ private:
         return memory;
     }
     UniqueFd receive() {
-        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-        char byte = 0;
-        iovec part{&byte, 1};
-        msghdr header{};
-        header.msg_iov = &part;
-        header.msg_iovlen = 1;
-        header.msg_control = control.data();
-        header.msg_controllen = control.size();
-        REQUIRE(::recvmsg(files_.get(), &header, MSG_CMSG_CLOEXEC) == 1);
-        int file = -1;
-        std::memcpy(&file, CMSG_DATA(CMSG_FIRSTHDR(&header)), sizeof file);
-        return UniqueFd(file);
+        std::array<std::byte, 1> nothing{};
+        auto message = receive_fds(files_.get(), nothing);
+        REQUIRE(message.size == 1);
+        REQUIRE(message.fds.size() == 1);
+        return std::move(message.fds.front());
     }
 
     pid_t pid_ = 0;
