@@ -245,15 +245,18 @@ CUresult set_access(CUdeviceptr address,
                     std::size_t count) {
     return drive([&](Lock&) {
         if (wishes == nullptr || count == 0) return CUDA_ERROR_INVALID_VALUE;
-        int protection = PROT_NONE;
-        for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t i = 0; i < count; ++i)
             if (wishes[i].location.id < 0 || wishes[i].location.id >= device_count())
                 return CUDA_ERROR_INVALID_DEVICE;
-            if (wishes[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) protection |= PROT_READ;
-            if (wishes[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
-                protection |= PROT_READ | PROT_WRITE;
-        }
+        // Of the device that it lies on, where everything runs here: what a peer may is no use.
         return for_mappings(address, bytes, [&](Allocation& part) {
+            int protection = PROT_NONE;
+            for (std::size_t i = 0; i < count; ++i) {
+                if (wishes[i].location.id != part.device) continue;
+                if (wishes[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) protection |= PROT_READ;
+                if (wishes[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+                    protection |= PROT_READ | PROT_WRITE;
+            }
             part.protection = protection;
             protect(part);
         });
