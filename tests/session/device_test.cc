@@ -2,6 +2,7 @@
 // memory comes as kind inproc; two processes share theirs in tests/memory and tests/e2e.
 #include "protocol/cuda/device.h"
 
+#include <poll.h>
 #include <thread>
 #include <vector>
 
@@ -200,6 +201,30 @@ TEST_CASE("an engine that dies while its event is waited for is let go of at onc
     REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
     CHECK(t.table.facts().mapped_bytes == 0);
 }  // The table waits for its workers here: ten minutes, if nobody told them.
+
+TEST_CASE("a killed engine's memory is closed at once, though nobody said goodbye") {
+    if (!DeviceFixture::has_device()) return;
+    Exporter engine;
+    auto const memory = engine.ipc(4096, 5);
+    DeviceFixture t;
+    auto hello = t.hello_of(t.kEngine, engine.pid());
+    hello.device = cuda::devices().value().front().uuid;
+    REQUIRE(t.table.hello(t.caller(), hello));
+    REQUIRE(t.table.register_region(
+        t.caller(), t.kEngine, CudaIpcSource{memory.handle, memory.allocation_bytes, memory.offset},
+        4096, false));
+    CHECK(t.await_answer().find(": region ") != std::string::npos);
+    CHECK(cuda::opened_memory_count() == 1);
+
+    engine.kill();
+    pollfd gone{t.table.death_fd(), POLLIN, 0};
+    REQUIRE(::poll(&gone, 1, 60'000) == 1);
+    t.table.finish_work(t.now);
+
+    CHECK(t.table.facts().instances == 0);
+    while (cuda::opened_memory_count() != 0)  // Its worker closes it; ctest has the deadline.
+        std::this_thread::yield();
+}
 
 TEST_CASE("an event is an index into what its engine registered last, in this generation") {
     if (!DeviceFixture::has_device()) return;
