@@ -211,6 +211,18 @@ Result<std::unique_ptr<cuda::Queue>> queue_on_first_device() {
     return cuda::Queue::create(CudaOptions{}.pool_bytes);
 }
 
+/// Repeats `work`, waited for, for so long, and once at least.
+template <class Work>
+Result<void> keep_busy(cuda::Queue& queue, double for_seconds, Work const& work) {
+    auto const begin = std::chrono::steady_clock::now();
+    std::chrono::duration<double> const least(for_seconds);
+    do {
+        DKV_TRY(work());
+        DKV_TRY(queue.synchronize());
+    } while (std::chrono::steady_clock::now() - begin < least);
+    return {};
+}
+
 Result<double> attribute(int device, cudaDeviceAttr which) {
     int value = 0;
     DKV_CUDA_TRY(cudaDeviceGetAttribute(&value, which, device));
@@ -242,12 +254,7 @@ Result<double> copy_rate(Options const& options) {
                                      queue->stream()));
         return {};
     };
-    auto const begin = std::chrono::steady_clock::now();
-    std::chrono::duration<double> const warm(options.warm_seconds);
-    do {
-        DKV_TRY(copy());
-        DKV_TRY(queue->synchronize());
-    } while (std::chrono::steady_clock::now() - begin < warm);
+    DKV_TRY(keep_busy(*queue, options.warm_seconds, copy));
     auto laps = DKV_TRY(Laps::create(options.runs));
     auto const seconds = DKV_TRY(laps.time(
         *queue, []() -> Result<void> { return {}; }, copy));
@@ -262,6 +269,8 @@ Result<void> measure(Options const& options, std::function<void(Measured const&)
     for (Shape const& shape : options.shapes) {
         auto inputs = DKV_TRY(Inputs::create(shape));
         DKV_CUDA_TRY(cudaDeviceSynchronize());  // They were written on another stream.
+        // Meanwhile the device was idle, and its clocks went down.
+        DKV_TRY(keep_busy(*queue, options.warm_seconds, [&] { return cold.read(*queue); }));
         DKV_TRY(Bench(shape, options, *queue, cold, std::move(inputs)).run(each));
     }
     return {};

@@ -28,7 +28,7 @@ struct Options {
     unsigned runs = 1;             ///< Timed one by one, behind two that are not timed.
     std::uint64_t cold_bytes = 0;  ///< Read before each run: no input is in a cache then.
     std::uint64_t copy_bytes = 0;
-    double warm_seconds = 0;  ///< Of copies, before anything is timed: clocks rise slowly.
+    double warm_seconds = 0;  ///< Of work before anything is timed: clocks rise slowly.
 };
 
 /// What the device says of itself; 0 where it does not say.

@@ -23,6 +23,7 @@ except ImportError as why:
 
 WINDOW = roofline.WINDOW
 COLD_BYTES = 512 << 20
+WARM_SECONDS = 0.5
 RUNS = 20
 RUNS_LEAST, SECONDS_MOST = 3, 1.0  # Of what takes long.
 ACCUMULATE_TOKENS_MAX = 4096
@@ -139,6 +140,9 @@ def seconds_of(work, device, runs, cold):
 
 def measure(model, dtype, tokens, device, tiny):
     cold = torch.ones(0 if tiny else COLD_BYTES // 4, device=device)
+    until = time.perf_counter() + (0 if tiny else WARM_SECONDS)
+    while time.perf_counter() < until:  # Clocks rise slowly.
+        cold.sum().item()
     for op, make in works(roofline.MODELS[model], DTYPES[dtype], tokens, device):
         try:
             seconds = seconds_of(make(), device, 1 if tiny else RUNS, cold)
