@@ -39,7 +39,6 @@ private:
 /// The two of several buffers of a backend that are farthest apart.
 struct FarApart {
     explicit FarApart(Backend& backend) {
-        std::vector<std::unique_ptr<Gap>> gaps;
         for (int tries = 0; tries < 8 && high - low < static_cast<std::ptrdiff_t>(kGap); ++tries) {
             auto made = backend.allocate(kBufferBytes);
             REQUIRE(made);
@@ -53,6 +52,7 @@ struct FarApart {
     std::uint64_t distance(Dtype dtype) const {
         return static_cast<std::uint64_t>(high - low) / bytes_of(dtype);
     }
+    std::vector<std::unique_ptr<Gap>> gaps;  // Kept: nothing is to lie between the two.
     std::vector<std::unique_ptr<BackendBuffer>> buffers;
     std::byte* low = nullptr;
     std::byte* high = nullptr;

@@ -33,6 +33,9 @@ public:
     explicit Device(std::vector<T> const& host) : count_(host.size()) {
         must(cudaMalloc(reinterpret_cast<void**>(&data_), count_ * sizeof(T)));
         must(cudaMemcpy(data_, host.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
+        // From pageable memory it may return before the last byte is there: streams that do not
+        // wait for the default one must not begin before that.
+        must(cudaDeviceSynchronize());
     }
     ~Device() { static_cast<void>(cudaFree(data_)); }
     Device(Device const&) = delete;
