@@ -11,23 +11,14 @@
 
 #include "protocol/base/kv_layout.h"
 #include "protocol/sdk/dkv_cuda.h"
+#include "tests/support/c_engine.h"
 #include "tests/support/fake_sidecar.h"
 
 namespace dkv::test {
 
-template <class Struct>
-Struct sized() {
-    Struct value{};
-    value.struct_bytes = sizeof value;
-    return value;
-}
-
 constexpr std::uint32_t kTokens = 64;
-constexpr std::uint32_t kWindow = 8;
 constexpr std::uint64_t kPartBytes = 2 * kTokens * 64 * 4;
 constexpr std::uint64_t kQueryBytes = 4 * kWindow * 64 * 4;
-inline Geometry const kGeometry{
-    .layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = Dtype::F32};
 
 inline std::string gpu() {
     auto device = sized<dkv_cuda_device>();

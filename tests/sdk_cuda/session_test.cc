@@ -1,12 +1,15 @@
 // An engine on a GPU: what crosses the wire for its memory and its streams, and when memory is
 // freed.
+#include <array>
 #include <atomic>
 #include <cstring>
+#include <span>
 #include <thread>
 
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "protocol/base/fd_message.h"
 #include "protocol/base/unique_fd.h"
 #include "tests/sdk_cuda/harness.h"
 
@@ -240,27 +243,15 @@ TEST_CASE("VMM memory goes to the sidecar as a descriptor, under the ticket of i
 
     UniqueFd const line(::accept(listener.get(), nullptr, nullptr));
     REQUIRE(line);
-    std::uint64_t words[2] = {};
-    iovec part{words, sizeof words};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr received{};
-    received.msg_iov = &part;
-    received.msg_iovlen = 1;
-    received.msg_control = control;
-    received.msg_controllen = sizeof control;
-    REQUIRE(::recvmsg(line.get(), &received, MSG_CMSG_CLOEXEC) == sizeof words);
-    cmsghdr const* const header = CMSG_FIRSTHDR(&received);
-    REQUIRE(header != nullptr);
-    CHECK(header->cmsg_type == SCM_RIGHTS);
-    int fd = -1;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    UniqueFd const file(fd);
-    CHECK(file);
+    std::array<std::uint64_t, 2> words{};
+    auto const message = receive_fds(line.get(), std::as_writable_bytes(std::span(words)));
+    REQUIRE(message.size == sizeof words);
+    CHECK(message.fds.size() == 1);
     auto state = sized<dkv_engine_state>();
     REQUIRE(dkv_engine_get_state(harness.engine, &state) == DKV_OK);
     CHECK(words[0] == state.instance);
-    std::optional<wire::EnvelopeT> message;
-    auto const& region = registered(message, harness, 2);
+    std::optional<wire::EnvelopeT> second;
+    auto const& region = registered(second, harness, 2);
     REQUIRE(region.source.AsCudaVmmFd() != nullptr);
     CHECK(region.source.AsCudaVmmFd()->ticket == words[1]);
     CHECK(region.source.AsCudaVmmFd()->allocation_bytes >= region.bytes);
