@@ -62,7 +62,10 @@ public:
         REQUIRE(::pipe(to.data()) == 0);
         REQUIRE(::pipe(from.data()) == 0);
         pid_ = ::fork();
-        if (pid_ == 0) obey(to[0], from[1]);
+        if (pid_ == 0) {
+            ::close(to[1]);  // Or it would wait for itself where nothing is asked of it.
+            obey(to[0], from[1]);
+        }
         ::close(to[0]);
         ::close(from[1]);
         to_ = UniqueFd(to[1]);
