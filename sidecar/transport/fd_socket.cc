@@ -5,6 +5,7 @@
 #include <cstring>
 #include <poll.h>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <spdlog/spdlog.h>
@@ -21,6 +22,7 @@ namespace dkv {
 namespace {
 
 constexpr int kBacklog = 64;
+constexpr int kPauseMs = 1000;  // Between two tries where the process has no descriptor left.
 
 Error descriptor_error(std::string const& what) {
     return {ErrorCode::Io, what + ": " + std::generic_category().message(errno)};
@@ -87,15 +89,17 @@ private:
     UniqueFd const stop_;
     Sink const sink_;
     std::vector<UniqueFd> connections_;
-    std::thread thread_;  // Last: it uses the others from its first moment.
+    bool pausing_ = false;  // Who waits stays in the backlog; polling for them would spin.
+    std::thread thread_;    // Last: it uses the others from its first moment.
 };
 
 void Listening::run() {
     while (true) {
         std::vector<pollfd> polled{{stop_.get(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
+        if (pausing_) polled[1].fd = -1;
         for (auto const& connection : connections_)
             polled.push_back({connection.get(), POLLIN, 0});
-        if (::poll(polled.data(), polled.size(), -1) < 0 && errno != EINTR) {
+        if (::poll(polled.data(), polled.size(), pausing_ ? kPauseMs : -1) < 0 && errno != EINTR) {
             spdlog::error("descriptors are not taken any more: poll: {}",
                           std::generic_category().message(errno));
             return;
@@ -105,13 +109,20 @@ void Listening::run() {
         for (std::size_t at = connections_.size(); at-- > 0;)
             if (polled[2 + at].revents != 0 && !serve(connections_[at].get()))
                 connections_.erase(connections_.begin() + static_cast<std::ptrdiff_t>(at));
-        if (polled[1].revents != 0) accept_one();
+        if (pausing_ || polled[1].revents != 0) accept_one();
     }
 }
 
 void Listening::accept_one() {
     UniqueFd connection(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!connection) return;
+    bool const paused = std::exchange(pausing_, false);
+    if (!connection) {
+        pausing_ = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+        if (pausing_ && !paused)
+            spdlog::warn("connections for descriptors wait: {}",
+                         std::generic_category().message(errno));
+        return;
+    }
     if (!is_own_user(connection.get())) {
         spdlog::warn("a connection for descriptors refused: it is another user's");
     } else if (connections_.size() >= kConnectionsMax) {

@@ -182,25 +182,35 @@ TEST_CASE("an engine that dies while its event is waited for is let go of at onc
     auto config = TableFixture::small_config();
     config.event_timeout_ms = 600'000;
     config.limits.jobs_queued_max = 1;
-    DeviceFixture t(config);
-    t.open(1);
-    // What is accepted says that the worker has begun with what came before.
-    auto const send = [&](LayerRequest const& request) {
-        while (true) {
-            auto const sent = t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request);
-            if (sent) return;
-            REQUIRE(sent.error().code == ErrorCode::LimitExceeded);
+    // From before the wait begins to well within it: nothing says when a worker waits.
+    for (int const turns : {0, 300, 3000}) {
+        CAPTURE(turns);
+        // It outlives the table: a word that is freed would end the wait, too.
+        std::unique_ptr<cuda::DeviceMemory> word;
+        DeviceFixture t(config);
+        t.open(1);
+        word = cuda::allocate_device_memory(64).value();
+        // What is accepted says that the worker has begun with what came before.
+        auto const send = [&](LayerRequest const& request) {
+            while (true) {
+                auto const sent =
+                    t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, request);
+                if (sent) return;
+                REQUIRE(sent.error().code == ErrorCode::LimitExceeded);
+                std::this_thread::yield();
+            }
+        };
+        auto request = t.layer(0);
+        request.timeline_region = t.lend(*word, false);
+        request.timeline_value = 1;
+        send(request);
+        send(t.layer(1));
+        for (int turn = 0; turn < turns; ++turn)
             std::this_thread::yield();
-        }
-    };
-    auto request = t.layer(0);
-    request.timeline_region = t.source_region;
-    request.timeline_value = ~std::uint64_t{0};
-    send(request);
-    send(t.layer(1));
-    REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
-    CHECK(t.table.facts().mapped_bytes == 0);
-}  // The table waits for its workers here: ten minutes, if nobody told them.
+        REQUIRE(t.table.goodbye(t.caller(), TableFixture::kEngine));
+        CHECK(t.table.facts().mapped_bytes == 0);
+    }  // The table waits for its workers here: ten minutes, if nobody told them.
+}
 
 TEST_CASE("a killed engine's memory is closed at once, though nobody said goodbye") {
     if (!DeviceFixture::has_device()) return;

@@ -3,12 +3,15 @@
 #include <array>
 #include <condition_variable>
 #include <cstring>
+#include <ctime>
 #include <mutex>
+#include <poll.h>
 #include <unistd.h>
 #include <vector>
 
 #include <doctest/doctest.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -45,13 +48,16 @@ struct Listener {
             came.wait_for(lock, std::chrono::seconds(20), [&] { return taken.size() >= count; }));
     }
     UniqueFd connect() const {
+        UniqueFd connection(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+        connect(connection);
+        return connection;
+    }
+    void connect(UniqueFd const& connection) const {
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
         std::memcpy(address.sun_path, socket->path().c_str(), socket->path().size() + 1);
-        UniqueFd connection(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
         REQUIRE(::connect(connection.get(), reinterpret_cast<sockaddr const*>(&address),
                           sizeof address) == 0);
-        return connection;
     }
 
     test::TempDir dir;
@@ -70,6 +76,16 @@ void send(UniqueFd const& connection, std::vector<std::uint64_t> const& words, s
 bool is_ended(UniqueFd const& connection) {
     char byte = 0;
     return ::recv(connection.get(), &byte, 1, 0) <= 0;
+}
+
+/// Of the whole process.
+timespec cpu_time() {
+    timespec time{};
+    REQUIRE(::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) == 0);
+    return time;
+}
+std::int64_t milliseconds(timespec const& begin, timespec const& end) {
+    return (end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000;
 }
 
 TEST_CASE("descriptors come with their instance and ticket, as many as a connection sends") {
@@ -110,6 +126,26 @@ TEST_CASE("connections are bounded; one that ends makes room") {
         t.await(at + 1);
     }
     CHECK(is_ended(t.connect()));
+}
+
+TEST_CASE(
+    "who connects while the process has no descriptor left waits, without a spinning thread") {
+    Listener t;
+    UniqueFd client(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+    UniqueFd lowest(::eventfd(0, EFD_CLOEXEC));
+    rlimit const none{static_cast<rlim_t>(lowest.get()), before.rlim_max};
+    lowest.reset();
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+    t.connect(client);
+    timespec const begin = cpu_time();
+    pollfd nothing{-1, 0, 0};
+    ::poll(&nothing, 1, 300);  // What a thread that spins would use up.
+    CHECK(milliseconds(begin, cpu_time()) < 150);
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+    send(client, {7, 1}, 1);
+    t.await(1);
 }
 
 TEST_CASE(
