@@ -68,6 +68,32 @@ TEST_CASE("memory of all three kinds is opened, and is the other process's") {
     CHECK(opened_memory_count() == 3);
 }
 
+/// Of this thread.
+CUcontext current_context() {
+    CUcontext context = nullptr;
+    auto const get = driver_function<PFN_cuCtxGetCurrent_v4000>("cuCtxGetCurrent", 4000);
+    REQUIRE(get);
+    REQUIRE(get.value()(&context) == CUDA_SUCCESS);
+    return context;
+}
+
+TEST_CASE("a thread without a context closes what others opened, and has none afterwards") {
+    use_first_device();
+    Exporter engine;
+    auto ipc = open_memory(engine.ipc(kBytes, 11), 1, 1);
+    auto vmm = open_memory(engine.vmm(kBytes, 12), 1, 1);
+    auto pool = open_memory(engine.pool(kBytes, 13), 1, 1);
+    for (auto* const opened : {&ipc, &vmm, &pool}) {
+        REQUIRE(*opened);
+        std::thread([&] {
+            CHECK(current_context() == nullptr);
+            opened->value().reset();
+            CHECK(current_context() == nullptr);
+        }).join();
+    }
+    CHECK(opened_memory_count() == 0);
+}
+
 TEST_CASE("a range outside its allocation is refused, also where its end does not fit in 64 bits") {
     use_first_device();
     Exporter engine;

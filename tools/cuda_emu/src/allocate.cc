@@ -56,8 +56,8 @@ cudaError_t release(void* address, Lock& lock) {
     Allocation* const now = find_base(address);
     if (now == nullptr || now->free_queued) return cudaErrorInvalidValue;
     switch (now->kind) {
+        case Kind::Pool: give_back(*now); return cudaSuccess;
         case Kind::Device:
-        case Kind::Pool:
         case Kind::PoolImported: release_allocation(*now); return cudaSuccess;
         case Kind::Managed:
             release_allocation(*now);

@@ -93,6 +93,8 @@ bool map_file(std::shared_ptr<MemoryFile> file,
               Allocation& allocation);
 /// Unmaps it and forgets it.
 void release_allocation(Allocation& allocation);
+/// A pool's memory, to the pool; of a pool that was destroyed meanwhile, the last takes it along.
+void give_back(Allocation& allocation);
 Allocation& insert(Allocation allocation);
 std::size_t page_bytes();
 std::size_t rounded(std::size_t bytes, std::size_t multiple);

@@ -104,7 +104,15 @@ cudaError_t allocate(void** result, std::size_t bytes, CUmemPoolHandle_st& pool)
     return cudaSuccess;
 }
 
+bool is_used(cudaMemPool_t pool) {
+    return std::any_of(allocations().begin(), allocations().end(),
+                       [&](auto const& entry) { return entry.second.pool == pool; });
+}
+
+}  // namespace
+
 void give_back(Allocation& allocation) {
+    cudaMemPool_t const pool = allocation.pool;
     if (allocation.kind == Kind::Pool) {
         allocation.pool->used -= allocation.bytes;
         ::fallocate(allocation.file->descriptor(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -112,7 +120,11 @@ void give_back(Allocation& allocation) {
                     static_cast<off_t>(rounded(allocation.bytes, page_bytes())));
     }
     release_allocation(allocation);
+    // Destroyed while this was still to be freed.
+    if (pool != nullptr && !pools().living.contains(pool) && !is_used(pool)) delete pool;
 }
+
+namespace {
 
 cudaError_t free_later(void* address, cudaStream_t handle, Lock& lock) {
     auto const stream = stream_of(handle);
@@ -239,10 +251,7 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t handle) {
         if (pool.is_default) return cudaErrorInvalidValue;
         pools().living.erase(handle);
         std::erase_if(pools().current, [&](auto const& entry) { return entry.second == handle; });
-        bool const used =
-            std::any_of(allocations().begin(), allocations().end(),
-                        [&](auto const& entry) { return entry.second.pool == handle; });
-        if (!used) delete handle;
+        if (!is_used(handle)) delete handle;
         return cudaSuccess;
     });
 }
