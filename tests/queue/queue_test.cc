@@ -10,24 +10,15 @@
 #include <doctest/doctest.h>
 
 #include "kernels/cuda/backend_first_cause.h"
-#include "protocol/cuda/device.h"
-#include "tests/support/results.h"
+#include "tests/queue/made.h"
 
 using namespace dkv;
 using cuda::Queue;
 
 namespace {
 
-template <class T>
-T value_of(Result<T> result) {
-    REQUIRE(result);
-    return std::move(result).value();
-}
-
-std::unique_ptr<Queue> make_queue() {
-    REQUIRE(cuda::use_device(value_of(cuda::devices()).front().uuid));
-    return value_of(Queue::create(0));
-}
+using test::make_queue;
+using test::value_of;
 
 std::vector<std::uint32_t> numbers(std::size_t count, std::uint32_t first) {
     std::vector<std::uint32_t> all(count);

@@ -11,26 +11,17 @@
 #include <doctest/doctest.h>
 
 #include "kernels/cuda/ops.h"
-#include "protocol/cuda/device.h"
 #include "sidecar/pipeline/job.h"
 #include "sidecar/pipeline/spec.h"
-#include "tests/support/results.h"
+#include "tests/queue/made.h"
 
 using namespace dkv;
 using cuda::Queue;
 
 namespace {
 
-template <class T>
-T value_of(Result<T> result) {
-    REQUIRE(result);
-    return std::move(result).value();
-}
-
-std::shared_ptr<Queue> make_queue() {
-    REQUIRE(cuda::use_device(value_of(cuda::devices()).front().uuid));
-    return value_of(Queue::create(0));
-}
+using test::make_queue;
+using test::value_of;
 
 std::uint64_t most_used(Queue const& queue) {
     std::uint64_t bytes = 0;
@@ -110,7 +101,7 @@ struct Prompt {
 
 /// The most that the pool had in use before the first layer, and after the last.
 void run_within(Backend& engine, JobSpec const& spec, bool by_engine) {
-    auto const queue = make_queue();
+    std::shared_ptr<Queue> const queue = make_queue();
     auto const backend = cuda::make_backend_on(queue, "tested");
     JobNeeds const needs = needs_of(spec);
     auto const staging = value_of(engine.allocate(needs.staging_bytes));
@@ -164,7 +155,7 @@ TEST_CASE("… also where the engine scores, kernels are long and groups count b
 }
 
 TEST_CASE("sessions of one engine have room beside each other, and give it back one by one") {
-    auto const queue = make_queue();
+    std::shared_ptr<Queue> const queue = make_queue();
     auto const least = kept_free(*queue);
     Queue::Room const large{.scratch_bytes = std::uint64_t{100} << 20U,
                             .buffers_bytes = std::uint64_t{50} << 20U};
@@ -191,7 +182,7 @@ TEST_CASE("sessions of one engine have room beside each other, and give it back 
 }
 
 TEST_CASE("room that the device has not is refused, and nothing is held for it") {
-    auto const queue = make_queue();
+    std::shared_ptr<Queue> const queue = make_queue();
     auto const least = kept_free(*queue);
     constexpr std::uint64_t kFar = std::uint64_t{1} << 50U;
     for (Queue::Room const room : {Queue::Room{kFar, 1}, Queue::Room{1, kFar}}) {
@@ -218,7 +209,7 @@ TEST_CASE("keys too long for attention's kernels are no reason to refuse what ra
 }
 
 TEST_CASE("no op asks for more scratch than a prompt of its sizes is said to want") {
-    auto const queue = make_queue();
+    std::shared_ptr<Queue> const queue = make_queue();
     auto const engine = value_of(make_cuda_backend());
     std::mt19937 random(std::random_device{}());
     auto const below = [&](std::uint32_t end) {
