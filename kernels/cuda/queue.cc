@@ -121,13 +121,18 @@ Result<void> Queue::hold(Room const& room) {
     return held;
 }
 
+std::uint64_t Queue::buffers_wanted() const noexcept {
+    std::uint64_t bytes = 0;
+    for (Room const& room : rooms_)
+        bytes += room.buffers_bytes + kRoomRounding;
+    return bytes;
+}
+
 Result<void> Queue::hold_all() {
     std::uint64_t scratch = 0;
-    std::uint64_t buffers = 0;
-    for (Room const& room : rooms_) {
+    for (Room const& room : rooms_)
         scratch = std::max(scratch, scratch_rounded(room.scratch_bytes));
-        buffers += room.buffers_bytes + kRoomRounding;
-    }
+    std::uint64_t const buffers = buffers_wanted();
     DKV_TRY(keep_in_pool(pool_bytes_ + scratch + buffers));
     if (scratch > scratch_size_) {
         // No op is under way: what is queued is done with the old one before it is freed.
@@ -155,11 +160,7 @@ void Queue::let_go(Room const& room) noexcept {
         scratch_size_ = 0;
         begin();
     }
-    std::uint64_t scratch = scratch_size_;
-    std::uint64_t buffers = 0;
-    for (Room const& other : rooms_)
-        buffers += other.buffers_bytes + kRoomRounding;
-    static_cast<void>(keep_in_pool(pool_bytes_ + scratch + buffers));
+    static_cast<void>(keep_in_pool(pool_bytes_ + scratch_size_ + buffers_wanted()));
     // Here the pool gives back; who waits next may be long in coming.
     static_cast<void>(cudaStreamSynchronize(stream_));
     static_cast<void>(cudaGetLastError());

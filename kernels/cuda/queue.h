@@ -111,6 +111,8 @@ private:
     Result<void> prepare(std::uint64_t pool_bytes);
     Result<void> keep_in_pool(std::uint64_t bytes);
     Result<void> hold_all();
+    /// By all rooms together.
+    std::uint64_t buffers_wanted() const noexcept;
     Result<void*> take(std::size_t bytes);
     Result<void*> scratch_bytes(std::size_t bytes);
     Result<void const*> upload_bytes(std::span<std::byte const> host);
