@@ -53,8 +53,8 @@ public:
 /// An ordered queue of work on one device. Ops of one backend run in the order in which they were
 /// called; on a device a call may return before the work is done, and results are there after
 /// synchronize() or download(). Every span in the arguments is the backend's memory (on a CPU:
-/// plain memory), but for lengths, offsets, `keep`, `counts`, `sums` and `scales`, which are always
-/// the host's. One thread at a time.
+/// plain memory), but for lengths, offsets, `keep`, `counts`, `sums`, `scales` and `sink_logits`,
+/// which are always the host's and read before the call returns. One thread at a time.
 class Backend {
 public:
     virtual ~Backend() = default;

@@ -54,11 +54,25 @@ std::string kept_text(InspectedFile const& file) {
                        human_share(mean / facts.prompt_tokens));
 }
 
+std::ptrdiff_t layers_with_sinks(CacheFacts const& facts) {
+    return std::ranges::count_if(facts.sink_logits,
+                                 [](auto const& sinks) { return !sinks.empty(); });
+}
+
 std::string queries_text(CacheFacts const& facts) {
     if (facts.query_rows == 0 && facts.compacted) return "none";
     if (facts.query_rows == 0)
         return "none: for policies that rank by attention, dkv capture adds them";
     return fmt::format("of the last {}", counted(facts.query_rows, "token"));
+}
+
+std::string sinks_text(CacheFacts const& facts) {
+    auto const layers = layers_with_sinks(facts);
+    return fmt::format("learned, a logit for each of {} in {}",
+                       counted(facts.geometry.q_heads, "query head"),
+                       layers == facts.geometry.layers
+                           ? "every layer"
+                           : fmt::format("{} of {} layers", layers, facts.geometry.layers));
 }
 
 std::string rope_text(RopeFacts const& rope) {
@@ -139,6 +153,7 @@ Fields facts_fields(InspectedFile const& file) {
     if (facts.scale != 0 || facts.softcap != 0)
         fields.emplace_back("logits",
                             fmt::format("scale {}, soft cap {}", facts.scale, facts.softcap));
+    if (!facts.sink_logits.empty()) fields.emplace_back("sinks", sinks_text(facts));
     if (!facts.tokens.empty())
         fields.emplace_back("token ids", counted(facts.tokens.size(), "token"));
     for (auto& field : provenance_fields(facts))
@@ -271,6 +286,7 @@ Json to_json(InspectedFile const& file) {
             {"query_rows", facts.query_rows},
             {"scale", facts.scale},
             {"softcap", facts.softcap},
+            {"sink_layers", layers_with_sinks(facts)},
             {"rope", json_of(facts.rope)},
             {"token_ids", facts.tokens.size()},
             {"provenance", facts.provenance},

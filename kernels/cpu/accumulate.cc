@@ -100,6 +100,8 @@ private:
                          {&args_.keys, static_cast<std::uint32_t>(head), 0, end_token(block)},
                          first_token(block), form_, memory.tile, top, sum, {});
         join_statistics(rows, top, 1, top, sum);
+        if (!args_.sink_logits.empty())
+            join_sinks(rows, args_.sink_logits.subspan(head * group_, group_), top, sum);
     }
 
     void sums(std::size_t head, std::size_t stretch, std::size_t worker) {

@@ -124,7 +124,7 @@ private:
             workers_.for_each(heads, [&](std::size_t head, std::size_t) {
                 HeadMemory const memory = of(head);
                 join_statistics(plan_, memory.statistics, ranges_, memory.largest, memory.weight);
-                average(memory.weight);
+                finish_weights(head);
             });
         }
         std::size_t const count = ranges(prefix_);
@@ -152,12 +152,16 @@ private:
         });
         std::fill(memory.largest + plan_.rows, memory.largest + plan_.rows_padded, 0.0f);
         std::fill_n(memory.weight, plan_.rows_padded, 1.0f);
-        average(memory.weight);
+        finish_weights(head);
     }
 
-    /// Sums over the window become means.
-    void average(float* weight) const {
-        std::for_each_n(weight, plan_.rows_padded,
+    /// The sinks take their share, and sums over the window become means.
+    void finish_weights(std::size_t head) const {
+        HeadMemory const memory = of(head);
+        if (!args_.sink_logits.empty())
+            join_sinks(plan_, args_.sink_logits.subspan((first_ + head) * plan_.group, plan_.group),
+                       memory.largest, memory.weight);
+        std::for_each_n(memory.weight, plan_.rows_padded,
                         [&](float& w) { w /= static_cast<float>(plan_.window); });
     }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/cpu/elements.h"
 #include "kernels/cpu/score_tiles.h"
@@ -85,6 +86,17 @@ void pack_queries(RowPlan const& plan,
                             first + static_cast<std::uint32_t>(row % plan.window)),
                 packed + i, panel.rows);
         }
+    }
+}
+
+void join_sinks(RowPlan const& plan, std::span<float const> sinks, float* largest, float* weight) {
+    constexpr float most = std::numeric_limits<float>::max();
+    for (std::size_t row = 0; row < plan.rows; ++row) {
+        float const sink = std::clamp(sinks[row / plan.window] * kLog2E, -most, most);
+        float const top = std::max(largest[row], sink);
+        float const sum = std::exp2(largest[row] - top) / weight[row] + std::exp2(sink - top);
+        largest[row] = top;
+        weight[row] = 1 / sum;
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/tensor_view.h"
@@ -125,6 +126,10 @@ void join_statistics(RowPlan const& plan,
                      std::size_t ranges,
                      float* largest,
                      float* weight);
+
+/// Adds to each row's softmax, as join_statistics() or a log-sum-exp with weight 1 gives it, the
+/// sink of its head. `sinks` [group], to base e.
+void join_sinks(RowPlan const& plan, std::span<float const> sinks, float* largest, float* weight);
 
 /// Adds to sums[g, token - range.begin]: Σ of weight * 2^(logit - largest) over head g's rows that
 /// see the token. `sums` is [group, stride].

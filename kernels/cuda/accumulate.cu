@@ -59,7 +59,7 @@ Result<PassNeeds> needs_of(AccumulateArgs const& args, std::uint32_t block) {
         auto const pass = DKV_TRY(plan_block(args, first, block));
         PassNeeds const own = pass.needs(true);
         needs = {std::max(needs.packed_bytes, own.packed_bytes), std::max(needs.rows, own.rows),
-                 std::max(needs.partials, own.partials)};
+                 std::max(needs.partials, own.partials), own.sinks};
     }
     return needs;
 }
@@ -92,7 +92,7 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
 
     auto const needs = DKV_TRY(needs_of(args, block));
     auto memory = DKV_TRY(plan_block(args, 0, block));
-    DKV_TRY(memory.take_memory(queue, needs));
+    DKV_TRY(memory.take_memory(queue, needs, args.sink_logits));
 
     bool const largest = args.reduce == GroupReduce::Max;
     float* const sums =
@@ -102,6 +102,7 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
         pass.share_memory(memory);
         DKV_TRY(pass.pack_queries(queue));
         DKV_TRY(pass.statistics(queue, 1));
+        DKV_TRY(pass.join_sinks(queue, 1));
         std::uint32_t const end = first + std::min(block, tokens - first);
         DKV_TRY(pass.sums(queue, {.scores = sums,
                                   .mass = nullptr,

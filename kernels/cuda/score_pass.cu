@@ -1,4 +1,5 @@
-// Before the passes: the queries in the lanes' order, and the engine's log-sum-exps.
+// Before the passes: the queries in the lanes' order. Between them: the engine's log-sum-exps, and
+// the model's sinks.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -95,6 +96,27 @@ DKV_KERNEL void take_lse_kernel(PassShape shape,
         RowWeight{given != given ? FLT_MAX : fminf(fmaxf(given, -FLT_MAX), FLT_MAX), share};
 }
 
+// A thread adds its head's sink to a row's sum: what the row gives to tokens becomes less.
+//
+//   sinks    [q_heads]                    read
+//   weights  [kv_heads, rows_padded]      read and written, but of rows that pad
+DKV_KERNEL void join_sinks_kernel(PassShape shape,
+                                  float const* __restrict__ sinks,
+                                  float share,
+                                  RowWeight* __restrict__ weights) {
+    std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
+    if (index >= std::uint64_t{shape.kv_heads} * shape.rows_padded) return;
+    auto const row = static_cast<std::uint32_t>(index % shape.rows_padded);
+    if (!is_query(shape, row)) return;
+    std::uint64_t const head = index / shape.rows_padded * shape.group + row / shape.window_rows;
+    float const sink = clamped(sinks[head] * kLog2E);
+    RowWeight const tokens = weights[index];
+    float const largest = fmaxf(tokens.largest, sink);
+    float const sum =
+        share / tokens.weight * exp2_approx(tokens.largest - largest) + exp2_approx(sink - largest);
+    weights[index] = RowWeight{largest, share / sum};
+}
+
 unsigned blocks_of(std::uint64_t threads) {
     return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
 }
@@ -156,10 +178,11 @@ Result<Pass> Pass::plan(RowsView const& queries,
     return pass;
 }
 
-Result<void> Pass::take_memory(Queue& queue, PassNeeds const& needs) {
+Result<void> Pass::take_memory(Queue& queue, PassNeeds const& needs, std::span<float const> sinks) {
     memory_.packed = DKV_TRY(queue.scratch<unsigned char>(needs.packed_bytes));
     memory_.weights = DKV_TRY(queue.scratch<RowWeight>(needs.rows));
     memory_.partials = DKV_TRY(queue.scratch<RowSum>(needs.partials));
+    memory_.sinks = sinks.empty() ? nullptr : DKV_TRY(queue.upload(sinks));
     return {};
 }
 
@@ -178,6 +201,13 @@ Result<void> Pass::take_lse(Queue& queue, std::span<float const> lse, float shar
     std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
     return launch(take_lse_kernel, blocks_of(rows), kThreads, 0, queue.stream(), shape_, lse.data(),
                   share, memory_.weights);
+}
+
+Result<void> Pass::join_sinks(Queue& queue, float share) const {
+    if (memory_.sinks == nullptr) return {};
+    std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
+    return launch(join_sinks_kernel, blocks_of(rows), kThreads, 0, queue.stream(), shape_,
+                  memory_.sinks, share, memory_.weights);
 }
 
 }  // namespace dkv::cuda

@@ -65,10 +65,12 @@ struct PassNeeds {
     std::size_t packed_bytes;
     std::size_t rows;
     std::size_t partials;
+    std::size_t sinks;  ///< Floats, should the model have sinks.
     std::uint64_t scratch_bytes() const {
         return Queue::scratch_rounded(packed_bytes) +
                Queue::scratch_rounded(rows * sizeof(RowWeight)) +
-               Queue::scratch_rounded(partials * sizeof(RowSum));
+               Queue::scratch_rounded(partials * sizeof(RowSum)) +
+               Queue::scratch_rounded(sinks * sizeof(float));
     }
 };
 
@@ -102,10 +104,11 @@ public:
     /// Without statistics() no partials are needed.
     PassNeeds needs(bool statistics) const {
         return {packed_bytes_, std::size_t{shape_.kv_heads} * shape_.rows_padded,
-                statistics ? partials() : 0};
+                statistics ? partials() : 0, std::size_t{shape_.kv_heads} * shape_.group};
     }
-    /// Scratch of the queue's. `needs` may be larger than this pass's own.
-    Result<void> take_memory(Queue& queue, PassNeeds const& needs);
+    /// Scratch of the queue's. `needs` may be larger than this pass's own. `sinks` [q_heads] are
+    /// the host's, read before this returns; empty: none.
+    Result<void> take_memory(Queue& queue, PassNeeds const& needs, std::span<float const> sinks);
     /// That of a pass before this one on the same queue, taken for this one's needs, too.
     void share_memory(Pass const& before) { memory_ = before.memory_; }
 
@@ -114,6 +117,8 @@ public:
     Result<void> statistics(Queue& queue, float share);
     /// In place of statistics(): the engine's log-sum-exps [q_heads, window].
     Result<void> take_lse(Queue& queue, std::span<float const> lse, float share);
+    /// After either: the sinks' part of each row's sum. Without sinks nothing is launched.
+    Result<void> join_sinks(Queue& queue, float share) const;
     Result<void> sums(Queue& queue, SumsTarget const& target) const;
 
 private:
@@ -130,6 +135,7 @@ private:
         unsigned char* packed;  // [kv_heads, rows_padded], as the products want them.
         RowWeight* weights;     // [kv_heads, rows_padded]
         RowSum* partials;       // [kv_heads, rows_padded, parts of the tokens]
+        float const* sinks;     // [q_heads], or null
     } memory_{};
 };
 

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <string>
 
+#include "protocol/base/sink_logits.h"
+
 namespace dkv {
 
 Result<void> check(AccumulateArgs const& args) {
@@ -24,6 +26,7 @@ Result<void> check(AccumulateArgs const& args) {
     if (!std::isfinite(args.scale)) return invalid("scale is " + std::to_string(args.scale));
     if (!std::isfinite(args.softcap) || args.softcap < 0)
         return invalid("softcap is " + std::to_string(args.softcap));
+    DKV_TRY(check_sink_logits(args.sink_logits, queries.heads));
     DKV_TRY(check_memory("queries", queries));
     return check_memory("keys", keys);
 }

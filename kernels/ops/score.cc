@@ -3,6 +3,8 @@
 #include <cmath>
 #include <string>
 
+#include "protocol/base/sink_logits.h"
+
 namespace dkv {
 Result<void> check(ScoreArgs const& args) {
     auto const& queries = args.queries;
@@ -27,6 +29,7 @@ Result<void> check(ScoreArgs const& args) {
         return Error{ErrorCode::InvalidArgument, "scale is " + std::to_string(args.scale)};
     if (!std::isfinite(args.softcap) || args.softcap < 0)
         return Error{ErrorCode::InvalidArgument, "softcap is " + std::to_string(args.softcap)};
+    DKV_TRY(check_sink_logits(args.sink_logits, queries.heads));
     DKV_TRY(check_memory("queries", queries));
     DKV_TRY(check_memory("keys", keys));
     return {};

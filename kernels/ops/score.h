@@ -18,11 +18,14 @@ namespace dkv {
 /// p = softmax over all `tokens` of scale * q·k (softcap * tanh(· / softcap) when softcap > 0),
 /// where the query of token t sees the tokens up to t: the last `window` columns are causal.
 /// a[query head] = mean of p over the window's queries; scores = a reduced over the group;
-/// mass = mean of p over the window's queries and the group, so that the prefix's and the window's
-/// shares add up to 1 per KV head. f32 accumulators or wider; of [q_heads, window, tokens] a
-/// backend stores a bounded part at most, and expanded keys never. A logit that is NaN counts as
-/// the smallest finite number and an infinite one as the nearest finite one, so scores and mass are
-/// always finite.
+/// mass = mean of p over the window's queries and the group, so that the shares of the prefix, the
+/// window and the sinks add up to 1 per KV head. f32 accumulators or wider; of [q_heads, window,
+/// tokens] a backend stores a bounded part at most, and expanded keys never. A logit that is NaN
+/// counts as the smallest finite number and an infinite one as the nearest finite one, so scores
+/// and mass are always finite.
+///
+/// With sinks each query's softmax is over its tokens' logits, after scale and softcap, and its
+/// head's sink. That gets no score. `lse` is of the tokens alone: the sink is added to it here.
 struct ScoreArgs {
     RowsView queries;
     RowsView keys;
@@ -33,11 +36,13 @@ struct ScoreArgs {
     float softcap = 0;  ///< 0: none.
     /// [q_heads, window] log-sum-exp of each query's logits, from the engine; empty: computed here.
     std::span<float const> lse;
+    /// [q_heads] learned attention sinks, in the host's memory; empty: none.
+    std::span<float const> sink_logits = {};
 };
 
 /// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when window
-/// is 0 or exceeds tokens, when q_heads is no multiple of kv_heads, or when scale or softcap is not
-/// finite or softcap is negative.
+/// is 0 or exceeds tokens, when q_heads is no multiple of kv_heads, when scale, softcap or a sink
+/// is not finite, or softcap is negative.
 Result<void> check(ScoreArgs const& args);
 
 }  // namespace dkv

@@ -52,6 +52,8 @@ void plan_layer(DkvContents const& contents,
     }
     if (contents.query_rows > 0)
         add("q_window", dtype, {geometry.q_heads, contents.query_rows, geometry.head_dim});
+    if (!contents.with_sinks.empty() && contents.with_sinks[layer])
+        add("sink_logits", "F32", {geometry.q_heads});
 }
 
 }  // namespace

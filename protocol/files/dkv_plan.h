@@ -18,7 +18,7 @@ namespace dkv {
 inline constexpr std::string_view kProvenancePrefix = "provenance.";
 inline constexpr char const* kTokensTensor = "tokens";
 
-/// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window.
+/// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits.
 std::string dkv_tensor(std::uint32_t layer, std::string_view part);
 
 /// "F32", "F16", "BF16": the container's word.
@@ -40,14 +40,15 @@ struct DkvContents {
     std::uint32_t query_rows = 0;            ///< 0: no queries.
     std::span<std::uint32_t const> lengths;  ///< [layers, kv_heads]
     bool with_tokens = false;
+    std::vector<bool> with_sinks;  ///< [layers]; empty: none has any.
     float scale = 0;
     float softcap = 0;
     RopeFacts rope;
     std::map<std::string, std::string> provenance;
 };
 
-/// In the order of the bytes: tokens, then for each layer head_offsets, positions, keys, values and
-/// q_window, as far as the file has them.
+/// In the order of the bytes: tokens, then for each layer head_offsets, positions, keys, values,
+/// q_window and sink_logits, as far as the file has them.
 struct DkvPlan {
     std::vector<TensorPlan> tensors;
     std::map<std::string, std::string> metadata;

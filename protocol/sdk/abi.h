@@ -66,6 +66,23 @@ Result<void> check_struct(char const* name, Struct const* given) {
                                                  std::to_string(sizeof(Struct))};
 }
 
+/// A struct that has grown: what an engine that was built with an earlier dkv.h does not know of
+/// keeps its default. `first_version` bytes are the least. Errors: InvalidArgument.
+template <class Struct>
+Result<Struct> whole(char const* name,
+                     Struct const& given,
+                     std::size_t first_version,
+                     Struct const& defaults) {
+    if (given.struct_bytes < first_version)
+        return Error{ErrorCode::InvalidArgument, std::string(name) + "->struct_bytes is " +
+                                                     std::to_string(given.struct_bytes) + ", not " +
+                                                     std::to_string(sizeof given)};
+    Struct made = defaults;
+    std::memcpy(&made, &given, std::min<std::size_t>(given.struct_bytes, sizeof made));
+    made.struct_bytes = sizeof made;
+    return made;
+}
+
 /// dkv_engine_open's body; `gpu` is null for the CPU.
 Result<void> open_engine(dkv_engine_options const* options,
                          std::shared_ptr<Device const> gpu,

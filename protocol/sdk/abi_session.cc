@@ -14,6 +14,7 @@ using dkv::sdk::guarded;
 using dkv::sdk::milliseconds;
 using dkv::sdk::null_pointer;
 using dkv::sdk::Session;
+using dkv::sdk::whole;
 
 namespace {
 
@@ -28,18 +29,10 @@ Result<std::shared_ptr<dkv::sdk::Arena>> arena_of(char const* what, dkv_rows con
     return Error{ErrorCode::InvalidArgument, std::string(what) + " have no arena"};
 }
 
-/// What an engine that was built with an earlier dkv.h does not know of has its default.
-Result<dkv_policy> whole(dkv_policy const& given) {
-    constexpr std::size_t kFirstVersion = offsetof(dkv_policy, granularity);
-    if (given.struct_bytes < kFirstVersion)
-        return Error{ErrorCode::InvalidArgument, "options->policy->struct_bytes is " +
-                                                     std::to_string(given.struct_bytes) + ", not " +
-                                                     std::to_string(sizeof given)};
-    dkv_policy policy;
-    dkv_policy_init(&policy);
-    std::memcpy(&policy, &given, std::min<std::size_t>(given.struct_bytes, sizeof policy));
-    policy.struct_bytes = sizeof policy;
-    return policy;
+Result<dkv_policy> policy_of(dkv_policy const& given) {
+    dkv_policy defaults;
+    dkv_policy_init(&defaults);
+    return whole("options->policy", given, offsetof(dkv_policy, granularity), defaults);
 }
 
 void describe_plan(Session const& session, dkv_session_plan& plan) {
@@ -58,9 +51,9 @@ Result<void> dkv::sdk::report_layer(dkv_session* session,
                                     dkv_layer_ready const* ready,
                                     std::optional<Stream> stream) {
     auto* const target = DKV_TRY(session_of(session));
-    DKV_TRY(check_struct("ready", ready));
+    if (ready == nullptr) return null_pointer("ready");
     LayerRows rows;
-    rows.ready = *ready;
+    rows.ready = DKV_TRY(whole("ready", *ready, offsetof(dkv_layer_ready, sink_logits), {}));
     rows.keys = DKV_TRY(arena_of("keys", ready->keys));
     rows.values = DKV_TRY(arena_of("values", ready->values));
     if (ready->queries != nullptr) rows.queries = DKV_TRY(arena_of("queries", *ready->queries));
@@ -92,7 +85,7 @@ dkv_status dkv_session_open(dkv_engine* engine,
         dkv_session_options wanted = *options;
         dkv_policy policy;
         if (options->policy != nullptr) {
-            policy = DKV_TRY(whole(*options->policy));
+            policy = DKV_TRY(policy_of(*options->policy));
             wanted.policy = &policy;
         }
         DKV_TRY(check_process(*engine->engine));

@@ -230,13 +230,17 @@ typedef struct dkv_layer_ready {
     dkv_rows const* scores;  /* [q_heads or kv_heads, prompt_tokens, 1] f32, or NULL */
     float scale;             /* of the logits; 0: 1/sqrt(head_dim) */
     float softcap;           /* 0: none */
+    /* What an earlier dkv.h did not have; its struct_bytes is accepted, and these are left out. */
+    float const* sink_logits; /* [q_heads] learned attention sinks, finite: each head's softmax has
+                                 this logit beside its tokens', after scale and softcap; it has no
+                                 value row. NULL: none. Read during the call */
 } dkv_layer_ready;
 
 /* Reports a layer. Sends and returns; what comes of it is an event. After a failure the session is
  * abandoned: finish and layer still work and give the best rows there are.
  *
- * DKV_BAD_STATE: out of order, or the session was abandoned. DKV_INVALID_ARGUMENT: shapes, or rows
- * outside the arena. */
+ * DKV_BAD_STATE: out of order, or the session was abandoned. DKV_INVALID_ARGUMENT: shapes, rows
+ * outside the arena, or a sink that is not a finite number. */
 dkv_status dkv_session_layer_ready(dkv_session* session, dkv_layer_ready const* ready);
 
 typedef enum dkv_event_kind {
@@ -331,6 +335,8 @@ typedef struct dkv_save_layer {
     uint32_t const* lengths;  /* [kv_heads] rows; NULL: prompt_tokens in each head */
     int32_t const* positions; /* of the rows, heads one after another, ascending in each;
                                  NULL where every head has prompt_tokens rows */
+    /* What an earlier dkv.h did not have; its struct_bytes is accepted, and these are left out. */
+    float const* sink_logits; /* [q_heads] as in dkv_layer_ready; NULL: none */
 } dkv_save_layer;
 
 typedef struct dkv_save_options {
@@ -356,8 +362,9 @@ typedef struct dkv_save_options {
  * allowed. Needs no engine and no sidecar. Takes as long as the disk does.
  *
  * DKV_INVALID_ARGUMENT: a NULL, a geometry or lengths that cannot be, positions that do not ascend
- * or lie outside of the prompt. DKV_IO: the system refused (a full disk, no permission; where file
- * sizes are limited, ignore SIGXFSZ). DKV_ALREADY_EXISTS: `path` is a folder, FIFO or device. */
+ * or lie outside of the prompt, a sink that is not a finite number. DKV_IO: the system refused (a
+ * full disk, no permission; where file sizes are limited, ignore SIGXFSZ). DKV_ALREADY_EXISTS:
+ * `path` is a folder, FIFO or device. */
 dkv_status dkv_save(char const* path,
                     dkv_save_options const* options,
                     dkv_save_layer const* layers,

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "protocol/base/sink_logits.h"
 #include "protocol/files/dkv_plan.h"
 #include "protocol/files/safetensors_writer.h"
 #include "protocol/sdk/abi.h"
@@ -35,6 +36,7 @@ public:
                          .query_rows = options_.query_rows,
                          .lengths = lengths_,
                          .with_tokens = options_.tokens != nullptr,
+                         .with_sinks = with_sinks_,
                          .scale = options_.scale,
                          .softcap = options_.softcap,
                          .rope = rope_,
@@ -84,11 +86,11 @@ private:
         auto const* at = reinterpret_cast<std::byte const*>(first);
         for (std::uint32_t index = 0; index < geometry_.layers; ++index) {
             auto const& layer = *reinterpret_cast<dkv_save_layer const*>(at);
-            DKV_TRY(check_struct("layer", &layer));
+            layers_.push_back(
+                DKV_TRY(whole("layer", layer, offsetof(dkv_save_layer, sink_logits), {})));
             if (layer.struct_bytes != first->struct_bytes)
                 return invalid("layers are of different struct_bytes");
-            DKV_TRY(read_layer(index, layer));
-            layers_.push_back(&layer);
+            DKV_TRY(read_layer(index, layers_.back()));
             at += first->struct_bytes;
         }
         return {};
@@ -116,6 +118,10 @@ private:
             return null_pointer((name + ".values").c_str());
         if (options_.query_rows > 0 && layer.queries.data == nullptr)
             return null_pointer((name + ".queries").c_str());
+        auto const sinks = sinks_of(layer);
+        with_sinks_.push_back(!sinks.empty());
+        if (auto const checked = check_sink_logits(sinks, geometry_.q_heads); !checked)
+            return invalid(name + "." + checked.error().message);
         if (layer.positions != nullptr) return check_positions(name, layer.positions, lengths);
         return whole ? Result<void>() : invalid(name + " is compacted and has no positions");
     }
@@ -136,8 +142,13 @@ private:
         return {};
     }
 
+    std::span<float const> sinks_of(dkv_save_layer const& layer) const {
+        if (layer.sink_logits == nullptr) return {};
+        return {layer.sink_logits, geometry_.q_heads};
+    }
+
     Result<void> write_layer(SafetensorsWriter& writer, std::uint32_t index) const {
-        dkv_save_layer const& layer = *layers_[index];
+        dkv_save_layer const& layer = layers_[index];
         auto const lengths = std::span(lengths_).subspan(std::size_t{index} * geometry_.kv_heads,
                                                          geometry_.kv_heads);
         auto const shape = layer_shape(lengths, options_.prompt_tokens);
@@ -152,7 +163,7 @@ private:
         DKV_TRY(write_rows(writer, layer.values, lengths));
         std::vector<std::uint32_t> const queries(geometry_.q_heads, options_.query_rows);
         if (options_.query_rows > 0) DKV_TRY(write_rows(writer, layer.queries, queries));
-        return {};
+        return writer.append(std::as_bytes(sinks_of(layer)));
     }
 
     Result<void> write_rows(SafetensorsWriter& writer,
@@ -186,8 +197,9 @@ private:
     Geometry geometry_;
     RopeFacts rope_;
     std::map<std::string, std::string> provenance_;
-    std::vector<dkv_save_layer const*> layers_;
+    std::vector<dkv_save_layer> layers_;
     std::vector<std::uint32_t> lengths_;  // [layers, kv_heads]
+    std::vector<bool> with_sinks_;        // [layers]
 };
 
 }  // namespace

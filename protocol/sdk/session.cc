@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "protocol/base/sink_logits.h"
 #include "protocol/sdk/convert.h"
 
 namespace dkv::sdk {
@@ -134,6 +135,11 @@ Result<void> Session::check_place(std::uint32_t layer, Arena const& arena) const
     return {};
 }
 
+std::span<float const> Session::sink_logits(dkv_layer_ready const& ready) const {
+    if (ready.sink_logits == nullptr) return {};
+    return {ready.sink_logits, engine_->options().geometry.q_heads};
+}
+
 Result<void> Session::check(LayerRows const& rows) const {
     auto const& ready = rows.ready;
     auto const invalid = [&](std::string const& what) {
@@ -154,6 +160,8 @@ Result<void> Session::check(LayerRows const& rows) const {
         return invalid(" has neither queries nor scores");
     if (!(ready.scale >= 0) || !(ready.softcap >= 0))
         return invalid(" has a negative scale or softcap");
+    if (auto const checked = check_sink_logits(sink_logits(ready), geometry.q_heads); !checked)
+        return invalid(": " + checked.error().message);
 
     for (auto const& arena : {rows.keys, rows.values, rows.queries, rows.scores})
         if (arena) DKV_TRY(check_place(ready.layer, *arena));
@@ -191,6 +199,8 @@ Result<void> Session::layer_ready(LayerRows const& rows, std::optional<Stream> s
     message.layer = rows.ready.layer;
     message.scale = rows.ready.scale;
     message.softcap = rows.ready.softcap;
+    auto const sinks = sink_logits(rows.ready);
+    message.sink_logits.assign(sinks.begin(), sinks.end());
     auto const deadline = engine_->deadline();
     auto const lend = [&](dkv_rows const& given, std::shared_ptr<Arena> const& arena,
                           std::unique_ptr<wire::RowsT>& field) -> Result<void> {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "protocol/base/result.h"
@@ -74,6 +75,7 @@ private:
     Result<void> start(dkv_policy const* wish, Deadline deadline);
     Result<void> lend_buffers(Deadline deadline);
     Result<void> check_place(std::uint32_t layer, Arena const& arena) const;
+    std::span<float const> sink_logits(dkv_layer_ready const& ready) const;
     Result<void> check(LayerRows const& rows) const;
     Result<void> put_fence(Stream stream, wire::LayerReadyT& message);
     /// Applies what has come; abandons the session when that was bad.

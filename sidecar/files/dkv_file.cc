@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "protocol/base/sink_logits.h"
 #include "protocol/files/checksums.h"
 #include "protocol/files/dkv_plan.h"
 
@@ -105,9 +106,35 @@ private:
                                            fmt::join(rows, ", "), facts.prompt_tokens));
             geometry.q_heads = static_cast<std::uint32_t>(rows[0]);
             facts.query_rows = static_cast<std::uint32_t>(rows[1]);
+        } else {
+            DKV_TRY(read_q_heads_of_sinks());
         }
         auto const checked = check(geometry);
         if (!checked) return corrupt(checked.error().message);
+        return {};
+    }
+
+    /// Any layer may have sinks, or none.
+    Result<void> read_q_heads_of_sinks() {
+        for (std::uint32_t layer = 0; layer < facts.geometry.layers; ++layer) {
+            auto const sinks = named(layer, "sink_logits");
+            if (sinks.tensor == nullptr) continue;
+            auto const& shape = sinks.tensor->shape;
+            if (shape.size() != 1 || !is_extent(shape[0]))
+                return corrupt(sinks.name + " is " + sinks.shape());
+            facts.geometry.q_heads = static_cast<std::uint32_t>(shape[0]);
+            return {};
+        }
+        return {};
+    }
+
+    Result<void> read_sinks(std::uint32_t layer, NamedTensor const& sinks) {
+        if (sinks.tensor == nullptr) return {};
+        DKV_TRY(check_is(sinks, "F32", {facts.geometry.q_heads}));
+        facts.sink_logits.resize(facts.geometry.layers);
+        facts.sink_logits[layer] = read_elements<float>(*sinks.tensor);
+        auto const checked = check_sink_logits(facts.sink_logits[layer], facts.geometry.q_heads);
+        if (!checked) return corrupt(fmt::format("layers.{}.{}", layer, checked.error().message));
         return {};
     }
 
@@ -138,6 +165,8 @@ private:
             DKV_TRY(check_is(found.queries, dtype,
                              {geometry.q_heads, facts.query_rows, geometry.head_dim}));
         }
+        found.sink_logits = named(layer, "sink_logits");
+        DKV_TRY(read_sinks(layer, found.sink_logits));
         return found;
     }
 
@@ -162,7 +191,7 @@ private:
         if (found.positions.tensor == nullptr)
             return corrupt("there is no " + found.positions.name);
         std::int64_t before = 0;
-        for (std::int32_t const offset : read_i32(*found.head_offsets.tensor)) {
+        for (std::int32_t const offset : read_elements<std::int32_t>(*found.head_offsets.tensor)) {
             bool const first = found.head_rows.empty();
             if (offset < before || (first && offset != 0) ||
                 offset - before > std::int64_t{facts.prompt_tokens})
@@ -179,7 +208,7 @@ private:
         if (tokens.tensor == nullptr) return {};
         DKV_TRY(check_is(tokens, "I32", {facts.prompt_tokens}));
         placed_.insert(tokens.name);
-        facts.tokens = read_i32(*tokens.tensor);
+        facts.tokens = read_elements<std::int32_t>(*tokens.tensor);
         return {};
     }
 

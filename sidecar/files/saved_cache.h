@@ -37,13 +37,15 @@ bool is_writable(FileFormat format) noexcept;
 struct CacheFacts {
     FileFormat format = FileFormat::Dkv;
     std::string format_words;  ///< For people: "llama.cpp slot (GGSQ 3)".
-    Geometry geometry;         ///< q_heads is kv_heads where the file has no queries.
-    std::string model;         ///< Empty: the file does not say.
+    Geometry geometry;  ///< q_heads is kv_heads where the file has neither queries nor sinks.
+    std::string model;  ///< Empty: the file does not say.
     /// Tokens of the prompt, kept or not: the next token's position.
     std::uint32_t prompt_tokens = 0;
     std::uint32_t query_rows = 0;  ///< How many of the last tokens' queries there are.
     float scale = 0;               ///< Of the logits; 0: 1/sqrt(head_dim).
     float softcap = 0;
+    /// [layers] of [q_heads] learned attention sinks, or of none; empty: no layer has any.
+    std::vector<std::vector<float>> sink_logits;
     RopeFacts rope;
     bool compacted = false;              ///< Tokens are missing somewhere.
     std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads] rows stored.
@@ -54,6 +56,9 @@ struct CacheFacts {
     bool has_checksums = false;
     std::uint64_t file_bytes = 0;  ///< Of the file, or of the folder's files.
 
+    std::span<float const> sinks(std::uint32_t layer) const {
+        return sink_logits.empty() ? std::span<float const>() : std::span(sink_logits[layer]);
+    }
     std::uint32_t length(std::uint32_t layer, std::uint32_t head) const {
         return lengths[std::size_t{layer} * geometry.kv_heads + head];
     }
@@ -71,6 +76,7 @@ struct SavedLayer {
     /// Of every row, head after head, ascending in each; empty: 0, 1, 2, … in every head.
     std::vector<std::int32_t> positions;
     RowsView queries;  ///< [q_heads, query_rows, head_dim] after RoPE; data nullptr: none.
+    std::span<float const> sink_logits;  ///< [q_heads], the cache's; empty: none.
     /// Rows that had to be brought together from several places live here.
     std::shared_ptr<void const> hold;
 

@@ -30,12 +30,6 @@ std::string NamedTensor::shape() const {
     return fmt::format("{} [{}]", tensor->dtype, fmt::join(tensor->shape, ", "));
 }
 
-std::vector<std::int32_t> read_i32(FileTensor const& tensor) {
-    std::vector<std::int32_t> values(tensor.bytes.size() / sizeof(std::int32_t));
-    if (!values.empty()) std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
-    return values;
-}
-
 RowsView rows_in(FileTensor const& tensor,
                  Dtype dtype,
                  std::uint32_t heads,
@@ -81,7 +75,7 @@ TensorCache::TensorCache(TensorFile file,
 
 Result<std::vector<std::int32_t>> TensorCache::positions(LayerTensors const& layer) const {
     if (layer.positions.tensor == nullptr) return std::vector<std::int32_t>();
-    auto values = read_i32(*layer.positions.tensor);
+    auto values = read_elements<std::int32_t>(*layer.positions.tensor);
     std::size_t at = 0;
     for (std::uint32_t head = 0; head < facts_.geometry.kv_heads; ++head) {
         std::int64_t before = -1;
@@ -118,6 +112,7 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     saved.values = view(layer.values, heads, rows);
     if (layer.queries.tensor != nullptr)
         saved.queries = view(layer.queries, geometry.q_heads, facts_.query_rows);
+    saved.sink_logits = facts_.sinks(index);
     saved.head_rows = layer.head_rows;
     saved.positions = std::move(found).value();
     saved.hold = held;
@@ -138,6 +133,7 @@ Result<void> TensorCache::verify(std::uint32_t index) const {
         DKV_TRY(verify_tensor(*tensor, true));
     DKV_TRY(verify_tensor(layer.positions, false));
     DKV_TRY(verify_tensor(layer.head_offsets, false));
+    DKV_TRY(verify_tensor(layer.sink_logits, false));
     auto const ascending = positions(layer);
     if (!ascending) return located(file_.path, ascending.error());
     if (index > 0) return {};

@@ -1,6 +1,7 @@
 // A cache in one safetensors file: what dkv's own, HF's and mlx-lm's files have in common.
 #pragma once
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ struct LayerTensors {
     NamedTensor queries;
     NamedTensor positions;
     NamedTensor head_offsets;
+    NamedTensor sink_logits;
     std::uint32_t rows = 0;                ///< Of every head.
     std::vector<std::uint32_t> head_rows;  ///< As in SavedLayer; `rows` is not read then.
 
@@ -68,8 +70,13 @@ private:
     std::map<std::string, std::uint32_t, std::less<>> crcs_;  // By tensor; empty: none.
 };
 
-/// The elements, wherever they lie. `tensor` is of I32.
-std::vector<std::int32_t> read_i32(FileTensor const& tensor);
+/// The elements, wherever they lie. `tensor` is of T's dtype.
+template <class T>
+std::vector<T> read_elements(FileTensor const& tensor) {
+    std::vector<T> values(tensor.bytes.size() / sizeof(T));
+    if (!values.empty()) std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+    return values;
+}
 
 /// The tensor's bytes as rows. Where they begin inside an element they are copied into `held`,
 /// which outlives the view.

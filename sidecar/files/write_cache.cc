@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "protocol/base/sink_logits.h"
 #include "sidecar/files/llama_write.h"
 #include "sidecar/files/row_stream.h"
 #include "sidecar/files/turn_keys.h"
@@ -62,7 +63,9 @@ private:
             DKV_TRY(write_keys(rows.source.keys_of(head), heads[head]));
         for (std::uint32_t head = 0; head < heads.size(); ++head)
             DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], plain_));
-        return plan_.with_queries ? write_queries(layer, rows.source.queries) : Result<void>();
+        if (!plan_.with_queries) return {};
+        DKV_TRY(write_queries(layer, rows.source.queries));
+        return writer_.append(std::as_bytes(facts.sinks(layer)));
     }
 
     Result<void> write_offsets(std::span<std::uint32_t const> lengths) {
@@ -157,6 +160,12 @@ Result<FilePlan> checked_plan(WriteRequest const& request) {
         return Error{
             ErrorCode::InvalidArgument,
             fmt::format("{} token ids, of {} tokens", facts.tokens.size(), facts.prompt_tokens)};
+    if (!facts.sink_logits.empty() && facts.sink_logits.size() != facts.geometry.layers)
+        return Error{ErrorCode::InvalidArgument,
+                     fmt::format("sinks of {} layers, not {}", facts.sink_logits.size(),
+                                 facts.geometry.layers)};
+    for (auto const& sinks : facts.sink_logits)
+        DKV_TRY(check_sink_logits(sinks, facts.geometry.q_heads));
     return file_plan(request);
 }
 

@@ -26,12 +26,16 @@ Result<std::uint32_t> common_length(WriteRequest const& request, std::uint32_t l
 
 FilePlan plan_dkv(WriteRequest const& request) {
     CacheFacts const& facts = request.facts;
+    std::vector<bool> with_sinks;
+    for (auto const& sinks : facts.sink_logits)
+        with_sinks.push_back(!sinks.empty());
     auto plan = dkv_plan({.geometry = facts.geometry,
                           .model = facts.model,
                           .prompt_tokens = facts.prompt_tokens,
                           .query_rows = facts.query_rows,
                           .lengths = facts.lengths,
                           .with_tokens = !facts.tokens.empty(),
+                          .with_sinks = std::move(with_sinks),
                           .scale = facts.scale,
                           .softcap = facts.softcap,
                           .rope = facts.rope,

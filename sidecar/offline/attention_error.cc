@@ -9,6 +9,7 @@
 #include <string>
 #include <thread>
 
+#include "protocol/base/sink_logits.h"
 #include "sidecar/offline/attention_tiles.h"
 
 namespace dkv::offline {
@@ -32,7 +33,7 @@ Result<void> check(AttentionErrorArgs const& args) {
             return Error{ErrorCode::InvalidArgument,
                          "lengths has " + std::to_string(kept.lengths.size()) + " elements, not [" +
                              std::to_string(args.keys.heads) + "]"};
-    return {};
+    return check_sink_logits(args.sink_logits, args.queries.heads);
 }
 
 /// Sums of squares, of one KV head or of several.
@@ -137,7 +138,7 @@ private:
                                    : static_cast<std::uint32_t>(i);
         };
         find_largest(ids, kept == nullptr);
-        std::fill_n(sums_.data(), count_, 0.0F);
+        begin_sums(head);
         std::fill_n(out, count_ * columns_, 0.0F);
         for (std::size_t first = 0; first < length; first += kTileTokens) {
             std::size_t const count = std::min(kTileTokens, length - first);
@@ -158,6 +159,18 @@ private:
         for (std::size_t row = 0; row < count_; ++row)
             for (std::size_t dim = 0; dim < columns_; ++dim)
                 out[row * columns_ + dim] *= sums_[row] > 0 ? 1 / sums_[row] : 0.0F;
+    }
+
+    /// With the sinks' part of them, which a sink may raise the largest logit for.
+    void begin_sums(std::uint32_t head) {
+        std::fill_n(sums_.data(), count_, 0.0F);
+        if (args_.sink_logits.empty()) return;
+        std::uint32_t const group = args_.queries.heads / args_.keys.heads;
+        for (std::size_t row = 0; row < count_; ++row) {
+            float const sink = args_.sink_logits[head * group + (first_row_ + row) / window_];
+            largest_[row] = std::max(largest_[row], sink);
+            sums_[row] = std::exp(sink - largest_[row]);
+        }
     }
 
     void find_largest(std::span<std::int32_t const> ids, bool every) {

@@ -23,16 +23,17 @@ struct KeptTokens {
 ///   values   [kv_heads, tokens, head_dim]    likewise; read once, and where tokens are kept
 ///
 /// o = softmax(scale * q·k) v (softcap * tanh(· / softcap) when softcap > 0) over the tokens that
-/// the query sees, those up to its own; o' the same over those of them that are kept, and 0 where
-/// there are none. f32 accumulators or wider; of logits one KV head's at a time per thread. The
-/// bits do not depend on the number of threads.
+/// the query sees, those up to its own, and its head's sink, which has no value; o' the same over
+/// those of them that are kept, and 0 where there are none. f32 accumulators or wider; of logits
+/// one KV head's at a time per thread. The bits do not depend on the number of threads.
 struct AttentionErrorArgs {
     RowsView queries;
     RowsView keys;
     RowsView values;
     std::span<KeptTokens const> kept;
-    float scale = 0;    ///< 0: 1/sqrt(head_dim).
-    float softcap = 0;  ///< 0: none.
+    float scale = 0;                          ///< 0: 1/sqrt(head_dim).
+    float softcap = 0;                        ///< 0: none.
+    std::span<float const> sink_logits = {};  ///< [q_heads]; empty: none.
 };
 
 /// [kept]. `threads` 0: every core.

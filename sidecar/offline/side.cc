@@ -97,7 +97,8 @@ Result<void> run_form(SavedCache const& file, Side& side) {
                                             .query_rows = wanted,
                                             .tokens = file.facts().prompt_tokens,
                                             .head_dim = geometry.head_dim,
-                                            .dtype = geometry.dtype});
+                                            .dtype = geometry.dtype,
+                                            .sink_logits = saved.sink_logits});
         if (!added)
             return Error{added.error().code,
                          fmt::format("{}, layer {}: {}", side.name, layer, added.error().message)};

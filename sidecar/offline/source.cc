@@ -13,7 +13,8 @@ LayerSource source_of(CacheFacts const& facts, SavedLayer const& layer) {
             .queries = facts.query_rows > 0 ? layer.queries : RowsView(),
             .scores = {},
             .scale = facts.scale,
-            .softcap = facts.softcap};
+            .softcap = facts.softcap,
+            .sink_logits = layer.sink_logits};
 }
 
 Result<void> check_queries(CacheFacts const& facts, std::string const& name, std::uint32_t wanted) {

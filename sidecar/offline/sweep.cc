@@ -98,7 +98,8 @@ private:
                                                      .values = layer.values,
                                                      .kept = kept,
                                                      .scale = facts().scale,
-                                                     .softcap = facts().softcap}));
+                                                     .softcap = facts().softcap,
+                                                     .sink_logits = layer.sink_logits}));
         for (std::size_t i = 0; i < plans_.size(); ++i)
             rows_[row_of_plan_[i]].error_l2.push_back(errors[i]);
         return {};

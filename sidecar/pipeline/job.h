@@ -42,6 +42,7 @@ struct LayerSource {
     RowsView scores;   ///< [q_heads or kv_heads, prompt_tokens, 1] f32; data nullptr: none.
     float scale = 0;
     float softcap = 0;
+    std::span<float const> sink_logits;  ///< [q_heads], the host's; empty: none.
 };
 
 enum class LayerStage : std::uint8_t { Scored = 0, Staged = 1, Trimmed = 2, Committed = 3 };

@@ -57,7 +57,8 @@ Result<void> Ranker::score_window(Scoring& scoring) {
                              .reduce = scoring.reduce,
                              .scale = source_.scale,
                              .softcap = source_.softcap,
-                             .lse = {}}));
+                             .lse = {},
+                             .sink_logits = source_.sink_logits}));
     scoring.mass_on_host = DKV_TRY(download<float>(*backend_, scoring.mass.elements()));
     return {};
 }
@@ -70,7 +71,8 @@ Result<void> Ranker::accumulate(Scoring& scoring) {
                                  .reduce = scoring.reduce,
                                  .per_query = scoring.query_norm,
                                  .scale = source_.scale,
-                                 .softcap = source_.softcap});
+                                 .softcap = source_.softcap,
+                                 .sink_logits = source_.sink_logits});
 }
 
 Result<void> Ranker::score_keys(Scoring& scoring, KeyMeasure measure) {

@@ -156,6 +156,7 @@ Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
                          .scores = std::nullopt,
                          .scale = ready.scale,
                          .softcap = ready.softcap,
+                         .sink_logits = ready.sink_logits,
                          .event = ready.event,
                          .timeline_region = ready.timeline_region,
                          .timeline_offset = ready.timeline_offset,

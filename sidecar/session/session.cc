@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "protocol/base/sink_logits.h"
+
 namespace dkv {
 namespace {
 
@@ -222,6 +224,8 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
     if (!std::isfinite(request.scale) || !std::isfinite(request.softcap) || request.softcap < 0)
         return wrong("scale " + std::to_string(request.scale) + " and softcap " +
                      std::to_string(request.softcap) + " are not both finite, softcap at least 0");
+    DKV_TRY(check_sink_logits(request.sink_logits, geometry.q_heads));
+    work.sink_logits = request.sink_logits;
     return work;
 }
 

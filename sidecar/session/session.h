@@ -23,7 +23,8 @@ struct LayerRequest {
     std::optional<RowsAt> scores;
     float scale = 0;
     float softcap = 0;
-    std::int32_t event = -1;  ///< Of the engine's pool; -1: none.
+    std::vector<float> sink_logits;  ///< [q_heads]; empty: none.
+    std::int32_t event = -1;         ///< Of the engine's pool; -1: none.
     std::uint64_t timeline_region = 0;
     std::uint64_t timeline_offset = 0;
     std::uint64_t timeline_value = 0;  ///< 0: none.

@@ -105,7 +105,8 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
                              .queries = work.queries.view,
                              .scores = work.scores.view,
                              .scale = work.scale,
-                             .softcap = work.softcap};
+                             .softcap = work.softcap,
+                             .sink_logits = work.sink_logits};
     auto progress = DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, source); }));
     DKV_TRY(check_sizes(work));  // Cut meanwhile, rows read as zeros.
     // The engine's share of these pages must be all of them before it is told to drop the rows.

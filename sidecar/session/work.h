@@ -45,6 +45,7 @@ struct LayerWork {
     LeasedRows scores;   ///< Likewise.
     float scale = 0;
     float softcap = 0;
+    std::vector<float> sink_logits;  ///< [q_heads]; empty: none.
 };
 
 struct WorkPlanned {

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include <doctest/doctest.h>
@@ -27,6 +29,10 @@ SavedFile good_file(std::uint32_t query_rows = 2) {
         }
         return bytes;
     });
+}
+
+std::string bytes_of(std::vector<float> const& values) {
+    return {reinterpret_cast<char const*>(values.data()), values.size() * sizeof(float)};
 }
 
 struct DkvFileFixture {
@@ -90,6 +96,38 @@ TEST_CASE_FIXTURE(DkvFileFixture, "queries may be missing, and the logits have t
     CHECK(file.value()->layer(0).value().queries.data == nullptr);
     CHECK(file.value()->facts().scale == 0.25f);
     CHECK(file.value()->facts().softcap == 50.f);
+}
+
+TEST_CASE_FIXTURE(DkvFileFixture, "sinks are read, and say how many query heads there are") {
+    std::vector<float> const sinks{-1, 0, 2, 30};
+    for (std::uint32_t const query_rows : {0U, 2U}) {
+        auto saved = good_file(query_rows);
+        saved.add("layers.1.sink_logits", "F32", {4}, bytes_of(sinks));
+        auto const file = open(saved.text());
+        REQUIRE(file);
+        CHECK(file.value()->geometry().q_heads == 4);
+        CHECK(file.value()->facts().sinks(0).empty());
+        CHECK(file.value()->layer(0).value().sink_logits.empty());
+        CHECK(std::ranges::equal(file.value()->layer(1).value().sink_logits, sinks));
+        CHECK(file.value()->verify(1));
+    }
+}
+
+TEST_CASE_FIXTURE(DkvFileFixture, "sinks that do not fit are refused by name") {
+    auto const with = [](std::string const& dtype, std::vector<float> const& sinks,
+                         std::uint32_t query_rows = 2) {
+        auto saved = good_file(query_rows);
+        saved.add("layers.1.sink_logits", dtype, {sinks.size()}, bytes_of(sinks));
+        return saved.text();
+    };
+    check_refused(with("F32", {1, 2, 3}), "layers.1.sink_logits is F32 [3], not F32 [4]");
+    check_refused(with("I32", {1, 2, 3, 4}), "layers.1.sink_logits is I32 [4], not F32 [4]");
+    check_refused(with("F32", {1, 2, 3, std::nanf("")}),
+                  "layers.1.sink_logits[3] is nan, not a finite number");
+    check_refused(with("F32", {1, 2, 3}, 0), "q_heads is 3, no multiple of kv_heads 2");
+    auto far = good_file();
+    far.add("layers.2.sink_logits", "F32", {4}, bytes_of(std::vector<float>(4)));
+    check_refused(far.text(), "there is no place for the tensor layers.2.sink_logits in 2 layers");
 }
 
 TEST_CASE_FIXTURE(DkvFileFixture, "a file that is cut anywhere is refused") {

@@ -154,6 +154,31 @@ TEST_CASE_FIXTURE(WriteCacheFixture, "queries are left out on request, or cut to
     CHECK(without->facts().geometry.q_heads == 2);
 }
 
+TEST_CASE_FIXTURE(WriteCacheFixture, "sinks are written where the format is dkv's own") {
+    for (auto const& kept : {kWhole, kUniform, kRagged})
+        for (std::uint32_t const query_rows : {0U, 2U}) {
+            auto request = numbers.request(path, FileFormat::Dkv, kept);
+            request.facts.query_rows = query_rows;
+            request.facts.sink_logits = {{}, {1, -2, 3, 30}};
+            auto const cache = written(request);
+            CHECK(cache->facts().sink_logits == request.facts.sink_logits);
+            CHECK(cache->geometry().q_heads == 4);
+            CHECK(cache->facts().has_checksums);
+            check_rows(*cache, kept);
+        }
+    auto request = numbers.request(path, FileFormat::Hf);
+    request.facts.sink_logits = {{}, {1, -2, 3, 30}};
+    CHECK(written(request)->facts().sink_logits.empty());
+
+    std::filesystem::remove(path);
+    request = numbers.request(path, FileFormat::Dkv);
+    request.facts.sink_logits = {{}, {1, -2, 3}};
+    CHECK(refused(request, ErrorCode::InvalidArgument) ==
+          "sink_logits has 3 values, not 4: one per query head");
+    request.facts.sink_logits = {{1, 2, 3, 4}};
+    CHECK(refused(request, ErrorCode::InvalidArgument) == "sinks of 1 layers, not 2");
+}
+
 TEST_CASE_FIXTURE(WriteCacheFixture,
                   "an HF export holds whole caches and, with their positions, cut ones") {
     auto const whole = written(numbers.request(path, FileFormat::Hf));

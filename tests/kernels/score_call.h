@@ -39,6 +39,13 @@ struct AttendingCall {
         queries.fill_normal(random);
         keys.fill_normal(random);
     }
+    /// A sink of its own for each query head, in turn.
+    void add_sinks(std::vector<float> const& values) {
+        sinks.clear();
+        for (std::uint32_t head = 0; head < queries.view.heads; ++head)
+            sinks.push_back(values[head % values.size()]);
+        args.sink_logits = sinks;
+    }
     std::string refusal() const {
         auto const result = check(args);
         if (!result) CHECK(result.error().code == ErrorCode::InvalidArgument);
@@ -48,6 +55,7 @@ struct AttendingCall {
     Rows queries;
     Rows keys;
     std::vector<float> scores;
+    std::vector<float> sinks;
     Args args;
 };
 

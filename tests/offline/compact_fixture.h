@@ -33,13 +33,14 @@ struct CompactFixture {
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
     Geometry geometry = kSavedGeometry;
     std::uint32_t tokens = 90;
+    std::vector<float> sinks;  ///< [q_heads], of every layer; or none.
 
     std::filesystem::path make(std::uint32_t query_rows,
                                unsigned seed = 3,
                                std::string const& name = "cache") {
         return write_random_cache(
             folder / name, seed, geometry, tokens, query_rows,
-            [](std::uint32_t layer) { return 2.0F / static_cast<float>(1 + layer); });
+            [](std::uint32_t layer) { return 2.0F / static_cast<float>(1 + layer); }, sinks);
     }
 
     offline::CompactRequest request(PolicyRequest const& policy,
@@ -87,7 +88,8 @@ struct CompactFixture {
                 layer, {.keys = saved.value().keys,
                         .values = saved.value().values,
                         .queries = offline::last_queries(saved.value(), wanted),
-                        .scores = {}}));
+                        .scores = {},
+                        .sink_logits = saved.value().sink_logits}));
         }
         std::vector<std::vector<std::vector<std::int32_t>>> kept;
         for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
@@ -135,7 +137,8 @@ struct CompactFixture {
         return kept;
     }
 
-    /// The share of the last `window` queries' attention on these positions, the long way round.
+    /// The share of the last `window` queries' attention on these positions and on the sinks, the
+    /// long way round.
     double mass(SavedCache const& cache,
                 std::uint32_t index,
                 std::uint32_t window,
@@ -156,11 +159,12 @@ struct CompactFixture {
                     double const dot = std::inner_product(q, q + geometry.head_dim, k, 0.0);
                     weights.push_back(std::exp(dot / std::sqrt(double{1} * geometry.head_dim)));
                 }
-                double on_kept = 0;
+                double const sink = sinks.empty() ? 0 : std::exp(double{layer.sink_logits[head]});
+                double on_kept = sink;
                 for (std::int32_t const t : kept[kv])
                     if (static_cast<std::size_t>(t) < weights.size())
                         on_kept += weights[static_cast<std::size_t>(t)];
-                sum += on_kept / std::accumulate(weights.begin(), weights.end(), 0.0);
+                sum += on_kept / std::accumulate(weights.begin(), weights.end(), sink);
             }
         return sum / geometry.q_heads / window;
     }

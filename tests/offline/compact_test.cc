@@ -51,6 +51,41 @@ TEST_CASE_FIXTURE(CompactFixture,
     }
 }
 
+TEST_CASE_FIXTURE(CompactFixture,
+                  "a file with sinks is cut as the live job cuts it, and keeps them") {
+    auto const plain = make(tokens, 3, "plain");
+    sinks = {-5, 0, 30, 3, 2, 5};
+    auto const input = make(tokens);
+    auto const cache = open_cache(input).value();
+    for (char const* policy : kEveryPolicy) {
+        CAPTURE(policy);
+        auto wish = request({.name = policy, .capacity = 20, .window = 4, .r_max = 3.0}, input);
+        wish.force = true;
+        auto const outcome = compact(wish);
+        auto const made = open_cache(wish.output).value();
+        auto const kept = rows_of(*cache, *made);
+        CHECK(kept == live(*cache, outcome.params));
+        CHECK(made->facts().sink_logits == cache->facts().sink_logits);
+        CHECK(made->geometry().q_heads == 6);
+
+        bool const by_attention =
+            std::string("auto h2o snapkv pyramidkv dynamickv").find(policy) != std::string::npos;
+        auto without = request({.name = policy, .capacity = 20, .window = 4, .r_max = 3.0}, plain);
+        without.force = true;
+        compact(without);
+        CHECK((rows_of(*cache, *open_cache(without.output).value()) != kept) == by_attention);
+    }
+    for (double const share : {0.8, 0.97}) {
+        auto wish = request({.name = "snapkv", .window = 4, .keep_mass = share}, input);
+        wish.force = true;
+        auto const outcome = compact(wish);
+        auto const kept = rows_of(*cache, *open_cache(wish.output).value());
+        for (std::uint32_t layer = 0; layer < geometry.layers; ++layer)
+            CHECK(double{outcome.mass_kept[layer]} ==
+                  doctest::Approx(mass(*cache, layer, 4, kept[layer])).epsilon(1e-4));
+    }
+}
+
 TEST_CASE_FIXTURE(CompactFixture, "bytes are the file's: never more, and hardly less") {
     tokens = 400;
     auto const input = make(tokens);

@@ -22,6 +22,7 @@ struct DiffFixture {
     test::TempDir folder;
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
     PolicyRequest request{.name = "", .capacity = 12, .window = 4, .kernel = 3};
+    std::vector<float> sinks;  ///< [q_heads], of every layer; or none.
 
     std::unique_ptr<SavedCache> file(std::uint32_t query_rows = 4, char const* softcap = nullptr) {
         std::mt19937 random(3);
@@ -37,6 +38,7 @@ struct DiffFixture {
                 }
                 return bytes;
             });
+        if (!sinks.empty()) test::add_sinks(saved, kGeometry, sinks);
         if (softcap != nullptr) saved.header["__metadata__"]["softcap"] = softcap;
         test::write_file(folder / "cache", saved.text());
         auto opened = open_cache(folder / "cache");
@@ -116,6 +118,16 @@ TEST_CASE_FIXTURE(DiffFixture,
     CHECK(found.total.sides[0].entries == 12 * 5 * 2);
     CHECK_FALSE(found.total.sides[0].mass);
     CHECK_FALSE(found.same());
+}
+
+TEST_CASE_FIXTURE(DiffFixture, "sinks take their share on both sides of a comparison") {
+    Diff const plain = diff(*file(), "snapkv", "snapkv-ref");
+    sinks = {-5, 0, 30, 3, 2, 5};
+    Diff const found = diff(*file(), "snapkv", "snapkv-ref");
+    REQUIRE(found.total.sides[0].mass);
+    CHECK(*found.total.sides[0].mass > *plain.total.sides[0].mass);
+    // Native: the heads of a group share their tokens, which a sink of 30 has no say in.
+    CHECK(found.total.shared != plain.total.shared);
 }
 
 TEST_CASE_FIXTURE(DiffFixture, "a side that cannot run says why") {

@@ -26,11 +26,12 @@ constexpr std::uint32_t kSweptTokens = 90;
 struct SweepFixture {
     test::TempDir folder;
     std::unique_ptr<Backend> backend = make_cpu_backend(1);
+    std::vector<float> sinks;  ///< [q_heads], of every layer; or none.
 
     std::unique_ptr<SavedCache> file(std::uint32_t query_rows) {
         std::mt19937 random(11);
         std::normal_distribution<float> normal;
-        auto const saved = test::saved_cache(
+        auto saved = test::saved_cache(
             kSwept, kSweptTokens, query_rows, [&](std::uint32_t, std::string const& part) {
                 std::size_t const rows = part == "q_window" ? kSwept.q_heads * query_rows
                                                             : kSwept.kv_heads * kSweptTokens;
@@ -41,6 +42,7 @@ struct SweepFixture {
                 }
                 return bytes;
             });
+        if (!sinks.empty()) test::add_sinks(saved, kSwept, sinks);
         test::write_file(folder / "cache", saved.text());
         auto opened = open_cache(folder / "cache");
         REQUIRE(opened);
@@ -74,7 +76,8 @@ struct SweepFixture {
             LayerSource const source{.keys = saved.value().keys,
                                      .values = saved.value().values,
                                      .queries = offline::last_queries(saved.value(), wanted),
-                                     .scores = {}};
+                                     .scores = {},
+                                     .sink_logits = saved.value().sink_logits};
             REQUIRE(job.value()->layer_ready(layer, source));
         }
         for (std::uint32_t layer = 0; layer < kSwept.layers; ++layer)
@@ -123,6 +126,21 @@ TEST_CASE_FIXTURE(SweepFixture,
         CHECK(rows[i].bytes_full == outcome.bytes_full);
         CHECK(rows[i].error_l2.empty());
     }
+}
+
+TEST_CASE_FIXTURE(SweepFixture, "a sweep of a file with sinks is what the live job makes of it") {
+    auto const plain = sweep(*file(kSweptTokens), {{.name = "h2o", .capacity = 24, .window = 4}});
+    sinks = {-5, 0, 30, 3, 2, 5};
+    auto const cache = file(kSweptTokens);
+    auto const rows = sweep(*cache, {{.name = "h2o", .capacity = 24, .window = 4},
+                                     {.name = "snapkv", .window = 4, .keep_mass = 0.9}});
+    for (auto const& row : rows) {
+        JobOutcome const outcome = live(*cache, row.params);
+        CHECK(row.lengths == outcome.lengths);
+        CHECK(row.mass_kept == outcome.mass_kept);
+    }
+    CHECK(rows[0].mass_kept != plain[0].mass_kept);
+    CHECK(rows[0].error_l2 != plain[0].error_l2);
 }
 
 TEST_CASE_FIXTURE(SweepFixture, "a point comes out alike alone and beside others") {
@@ -227,6 +245,8 @@ TEST_CASE("the error of attention is that of the long way round, for every dtype
     for (Dtype const dtype : {Dtype::F32, Dtype::F16, Dtype::Bf16})
         for (auto const layout : {test::Layout::HeadMajor, test::Layout::Odd})
             for (float const softcap : {0.0F, 2.0F}) {
+                std::vector<float> const sinks =
+                    softcap == 0 ? std::vector<float>{-5, 0, 1, 3, 6, 30} : std::vector<float>{};
                 test::Rows q(dtype, kHeads * kGroup, kWindow, kDim, layout);
                 test::Rows k(dtype, kHeads, kAll, kDim, layout);
                 test::Rows v(dtype, kHeads, kAll, kDim, layout);
@@ -250,7 +270,10 @@ TEST_CASE("the error of attention is that of the long way round, for every dtype
                     for (std::uint32_t row = 0; row < kGroup * kWindow; ++row) {
                         std::uint32_t const query = row % kWindow;
                         std::vector<double> all(kDim), some(kDim);
-                        double all_sum = 0, some_sum = 0;
+                        double const sink =
+                            sinks.empty() ? 0
+                                          : std::exp(double{sinks[head * kGroup + row / kWindow]});
+                        double all_sum = sink, some_sum = sink;
                         for (std::uint32_t t = 0; t < kAll - kWindow + query + 1; ++t) {
                             double dot = 0;
                             for (std::uint32_t d = 0; d < kDim; ++d)
@@ -279,11 +302,31 @@ TEST_CASE("the error of attention is that of the long way round, for every dtype
                                                               .values = v.view,
                                                               .kept = std::span(&kept, 1),
                                                               .scale = 0.3F,
-                                                              .softcap = softcap},
+                                                              .softcap = softcap,
+                                                              .sink_logits = sinks},
                                                              2);
                 REQUIRE(errors);
                 CHECK(errors.value()[0] == doctest::Approx(std::sqrt(moved / whole)).epsilon(1e-4));
             }
+}
+
+TEST_CASE("the error of attention, by hand: a sink keeps its share when a token goes") {
+    // Two tokens of logit 0 and a sink of log 2: o = (1 + 3) / 4; without the second 1 / 3.
+    test::Rows queries(Dtype::F32, 1, 1, 1);
+    test::Rows keys(Dtype::F32, 1, 2, 1);
+    test::Rows values(Dtype::F32, 1, 2, 1);
+    values.fill([](auto, auto token, auto) { return token == 0 ? 1.F : 3.F; });
+    float const sink = std::log(2.F);
+    std::vector<offline::KeptTokens> const kept{{.rows = {0}, .lengths = {1}},
+                                                {.rows = {}, .lengths = {0}}};
+    auto const errors = offline::attention_error({.queries = queries.view,
+                                                  .keys = keys.view,
+                                                  .values = values.view,
+                                                  .kept = kept,
+                                                  .sink_logits = std::span(&sink, 1)});
+    REQUIRE(errors);
+    CHECK(errors.value()[0] == doctest::Approx(2.0 / 3));
+    CHECK(errors.value()[1] == 1);
 }
 
 TEST_CASE("shapes that disagree are refused before anything is read") {

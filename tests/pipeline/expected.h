@@ -47,7 +47,7 @@ struct Expected {
     }
 };
 
-/// Σ over the last `count` queries of softmax(q·k / sqrt(d)), causal.
+/// Σ over the last `count` queries of softmax(q·k / sqrt(d)), causal; over the head's sink, too.
 inline Row attention_of(JobSpec const& spec,
                         FakeLayer const& layer,
                         std::uint32_t query_head,
@@ -65,7 +65,8 @@ inline Row attention_of(JobSpec const& spec,
                 dot += layer.queries.at(query_head, before + q, d) * layer.keys.at(kv_head, t, d);
             row[t] = std::exp(dot / std::sqrt(double{1} * spec.geometry.head_dim));
         }
-        double const sum = std::accumulate(row.begin(), row.end(), 0.0);
+        double const sink = layer.sinks.empty() ? 0 : std::exp(double{layer.sinks[query_head]});
+        double const sum = std::accumulate(row.begin(), row.end(), sink);
         for (std::uint32_t t = 0; t < visible; ++t)
             total[t] += row[t] / sum;
     }

@@ -69,6 +69,7 @@ struct FakeLayer {
     FakeRows keys;
     FakeRows values;
     FakeRows queries;
+    std::vector<float> sinks = {};  ///< [q_heads], or none.
 
     LayerSource source() const {
         return {.keys = keys.view(),
@@ -76,7 +77,8 @@ struct FakeLayer {
                 .queries = queries.view(),
                 .scores = {},
                 .scale = 0,
-                .softcap = 0};
+                .softcap = 0,
+                .sink_logits = sinks};
     }
 };
 

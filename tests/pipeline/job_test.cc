@@ -133,6 +133,23 @@ TEST_CASE("h2o does not pool, reduces as it is told, and divides by the queries 
         }
 }
 
+TEST_CASE("a layer's sinks take their share of its scores, and count as kept in its mass") {
+    auto const backend = make_cpu_backend(2);
+    for (char const* const policy : {"snapkv", "dynamickv", "h2o", "streamingllm"}) {
+        CAPTURE(policy);
+        auto const spec = small_spec(policy);
+        auto prompt = fake_prompt(spec, 23);
+        auto const without = run_job(*backend, spec, prompt);
+        for (std::size_t layer = 0; layer < prompt.size(); ++layer)
+            if (layer != 2) prompt[layer].sinks = {-5, 30, 4, static_cast<float>(layer)};
+        auto const run = run_job(*backend, spec, prompt);
+        check_run(run, spec, prompt);
+        // The sink of 30 leaves one of the head's two query heads without a say.
+        CHECK((run.destination != without.destination) == (policy != std::string("streamingllm")));
+        CHECK(run.outcome.mass_kept[0] > without.outcome.mass_kept[0]);
+    }
+}
+
 TEST_CASE("each policy asks for the queries that it ranks by") {
     CHECK(needs_of(small_spec("h2o")).window == 90);
     CHECK(needs_of(small_spec("snapkv")).window == 4);

@@ -82,6 +82,37 @@ TEST_CASE("attention is rounded where torch rounds it") {
     }
 }
 
+TEST_CASE("a sink is one more column of the softmax, in the model's dtype") {
+    // One query and logits of 0: three tokens, and e^sink = 2 and 5 for two query heads.
+    std::vector<float> const queries(2), keys{1, 2, 3};
+    std::vector<float> sinks{std::log(2.F), std::log(5.F)};
+    AttentionInput input{.queries = queries,
+                         .keys = keys,
+                         .q_heads = 2,
+                         .kv_heads = 1,
+                         .query_rows = 1,
+                         .tokens = 3,
+                         .head_dim = 1,
+                         .dtype = Dtype::F32,
+                         .sink_logits = sinks};
+    auto sums = attention_sums(input, 1, 2);
+    REQUIRE(sums);
+    REQUIRE(sums.value().size() == 4);
+    for (std::size_t i = 0; i < 4; ++i)
+        CHECK(sums.value()[i] == doctest::Approx(i < 2 ? 1.0 / 5 : 1.0 / 8));
+
+    input.dtype = Dtype::Bf16;
+    sums = attention_sums(input, 1, 2);
+    REQUIRE(sums);
+    float const sink = rounded_to(Dtype::Bf16, std::log(2.F));
+    CHECK(sums.value()[0] == rounded_to(Dtype::Bf16, 1 / (3 + std::exp(sink))));
+
+    sinks.pop_back();
+    input.sink_logits = sinks;
+    CHECK(attention_sums(input, 1, 2).error().message ==
+          "sink_logits has 1 values, not 2: one per query head");
+}
+
 TEST_CASE("attention_sums refuses sizes that disagree") {
     std::vector<float> const queries(12);
     std::vector<float> const keys(10);

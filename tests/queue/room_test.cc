@@ -255,17 +255,20 @@ TEST_CASE("no op asks for more scratch than a prompt of its sizes is said to wan
             CHECK(queue->op_bytes() <= said);
             most = std::max(most, queue->op_bytes());
         };
+        std::vector<float> const sinks(sizes.q_heads, 1);
         within("score", cuda::score({.queries = window.view(),
                                      .keys = keys.view(),
                                      .scores = scores,
                                      .mass = {},
-                                     .lse = {}},
+                                     .lse = {},
+                                     .sink_logits = sinks},
                                     *queue));
         within("accumulate", cuda::accumulate({.queries = queries.view(),
                                                .keys = keys.view(),
                                                .scores = scores,
                                                .window = sizes.window,
-                                               .reduce = sizes.reduce},
+                                               .reduce = sizes.reduce,
+                                               .sink_logits = sinks},
                                               *queue));
         within("key_score", cuda::key_score({.keys = keys.view(),
                                              .scores = scores,

@@ -1,4 +1,6 @@
 // dkv_save: what an engine's rows become, read back as the sidecar reads them.
+#include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -162,6 +164,25 @@ TEST_CASE_FIXTURE(Engine, "a compacted cache is saved with its positions, ragged
     CHECK(second.positions_of(1)[2] == 4);
 }
 
+TEST_CASE_FIXTURE(Engine, "sinks are saved with the layers that have them") {
+    float const sinks[] = {-1, 0, 2.5F, 30};
+    layers[1].sink_logits = sinks;
+    CHECK(saved()->facts().sink_logits == std::vector<std::vector<float>>{{}, {-1, 0, 2.5F, 30}});
+
+    // Layers of an earlier dkv.h have none, whatever lies behind them.
+    for (auto& layer : layers)
+        layer.struct_bytes = offsetof(dkv_save_layer, sink_logits);
+    struct Earlier {
+        std::byte bytes[offsetof(dkv_save_layer, sink_logits)];
+    };
+    std::vector<Earlier> earlier(2);
+    for (std::size_t index = 0; index < 2; ++index)
+        std::memcpy(&earlier[index], &layers[index], sizeof(Earlier));
+    REQUIRE(dkv_save(path.c_str(), &options,
+                     reinterpret_cast<dkv_save_layer const*>(earlier.data()), nullptr) == DKV_OK);
+    CHECK(open_cache(path).value()->facts().sink_logits.empty());
+}
+
 TEST_CASE_FIXTURE(Engine, "half floats are saved as they are") {
     std::vector<std::uint16_t> halves(30);
     for (std::size_t i = 0; i < halves.size(); ++i)
@@ -210,6 +231,11 @@ TEST_CASE_FIXTURE(Engine, "what cannot be saved is refused by name, and no file 
     layers[1].struct_bytes = 8;
     check_refused("layer->struct_bytes is 8, not " + std::to_string(sizeof(dkv_save_layer)));
     layers = good;
+    layers[1].struct_bytes = sizeof(dkv_save_layer);
+    float const sinks[] = {0, 0, 0, HUGE_VALF};
+    layers[1].sink_logits = sinks;
+    check_refused("layers[1].sink_logits[3] is inf, not a finite number");
+    layers[1].sink_logits = nullptr;
     options.struct_bytes = 8;
     check_refused("options->struct_bytes is 8, not " + std::to_string(sizeof options));
     options.struct_bytes = sizeof options;

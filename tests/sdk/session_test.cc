@@ -1,5 +1,6 @@
 // A session's life, and what a wrong sidecar is not allowed to do to it.
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -388,9 +389,42 @@ TEST_CASE("layers are checked before they are sent") {
     wrong = ready;
     wrong.scale = std::nanf("");
     CHECK(refused(wrong) == "invalid_argument: layer 0 has a negative scale or softcap");
+    float const sinks[] = {1, 2, std::nanf(""), 4};
+    wrong = ready;
+    wrong.sink_logits = sinks;
+    CHECK(refused(wrong) ==
+          "invalid_argument: layer 0: sink_logits[2] is nan, not a finite number");
 
     CHECK_MESSAGE(dkv_session_layer_ready(harness.session, &ready) == DKV_OK, dkv_last_error());
     CHECK(harness.sidecar->count(wire::Body::LayerReady) <= 1);
+}
+
+TEST_CASE("a layer's sinks reach the sidecar; an engine of an earlier dkv.h has none") {
+    Harness harness;
+    REQUIRE(harness.open() == DKV_OK);
+    auto const queries = harness.rows(0, 4, kWindow);
+    float const sinks[] = {-1, 0, 2.5F, 30};
+    auto ready = sized<dkv_layer_ready>();
+    ready.keys = ready.values = harness.rows(0, 2, kTokens);
+    ready.queries = &queries;
+    ready.sink_logits = sinks;
+    REQUIRE(dkv_session_layer_ready(harness.session, &ready) == DKV_OK);
+    auto const first = harness.sidecar->wait_for(wire::Body::LayerReady);
+    REQUIRE(first);
+    CHECK(first->body.AsLayerReady()->sink_logits == std::vector<float>{-1, 0, 2.5F, 30});
+
+    ready.layer = 1;
+    ready.struct_bytes = offsetof(dkv_layer_ready, sink_logits);
+    REQUIRE(dkv_session_layer_ready(harness.session, &ready) == DKV_OK);
+    auto const second = harness.sidecar->wait_for(wire::Body::LayerReady, 2);
+    REQUIRE(second);
+    CHECK(second->body.AsLayerReady()->layer == 1);
+    CHECK(second->body.AsLayerReady()->sink_logits.empty());
+    ready.struct_bytes -= 1;
+    CHECK(dkv_session_layer_ready(harness.session, &ready) == DKV_INVALID_ARGUMENT);
+    CHECK(std::string(dkv_last_error()) == "ready->struct_bytes is " +
+                                               std::to_string(ready.struct_bytes) + ", not " +
+                                               std::to_string(sizeof ready));
 }
 
 TEST_CASE("an arena that the session made can be taken once, and outlives the session") {

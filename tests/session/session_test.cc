@@ -1,5 +1,6 @@
 #include "sidecar/session/session.h"
 
+#include <limits>
 #include <numeric>
 
 #include <doctest/doctest.h>
@@ -97,6 +98,12 @@ TEST_CASE("a layer that does not fit the session is refused, naming what is wron
     CHECK(refusal([](LayerRequest& r) { r.queries.reset(); }) ==
           "layer 0 has neither queries nor scores, and dynamickv ranks by them");
     CHECK(refusal([](LayerRequest& r) { r.softcap = -1; }).find("scale 0.0") == 0);
+    CHECK(refusal([](LayerRequest& r) {
+              r.sink_logits = {1, 2};
+          }) == "sink_logits has 2 values, not 4: one per query head");
+    CHECK(refusal([](LayerRequest& r) {
+              r.sink_logits = {1, 2, 3, -std::numeric_limits<float>::infinity()};
+          }) == "sink_logits[3] is -inf, not a finite number");
     REQUIRE(t.table.layer_ready(t.caller(), kEngine, 1, t.layer(0)));
 }
 

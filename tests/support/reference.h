@@ -41,15 +41,17 @@ inline double worst_error(std::span<float const> got,
 struct Scores {
     std::vector<double> scores;
     std::vector<double> mass;
-    std::vector<double> lse;           ///< [q_heads, window]
+    std::vector<double> lse;           ///< [q_heads, window], of the tokens alone.
     std::vector<double> window_share;  ///< [kv_heads]: what the mass leaves to the window.
+    std::vector<double> sink_share;    ///< [kv_heads]: and to the sinks.
 };
 
 inline Scores reference_score(Rows const& queries,
                               Rows const& keys,
                               GroupReduce reduce,
                               double scale = 0,
-                              double softcap = 0) {
+                              double softcap = 0,
+                              std::span<float const> sinks = {}) {
     auto const q_heads = queries.view.heads;
     auto const kv_heads = keys.view.heads;
     auto const window = queries.view.tokens;
@@ -63,6 +65,7 @@ inline Scores reference_score(Rows const& queries,
     out.scores.assign(std::size_t{per_query_head ? q_heads : kv_heads} * prefix, 0);
     out.mass.assign(std::size_t{kv_heads} * prefix, 0);
     out.window_share.assign(kv_heads, 0);
+    out.sink_share.assign(kv_heads, 0);
     for (std::uint32_t q_head = 0; q_head < q_heads; ++q_head) {
         auto const head = q_head / group;
         std::vector<double> mean(tokens, 0);
@@ -80,6 +83,9 @@ inline Scores reference_score(Rows const& queries,
             for (double const logit : logits)
                 sum += std::exp(logit - largest);
             out.lse.push_back(largest + std::log(sum));
+            double const sink = sinks.empty() ? 0 : std::exp(double{sinks[q_head]} - largest);
+            sum += sink;
+            out.sink_share[head] += sink / sum / window / group;
             for (std::uint32_t t = 0; t < seen; ++t)
                 mean[t] += std::exp(logits[t] - largest) / sum / window;
         }
@@ -124,7 +130,8 @@ inline std::vector<double> reference_accumulate(Rows const& queries,
                                 : args.softcap * std::tanh(dot * scale / double{args.softcap});
             }
             double const largest = *std::max_element(logits.begin(), logits.end());
-            double total = 0;
+            double total =
+                args.sink_logits.empty() ? 0 : std::exp(double{args.sink_logits[q_head]} - largest);
             for (double& logit : logits)
                 total += logit = std::exp(logit - largest);
             for (std::uint32_t i = 0; i <= t; ++i)

@@ -66,6 +66,14 @@ SavedFile saved_cache(Geometry const& geometry,
     return file;
 }
 
+/// Every layer gets these sinks, [q_heads].
+inline void add_sinks(SavedFile& file, Geometry const& geometry, std::vector<float> const& sinks) {
+    std::string const bytes(reinterpret_cast<char const*>(sinks.data()),
+                            sinks.size() * sizeof(float));
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer)
+        file.add("layers." + std::to_string(layer) + ".sink_logits", "F32", {sinks.size()}, bytes);
+}
+
 /// Writes a whole cache of normal numbers; a layer's queries are times `sharpness(layer)`. Returns
 /// the path.
 inline std::string write_random_cache(
@@ -74,7 +82,8 @@ inline std::string write_random_cache(
     Geometry const& geometry = {.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4},
     std::uint32_t tokens = 80,
     std::uint32_t query_rows = 8,
-    std::function<float(std::uint32_t layer)> const& sharpness = {}) {
+    std::function<float(std::uint32_t layer)> const& sharpness = {},
+    std::vector<float> const& sinks = {}) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     auto const rows_of = [&](std::uint32_t layer, std::string const& part) {
@@ -89,7 +98,9 @@ inline std::string write_random_cache(
         }
         return bytes;
     };
-    write_file(path, saved_cache(geometry, tokens, query_rows, rows_of).text());
+    auto file = saved_cache(geometry, tokens, query_rows, rows_of);
+    if (!sinks.empty()) add_sinks(file, geometry, sinks);
+    write_file(path, file.text());
     return path;
 }
 

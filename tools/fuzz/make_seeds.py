@@ -50,6 +50,7 @@ def dkv_seeds() -> dict[str, bytes]:
         ragged[name + "head_offsets"] = ("I32", [HEADS + 1], ints(0, 3, 5))
     whole["tokens"] = ("I32", [TOKENS], ints(1, 2, 3, 4, 5))
     plain = {name: tensor for name, tensor in whole.items() if name != "tokens"}
+    whole["layers.1.sink_logits"] = ("F32", [2 * HEADS], None)
     return {
         "whole": safetensors(plain, metadata),
         "facts": safetensors(whole, facts),

@@ -130,6 +130,7 @@ class LayerReady(Sized):
         ("scores", POINTER(Rows)),
         ("scale", c_float),
         ("softcap", c_float),
+        ("sink_logits", POINTER(c_float)),
     ]
 
 
@@ -179,6 +180,7 @@ class SaveLayer(Sized):
         ("queries", SaveRows),
         ("lengths", POINTER(c_uint32)),
         ("positions", POINTER(c_int32)),
+        ("sink_logits", POINTER(c_float)),
     ]
 
 

@@ -42,6 +42,7 @@ class Session:
         scale: float = 0.0,
         softcap: float = 0.0,
         stream: int | None = None,
+        sink_logits: typing.Iterable[float] | None = None,
     ) -> None:
         """Reports a layer, in order from 0. Does not wait.
 
@@ -51,6 +52,8 @@ class Session:
         scale          of the logits; 0: 1/sqrt(head_dim)
         stream         on a GPU: a cudaStream_t whose queued work writes the rows (0: the default stream);
                        None: they are written
+        sink_logits    learned attention sinks, one finite number per query head (a sequence, or a 1-d array or
+                       tensor): each softmax of the head has it beside the final logits; None: none
 
         Raises DkvError: BAD_STATE out of order or after the session was abandoned,
         INVALID_ARGUMENT for shapes or rows outside their arena.
@@ -60,6 +63,8 @@ class Session:
             ready.queries = ctypes.pointer(_rows(queries))
         if scores is not None:
             ready.scores = ctypes.pointer(_rows(scores))
+        if sink_logits is not None:
+            ready.sink_logits = _sinks(layer, sink_logits, self._engine.geometry.q_heads)
         if stream is None:
             _abi.call("dkv_session_layer_ready", self._handle, ctypes.byref(ready))
         else:
@@ -183,6 +188,19 @@ def _policy(policy: Policy) -> _abi.Policy:
         preset=_abi.text(policy.preset),
         profile=_profile(policy.profile),
     )
+
+
+def _sinks(layer: int, given, q_heads: int):
+    values = given.tolist() if hasattr(given, "tolist") else given
+    try:
+        numbers = [float(each) for each in values]
+    except (TypeError, ValueError):
+        wrong = f"layer {layer}: sink_logits is not a sequence of numbers, one per query head"
+        raise DkvError(Status.INVALID_ARGUMENT, wrong) from None
+    if len(numbers) != q_heads:
+        wrong = f"layer {layer}: sink_logits has {len(numbers)} values, not {q_heads}: one per query head"
+        raise DkvError(Status.INVALID_ARGUMENT, wrong)
+    return (ctypes.c_float * q_heads)(*numbers)
 
 
 def _profile(profile: Profile | None):

@@ -4,8 +4,11 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <optional>
 
 #include <fmt/format.h>
+
+#include "protocol/base/sink_logits.h"
 
 namespace dkv::reference {
 namespace {
@@ -63,13 +66,14 @@ Result<void> check(AttentionInput const& input, std::uint32_t rows, std::uint32_
                                   rows, input.query_rows, input.tokens));
     if (columns > input.tokens)
         return refuse(fmt::format("columns is {} of {} tokens", columns, input.tokens));
-    return {};
+    return check_sink_logits(input.sink_logits, input.q_heads);
 }
 
 /// One query's attention over the tokens that it sees, in the model's dtype.
 void attend(AttentionInput const& input,
             float const* query,
             float const* keys,
+            std::optional<float> sink,
             std::vector<float>& seen) {
     auto const root = static_cast<float>(std::sqrt(static_cast<double>(input.head_dim)));
     for (std::size_t token = 0; token < seen.size(); ++token) {
@@ -77,10 +81,12 @@ void attend(AttentionInput const& input,
             rounded_to(input.dtype, dot(query, keys + token * input.head_dim, input.head_dim));
         seen[token] = rounded_to(input.dtype, product / root);
     }
+    if (sink) seen.push_back(rounded_to(input.dtype, *sink));
     float const largest = *std::ranges::max_element(seen);
     float sum = 0;
     for (float& logit : seen)
         sum += logit = std::exp(logit - largest);
+    if (sink) seen.pop_back();
     for (float& share : seen)
         share = rounded_to(input.dtype, share / sum);
 }
@@ -134,12 +140,14 @@ Result<std::vector<float>> attention_sums(AttentionInput const& input,
     std::vector<float> sums;
     for (std::size_t head = 0; head < input.q_heads; ++head) {
         float const* const keys = input.keys.data() + head / group * input.tokens * input.head_dim;
+        std::optional<float> const sink =
+            input.sink_logits.empty() ? std::nullopt : std::optional(input.sink_logits[head]);
         RowSum sum(rows, columns);
         std::vector<float> seen;
         for (std::uint32_t row = 0; row < rows; ++row) {
             std::size_t const at = head * input.query_rows + input.query_rows - rows + row;
             seen.assign(input.tokens - rows + row + 1, 0.0f);
-            attend(input, input.queries.data() + at * input.head_dim, keys, seen);
+            attend(input, input.queries.data() + at * input.head_dim, keys, sink, seen);
             seen.resize(std::max<std::size_t>(seen.size(), columns), 0.0f);
             sum.add(std::span<float const>(seen).first(columns));
         }

@@ -50,6 +50,7 @@ struct AttentionInput {
     std::uint32_t tokens = 0;
     std::uint32_t head_dim = 0;
     Dtype dtype = Dtype::F32;
+    std::span<float const> sink_logits = {};  ///< [q_heads]; empty: none.
 };
 
 /// The attention of the last `rows` queries, added up per query head and column:
@@ -57,10 +58,13 @@ struct AttentionInput {
 ///   S = Q K^T in the dtype; S / sqrt(head_dim) in the dtype; causal; softmax in f32, cast to the
 ///   dtype; Σ over the queries in f32, cast to the dtype
 ///
+/// With sinks, of which the published codes know nothing, the softmax has one more column, as
+/// transformers' gpt-oss has it: the head's sink, cast to the dtype. It is left out of the sums.
+///
 ///   returns  [q_heads, columns]: the first `columns` tokens
 ///
 /// Errors: InvalidArgument, naming the value: sizes that disagree, rows 0 or more than there are
-/// queries, columns above tokens, q_heads no multiple of kv_heads.
+/// queries, columns above tokens, q_heads no multiple of kv_heads, a sink that is not finite.
 Result<std::vector<float>> attention_sums(AttentionInput const& input,
                                           std::uint32_t rows,
                                           std::uint32_t columns);

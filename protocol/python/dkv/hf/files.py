@@ -4,6 +4,7 @@
     layers.{l}.positions       [Hkv, n] i32, of a compacted cache; heads of unequal length: [rows]
     layers.{l}.head_offsets    [Hkv + 1] i32, heads of unequal length: where each begins in the rows
     layers.{l}.q_window        [Hq, rows, D], the last rows' queries; or in no layer
+    layers.{l}.sink_logits     [Hq] f32, learned attention sinks; in the layers that have them
     tokens                     [n_prompt] i32; or not there
 
 and the metadata format, version, model, n_prompt; scale and softcap where the logits have their own; rope.*;
@@ -49,6 +50,7 @@ class SavedLayer:
     keys: torch.Tensor | list[torch.Tensor]
     values: torch.Tensor | list[torch.Tensor]
     positions: list[list[int]] | None  # Per KV head, ascending; None: 0 … n_prompt-1 in every head.
+    sink_logits: torch.Tensor | None = None  # [Hq] f32; None: the layer has none.
 
     @property
     def lengths(self) -> list[int]:
@@ -147,7 +149,9 @@ class SavedFile:
         Raises DkvError (CORRUPT_DATA), beginning with the path and naming the tensor.
         """
         try:
-            return self._layer(index)
+            made = self._layer(index)
+            made.sink_logits = self._sinks(f"layers.{index}.sink_logits")
+            return made
         except _Wrong as wrong:
             raise DkvError(wrong.status, f"{self.path}: {wrong}") from None
 
@@ -173,6 +177,14 @@ class SavedFile:
             return SavedLayer(keys, values, None)
         positions = self._tensor(name + "positions", tuple(keys.shape[:2]), (torch.int32,))
         return SavedLayer(keys, values, [self._ascending(name, row) for row in positions])
+
+    def _sinks(self, name: str) -> torch.Tensor | None:
+        if name not in self._file.keys():
+            return None
+        sinks = self._tensor(name, None, (torch.float32,))
+        if sinks.dim() != 1 or sinks.shape[0] % self.kv_heads or not bool(torch.isfinite(sinks).all()):
+            raise _Wrong(f"{name} is not one finite number per query head of {self.kv_heads} KV heads")
+        return sinks
 
     def _ragged(self, name: str, keys: torch.Tensor, values: torch.Tensor) -> SavedLayer:
         offsets = self._tensor(name + "head_offsets", (self.kv_heads + 1,), (torch.int32,)).tolist()

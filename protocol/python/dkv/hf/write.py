@@ -24,6 +24,7 @@ class LayerRows:
     values: _Rows
     queries: torch.Tensor | None = None  # [Hq, query rows, D] after RoPE, of the prompt's last tokens.
     positions: list[list[int]] | None = None  # Per KV head, ascending; None: every token's row is there.
+    sink_logits: torch.Tensor | None = None  # [Hq] learned attention sinks; None: the layer has none.
 
 
 @dataclass
@@ -51,12 +52,14 @@ def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int
     call = _Call(example.dtype)
     geometry = _abi.Geometry(
         len(layers),
-        len(first.keys) if queries is None else queries.shape[0],
+        _query_heads(layers),
         len(first.keys),
         example.shape[-1],
         Dtype.of(example.dtype),
     )
-    rows = (_abi.SaveLayer * len(layers))(*(call.layer(index, layer) for index, layer in enumerate(layers)))
+    rows = (_abi.SaveLayer * len(layers))(
+        *(call.layer(index, layer, geometry.q_heads) for index, layer in enumerate(layers))
+    )
     written = ctypes.c_uint64()
     options = _abi.SaveOptions(
         geometry=geometry,
@@ -76,13 +79,20 @@ def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int
     return written.value
 
 
+def _query_heads(layers: list[LayerRows]) -> int:
+    first = layers[0]
+    if first.queries is not None:
+        return first.queries.shape[0]
+    return next((layer.sink_logits.numel() for layer in layers if layer.sink_logits is not None), len(first.keys))
+
+
 class _Call:
     """Memory that the call reads, held until it is over."""
 
     def __init__(self, dtype: torch.dtype):
         self._dtype, self._held = dtype, []
 
-    def layer(self, index: int, layer: LayerRows) -> _abi.SaveLayer:
+    def layer(self, index: int, layer: LayerRows, q_heads: int) -> _abi.SaveLayer:
         name = f"layers.{index}"
         lengths = [rows.shape[0] for rows in layer.keys]
         made = _abi.SaveLayer(
@@ -98,7 +108,16 @@ class _Call:
             if [len(heads) for heads in layer.positions] != lengths:
                 raise DkvError(Status.INVALID_ARGUMENT, f"{name}: there is not one position for each row")
             made.positions = self.integers(torch.tensor([each for heads in layer.positions for each in heads]))
+        if layer.sink_logits is not None:
+            made.sink_logits = self._sinks(name, layer.sink_logits, q_heads)
         return made
+
+    def _sinks(self, name: str, sinks: torch.Tensor, q_heads: int):
+        if tuple(sinks.shape) != (q_heads,):
+            wrong = f"{name}.sink_logits is {list(sinks.shape)}, not [{q_heads}]: one per query head"
+            raise DkvError(Status.INVALID_ARGUMENT, wrong)
+        held = self._hold(sinks.detach().to("cpu", torch.float32).contiguous())
+        return ctypes.cast(held.data_ptr(), ctypes.POINTER(ctypes.c_float))
 
     def integers(self, values: torch.Tensor | None, count: int | None = None):
         if values is None:
