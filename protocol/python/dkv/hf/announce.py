@@ -11,6 +11,7 @@ import inspect
 from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
 
 def announce_prompts(model: torch.nn.Module) -> None:
@@ -57,8 +58,7 @@ def why_left_alone(model: torch.nn.Module) -> str | None:
     if supports is not None and not supports():
         return f"{name} has a cache of a class of its own, and makes it itself"
     parameters = inspect.signature(model.forward).parameters
-    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    if "cache_params" in parameters or not ("past_key_values" in parameters or open_ended):
+    if isinstance(model, PreTrainedModel) and "past_key_values" not in parameters:
         return f"{name} takes no past_key_values: it makes a cache of its own"
     return None
 

@@ -133,6 +133,7 @@ class Cache(TransformersCache):
         self._arenas: list[dkv.Arena] = []
         self._newest: DkvLayer | None = None  # Whose rows came last.
         self._held_back: Call | None = None  # Of the first layer; see _after_attention.
+        self._complete = 0  # Layers that have all of the prompt.
         self._longest = 0  # What the text may grow to.
 
     # ---------------------------------------------------------------- for the user
@@ -193,7 +194,7 @@ class Cache(TransformersCache):
         if self._newest is not None and sys.exc_info()[0] is None:
             self._look_at(self._newest)
         if self._prompt is not None:
-            self._go_plain("generate() ended before the prompt did")
+            self._go_plain(self._missing_layers() or "generate() ended before the prompt did")
         elif self._in_prefill and self._newest is None:
             self._go_plain("generate() ended and gave the cache no rows (use_cache=False?)")
 
@@ -258,7 +259,12 @@ class Cache(TransformersCache):
             return
         reason = None
         if layer.length > prompt.tokens:
-            reason = f"{layer.length} tokens came where the prompt was said to have {prompt.tokens}"
+            said = f"{layer.length} tokens came where the prompt was said to have {prompt.tokens}"
+            reason = self._missing_layers() or said
+        elif layer.length == prompt.tokens and layer.ordinal != self._complete:
+            reason = f"layer {layer.index} came out of turn: {self._complete} layers before it are complete"
+        elif not prompt.active:
+            pass  # Kept whole, by plan or for want of a sidecar.
         elif weights is not None and wants_weights(call):
             reason = "output_attentions=True: a compressed layer has no attention weights over the tokens it dropped"
         else:
@@ -271,6 +277,7 @@ class Cache(TransformersCache):
         if layer.length < prompt.tokens:
             return
         self._held_back = call
+        self._complete += 1
         # The first layer is told with the second: a model that attends twice per layer shows it before.
         if layer.ordinal > 0 or len(self._dkv_layers) == 1:
             self._layer_done(layer)
@@ -281,6 +288,10 @@ class Cache(TransformersCache):
         call, self._held_back = self._held_back, None
         if call is not None and self._prompt is not None:
             self._prompt.layer_done(layer.ordinal, call.scaling, call.softcap, call.sinks)
+
+    def _missing_layers(self) -> str | None:
+        count = len(self._dkv_layers)
+        return f"the model filled {self._complete} of the {count} layers of its cache" if self._complete else None
 
     def _is_of_model(self, module: torch.nn.Module) -> bool:
         model = self._model()
@@ -367,12 +378,15 @@ class Cache(TransformersCache):
     def _start_engine(self, model: torch.nn.Module) -> None:
         """Early, so that it is attached when the prompt comes. Its geometry is checked then."""
         config = self._config
-        q_heads = getattr(config, "num_attention_heads", None)
-        if not self._dkv_layers or not isinstance(q_heads, int):
+        try:
+            q_heads = config.num_attention_heads
+            kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
+        except Exception:  # Other names, or other numbers in each layer: the prompt's rows will tell.
             return
-        kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
         dtype = getattr(model, "dtype", None)
+        if not self._dkv_layers:
+            return
         if isinstance(kv_heads, int) and isinstance(head_dim, int) and dtype in _DTYPES:
             self._shared_engine(q_heads, kv_heads, head_dim, dtype)
 

@@ -133,7 +133,8 @@ class Capture(TransformersCache):
         """Why what has come cannot be saved; None when it can."""
         unseen = self.n_prompt and any(layer.get_seq_length() and layer.queries is None for layer in self.captured)
         if self.failure is None and unseen:
-            return f"the attention of {type(self.model()).__name__} does not go through transformers' attention interface"
+            name = type(self.model()).__name__
+            return f"{name} does not attend to the cache's rows through transformers' attention interface"
         return self.failure
 
     def _first_rows(self, keys: torch.Tensor) -> None:

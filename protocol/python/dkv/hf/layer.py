@@ -148,7 +148,7 @@ class DkvLayer(DynamicLayer):
         return self._given is not None and call.key is self._given[0] and call.value is self._given[1]
 
     def unattended_reason(self, model: torch.nn.Module | None) -> str:
-        reason = f"the attention of {type(model).__name__} does not go through transformers' attention interface"
+        reason = f"{type(model).__name__} does not attend to the cache's rows through transformers' attention interface"
         return reason if self.prefix is None else f"layer {self.index} is compressed, and {reason}: start a new cache"
 
     def _attend_kept(self, call: Call, again: bool) -> torch.Tensor:
