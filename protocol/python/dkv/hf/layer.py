@@ -58,6 +58,7 @@ class DkvLayer(DynamicLayer):
             self.keys = torch.empty(0, dtype=self.dtype, device=self.device)
             self.values = torch.empty(0, dtype=self.dtype, device=self.device)
 
+    @torch.compiler.disable  # A compiled model leaves its graph here.
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """[b, Hkv, q, D] twice; returns what attention reads, marked as this layer's."""
         cache = self._cache()
