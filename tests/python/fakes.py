@@ -49,6 +49,7 @@ class FakeSession:
         self.plan = SimpleNamespace(compress=engine.compress, window=tokens if engine.window is None else engine.window, policy="fake", capacity=0)
         self.queries: dict[int, torch.Tensor] = {}
         self.scales: list[float] = []
+        self.sinks: list[torch.Tensor | None] = []
         self.closed_with: list[str | None] = []
         self.adopted_with = None
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -58,7 +59,7 @@ class FakeSession:
         self._views: dict[int, SimpleNamespace] = {}
         self._arenas = {form: dkv.Arena(1 << 24) for form in (dkv.LayerForm.STAGED, dkv.LayerForm.PACKED)}
 
-    def layer_ready(self, layer, keys, values, queries=None, scale=0.0, softcap=0.0) -> None:
+    def layer_ready(self, layer, keys, values, queries=None, scale=0.0, softcap=0.0, sink_logits=None) -> None:
         assert layer == len(self._rows), "layers come in order"
         if self.engine.fail_at_layer == layer:
             self._failed = True
@@ -67,6 +68,7 @@ class FakeSession:
         self._rows[layer] = _copy(keys), _copy(values)
         self.queries[layer] = None if queries is None else _copy(queries)
         self.scales.append(scale)
+        self.sinks.append(sink_logits)
         behind = self.engine.release_after
         if behind is not None and layer >= behind:
             self._released.add(layer - behind)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dkv.hf.attention import Prefix, lower_right_causal, plain_attention, two_part_attention
+from dkv.hf.attention import Prefix, lower_right_causal, two_part_attention
 
 
-def dense_reference(query, keys, values, seen, scaling, softcap=None):
+def dense_reference(query, keys, values, seen, scaling, softcap=None, sinks=None):
     """keys, values [Hkv, n, D]; seen [Hkv, q, n] bool. One head and one query at a time."""
     _, q_heads, q_length, _ = query.shape
     group = q_heads // keys.shape[0]
@@ -17,7 +17,9 @@ def dense_reference(query, keys, values, seen, scaling, softcap=None):
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
             logits[~seen[head // group, row]] = float("-inf")
-            out[0, head, row] = logits.softmax(-1) @ values[head // group].double()
+            if sinks is not None:
+                logits = torch.cat([logits, sinks[head : head + 1].double()])
+            out[0, head, row] = logits.softmax(-1)[: values.shape[1]] @ values[head // group].double()
     return out
 
 
@@ -33,7 +35,7 @@ def random_case(kv_heads, group, lengths, tail, q_length, seed=0, dim=16):
     return query, keys, values, normal(1, kv_heads, tail, dim), normal(1, kv_heads, tail, dim)
 
 
-def reference_of(query, keys, values, tail_keys, tail_values, scaling, softcap=None):
+def reference_of(query, keys, values, tail_keys, tail_values, scaling, softcap=None, sinks=None):
     """The same rows as one dense cache: short heads are padded and the padding masked."""
     kv_heads, tail, q_length = tail_keys.shape[1], tail_keys.shape[2], query.shape[2]
     longest = max(len(rows) for rows in keys)
@@ -47,7 +49,7 @@ def reference_of(query, keys, values, tail_keys, tail_values, scaling, softcap=N
         seen[head, :, :rows] = True
         for row in range(q_length):
             seen[head, row, longest : longest + tail - (q_length - 1 - row)] = True
-    return dense_reference(query, dense_keys, dense_values, seen, scaling, softcap)
+    return dense_reference(query, dense_keys, dense_values, seen, scaling, softcap, sinks)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4])
@@ -91,6 +93,21 @@ def test_scaling_defaults_to_the_head_dimension_and_softcap_is_honoured():
     out = two_part_attention(query, prefix, tail_keys, tail_values, softcap=1.5)
 
     expected = reference_of(query, keys, values, tail_keys, tail_values, 16**-0.5, softcap=1.5)
+    torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("lengths, grad", [([7, 7], False), ([3, 9], False), ([3, 9], True), ([0, 4], False)])
+def test_sinks_are_in_the_sum_and_have_no_value(lengths, grad, softcap):
+    query, keys, values, tail_keys, tail_values = random_case(2, 3, lengths, 5, 4)
+    rows = (torch.stack(keys), torch.stack(values)) if len(set(lengths)) == 1 else (keys, values)
+    sinks = torch.tensor([0.0, 4.0, -2.0, 1.0, 9.0, 0.5])
+
+    out = two_part_attention(
+        query.requires_grad_(grad), Prefix(lengths, *rows), tail_keys, tail_values, 0.25, softcap, sinks=sinks.bfloat16()
+    )
+
+    expected = reference_of(query, keys, values, tail_keys, tail_values, 0.25, softcap, sinks)
     torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)
 
 
@@ -139,20 +156,3 @@ def test_the_causal_mask_is_aligned_to_the_last_query():
     mask = lower_right_causal(2, 4, torch.device("cpu"))
 
     assert mask.tolist() == [[True, True, True, False], [True, True, True, True]]
-
-
-class Module(torch.nn.Module):
-    is_causal = True
-    num_key_value_groups = 2
-
-
-@pytest.mark.parametrize("q_length, kv_length", [(6, 6), (1, 6), (3, 6), (300, 300)])
-def test_whole_rows_with_capped_logits_follow_the_formula(q_length, kv_length):
-    query = torch.randn(1, 4, q_length, 16)
-    key, value = torch.randn(1, 2, kv_length, 16), torch.randn(1, 2, kv_length, 16)
-
-    out = plain_attention(Module(), query, key, value, None, scaling=0.25, softcap=2.0)
-
-    seen = lower_right_causal(q_length, kv_length, query.device).expand(2, -1, -1)
-    expected = dense_reference(query, key[0], value[0], seen, 0.25, softcap=2.0).transpose(1, 2)
-    torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)

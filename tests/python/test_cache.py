@@ -186,20 +186,6 @@ def test_beam_search_is_kept_as_transformers_keeps_it(tiny_llama, prompt):
     assert greedy(tiny_llama, tokens, 12, num_beams=3, past_key_values=dkv.hf.Cache(tiny_llama, engine=FakeEngine())) == expected
 
 
-def test_the_model_without_a_dkv_cache_still_pads_rightly(tiny_llama, prompt):
-    """set_attn_implementation("dkv") stays behind when the cache is gone."""
-    tokens = prompt(40).repeat(2, 1)
-    mask = torch.ones_like(tokens)
-    mask[1, :7] = 0
-    expected = tiny_llama.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False)
-    dkv.hf.Cache(tiny_llama, engine=FakeEngine())
-
-    out = tiny_llama.generate(tokens, attention_mask=mask, max_new_tokens=12, do_sample=False)
-
-    assert tiny_llama.config._attn_implementation == "dkv"
-    assert torch.equal(out, expected)
-
-
 def test_sliding_layers_of_a_hybrid_stay_transformers_own(prompt):
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -429,17 +415,6 @@ def test_a_dropped_cache_closes_its_session_and_gives_its_memory_back(tiny_llama
 
     assert engine.sessions[0].closed_with == ["the cache was dropped"]
     assert arena.allocated_bytes == 0
-
-
-def test_a_compressed_cache_refuses_other_attention(tiny_llama, prompt):
-    cache = dkv.hf.Cache(tiny_llama, engine=FakeEngine())
-    with torch.no_grad():
-        tiny_llama(prompt(50), past_key_values=cache)
-        tiny_llama.set_attn_implementation("sdpa")
-        tiny_llama(prompt(1), past_key_values=cache)
-
-        with pytest.raises(RuntimeError, match='can only be attended by "dkv"'):
-            tiny_llama(prompt(1), past_key_values=cache)
 
 
 def test_only_the_tail_of_a_compressed_cache_can_be_cropped(tiny_llama, prompt):

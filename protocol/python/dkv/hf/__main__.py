@@ -16,8 +16,9 @@ import sys
 
 from transformers.generation.utils import GenerationMixin
 
+from .announce import announced, why_left_alone
 from .cache import Cache
-from .announce import announced
+from .report import Report
 
 log = logging.getLogger("dkv.hf")
 
@@ -46,6 +47,7 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
         reason = _reason_to_leave_alone(self, kwargs)
         if reason is not None:
             log.info("dkv: generate() is left alone: %s", reason)
+            reports.append(Report(failure=reason).as_dict())
             return original(self, *args, **kwargs)
         cache = Cache(self, **wish)
         kwargs["past_key_values"] = cache
@@ -71,11 +73,7 @@ def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
         return f"it wants a {setting('cache_implementation')} cache"
     if kwargs.get("assistant_model") is not None:
         return "it has an assistant model"
-    if model.config.is_encoder_decoder:
-        return "it is an encoder-decoder"
-    if not getattr(model, "_supports_attention_backend", True):
-        return f"{type(model).__name__} has no exchangeable attention"
-    return None
+    return why_left_alone(model)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -7,9 +7,11 @@ generate() cuts it into chunks (prefill_chunk_size).
 from __future__ import annotations
 
 import functools
+import inspect
 from contextlib import contextmanager
 
 import torch
+from transformers import PreTrainedModel
 
 
 def announce_prompts(model: torch.nn.Module) -> None:
@@ -31,6 +33,9 @@ def announce_prompts(model: torch.nn.Module) -> None:
 def announced(cache, args: tuple, kwargs: dict):
     """Around generate(*args, **kwargs) with this cache, dkv's or not."""
     begin, end = getattr(cache, "_announce", None), getattr(cache, "_generate_ended", None)
+    if getattr(cache, "_left_alone", None) is not None:
+        del kwargs["past_key_values"]  # The model makes its own.
+        begin = None
     if begin is None:
         yield
         return
@@ -42,6 +47,20 @@ def announced(cache, args: tuple, kwargs: dict):
         yield
     finally:
         end()
+
+
+def why_left_alone(model: torch.nn.Module) -> str | None:
+    """Why no dkv cache can serve this model: it makes a cache of another class itself, or takes none."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        return f"{name} is an encoder-decoder, and its cache has two parts (EncoderDecoderCache): it makes its own"
+    supports = getattr(model, "_supports_default_dynamic_cache", None)
+    if supports is not None and not supports():
+        return f"{name} has a cache of a class of its own, and makes it itself"
+    parameters = inspect.signature(model.forward).parameters
+    if isinstance(model, PreTrainedModel) and "past_key_values" not in parameters:
+        return f"{name} takes no past_key_values: it makes a cache of its own"
+    return None
 
 
 def prompt_ids(args: tuple, kwargs: dict) -> torch.Tensor | None:

@@ -1,19 +1,15 @@
-"""Attention for dkv's caches, registered with transformers as "dkv".
+"""Attention over a compressed layer.
 
-A layer that is whole is attended by transformers' own SDPA path, so the text does not change by a
-token. A compressed layer has two parts, the kept rows of the prompt and the tail of tokens that came
-after it; one softmax runs over both, and neither is copied.
+It has two parts, the kept rows of the prompt and the tail of tokens that came after it; one softmax runs
+over both, and neither is copied. A layer that is whole is attended by the model's own function (interface.py).
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-NAME = "dkv"
 _QUERY_BLOCK = 256  # Bounds the logits in memory when a long text continues a compressed prompt.
 
 
@@ -52,6 +48,7 @@ def two_part_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     tail_mask: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention over prefix and tail with one softmax.
 
@@ -59,6 +56,7 @@ def two_part_attention(
     prefix      all of it seen by every query
     tail_keys   [1, Hkv, t, D]   read, t >= q; likewise tail_values
     tail_mask   [q, t]           bool (True: seen) or additive; None: lower-right causal
+    sinks       [Hq]             a logit of each head that takes part in the softmax and has no value (gpt-oss)
     returns     [1, Hq, q, Dv]
     """
     _, q_heads, q_length, head_dim = query.shape
@@ -66,19 +64,18 @@ def two_part_attention(
     scale = head_dim**-0.5 if scaling is None else scaling
     grouped = query[0].reshape(kv_heads, q_heads // kv_heads, q_length, head_dim)
     bias = _tail_bias(tail_mask, q_length, tail_length, query.device)
+    sinks = None if sinks is None else sinks.float().reshape(kv_heads, -1)
     pieces = []
     for begin in range(0, q_length, _QUERY_BLOCK):
         block = grouped[:, :, begin : begin + _QUERY_BLOCK]
         block_bias = None if bias is None else bias[begin : begin + _QUERY_BLOCK]
         if prefix.uniform:
-            pieces.append(
-                _joint_softmax(
-                    block, prefix.keys, prefix.values, tail_keys[0], tail_values[0], scale, softcap, block_bias
-                )
-            )
+            rows = (prefix.keys, prefix.values, tail_keys[0], tail_values[0])
+            pieces.append(_joint_softmax(block, *rows, scale, softcap, block_bias, sinks))
             continue
         if not (torch.is_grad_enabled() and query.requires_grad):
-            pieces.append(_ragged_softmax(block, prefix, tail_keys[0], tail_values[0], scale, softcap, block_bias))
+            rows = (tail_keys[0], tail_values[0])
+            pieces.append(_ragged_softmax(block, prefix, *rows, scale, softcap, block_bias, sinks))
             continue
         heads = [
             _joint_softmax(
@@ -90,6 +87,7 @@ def two_part_attention(
                 scale,
                 softcap,
                 block_bias,
+                None if sinks is None else sinks[head : head + 1],
             )
             for head in range(kv_heads)
         ]
@@ -101,57 +99,6 @@ def two_part_attention(
 def lower_right_causal(q_length: int, kv_length: int, device: torch.device) -> torch.Tensor:
     """[q, kv] bool: the last query sees everything, each earlier one a key less."""
     return torch.ones(q_length, kv_length, dtype=torch.bool, device=device).tril(kv_length - q_length)
-
-
-def plain_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    **kwargs,
-) -> torch.Tensor:
-    """Over whole rows, as transformers does it. Returns [1, q, Hq, Dv]."""
-    if softcap is None:
-        return _transformers_sdpa()(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0]
-    return _softcap_attention(query, key, value, attention_mask, scaling, softcap).transpose(1, 2).contiguous()
-
-
-def dkv_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls. Rows that are not from a dkv layer are attended as by "sdpa"."""
-    mark = getattr(key, "_dkv_layer", None)
-    layer = mark() if mark is not None else None
-    if layer is None:
-        return plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs), None
-    return layer.attend(module, query, key, value, attention_mask, scaling, softcap, **kwargs), None
-
-
-@functools.lru_cache(maxsize=1)
-def register() -> None:
-    """Makes "dkv" a name for set_attn_implementation; masks are made as for "sdpa"."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, dkv_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-@functools.lru_cache(maxsize=1)
-def _transformers_sdpa():
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward
 
 
 def _tail_bias(
@@ -178,23 +125,27 @@ def _joint_softmax(
     scale: float,
     softcap: float | None,
     tail_bias: torch.Tensor | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[H, g, q, D] against [H, n, D] and [H, t, D]; all heads of equal length. Returns [H, g, q, Dv]."""
+    """[H, g, q, D] against [H, n, D] and [H, t, D]; all heads of equal length; sinks [H, g]. Returns [H, g, q, Dv]."""
     heads, group, q_length, _ = query.shape
     rows = (query * scale).reshape(heads, group * q_length, -1)
     prefix_length = prefix_keys.shape[1]
-    logits = torch.empty(
-        heads, group * q_length, prefix_length + tail_keys.shape[1], dtype=torch.float32, device=query.device
-    )
+    end = prefix_length + tail_keys.shape[1]
+    columns = end if sinks is None else end + 1
+    logits = torch.empty(heads, group * q_length, columns, dtype=torch.float32, device=query.device)
     logits[..., :prefix_length] = rows @ prefix_keys.transpose(1, 2)
-    logits[..., prefix_length:] = rows @ tail_keys.transpose(1, 2)
+    logits[..., prefix_length:end] = rows @ tail_keys.transpose(1, 2)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    by_query = logits.view(heads, group, q_length, columns)
     if tail_bias is not None:
-        logits.view(heads, group, q_length, -1)[..., prefix_length:] += tail_bias
+        by_query[..., prefix_length:end] += tail_bias
+    if sinks is not None:
+        by_query[..., end] = sinks[:, :, None]
     weights = logits.softmax(dim=-1).to(query.dtype)
     out = weights[..., :prefix_length] @ prefix_values
-    out = out + weights[..., prefix_length:] @ tail_values
+    out = out + weights[..., prefix_length:end] @ tail_values
     return out.reshape(heads, group, q_length, -1)
 
 
@@ -206,6 +157,7 @@ def _ragged_softmax(
     scale: float,
     softcap: float | None,
     tail_bias: torch.Tensor | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As _joint_softmax, over heads of unequal length: [H, g, q, D] against a list of [n_h, D].
 
@@ -216,7 +168,8 @@ def _ragged_softmax(
     heads, group, q_length, _ = query.shape
     rows = (query * scale).reshape(heads, group * q_length, -1)
     tail = tail_keys.shape[1]
-    logits = torch.full((heads, rows.shape[1], tail + prefix.longest), float("-inf"), dtype=query.dtype, device=query.device)
+    columns = tail + prefix.longest + (0 if sinks is None else 1)
+    logits = torch.full((heads, rows.shape[1], columns), float("-inf"), dtype=query.dtype, device=query.device)
     logits.narrow(2, 0, tail).copy_(torch.bmm(rows, tail_keys.transpose(1, 2)))
     of_heads = zip(rows.unbind(), prefix.keys_transposed, logits.unbind(), prefix.lengths)
     for row, keys, logit, length in of_heads:
@@ -227,37 +180,13 @@ def _ragged_softmax(
         logits = softcap * torch.tanh(logits / softcap)
         for head, length in enumerate(prefix.lengths):
             logits[head, :, tail + length :] = float("-inf")  # A cap would make it a number.
+    by_query = logits.view(heads, group, q_length, columns)
     if tail_bias is not None:
-        logits.view(heads, group, q_length, -1)[..., :tail] += tail_bias
+        by_query[..., :tail] += tail_bias
+    if sinks is not None:
+        by_query[..., -1] = sinks[:, :, None]
     weights = logits.softmax(dim=-1).to(query.dtype)
     out = torch.bmm(weights.narrow(2, 0, tail), tail_values)
     for head, weight, values, length in zip(out.unbind(), weights.unbind(), prefix.values, prefix.lengths):
         head.addmm_(weight.narrow(1, tail, length), values)
     return out.reshape(heads, group, q_length, -1)
-
-
-def _softcap_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float,
-) -> torch.Tensor:
-    """Attention with capped logits, which SDPA does not offer, in blocks of queries. [b, Hq, q, Dv]."""
-    batch, q_heads, q_length, head_dim = query.shape
-    kv_heads, kv_length = key.shape[1], key.shape[2]
-    scale = head_dim**-0.5 if scaling is None else scaling
-    grouped = query.reshape(batch, kv_heads, q_heads // kv_heads, q_length, head_dim) * scale
-    if mask is None and q_length > 1:
-        mask = lower_right_causal(q_length, kv_length, query.device)[None, None]
-    pieces = []
-    for begin in range(0, q_length, _QUERY_BLOCK):
-        block = grouped[:, :, :, begin : begin + _QUERY_BLOCK]
-        logits = (block @ key.transpose(-1, -2)[:, :, None]).float()
-        logits = softcap * torch.tanh(logits / softcap)
-        if mask is not None:
-            part = mask[..., begin : begin + _QUERY_BLOCK, :][:, :, None]
-            logits = logits.masked_fill(~part, float("-inf")) if part.dtype == torch.bool else logits + part
-        pieces.append(logits.softmax(dim=-1).to(query.dtype) @ value[:, :, None])
-    return torch.cat(pieces, dim=3).reshape(batch, q_heads, q_length, -1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 
 import torch
@@ -20,8 +21,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import dkv
 
-from . import attention, profiles
-from .announce import announce_prompts
+from . import profiles
+from .announce import announce_prompts, why_left_alone
+from .arguments import computed_otherwise, masked_otherwise, not_understood, wants_weights
+from .interface import Call, stand_in_front
 from .layer import DkvLayer
 from .place import give_back, place_of
 from .prompt import Prompt
@@ -37,7 +40,7 @@ _engines: "weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, dkv.Engine]]" 
 
 
 class Cache(TransformersCache):
-    """One sequence's cache. Sets the model's attention implementation to "dkv".
+    """One sequence's cache. The model's attention implementation stays as it is, and acts while rows are whole.
 
     policy, capacity, window and further options (kernel, pool, reduce, r_max, r_min,
     update_interval, sinks, beta) are wishes: left out, the sidecar decides; what its operator has
@@ -60,7 +63,9 @@ class Cache(TransformersCache):
 
     Raises ProfileError for a file that does not fit this model.
 
-    Batch 1 without padding is compressed; anything else is kept as transformers would keep it.
+    Batch 1 without padding is compressed; anything else is kept as transformers would keep it, and report() says why:
+    also a prompt whose model gives its attention more than dkv understands. For a model that makes a cache of its own
+    class, generate() runs as if it had been given none.
     The first prompt is compressed; later generate() calls with the same cache continue it.
     """
 
@@ -86,16 +91,10 @@ class Cache(TransformersCache):
         found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
         if found is not None and policy is None:
             policy = "auto" if unasked else "dynamickv"
-        attention.register()
-        if model.config._attn_implementation != attention.NAME:
-            model.set_attn_implementation(attention.NAME)
-        layers = DynamicCache(config=model.config).layers
+        self._left_alone = why_left_alone(model)  # Read by announce.py, too.
         self._dkv_layers: list[DkvLayer] = []
-        for index, layer in enumerate(layers):
-            if type(layer) is DynamicLayer:
-                layers[index] = DkvLayer(self, index, len(self._dkv_layers))
-                self._dkv_layers.append(layers[index])
-        super().__init__(layers=layers)
+        super().__init__(layers=self._make_layers(model))
+        self.layer_class_to_replicate = DynamicLayer  # For a model with more layers than this one's.
         wish = {"name": policy, "capacity": capacity, "window": window, "profile": found, **policy_options}
         self._wish = {key: value for key, value in wish.items() if value is not None}
         self._progressive, self._timeout_s, self._strict = progressive, timeout_s, strict
@@ -106,25 +105,43 @@ class Cache(TransformersCache):
         self._own_engine = engine
         self._device = device
         self._begin()
-        if not self._dkv_layers:
-            self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
+        stand_in_front(model)
         announce_prompts(model)
         self._start_engine(model)
+
+    def _make_layers(self, model: torch.nn.Module) -> list:
+        if self._left_alone is not None:
+            return []
+        layers = DynamicCache(config=model.config).layers
+        for index, layer in enumerate(layers):
+            if type(layer) is DynamicLayer:
+                layers[index] = DkvLayer(self, index, len(self._dkv_layers))
+                self._dkv_layers.append(layers[index])
+        return layers
 
     def _begin(self) -> None:
         self._report = Report(layers=len(self._dkv_layers), layers_left_alone=len(self.layers) - len(self._dkv_layers))
         self._report.profile = self._wish["profile"].name if "profile" in self._wish else None
-        self._in_prefill = True
+        self._report.failure = self._left_alone
+        if not self._dkv_layers and self._left_alone is None:
+            self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
+        self._in_prefill = bool(self._dkv_layers)
         self._announced: int | None = None
         self._prompt: Prompt | None = None
         self._storage: Storage | None = None
         self._shape: tuple | None = None
         self._arenas: list[dkv.Arena] = []
+        self._newest: DkvLayer | None = None  # Whose rows came last.
+        self._held_back: Call | None = None  # Of the first layer; see _after_attention.
+        self._complete = 0  # Layers that have all of the prompt.
+        self._longest = 0  # What the text may grow to.
 
     # ---------------------------------------------------------------- for the user
 
     def report(self) -> Report:
         """What was done about the prompt, so far."""
+        if self._in_prefill and self._newest is not None:
+            self._look_at(self._newest)
         report, tokens = self._report, self._report.prompt_tokens
         if self._shape is None or not tokens:
             return report
@@ -174,8 +191,12 @@ class Cache(TransformersCache):
 
     def _generate_ended(self) -> None:
         self._announced = None
+        if self._newest is not None and sys.exc_info()[0] is None:
+            self._look_at(self._newest)
         if self._prompt is not None:
-            self._go_plain("generate() ended before the prompt did")
+            self._go_plain(self._missing_layers() or "generate() ended before the prompt did")
+        elif self._in_prefill and self._newest is None:
+            self._go_plain("generate() ended and gave the cache no rows (use_cache=False?)")
 
     # ---------------------------------------------------------------- called by the layers
 
@@ -195,25 +216,86 @@ class Cache(TransformersCache):
     def _storage_of(self, ordinal: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self._storage.layer(ordinal)
 
-    def _before_attention(self, layer: DkvLayer, query: torch.Tensor, mask: torch.Tensor | None) -> None:
-        if mask is not None and not _sees_everything(mask):
-            self._go_plain("the prompt is padded or has a mask of its own")
-        elif layer.ordinal == 0 and self._prompt is None:
-            self._open_prompt(layer.length, query)
+    def _rows_come(self, layer: DkvLayer) -> None:
+        last, self._newest = self._newest, layer
+        if last is not None:
+            self._look_at(last)
 
-    def _after_attention(self, layer: DkvLayer, query: torch.Tensor, scaling, softcap) -> None:
+    def _look_at(self, layer: DkvLayer) -> None:
+        """Whether the layer's rows were attended by a function that dkv stands in front of."""
+        if layer.unattended and (self._in_prefill or layer.prefix is not None):
+            layer.unattended = False
+            reason = layer.unattended_reason(self._model())
+            if layer.prefix is not None:
+                raise RuntimeError(reason)
+            self._report.prompt_tokens = self._report.prompt_tokens or layer.length
+            self._go_plain(reason)
+
+    def _before_attention(self, layer: DkvLayer, call: Call, again: bool) -> None:
+        reason = self._misfit(layer, call, again)
+        if reason is not None:
+            self._report.prompt_tokens = self._report.prompt_tokens or layer.length
+            self._go_plain(reason)
+            return
+        if layer.ordinal == 0 and self._prompt is None:
+            self._open_prompt(layer.length, call.query)
+        if layer.ordinal == 1:
+            self._layer_done(self._dkv_layers[0])
+
+    def _misfit(self, layer: DkvLayer, call: Call, again: bool) -> str | None:
+        """Why dkv could not attend in place of this call once the layer is compressed."""
+        kind = type(call.module).__name__
+        if layer.ordinal == 0 and self._prompt is None and not self._is_of_model(call.module):
+            return f"the cache was made for another model than that of this {kind}: make one with dkv.hf.Cache(model)"
+        if again:
+            return f"{kind} calls its attention more than once per layer"
+        if not layer.untouched(call):
+            return f"{kind} changes K or V between the cache and its attention"
+        return not_understood(call, max(self._longest, layer.length)) or masked_otherwise(call)
+
+    def _after_attention(self, layer: DkvLayer, call: Call, out: torch.Tensor, weights: torch.Tensor | None) -> None:
         prompt = self._prompt
         if prompt is None:
             return
+        reason = None
         if layer.length > prompt.tokens:
-            self._go_plain(f"{layer.length} tokens came where the prompt was said to have {prompt.tokens}")
+            said = f"{layer.length} tokens came where the prompt was said to have {prompt.tokens}"
+            reason = self._missing_layers() or said
+        elif layer.length == prompt.tokens and layer.ordinal != self._complete:
+            reason = f"layer {layer.index} came out of turn: {self._complete} layers before it are complete"
+        elif not prompt.active:
+            pass  # Kept whole, by plan or for want of a sidecar.
+        elif weights is not None and wants_weights(call):
+            reason = "output_attentions=True: a compressed layer has no attention weights over the tokens it dropped"
+        else:
+            reason = computed_otherwise(call, out)
+        if reason is not None:
+            self._go_plain(reason)
             return
-        prompt.push_queries(layer.ordinal, query)
+        layer.has_weights = weights is not None
+        prompt.push_queries(layer.ordinal, call.query)
         if layer.length < prompt.tokens:
             return
-        prompt.layer_done(layer.ordinal, scaling, softcap)
+        self._held_back = call
+        self._complete += 1
+        # The first layer is told with the second: a model that attends twice per layer shows it before.
+        if layer.ordinal > 0 or len(self._dkv_layers) == 1:
+            self._layer_done(layer)
         if layer.ordinal + 1 == len(self._dkv_layers):
             self._end_prompt()
+
+    def _layer_done(self, layer: DkvLayer) -> None:
+        call, self._held_back = self._held_back, None
+        if call is not None and self._prompt is not None:
+            self._prompt.layer_done(layer.ordinal, call.scaling, call.softcap, call.sinks)
+
+    def _missing_layers(self) -> str | None:
+        count = len(self._dkv_layers)
+        return f"the model filled {self._complete} of the {count} layers of its cache" if self._complete else None
+
+    def _is_of_model(self, module: torch.nn.Module) -> bool:
+        model = self._model()
+        return model is not None and any(module is own for own in model.modules())
 
     # ---------------------------------------------------------------- a prompt's life
 
@@ -222,6 +304,7 @@ class Cache(TransformersCache):
         self._report.prompt_tokens = max(tokens, seen)
         if max(tokens, seen) == 1:
             self._in_prefill = False
+            self._report.kept_whole = "a prompt of one token: nothing to compress"
             return
         self._prompt = Prompt(self._dkv_layers, self._storage, max(tokens, seen), self._report, self._timeout_s)
         engine = self._engine(query)
@@ -239,7 +322,7 @@ class Cache(TransformersCache):
 
     def _go_plain(self, reason: str) -> None:
         """This text is generated without dkv from here on."""
-        self._in_prefill = False
+        self._in_prefill, self._held_back = False, None
         prompt, self._prompt = self._prompt, None
         if prompt is not None:
             prompt.abandon(reason)
@@ -265,15 +348,20 @@ class Cache(TransformersCache):
             return f"a batch of {keys.shape[0]}: only batch 1 is compressed"
         if keys.dtype not in _DTYPES:
             return f"K and V are {keys.dtype}: only float32, float16 and bfloat16 are supported"
-        if values.shape != keys.shape or values.dtype != keys.dtype:
-            return f"values are {list(values.shape)}, keys {list(keys.shape)}: they must be alike"
+        if values.dtype != keys.dtype:
+            return f"K is {keys.dtype} and V is {values.dtype} (as under torch.autocast): they must have one dtype"
+        if values.shape != keys.shape:
+            return (
+                f"K is {list(keys.shape)} and V is {list(values.shape)} (as in multi-head latent attention): "
+                "they must have one shape"
+            )
         if getattr(self._config, "num_kv_shared_layers", 0):
             return "layers of this model share K and V"
         return None
 
     def _make_storage(self, keys: torch.Tensor) -> str | None:
         tokens = max(self._prompt_tokens or 0, self._announced or 0, keys.shape[2])
-        most = max(tokens, getattr(self._config, "max_position_embeddings", 0) or 0)
+        most = self._longest = max(tokens, getattr(self._config, "max_position_embeddings", 0) or 0)
         self._shape = (keys.shape[1], keys.shape[3], keys.dtype)
         try:
             with self._report.timed():
@@ -290,25 +378,29 @@ class Cache(TransformersCache):
     def _start_engine(self, model: torch.nn.Module) -> None:
         """Early, so that it is attached when the prompt comes. Its geometry is checked then."""
         config = self._config
-        q_heads = getattr(config, "num_attention_heads", None)
-        if not self._dkv_layers or not isinstance(q_heads, int):
+        try:
+            q_heads = config.num_attention_heads
+            kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
+        except Exception:  # Other names, or other numbers in each layer: the prompt's rows will tell.
             return
-        kv_heads = getattr(config, "num_key_value_heads", None) or q_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // q_heads
         dtype = getattr(model, "dtype", None)
+        if not self._dkv_layers:
+            return
         if isinstance(kv_heads, int) and isinstance(head_dim, int) and dtype in _DTYPES:
             self._shared_engine(q_heads, kv_heads, head_dim, dtype)
 
     def _engine(self, query: torch.Tensor) -> dkv.Engine | None:
-        if self._own_engine is not None:
-            return self._own_engine
         kv_heads, head_dim, dtype = self._shape
         return self._shared_engine(query.shape[1], kv_heads, head_dim, dtype)
 
     def _shared_engine(self, q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> dkv.Engine | None:
         model = self._model()
-        if self._own_engine is not None or model is None:
+        if self._own_engine is not None:
             return self._own_engine
+        if model is None:
+            self._report.failure = "the model that the cache was made for is gone"
+            return None
         geometry = dkv.Geometry(
             layers=len(self._dkv_layers), q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
         )
@@ -345,12 +437,6 @@ class Cache(TransformersCache):
         if known not in _warned:
             _warned.add(known)
             log.warning("dkv: generation goes on without compression: %s", reason)
-
-
-def _sees_everything(mask: torch.Tensor) -> bool:
-    """Whether the last query sees every key: then nothing is padded, and the mask is only causal."""
-    last = mask[..., -1, :]
-    return bool(last.all()) if last.dtype == torch.bool else bool((last == 0).all())
 
 
 def _mean(lengths: list[int]) -> float:

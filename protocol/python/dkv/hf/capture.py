@@ -13,8 +13,9 @@ import torch
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from . import attention
-from .announce import announce_prompts
+from .announce import announce_prompts, why_left_alone
+from .arguments import computed_otherwise, masked_otherwise, not_understood
+from .interface import Call, mark, stand_in_front
 
 
 class CaptureLayer(DynamicLayer):
@@ -30,22 +31,38 @@ class CaptureLayer(DynamicLayer):
         self.queries: torch.Tensor | None = None  # [Hq, rows, D], the last of the prompt so far.
         self.scaling: float | None = None
         self.softcap: float | None = None
+        self.sink_logits: torch.Tensor | None = None  # [Hq], where the model has them.
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None  # What update() returned last.
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         cache = self._cache()
         if cache is not None and not self.get_seq_length():
             cache._first_rows(key_states)
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        keys._dkv_layer = weakref.ref(self)  # For attention.dkv_attention.
-        return keys, values
+        self._given = mark(keys, self), values
+        return self._given
 
-    def attend(self, module, query, key, value, attention_mask, scaling, softcap, **kwargs) -> torch.Tensor:
-        """Called by dkv_attention with what update() returned. Returns [1, q, Hq, D]."""
-        cache = self._cache()
-        if cache is not None and key.shape[2] <= cache.n_prompt:
-            self._take(query.detach()[0], cache.rows)
-            self.scaling, self.softcap = scaling, softcap
-        return attention.plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs)
+    def attend(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """In place of the model's own attention function (interface.py); returns what that returns."""
+        result, cache, count = call.run(), self._cache(), call.key.shape[2]
+        if cache is None or count > cache.n_prompt:
+            return result
+        reason = self._misfit(call)
+        if reason is None and count == cache.n_prompt:
+            reason = computed_otherwise(call, result[0])
+        cache.failure = cache.failure or reason
+        self._take(call.query.detach()[0], cache.rows)
+        self.scaling, self.softcap = call.scaling, call.softcap
+        self.sink_logits = None if call.sinks is None else call.sinks.detach()
+        return result
+
+    def _misfit(self, call: Call) -> str | None:
+        given, self._given = self._given, None
+        if given is None:
+            return f"{type(call.module).__name__} calls its attention more than once per layer"
+        if call.key is not given[0] or call.value is not given[1]:
+            return f"{type(call.module).__name__} changes K or V between the cache and its attention"
+        return not_understood(call, call.key.shape[2]) or masked_otherwise(call)
 
     def reset(self) -> None:
         self.keys = self.values = None  # transformers 4 would leave zeros.
@@ -65,24 +82,26 @@ class Capture(TransformersCache):
     prompt_tokens  the prompt's length, for a prefill that the caller cuts into chunks himself; generate() tells it
 
     The first forward, or the prompt that generate() is given, is the prompt; what is generated after it is not saved.
-    Sets the model's attention implementation to "dkv".
+    `failure` says why the prompt cannot be saved, once that is known: its model gives its attention more than a file
+    can say.
     """
 
     def __init__(self, model: torch.nn.Module, queries: int | None = 32, *, prompt_tokens: int | None = None):
         if queries is not None and queries < 1:
             raise ValueError(f"queries is {queries}: at least 1, or None for all")
-        layers = DynamicCache(config=model.config).layers
+        self._left_alone = why_left_alone(model)  # Read by announce.py, too.
+        layers = [] if self._left_alone else DynamicCache(config=model.config).layers
         for index, layer in enumerate(layers):
             if type(layer) is DynamicLayer:
                 layers[index] = CaptureLayer(self, index)
         super().__init__(layers=layers)
+        self.layer_class_to_replicate = DynamicLayer  # For a model with more layers than this one's.
+        self.failure: str | None = self._left_alone
         self.model, self.rows = weakref.ref(model), queries
         self.tokens: torch.Tensor | None = None  # [1, n] ids of the prompt, where generate() was given them.
         self.next_token: int | None = None  # The likeliest behind the prompt, where it was seen.
         self.n_prompt = self._said = prompt_tokens or 0
-        attention.register()
-        if model.config._attn_implementation != attention.NAME:
-            model.set_attn_implementation(attention.NAME)
+        stand_in_front(model)
         announce_prompts(model)
 
     @property
@@ -92,7 +111,7 @@ class Capture(TransformersCache):
 
     def reset(self) -> None:
         super().reset()
-        self.tokens = self.next_token = None
+        self.tokens, self.next_token, self.failure = None, None, self._left_alone
         self.n_prompt = self._said
 
     # ---------------------------------------------------------------- called by announce.py and the layers
@@ -108,6 +127,15 @@ class Capture(TransformersCache):
 
     def _generate_ended(self) -> None:
         self._unwatch()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why what has come cannot be saved; None when it can."""
+        unseen = self.n_prompt and any(layer.get_seq_length() and layer.queries is None for layer in self.captured)
+        if self.failure is None and unseen:
+            name = type(self.model()).__name__
+            return f"{name} does not attend to the cache's rows through transformers' attention interface"
+        return self.failure
 
     def _first_rows(self, keys: torch.Tensor) -> None:
         if keys.shape[0] != 1:

@@ -7,7 +7,9 @@ import weakref
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from .attention import Prefix, plain_attention, two_part_attention
+from .arguments import not_understood, tail_mask, wants_weights
+from .attention import Prefix, two_part_attention
+from .interface import Call, mark
 
 _TAIL_ROWS = 64  # First size of a tail; it doubles.
 
@@ -42,7 +44,9 @@ class DkvLayer(DynamicLayer):
         self._whole_keys = self._whole_values = None
         self._tail_keys = self._tail_values = None
         self._tail_length = 0
-        self._unattended = False
+        self.unattended = False  # Rows were returned, and the model's attention has not come with them yet.
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None  # What update() returned last.
+        self.has_weights = True  # Whether the model's own function returns attention weights, as far as is known.
         self._replaying = False
 
     # ---------------------------------------------------------------- what transformers asks
@@ -54,12 +58,15 @@ class DkvLayer(DynamicLayer):
             self.keys = torch.empty(0, dtype=self.dtype, device=self.device)
             self.values = torch.empty(0, dtype=self.dtype, device=self.device)
 
+    @torch.compiler.disable  # A compiled model leaves its graph here.
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """[b, Hkv, q, D] twice; returns what attention reads, marked as this layer's."""
+        cache = self._cache()
+        if cache is not None:
+            cache._rows_come(self)
         if self._replaying:
-            return self._replayed(key_states)
+            return self._replayed(key_states, value_states)
         if not self.is_initialized:
-            cache = self._cache()
             self.heap = cache is None or not cache._accepts(self, key_states, value_states)
             self.lazy_initialization(key_states, value_states)
             if not self.heap:
@@ -124,23 +131,40 @@ class DkvLayer(DynamicLayer):
 
     # ---------------------------------------------------------------- attention
 
-    def attend(self, module, query, key, value, attention_mask, scaling, softcap, **kwargs) -> torch.Tensor:
-        """Called by dkv_attention with what update() returned. Returns [1, q, Hq, D]."""
-        self._unattended = False
+    def attend(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """In place of the model's own attention function (interface.py); returns what that returns."""
+        again, self.unattended = not self.unattended, False
         if self.prefix is not None:
-            mask = None
-            if attention_mask is not None and attention_mask.dim() == 4:
-                mask = attention_mask[0, 0, :, attention_mask.shape[-1] - key.shape[2] :]
-            out = two_part_attention(query, self.prefix, key, value, scaling, softcap, mask)
-            return out.transpose(1, 2).contiguous()
+            return self._attend_kept(call, again), None
         cache = self._cache()
-        reporting = cache is not None and cache._in_prefill and getattr(module, "layer_idx", None) == self.index
-        if reporting:
-            cache._before_attention(self, query, attention_mask)
-        out = plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs)
-        if reporting:
-            cache._after_attention(self, query, scaling, softcap)
-        return out
+        if cache is not None and cache._in_prefill:
+            cache._before_attention(self, call, again)
+        result = call.run()
+        if cache is not None and cache._in_prefill:
+            cache._after_attention(self, call, *result)
+        return result
+
+    def untouched(self, call: Call) -> bool:
+        """Whether the model attends to the rows as update() returned them."""
+        return self._given is not None and call.key is self._given[0] and call.value is self._given[1]
+
+    def unattended_reason(self, model: torch.nn.Module | None) -> str:
+        reason = f"{type(model).__name__} does not attend to the cache's rows through transformers' attention interface"
+        return reason if self.prefix is None else f"layer {self.index} is compressed, and {reason}: start a new cache"
+
+    def _attend_kept(self, call: Call, again: bool) -> torch.Tensor:
+        """[1, q, Hq, D]. Raises ValueError when attention is wanted that the kept rows cannot give."""
+        reason = not_understood(call, self.length)
+        if reason is None and (again or not self.untouched(call)):
+            reason = f"{type(call.module).__name__} attends to other rows than the cache returned, or twice"
+        if reason is None and self.has_weights and wants_weights(call):
+            reason = "output_attentions=True, and weights over the tokens that were dropped do not exist"
+        if reason is not None:
+            raise ValueError(f"layer {self.index} is compressed: {reason}")
+        tail = call.key.shape[2]
+        seen = tail_mask(call.mask, self.length - tail, tail)
+        out = two_part_attention(call.query, self.prefix, call.key, call.value, call.scaling, call.softcap, seen, call.sinks)
+        return out.transpose(1, 2).contiguous()
 
     # ---------------------------------------------------------------- the cache's side
 
@@ -149,7 +173,7 @@ class DkvLayer(DynamicLayer):
         self.prefix = prefix
         self._whole_keys = self._whole_values = None
         self._tail_length = 0
-        self.keys = self.values = None
+        self.keys = self.values = self._given = None
 
     def restore(self, rows: Prefix | tuple[torch.Tensor, torch.Tensor], tokens: int, positions: list[list[int]] | None) -> None:
         """Takes the rows of a prompt that was saved: a prefix, or K and V of every token, [1, Hkv, tokens, D]."""
@@ -178,7 +202,7 @@ class DkvLayer(DynamicLayer):
         if self.heap or self.prefix is not None:
             return
         self.heap = True
-        self._whole_keys = self._whole_values = None
+        self._whole_keys = self._whole_values = self._given = None
         if self.keys is not None:
             self.keys, self.values = self.keys.clone(), self.values.clone()
 
@@ -193,14 +217,9 @@ class DkvLayer(DynamicLayer):
         self._whole_values[:, :, self.length : end].copy_(value_states.detach())
         self.length = end
         self._show_whole()
-        return self.keys, self.values
+        return self._give(self.keys, self.values)
 
     def _append_tail(self, key_states: torch.Tensor, value_states: torch.Tensor):
-        if self._unattended:
-            raise RuntimeError(
-                f"layer {self.index} is compressed and can only be attended by \"dkv\": "
-                "call model.set_attn_implementation(\"dkv\"), or start a new cache"
-            )
         end = self._tail_length + key_states.shape[2]
         if self._tail_keys is None or end > self._tail_keys.shape[2]:
             self._tail_keys = self._grown(self._tail_keys, key_states, end)
@@ -210,18 +229,15 @@ class DkvLayer(DynamicLayer):
         self._tail_length = end
         self.length += key_states.shape[2]
         self._show_tail()
-        self._unattended = True
-        return self.keys, self.values
+        return self._give(self.keys, self.values)
 
-    def _replayed(self, key_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _replayed(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if key_states.shape[2] != 1:
             raise ValueError(f"{key_states.shape[2]} tokens came where the prompt's last one is asked again")
         self._replaying = False
         if self.heap:
             return self.keys, self.values
-        empty = key_states[:, :, :0]
-        self._unattended = True
-        return self._mark(empty), key_states[:, :, :0]
+        return self._give(key_states[:, :, :0], value_states[:, :, :0])
 
     def _grown(self, tail: torch.Tensor | None, like: torch.Tensor, rows: int) -> torch.Tensor:
         capacity = _TAIL_ROWS if tail is None else 2 * tail.shape[2]
@@ -233,16 +249,16 @@ class DkvLayer(DynamicLayer):
         return grown
 
     def _show_whole(self) -> None:
-        self.keys = self._mark(self._whole_keys[:, :, : self.length])
+        self.keys = self._whole_keys[:, :, : self.length]
         self.values = self._whole_values[:, :, : self.length]
 
     def _show_tail(self) -> None:
-        self.keys = self._mark(self._tail_keys[:, :, : self._tail_length])
+        self.keys = self._tail_keys[:, :, : self._tail_length]
         self.values = self._tail_values[:, :, : self._tail_length]
 
-    def _mark(self, view: torch.Tensor) -> torch.Tensor:
-        view._dkv_layer = weakref.ref(self)  # Not the layer itself: that would be a cycle.
-        return view
+    def _give(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.unattended, self._given = True, (mark(keys, self), values)
+        return self._given
 
     def _need_heap(self, operation: str) -> None:
         if self.prefix is not None:

@@ -21,10 +21,10 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dkv.words import DkvError, Status
 
-from . import attention
 from .announce import announce_prompts
 from .attention import Prefix
 from .files import SavedFile, SavedLayer, halves_of_pairs, rope_of
+from .interface import stand_in_front
 from .layer import DkvLayer
 
 log = logging.getLogger("dkv.hf")
@@ -34,7 +34,7 @@ def load(path: str | os.PathLike, model: torch.nn.Module) -> "LoadedCache":
     """The cache in a file of dkv's own format, whole or compacted (also ragged), for `model`.
 
     Every checksum is verified. Rows become the model's dtype and go to its device. Keys in llama.cpp's order of dims
-    are put into Hugging Face's. The model's attention implementation is set to "dkv".
+    are put into Hugging Face's.
 
     Raises DkvError, one line beginning with the path: IO; CORRUPT_DATA; UNSUPPORTED for another version, and for a
     model with sliding windows, whose rows no file has; INVALID_ARGUMENT for a cache that is not this model's: other
@@ -97,6 +97,7 @@ class LoadedCache(TransformersCache):
         self.next_token, self.provenance = file.next_token, file.provenance
         self._pristine = True
         self._hook = None
+        self._newest: DkvLayer | None = None  # Whose rows came last.
         self._use_with(model)
 
     def kept_positions(self, layer: int) -> list[list[int]]:
@@ -143,15 +144,18 @@ class LoadedCache(TransformersCache):
     def _accepts(self, *_) -> bool:
         return False
 
+    def _rows_come(self, layer: DkvLayer) -> None:
+        last, self._newest = self._newest, layer
+        if last is not None and last.unattended:
+            raise RuntimeError(last.unattended_reason(self._model()))
+
     _in_prefill = False
 
     # ---------------------------------------------------------------- helpers
 
     def _use_with(self, model: torch.nn.Module) -> None:
         self._model = weakref.ref(model)
-        attention.register()
-        if model.config._attn_implementation != attention.NAME:
-            model.set_attn_implementation(attention.NAME)
+        stand_in_front(model)
         announce_prompts(model)
 
     def _with_next_token(self, model, arguments, output):

@@ -6,6 +6,7 @@ come with dkv. `dkv profile` lists them.
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -17,6 +18,8 @@ from dkv.lab import profile as files
 from dkv.lab.probe import sliding_windows
 
 from .weights import cache_root
+
+log = logging.getLogger("dkv.hf")
 
 AUTO = "auto"
 SHIPPED = Path(files.__file__).with_name("profiles")
@@ -37,10 +40,14 @@ def resolve(model: torch.nn.Module, given: str | Path | dkv.Profile | None, forc
     """
     if given is None or isinstance(given, dkv.Profile):
         return given
-    described = describe(model)
     if str(given) == AUTO:
-        found = find(described)
+        try:
+            found = find(describe(model))
+        except Exception as error:  # Configs refuse in many ways; a model that cannot be described has no profile.
+            log.info("dkv: no profile of %s: %s", type(model).__name__, error)
+            return None
         return None if found is None else found[1]
+    described = describe(model)
     path = Path(given).expanduser()
     made = files.load(path, files.Geometry(**described["geometry"]))
     if made.model.get("weights") != described["weights"] and not force:

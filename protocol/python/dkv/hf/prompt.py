@@ -82,7 +82,9 @@ class Prompt:
             with self.report.timed():
                 self._queries.push(ordinal, query)
 
-    def layer_done(self, ordinal: int, scaling: float | None, softcap: float | None) -> None:
+    def layer_done(
+        self, ordinal: int, scaling: float | None, softcap: float | None, sinks: torch.Tensor | None = None
+    ) -> None:
         """The layer has all of the prompt's rows. Does not wait."""
         if self._session is None or self._silent:
             return
@@ -96,6 +98,7 @@ class Prompt:
                     queries=self._queries.rows(ordinal),
                     scale=scaling or 0.0,
                     softcap=softcap or 0.0,
+                    sink_logits=sinks,
                     **self.storage.place.ready_options(),
                 )
                 self._take_events()

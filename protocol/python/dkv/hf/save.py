@@ -54,13 +54,11 @@ def _save_prompt(
 ) -> int:
     if tokens.dim() != 2 or tokens.shape[0] != 1:
         raise ValueError(f"tokens are {list(tokens.shape)}, not [1, n]: one prompt is saved at a time")
-    before = model.config._attn_implementation
     cache = Capture(model, queries, prompt_tokens=tokens.shape[1])
-    try:
-        with torch.inference_mode():
-            out = model(tokens, past_key_values=cache, logits_to_keep=1)
-    finally:
-        model.set_attn_implementation(before)
+    if cache.refusal is not None:
+        raise ValueError(f"{type(model).__name__} cannot be saved: {cache.refusal}")
+    with torch.inference_mode():
+        out = model(tokens, past_key_values=cache, logits_to_keep=1)
     cache.next_token = int(out.logits[0, -1].argmax())
     return _save_captured(cache, path, tokens)
 
@@ -69,6 +67,8 @@ def _save_captured(cache: Capture, path: str | os.PathLike, tokens: torch.Tensor
     model, count = cache.model(), cache.n_prompt
     if model is None:
         raise ValueError("the model of this cache is gone: save while it lives")
+    if cache.refusal is not None:
+        raise ValueError(f"the prompt cannot be saved: {cache.refusal}")
     if not cache.captured:
         raise ValueError(f"no layer of {type(model).__name__} keeps the whole text: nothing to save")
     if not count or cache.captured[-1].get_seq_length() < count:
