@@ -16,8 +16,10 @@ import sys
 
 from transformers.generation.utils import GenerationMixin
 
+import dkv
+
 from .cache import Cache
-from .announce import announced
+from .announce import announced, repeats_rows, setting
 
 log = logging.getLogger("dkv.hf")
 
@@ -49,7 +51,7 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
             return original(self, *args, **kwargs)
         cache = Cache(self, **wish)
         kwargs["past_key_values"] = cache
-        with announced(cache, args, kwargs):
+        with announced(cache, args, kwargs, self):
             out = original(self, *args, **kwargs)
         reports.append(cache.report().as_dict())
         return out
@@ -58,24 +60,20 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
 
 
 def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str):
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
-
     if kwargs.get("past_key_values") is not None:
         return "it has a cache"
-    if setting("use_cache") is False:
+    if setting(model, kwargs, "use_cache") is False:
         return "it uses no cache"
-    if setting("cache_implementation") is not None:
-        return f"it wants a {setting('cache_implementation')} cache"
-    if kwargs.get("assistant_model") is not None:
-        return "it has an assistant model"
+    implementation = setting(model, kwargs, "cache_implementation")
+    if implementation is not None:
+        return f"it wants a {implementation} cache"
+    if setting(model, kwargs, "is_assistant"):
+        return "it guesses tokens for another model"
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
     if not getattr(model, "_supports_attention_backend", True):
         return f"{type(model).__name__} has no exchangeable attention"
-    return None
+    return repeats_rows(model, kwargs)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -91,7 +89,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
     parser.add_argument("script", metavar="SCRIPT")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        dkv.Policy(name=options.policy, capacity=options.capacity)
+    except dkv.DkvError as error:
+        parser.error(str(error))
+    return options
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from . import attention
 from .announce import announce_prompts
+from .copies import Copyable
 
 
 class CaptureLayer(DynamicLayer):
@@ -47,6 +48,15 @@ class CaptureLayer(DynamicLayer):
             self.scaling, self.softcap = scaling, softcap
         return attention.plain_attention(module, query, key, value, attention_mask, scaling, softcap, **kwargs)
 
+    def copied(self, cache: "Capture") -> "CaptureLayer":
+        """For a copy of the cache."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._cache = weakref.ref(cache)
+        if self.keys is not None:
+            twin.keys, twin.values = self.keys.detach().clone(), self.values.detach().clone()
+        return twin
+
     def reset(self) -> None:
         self.keys = self.values = None  # transformers 4 would leave zeros.
         self.is_initialized = False
@@ -58,7 +68,7 @@ class CaptureLayer(DynamicLayer):
         self.queries = (query if rows is None else query[:, -rows:]).clone()
 
 
-class Capture(TransformersCache):
+class Capture(Copyable, TransformersCache):
     """As transformers' DynamicCache, for one sequence whose prompt is to be saved.
 
     queries        how many of the prompt's last queries to keep; None: all of them (h2o)
@@ -108,6 +118,12 @@ class Capture(TransformersCache):
 
     def _generate_ended(self) -> None:
         self._unwatch()
+
+    def _takes_guesses(self) -> bool:
+        return self.get_seq_length() > 0
+
+    def _was_copied(self) -> None:
+        self._hook = None
 
     def _first_rows(self, keys: torch.Tensor) -> None:
         if keys.shape[0] != 1:
