@@ -146,8 +146,9 @@ def test_guesses_of_a_generate_that_was_not_told_of_the_cache_leave_the_prompt_w
 def test_a_search_that_repeats_the_prompts_rows_finds_it_whole(tiny_llama, repeating):
     cache = dkv.hf.Cache(tiny_llama, engine=FakeEngine())
 
-    def repeats(model, input_ids, past_key_values=None, **_):
+    def repeats(model, input_ids, **options):
         """As contrastive search does: the prompt alone, then several candidates at once."""
+        past_key_values = options["past_key_values"]
         with torch.no_grad():
             first = model(input_ids, past_key_values=past_key_values).logits[:, -1].argmax(-1)
             past_key_values.batch_repeat_interleave(2)
