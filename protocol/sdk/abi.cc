@@ -57,7 +57,8 @@ void remember(std::string const& message) noexcept {
 
 Result<void> check_process(Engine const& engine) {
     if (engine.is_own_process()) return {};
-    return Error{ErrorCode::BadState, "this engine belongs to the process before fork()"};
+    return Error{ErrorCode::BadState,
+                 "this engine belongs to the process before fork(): open one here"};
 }
 
 Result<void> open_engine(dkv_engine_options const* options,

@@ -19,9 +19,11 @@
  * own memory, one that was released is staged or packed in memory that the engine owns.
  *
  * Threads: an engine may be shared; a session belongs to one thread at a time. Not usable in a
- * child after fork(): calls there return DKV_BAD_STATE. Ownership: what X_open or X_create made,
- * X_close or X_destroy frees. Strings that are passed in are copied. Pointers that come out live as
- * long as the object they came from. Shapes are written outermost first; strides count elements.
+ * child after fork(): calls there return DKV_BAD_STATE, closing and destroying aside. An arena's
+ * memory is shared with a child: what either writes, both see. Ownership: what X_open or X_create
+ * made, X_close or X_destroy frees. Strings that are passed in are copied. Pointers that come out
+ * live as long as the object they came from. Shapes are written outermost first; strides count
+ * elements.
  */
 #ifndef DKV_H
 #define DKV_H
@@ -85,7 +87,8 @@ typedef enum dkv_arena_kind {
 dkv_status dkv_arena_create(uint64_t bytes, dkv_arena_kind kind, dkv_arena** arena);
 void* dkv_arena_base(dkv_arena const* arena);
 uint64_t dkv_arena_bytes(dkv_arena const* arena);
-/* Gives whole pages inside [offset, offset + bytes) back to the system; they read as zero again. */
+/* Gives whole pages inside [offset, offset + bytes) back to the system; they read as zero again, in
+ * a forked child, too. DKV_BAD_STATE: in the child itself. */
 dkv_status dkv_arena_release(dkv_arena* arena, uint64_t offset, uint64_t bytes);
 /* Bytes that the system holds for this arena now (st_blocks), seen, not computed. */
 uint64_t dkv_arena_allocated_bytes(dkv_arena const* arena);

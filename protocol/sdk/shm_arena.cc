@@ -86,6 +86,10 @@ ShmArena::~ShmArena() {
 
 Result<void> ShmArena::release(std::uint64_t offset, std::uint64_t range_bytes) {
     DKV_TRY(check_range(offset, range_bytes));
+    if (owner_ != ::getpid())
+        return Error{ErrorCode::BadState,
+                     "this arena belongs to the process before fork(), which would lose its rows: "
+                     "destroy it here instead"};
     std::uint64_t const page = page_bytes();
     std::uint64_t const begin = (offset + page - 1) / page * page;
     // The last page is whole when the arena ends in it.

@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #include "tests/sdk/harness.h"
 
@@ -44,6 +45,36 @@ TEST_CASE("an arena is sparse, zeroed, and gives whole pages back") {
         CHECK(base[kPageBytes] == 0);
         CHECK(base[3 * kPageBytes - 1] == 0);
         CHECK(base[3 * kPageBytes] == 1);
+        dkv_arena_destroy(arena);
+    }
+}
+
+TEST_CASE(
+    "a child after fork cannot give back its parent's rows, and may destroy its view of them") {
+    for (auto const kind : {DKV_ARENA_MEMFD, DKV_ARENA_POSIX_SHM}) {
+        CAPTURE(kind);
+        dkv_arena* arena = nullptr;
+        REQUIRE_MESSAGE(dkv_arena_create(2 * kPageBytes, kind, &arena) == DKV_OK, dkv_last_error());
+        auto* const base = static_cast<char*>(dkv_arena_base(arena));
+        std::memset(base, 1, 2 * kPageBytes);
+
+        pid_t const child = ::fork();
+        if (child == 0) {
+            bool const refused =
+                dkv_arena_release(arena, 0, 2 * kPageBytes) == DKV_BAD_STATE &&
+                std::string(dkv_last_error()) ==
+                    "this arena belongs to the process before fork(), which would lose its rows: "
+                    "destroy it here instead";
+            dkv_arena_destroy(arena);
+            ::_exit(refused ? 0 : 1);
+        }
+
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        CHECK(status == 0);
+        CHECK(dkv_arena_allocated_bytes(arena) == 2 * kPageBytes);
+        CHECK(base[0] == 1);
+        CHECK(base[2 * kPageBytes - 1] == 1);
         dkv_arena_destroy(arena);
     }
 }

@@ -257,10 +257,10 @@ TEST_CASE("a child after fork is refused, and does the parent no harm") {
     auto event = sized<dkv_event>();
     pid_t const child = ::fork();
     if (child == 0) {
-        bool const refused =
-            dkv_engine_wait_attached(harness.engine, 1) == DKV_BAD_STATE &&
-            dkv_session_poll(harness.session, &event, 0) == DKV_BAD_STATE &&
-            std::string(dkv_last_error()) == "this engine belongs to the process before fork()";
+        bool const refused = dkv_engine_wait_attached(harness.engine, 1) == DKV_BAD_STATE &&
+                             dkv_session_poll(harness.session, &event, 0) == DKV_BAD_STATE &&
+                             std::string(dkv_last_error()) ==
+                                 "this engine belongs to the process before fork(): open one here";
         dkv_session_close(harness.session, nullptr);
         dkv_engine_close(harness.engine);
         ::_exit(refused ? 0 : 1);

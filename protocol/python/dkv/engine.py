@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from . import _abi, _cuda_abi, cuda
+from . import _abi, _cuda_abi, checks, cuda
 from .session import Session
 from .words import Dtype, EngineState, Geometry, Policy
 
@@ -38,6 +38,11 @@ class Engine:
         timeout_s: float = 2.0,
     ):
         self._handle: ctypes.c_void_p | None = None
+        checks.instance("geometry", geometry, Geometry)
+        if endpoint is not None:
+            checks.text("endpoint", endpoint)
+        group = checks.count("group", group, most=(1 << 64) - 1)
+        timeout_s = checks.seconds("timeout_s", timeout_s)
         self.device = "cpu" if str(device) == "cpu" else cuda.uuid_of(device)
         options = _abi.EngineOptions(
             endpoint=_abi.text(endpoint),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import typing
 
-from . import _abi, _cuda_abi, cuda
+from . import _abi, _cuda_abi, checks, cuda
 from .arena import Arena
 from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Rows, Status
 
@@ -18,6 +18,9 @@ class Session:
 
     def __init__(self, engine: "Engine", prompt_tokens: int, policy: Policy | None, progressive: bool):
         self._handle: ctypes.c_void_p | None = None
+        prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
+        if policy is not None:
+            checks.instance("policy", policy, Policy)
         options = _abi.SessionOptions(prompt_tokens=prompt_tokens, progressive=int(progressive))
         wish = _policy(policy) if policy is not None else None
         if wish is not None:
@@ -151,21 +154,10 @@ class Session:
 
 def _policy(policy: Policy) -> _abi.Policy:
     def count(wish: int | None) -> int:
-        if wish is None:
-            return _abi.DEFAULT
-        if not 0 <= wish < _abi.DEFAULT:
-            raise DkvError(Status.INVALID_ARGUMENT, f"{wish} is no count of 0 … {_abi.DEFAULT - 1}")
-        return wish
+        return _abi.DEFAULT if wish is None else wish
 
-    def ratio(wish: float | None, name: str) -> float:
-        if wish is not None and wish < 0:  # To the library a negative number means the default.
-            raise DkvError(Status.INVALID_ARGUMENT, f"{name} is {wish}, below 0")
-        return -1.0 if wish is None else wish
-
-    def size(wish: int | None) -> int:
-        if wish is not None and not 0 < wish < 1 << 64:  # To the library 0 means that none is given.
-            raise DkvError(Status.INVALID_ARGUMENT, f"bytes is {wish}, not above 0")
-        return wish or 0
+    def ratio(wish: float | None) -> float:
+        return -1.0 if wish is None else wish  # To the library a negative number means the default.
 
     return _abi.Policy(
         name=_abi.text(policy.name),
@@ -174,17 +166,17 @@ def _policy(policy: Policy) -> _abi.Policy:
         kernel=count(policy.kernel),
         pool=_abi.text(policy.pool),
         reduce=_abi.text(policy.reduce),
-        r_max=ratio(policy.r_max, "r_max"),
-        r_min=ratio(policy.r_min, "r_min"),
+        r_max=ratio(policy.r_max),
+        r_min=ratio(policy.r_min),
         update_interval=count(policy.update_interval),
         sinks=count(policy.sinks),
-        beta=ratio(policy.beta, "beta"),
+        beta=ratio(policy.beta),
         granularity=_abi.text(policy.granularity),
         score_norm=_abi.text(policy.score_norm),
         query_norm=-1 if policy.query_norm is None else int(policy.query_norm),
-        ratio=ratio(policy.ratio, "ratio"),
-        bytes=size(policy.bytes),
-        keep_mass=ratio(policy.keep_mass, "keep_mass"),
+        ratio=ratio(policy.ratio),
+        bytes=policy.bytes or 0,
+        keep_mass=ratio(policy.keep_mass),
         preset=_abi.text(policy.preset),
         profile=_profile(policy.profile),
     )
@@ -206,15 +198,12 @@ def _sinks(layer: int, given, q_heads: int):
 def _profile(profile: Profile | None):
     if profile is None:
         return None
-    heads = {len(row) for row in profile.weights}
-    if len(heads) != 1:
-        raise DkvError(Status.INVALID_ARGUMENT, f"profile {profile.name} has layers of {sorted(heads)} heads")
-    flat = [float(weight) for row in profile.weights for weight in row]
+    flat = [weight for row in profile.weights for weight in row]
     return ctypes.pointer(
         _abi.Profile(
             name=_abi.text(profile.name),
             layers=len(profile.weights),
-            heads=heads.pop(),
+            heads=len(profile.weights[0]),
             weights=(ctypes.c_double * len(flat))(*flat),
             alpha=profile.alpha,
             floor=profile.floor,

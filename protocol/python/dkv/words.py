@@ -6,47 +6,11 @@ import dataclasses
 import enum
 import typing
 
+from . import checks
+from .errors import DkvError, Status
+
 if typing.TYPE_CHECKING:
     from .arena import Arena
-
-
-class Status(enum.IntEnum):
-    """dkv_status: why something failed. The numbers are part of the C ABI."""
-
-    OK = 0
-    INVALID_ARGUMENT = 1
-    NOT_FOUND = 2
-    ALREADY_EXISTS = 3
-    BAD_STATE = 4
-    LIMIT_EXCEEDED = 5
-    UNSUPPORTED = 6
-    CORRUPT_DATA = 7
-    IO = 8
-    DEVICE = 9
-    UNAVAILABLE = 10
-    DEADLINE_EXCEEDED = 11
-    VERSION_MISMATCH = 12
-    UNKNOWN_INSTANCE = 13
-    INTERNAL = 14
-    CANCELLED = 15
-
-
-class DkvError(Exception):
-    """What every function of this package raises: a status for programs, a line for people."""
-
-    def __init__(self, status: Status, message: str):
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-    @property
-    def code(self) -> int:
-        return int(self.status)
-
-    @property
-    def name(self) -> str:
-        """ "deadline_exceeded" and so on: the name that JSON and logs use."""
-        return self.status.name.lower()
 
 
 class Dtype(enum.IntEnum):
@@ -113,6 +77,10 @@ class Geometry:
     head_dim: int
     dtype: object
 
+    def __post_init__(self):
+        for name in ("layers", "q_heads", "kv_heads", "head_dim"):
+            object.__setattr__(self, name, checks.count(name, getattr(self, name)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
@@ -124,12 +92,30 @@ class Profile:
     floor: float  # … and every head keeps at least this share of the mean.
     kernel: int | None = None  # Of the pooling that it was measured with: used where the policy names none.
 
+    def __post_init__(self):
+        checks.text("profile.name", self.name)
+        try:
+            weights = [[float(weight) for weight in row] for row in self.weights]
+        except (TypeError, ValueError):
+            weights = []
+        if not weights or not weights[0] or len({len(row) for row in weights}) != 1:
+            raise checks.refusal("profile.weights", self.weights, "[layers][KV heads] numbers, every layer alike")
+        object.__setattr__(self, "weights", weights)
+        for name in ("alpha", "floor"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, checks.number(f"profile.{name}", value, "a number", lambda _: True))
+        if self.kernel is not None:
+            object.__setattr__(self, "kernel", checks.count("profile.kernel", self.kernel))
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A wish; None means the default. What the operator set goes before it.
 
     Of capacity, ratio, bytes and keep_mass give one at most.
+
+    Raises DkvError (INVALID_ARGUMENT) for a value of another type, and for one that no policy could use. What
+    depends on the policy (a capacity below its window) is checked by the sidecar when a session is opened.
     """
 
     name: str | None = None
@@ -151,6 +137,52 @@ class Policy:
     keep_mass: float | None = None  # Share of the window's attention to keep.
     preset: str | None = None  # "paper".
     profile: Profile | None = None  # dynamickv.
+
+    def __post_init__(self):
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, check(name, value))
+        sizes = [name for name in ("capacity", "ratio", "bytes", "keep_mass") if getattr(self, name) is not None]
+        if len(sizes) > 1:
+            raise DkvError(Status.INVALID_ARGUMENT, f"{' and '.join(sizes)} are given: one size is enough")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def _number(expected: str, fits: typing.Callable[[float], bool]):
+    return lambda name, value: checks.number(name, value, expected, fits)
+
+
+def _word(*known: str):
+    return lambda name, value: checks.word(name, value, known)
+
+
+_share = _number("a number above 0 and at most 1", lambda share: 0 < share <= 1)
+_at_least_1 = _number("a number of at least 1", lambda found: found >= 1)
+_CHECKS: dict[str, typing.Callable[[str, typing.Any], object]] = {
+    "name": checks.text,
+    "capacity": checks.count,
+    "window": checks.count,
+    "kernel": checks.count,
+    "pool": _word("max", "avg"),
+    "reduce": _word("mean", "max", "sum"),
+    "r_max": _at_least_1,
+    "r_min": _number("a number of 0 … 1", lambda found: 0 <= found <= 1),
+    "update_interval": checks.count,
+    "sinks": checks.count,
+    "beta": _at_least_1,
+    "granularity": _word("layer", "head", "layer-head"),
+    "score_norm": _word("none", "layer", "layer-nosink"),
+    "query_norm": checks.flag,
+    "ratio": _share,
+    "bytes": lambda name, value: checks.count(name, value, least=1, most=(1 << 64) - 1),
+    "keep_mass": _share,
+    "preset": checks.text,
+    "profile": lambda name, value: checks.instance(name, value, Profile),
+}
 
 
 @dataclasses.dataclass(frozen=True)

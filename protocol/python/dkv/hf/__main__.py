@@ -16,7 +16,9 @@ import sys
 
 from transformers.generation.utils import GenerationMixin
 
-from .announce import announced, why_left_alone
+import dkv
+
+from .announce import announced, repeats_rows, setting, why_left_alone
 from .cache import Cache
 from .report import Report
 
@@ -51,7 +53,7 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
             return original(self, *args, **kwargs)
         cache = Cache(self, **wish)
         kwargs["past_key_values"] = cache
-        with announced(cache, args, kwargs):
+        with announced(cache, args, kwargs, self):
             out = original(self, *args, **kwargs)
         reports.append(cache.report().as_dict())
         return out
@@ -60,20 +62,16 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
 
 
 def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
-    config = kwargs.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str):
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
-
     if kwargs.get("past_key_values") is not None:
         return "it has a cache"
-    if setting("use_cache") is False:
+    if setting(model, kwargs, "use_cache") is False:
         return "it uses no cache"
-    if setting("cache_implementation") is not None:
-        return f"it wants a {setting('cache_implementation')} cache"
-    if kwargs.get("assistant_model") is not None:
-        return "it has an assistant model"
-    return why_left_alone(model)
+    implementation = setting(model, kwargs, "cache_implementation")
+    if implementation is not None:
+        return f"it wants a {implementation} cache"
+    if setting(model, kwargs, "is_assistant"):
+        return "it guesses tokens for another model"
+    return why_left_alone(model) or repeats_rows(model, kwargs)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -89,7 +87,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
     parser.add_argument("script", metavar="SCRIPT")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        dkv.Policy(name=options.policy, capacity=options.capacity)
+    except dkv.DkvError as error:
+        parser.error(str(error))
+    return options
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
-"""Tells a dkv cache how long the prompt is that generate() is about to run.
+"""What a dkv cache has to know of generate() before it runs.
 
-Without that the first forward on an empty cache is taken for the whole prompt, which is wrong when
-generate() cuts it into chunks (prefill_chunk_size).
+How long the prompt is: else the first forward on an empty cache is taken for the whole prompt, which is wrong when
+generate() cuts it into chunks (prefill_chunk_size). And that guessed tokens (prompt_lookup_num_tokens,
+assistant_model) come after the prompt, not with it: the prompt is scored by its last queries and compressed at its end,
+and what follows reads the rows that were kept.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ def announce_prompts(model: torch.nn.Module) -> None:
 
     @functools.wraps(original)
     def generate(self, *args, **kwargs):
-        with announced(kwargs.get("past_key_values"), args, kwargs):
+        with announced(kwargs.get("past_key_values"), args, kwargs, self):
             return original(self, *args, **kwargs)
 
     generate._announces_dkv = True
     model.generate = generate.__get__(model)
+    _guess_after_prompts(model)
 
 
 @contextmanager
-def announced(cache, args: tuple, kwargs: dict):
-    """Around generate(*args, **kwargs) with this cache, dkv's or not."""
+def announced(cache, args: tuple, kwargs: dict, model: torch.nn.Module):
+    """Around model.generate(*args, **kwargs) with this cache, dkv's or not."""
     begin, end = getattr(cache, "_announce", None), getattr(cache, "_generate_ended", None)
     if getattr(cache, "_left_alone", None) is not None:
         del kwargs["past_key_values"]  # The model makes its own.
@@ -39,6 +42,9 @@ def announced(cache, args: tuple, kwargs: dict):
     if begin is None:
         yield
         return
+    reason, keep_whole = repeats_rows(model, kwargs), getattr(cache, "_keep_whole", None)
+    if reason is not None and keep_whole is not None:
+        keep_whole(reason)
     note = getattr(cache, "_note_prompt", None)
     if note is not None:
         note(prompt_ids(args, kwargs))
@@ -63,6 +69,21 @@ def why_left_alone(model: torch.nn.Module) -> str | None:
     return None
 
 
+def setting(model: torch.nn.Module, kwargs: dict, name: str):
+    """What generate(**kwargs) takes for an option: its argument, else its config's, else the model's own."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    given = getattr(kwargs.get("generation_config"), name, None)
+    return given if given is not None else getattr(getattr(model, "generation_config", None), name, None)
+
+
+def repeats_rows(model: torch.nn.Module, kwargs: dict) -> str | None:
+    """Why generate(**kwargs) would turn one prompt's rows into a batch after the prompt; None when it would not."""
+    alpha, top_k, samples = (setting(model, kwargs, name) for name in ("penalty_alpha", "top_k", "do_sample"))
+    is_contrastive = alpha and not samples and (top_k is None or top_k > 1)
+    return "contrastive search repeats the prompt's rows" if is_contrastive else None
+
+
 def prompt_ids(args: tuple, kwargs: dict) -> torch.Tensor | None:
     """[b, n] ids of the prompt that generate(*args, **kwargs) was given, if it was given ids."""
     for tensor in (kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]):
@@ -78,3 +99,53 @@ def prompt_length(args: tuple, kwargs: dict) -> int | None:
         if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2:
             return tensor.shape[1]
     return None
+
+
+# ---------------------------------------------------------------- guessed tokens
+
+
+def _guess_after_prompts(model: torch.nn.Module) -> None:
+    """With a dkv cache the first step of assisted decoding makes no guesses, and reads no row again."""
+    make = getattr(type(model), "_get_candidate_generator", None)
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    if make is None or prepare is None:
+        return
+
+    @functools.wraps(make)
+    def _get_candidate_generator(self, *args, **kwargs):
+        generator = make(self, *args, **kwargs)
+        cache = (kwargs.get("model_kwargs") or {}).get("past_key_values")
+        if not getattr(cache, "_takes_guesses", lambda: True)():
+            _drop_first_guesses(generator)
+        return generator
+
+    @functools.wraps(prepare)
+    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+        if hasattr(kwargs.get("past_key_values"), "_takes_guesses"):
+            kwargs |= _without_rows_known(input_ids, kwargs)
+        return prepare(self, input_ids, *args, **kwargs)
+
+    model._get_candidate_generator = _get_candidate_generator.__get__(model)
+    model.prepare_inputs_for_generation = prepare_inputs_for_generation.__get__(model)
+
+
+def _drop_first_guesses(generator) -> None:
+    guess = generator.get_candidates
+
+    def get_candidates(input_ids, *args, **kwargs):
+        generator.get_candidates = guess
+        guess(input_ids, *args, **kwargs)  # So that an assistant has read the prompt.
+        return input_ids, None
+
+    generator.get_candidates = get_candidates
+
+
+def _without_rows_known(input_ids: torch.Tensor, kwargs: dict) -> dict:
+    """transformers 5.23 runs the whole text again when assisted decoding begins with a cache that has rows."""
+    if not kwargs.get("is_first_iteration") or kwargs.get("next_sequence_length", 0) is not None:
+        return {}
+    length, mask = kwargs["past_key_values"].get_seq_length(), kwargs.get("attention_mask")
+    is_whole_text = mask is None or mask.shape[-1] == input_ids.shape[1]
+    if not length or not is_whole_text or input_ids.shape[1] <= length:
+        return {}
+    return {"next_sequence_length": input_ids.shape[1] - length}

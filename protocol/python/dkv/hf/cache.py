@@ -9,6 +9,7 @@ Whatever fails, generation goes on with the rows there are, and report().failure
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -21,12 +22,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import dkv
 
-from . import profiles
+from . import forks, options, profiles
 from .announce import announce_prompts, why_left_alone
 from .arguments import computed_otherwise, masked_otherwise, not_understood, wants_weights
+from .copies import Copyable
 from .interface import Call, stand_in_front
 from .layer import DkvLayer
-from .place import give_back, place_of
+from .place import place_of
 from .prompt import Prompt
 from .report import Report
 from .storage import Storage
@@ -39,7 +41,7 @@ _warned: set[tuple[int, str]] = set()
 _engines: "weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, dkv.Engine]]" = weakref.WeakKeyDictionary()
 
 
-class Cache(TransformersCache):
+class Cache(Copyable, TransformersCache):
     """One sequence's cache. The model's attention implementation stays as it is, and acts while rows are whole.
 
     policy, capacity, window and further options (kernel, pool, reduce, r_max, r_min,
@@ -61,12 +63,15 @@ class Cache(TransformersCache):
     device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
                    device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
 
-    Raises ProfileError for a file that does not fit this model.
+    Raises TypeError for an option that there is none of, DkvError (INVALID_ARGUMENT) for a value that cannot be
+    right, ProfileError for a file that does not fit this model.
 
     Batch 1 without padding is compressed; anything else is kept as transformers would keep it, and report() says why:
     also a prompt whose model gives its attention more than dkv understands. For a model that makes a cache of its own
     class, generate() runs as if it had been given none.
     The first prompt is compressed; later generate() calls with the same cache continue it.
+    copy.deepcopy(cache) shares the kept rows of a compressed prompt and goes on alone. After a fork each process
+    goes on alone, too; a cache that was reading its prompt then can only be reset() in the child.
     """
 
     def __init__(
@@ -87,6 +92,11 @@ class Cache(TransformersCache):
         device: object = None,
         **policy_options,
     ):
+        wish = {"capacity": capacity, "window": window, **options.policy_options(type(self), policy_options)}
+        options.check(
+            model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine,
+            timeout_s=timeout_s, prompt_tokens=prompt_tokens, strict=strict, profile=profile, force_profile=force_profile,
+        )  # fmt: skip
         unasked = profile is None and policy in (None, "auto")
         found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
         if found is not None and policy is None:
@@ -95,10 +105,10 @@ class Cache(TransformersCache):
         self._dkv_layers: list[DkvLayer] = []
         super().__init__(layers=self._make_layers(model))
         self.layer_class_to_replicate = DynamicLayer  # For a model with more layers than this one's.
-        wish = {"name": policy, "capacity": capacity, "window": window, "profile": found, **policy_options}
+        wish |= {"name": policy, "profile": found}
         self._wish = {key: value for key, value in wish.items() if value is not None}
         self._progressive, self._timeout_s, self._strict = progressive, timeout_s, strict
-        self._prompt_tokens = prompt_tokens
+        self._prompt_tokens = None if prompt_tokens is None else int(prompt_tokens)
         self._model = weakref.ref(model)
         self._config = model.config.get_text_config(decoder=True)
         self._endpoint = endpoint
@@ -130,11 +140,11 @@ class Cache(TransformersCache):
         self._prompt: Prompt | None = None
         self._storage: Storage | None = None
         self._shape: tuple | None = None
-        self._arenas: list[dkv.Arena] = []
         self._newest: DkvLayer | None = None  # Whose rows came last.
         self._held_back: Call | None = None  # Of the first layer; see _after_attention.
         self._complete = 0  # Layers that have all of the prompt.
         self._longest = 0  # What the text may grow to.
+        self._note_process()
 
     # ---------------------------------------------------------------- for the user
 
@@ -170,6 +180,17 @@ class Cache(TransformersCache):
             return found.positions
         return [list(range(self._report.prompt_tokens))] * (self._shape[0] if self._shape else 1)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Negative: that many tokens from the end. Positive, as in transformers 4: down to that length.
+
+        Raises ValueError when tokens of a compressed prompt would go; then nothing is cropped.
+        """
+        for layer in self._dkv_layers:
+            layer.check_crop(tokens_to_remove)
+        if self._reads_prompt and any(layer.to_remove(tokens_to_remove) for layer in self._dkv_layers):
+            self._go_plain("tokens were cropped before the prompt's end")
+        super().crop(tokens_to_remove)
+
     def reset(self) -> None:
         """Forgets everything and gives the memory back; the next forward begins a new prompt."""
         self._let_go("the cache was reset")
@@ -189,6 +210,15 @@ class Cache(TransformersCache):
         if self._in_prefill and self._prompt is None:
             self._announced = prompt_tokens
 
+    def _keep_whole(self, reason: str) -> None:
+        """The next prompt is not to be compressed; one that was begun goes on."""
+        if self._in_prefill and self._prompt is None:
+            self._go_plain(reason)
+
+    def _takes_guesses(self) -> bool:
+        """Whether generate() may run guessed tokens now: not together with the prompt, which is scored at its end."""
+        return self.get_seq_length() > 0
+
     def _generate_ended(self) -> None:
         self._announced = None
         if self._newest is not None and sys.exc_info()[0] is None:
@@ -202,6 +232,7 @@ class Cache(TransformersCache):
 
     def _accepts(self, layer: DkvLayer, keys: torch.Tensor, values: torch.Tensor) -> bool:
         """Before a layer's first rows: can dkv hold them? Makes the storage with the first layer."""
+        self._before_rows()
         if not self._in_prefill:
             return False
         reason = self._refusal(keys, values)
@@ -221,6 +252,22 @@ class Cache(TransformersCache):
         if last is not None:
             self._look_at(last)
 
+    def _before_rows(self) -> None:
+        """Called before rows are written: from a fork on the storage is only read, since others see it."""
+        if self._forks == forks.count():
+            return
+        if self._reads_prompt:
+            if self._process != os.getpid():
+                raise RuntimeError(
+                    "this process was forked while the cache read its prompt, which the parent goes on with: "
+                    "call reset() and run the prompt again, or fork after the prompt"
+                )
+        elif self._storage is not None:
+            for layer in self._dkv_layers:
+                layer.to_heap()
+            self._storage = None
+        self._note_process()
+
     def _look_at(self, layer: DkvLayer) -> None:
         """Whether the layer's rows were attended by a function that dkv stands in front of."""
         if layer.unattended and (self._in_prefill or layer.prefix is not None):
@@ -232,6 +279,7 @@ class Cache(TransformersCache):
             self._go_plain(reason)
 
     def _before_attention(self, layer: DkvLayer, call: Call, again: bool) -> None:
+        self._before_rows()
         reason = self._misfit(layer, call, again)
         if reason is not None:
             self._report.prompt_tokens = self._report.prompt_tokens or layer.length
@@ -317,7 +365,6 @@ class Cache(TransformersCache):
         self._in_prefill = False
         if not prompt.end():
             self._storage = None
-        self._arenas = prompt.kept_arenas
         self._warn_once()
 
     def _go_plain(self, reason: str) -> None:
@@ -326,20 +373,44 @@ class Cache(TransformersCache):
         prompt, self._prompt = self._prompt, None
         if prompt is not None:
             prompt.abandon(reason)
-            self._arenas = prompt.kept_arenas
         self._report.failure = self._report.failure or reason
         self._warn_once()
 
     def _let_go(self, reason: str) -> None:
+        """Memory goes with the last view of it, which a copy or another process may have; that of a prompt under
+        way is no use to either, and goes now."""
         prompt, self._prompt = self._prompt, None
         if prompt is not None:
             prompt.abandon(reason)
-            self._arenas += prompt.kept_arenas
-        if self._storage is not None:
+        if self._reads_prompt and self._process == os.getpid():
             self._storage.discard()
-        for arena in self._arenas:
-            give_back(arena)
-        self._storage, self._arenas = None, []
+        self._storage = None
+
+    # ---------------------------------------------------------------- copies and forks
+
+    def activate_past_recording(self) -> None:
+        """Called before guessed tokens come. Where the prompt's length is not known they would count as prompt."""
+        if self._announced is None:
+            self._keep_whole("tokens are guessed, and the prompt's length is not known: call model.generate()")
+        super().activate_past_recording()
+
+    @property
+    def _reads_prompt(self) -> bool:
+        return self._in_prefill and self._storage is not None
+
+    def _note_process(self) -> None:
+        self._process, self._forks = os.getpid(), forks.count()
+
+    def _why_not_copied(self) -> str | None:
+        if self._reads_prompt:
+            return "it is reading its prompt: copy it when the prompt has ended, or reset() it"
+        return None
+
+    def _was_copied(self) -> None:
+        self._dkv_layers = [layer for layer in self.layers if isinstance(layer, DkvLayer)]
+        self._report = copy.deepcopy(self.report())
+        self._storage = self._announced = self._newest = self._held_back = None
+        self._note_process()
 
     # ---------------------------------------------------------------- helpers
 

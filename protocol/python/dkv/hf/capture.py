@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .announce import announce_prompts, why_left_alone
 from .arguments import computed_otherwise, masked_otherwise, not_understood
+from .copies import Copyable
 from .interface import Call, mark, stand_in_front
 
 
@@ -64,6 +65,15 @@ class CaptureLayer(DynamicLayer):
             return f"{type(call.module).__name__} changes K or V between the cache and its attention"
         return not_understood(call, call.key.shape[2]) or masked_otherwise(call)
 
+    def copied(self, cache: "Capture") -> "CaptureLayer":
+        """For a copy of the cache."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._cache = weakref.ref(cache)
+        if self.keys is not None:
+            twin.keys, twin.values = self.keys.detach().clone(), self.values.detach().clone()
+        return twin
+
     def reset(self) -> None:
         self.keys = self.values = None  # transformers 4 would leave zeros.
         self.is_initialized = False
@@ -75,7 +85,7 @@ class CaptureLayer(DynamicLayer):
         self.queries = (query if rows is None else query[:, -rows:]).clone()
 
 
-class Capture(TransformersCache):
+class Capture(Copyable, TransformersCache):
     """As transformers' DynamicCache, for one sequence whose prompt is to be saved.
 
     queries        how many of the prompt's last queries to keep; None: all of them (h2o)
@@ -136,6 +146,12 @@ class Capture(TransformersCache):
             name = type(self.model()).__name__
             return f"{name} does not attend to the cache's rows through transformers' attention interface"
         return self.failure
+
+    def _takes_guesses(self) -> bool:
+        return self.get_seq_length() > 0
+
+    def _was_copied(self) -> None:
+        self._hook = None
 
     def _first_rows(self, keys: torch.Tensor) -> None:
         if keys.shape[0] != 1:

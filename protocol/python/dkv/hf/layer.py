@@ -96,25 +96,33 @@ class DkvLayer(DynamicLayer):
     def reset(self) -> None:
         self._forget()
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Negative: that many tokens from the end. Positive, as in transformers 4: down to that length."""
+    def to_remove(self, crop: int) -> int:
+        """Tokens that crop(crop) takes away: -crop, or in transformers 4 what is beyond a length of `crop`."""
         length = self.get_seq_length()
-        remove = -tokens_to_remove if tokens_to_remove < 0 else max(0, length - tokens_to_remove)
-        if tokens_to_remove == 0 or remove == 0:
+        return min(-crop, length) if crop <= 0 else max(0, length - crop)
+
+    def check_crop(self, crop: int) -> None:
+        remove = self.to_remove(crop)
+        if self.prefix is not None and remove > self._tail_length:
+            raise ValueError(
+                f"cannot crop {remove} tokens: layer {self.index} is compressed, and only the {self._tail_length} "
+                "tokens after its prompt can be taken away: reset() the cache and run the shorter text"
+            )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """See Cache.crop()."""
+        self.check_crop(tokens_to_remove)
+        remove = self.to_remove(tokens_to_remove)
+        if remove == 0:
             return
-        if self.prefix is not None:
-            if remove > self._tail_length:
-                raise ValueError(
-                    f"cannot crop {remove} tokens: layer {self.index} is compressed, and only the "
-                    f"{self._tail_length} tokens after its prompt can be taken away"
-                )
-            self._tail_length -= remove
-            self.length -= remove
-            self._show_tail()
-        elif self.heap:
+        if self.heap:
             self.keys, self.values = self.keys[..., :-remove, :], self.values[..., :-remove, :]
+            return
+        self.length -= remove
+        if self.prefix is not None:
+            self._tail_length -= remove
+            self._show_tail()
         else:
-            self.length -= min(remove, length)
             self._show_whole()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -194,24 +202,50 @@ class DkvLayer(DynamicLayer):
         """The next forward asks the prompt's last token again: its query is new, its row stays as it is."""
         self._replaying = on
 
+    @property
+    def replays(self) -> bool:
+        return self._replaying
+
     def kept_lengths(self, prompt_tokens: int, kv_heads: int) -> list[int]:
         return list(self.prefix.lengths) if self.prefix is not None else [prompt_tokens] * kv_heads
+
+    def copied(self, cache) -> "DkvLayer":
+        """For a copy of the cache. The kept rows of a compressed prompt are shared, for they do not change."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._cache = weakref.ref(cache)
+        twin._replaying = twin.unattended = False
+        twin._given = None
+        if self.prefix is None:
+            twin._own_rows()
+        elif self._tail_keys is not None:
+            twin._tail_keys = self._grown(self._tail_keys, self._tail_keys, 0)
+            twin._tail_values = self._grown(self._tail_values, self._tail_values, 0)
+            twin._show_tail()
+        return twin
 
     def to_heap(self) -> None:
         """Becomes a DynamicLayer with the same rows."""
         if self.heap or self.prefix is not None:
             return
-        self.heap = True
+        self._own_rows()
+
+    def _own_rows(self) -> None:
+        self.heap = self.is_initialized
         self._whole_keys = self._whole_values = self._given = None
         if self.keys is not None:
-            self.keys, self.values = self.keys.clone(), self.values.clone()
+            self.keys, self.values = self.keys.detach().clone(), self.values.detach().clone()
 
     # ---------------------------------------------------------------- helpers
 
     def _append_whole(self, key_states: torch.Tensor, value_states: torch.Tensor):
+        cache = self._cache()
+        if cache is not None:
+            cache._before_rows()
         end = self.length + key_states.shape[2]
-        if end > self._whole_keys.shape[2]:
+        if cache is None or (not self.heap and end > self._whole_keys.shape[2]):
             self.to_heap()  # Longer than anything that was foreseen: the storage has no more rows.
+        if self.heap:
             return super().update(key_states, value_states)
         self._whole_keys[:, :, self.length : end].copy_(key_states.detach())
         self._whole_values[:, :, self.length : end].copy_(value_states.detach())

@@ -23,6 +23,7 @@ from dkv.words import DkvError, Status
 
 from .announce import announce_prompts
 from .attention import Prefix
+from .copies import Copyable
 from .files import SavedFile, SavedLayer, halves_of_pairs, rope_of
 from .interface import stand_in_front
 from .layer import DkvLayer
@@ -76,7 +77,7 @@ def generate(
     return model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **options)
 
 
-class LoadedCache(TransformersCache):
+class LoadedCache(Copyable, TransformersCache):
     """One prompt's saved rows. model.generate(all_ids, past_key_values=cache) goes on from them.
 
     path, n_prompt   of the file; n_prompt counts the tokens that were dropped, too
@@ -140,6 +141,15 @@ class LoadedCache(TransformersCache):
             self._hook = None
         for layer in self.layers:
             layer.replay(False)
+
+    def _takes_guesses(self) -> bool:
+        return not any(layer.replays for layer in self.layers)
+
+    def _was_copied(self) -> None:
+        self._hook = None
+
+    def _before_rows(self) -> None:
+        """Its rows are this process's alone."""
 
     def _accepts(self, *_) -> bool:
         return False

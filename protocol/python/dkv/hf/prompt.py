@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 
 import torch
@@ -34,7 +35,7 @@ class Prompt:
         self._arenas: dict[dkv.LayerForm, dkv.Arena] = {}  # What the session writes to.
         self._silent = False  # The session is lost; finish() will say why.
         self._source_returned = 0
-        self.kept_arenas: list[dkv.Arena] = []  # Of the adopted rows; the cache keeps them.
+        self._process = os.getpid()
 
     @property
     def active(self) -> bool:
@@ -133,8 +134,8 @@ class Prompt:
     def abandon(self, reason: str) -> None:
         """Gives the session up while prefill is running; what was released already is adopted."""
         session, self._session = self._session, None
-        if session is None:
-            return
+        if session is None or self._process != os.getpid():
+            return  # A forked child's copy: session and rows are the parent's, which goes on with them.
         with self.report.timed():
             self.report.failure = self.report.failure or reason
             self._adopt(session)
@@ -166,8 +167,7 @@ class Prompt:
         for form, arena in self._arenas.items():
             if form not in used:
                 give_back(arena)
-        self.kept_arenas = [self._arenas[form] for form in used]
-        kept_bytes = sum(arena.allocated_bytes for arena in self.kept_arenas)
+        kept_bytes = sum(self._arenas[form].allocated_bytes for form in used)
         self.report.final_bytes = kept_bytes + self.storage.allocated_bytes()
         self.report.bytes_returned = max(0, self._source_returned - kept_bytes)
         if self.report.failure is None:

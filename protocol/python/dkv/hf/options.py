@@ -1,0 +1,58 @@
+"""What Cache() is given: checked when it is made, not in the middle of a forward."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+
+import torch
+
+import dkv
+from dkv import checks
+
+
+def policy_options(cache: type, given: dict) -> dict:
+    """Raises TypeError for a name that is not a parameter of dkv.Policy."""
+    of_policy = [name for name in dkv.Policy.names() if name != "name"]
+    own = [name for name in inspect.signature(cache).parameters if name not in ("model", "policy_options")]
+    for name in given:
+        if name not in of_policy:
+            known = list(dict.fromkeys([*own, *of_policy]))
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise TypeError(f"{cache.__name__}() has no option '{name}': {hint}There are {', '.join(known)}")
+    return given
+
+
+def check(
+    model: object,
+    *,
+    policy: object,
+    wish: dict,
+    endpoint: object,
+    progressive: object,
+    engine: object,
+    timeout_s: object,
+    prompt_tokens: object,
+    strict: object,
+    profile: object,
+    force_profile: object,
+) -> None:
+    """Raises TypeError for a model that is none, DkvError (INVALID_ARGUMENT) for any other value."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model is a {type(model).__name__}, not a model of transformers")
+    if policy is not None:
+        checks.text("policy", policy)
+    dkv.Policy(**wish)
+    if endpoint is not None:
+        checks.text("endpoint", endpoint)
+    checks.seconds("timeout_s", timeout_s)
+    if prompt_tokens is not None:
+        checks.count("prompt_tokens", prompt_tokens, least=1)
+    for name, value in (("progressive", progressive), ("strict", strict), ("force_profile", force_profile)):
+        checks.flag(name, value)
+    if engine is not None and not hasattr(engine, "open_session"):
+        raise checks.refusal("engine", engine, "a dkv.Engine")
+    if profile is not None and not isinstance(profile, (str, os.PathLike, dkv.Profile)):
+        raise checks.refusal("profile", profile, 'the path of a file, a dkv.Profile or "auto"')
