@@ -38,6 +38,8 @@ def announced(cache, args: tuple, kwargs: dict):
     if begin is None:
         yield
         return
+    if kwargs.setdefault("use_cache", True) is False:  # A config may say so, too; generate() would read a cache wrongly.
+        raise ValueError("use_cache=False was given with a cache: leave one of them out")
     note = getattr(cache, "_note_prompt", None)
     if note is not None:
         note(prompt_ids(args, kwargs))

@@ -56,7 +56,7 @@ def convert(
         found = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else source
         about = _about(model, config)
         config = model.config if isinstance(model, torch.nn.Module) else config
-        layers = layers_of(found, config, layout, None if tokens is None else tokens.numel())
+        layers = layers_of(found, config, layout, tokens.numel() if isinstance(tokens, torch.Tensor) else None)
         about.n_prompt = token_count_of(layers)
         about.tokens = check_tokens(tokens, about.n_prompt, config)
     except Unfit as wrong:

@@ -115,7 +115,8 @@ def check_tokens(tokens: torch.Tensor | None, count: int, config) -> torch.Tenso
     if tokens is None:
         return None
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point():
-        raise Unfit(f"tokens are a {type(tokens).__name__}, not a tensor of ids")
+        kind = type(tokens).__name__ if not isinstance(tokens, torch.Tensor) else f"tensor of {tokens.dtype}"
+        raise Unfit(f"tokens are a {kind}, not a tensor of ids")
     ids = tokens.detach().reshape(-1).cpu()
     if ids.numel() != count:
         raise Unfit(f"{ids.numel()} token ids came with {count} tokens")
@@ -231,7 +232,7 @@ def _pairs(found) -> list[_Pair]:
     made = []
     for index, pair in enumerate(found):
         parts = len(pair) if isinstance(pair, (list, tuple)) else 0
-        if parts in (4, 6):
+        if parts in (4, 6) and all(isinstance(pair[at], torch.Tensor) for at in (0, 1, parts // 2, parts // 2 + 1)):
             raise Unfit(
                 f"layer {index} has {parts} parts, as an encoder-decoder's self-attention and cross-attention have: give "
                 "(K, V) of the one that is meant",
@@ -294,11 +295,10 @@ def _tokens_first(pairs: list[_Pair], config, layout: str | None, token_count: i
     elif token_count is not None:
         fits = [second == token_count, first == token_count]
     if all(fits) and first > 1 and (first == second or (first > second and not is_known)):
+        either = f"{first} heads of {second} tokens, or {second} heads of {first} tokens: say config=, tokens= or"
+        either = "as many heads as tokens: say" if first == second else either
         tells = 'layout="HTD" (heads first) or "THD" (tokens first)'
-        raise Unfit(
-            f"K of layer 0 is {list(pairs[0][0].shape)}: {first} heads of {second} tokens, or {second} heads of {first} "
-            f"tokens: say {'config=, tokens= or ' if first != second else ''}{tells}"
-        )
+        raise Unfit(f"K of layer 0 is {list(pairs[0][0].shape)}, {either} {tells}")
     return fits == [False, True]
 
 
@@ -311,7 +311,7 @@ def _check_alike(layers: list[LayerRows]) -> None:
     for index, layer in enumerate(layers):
         for what, rows in (("K", layer.keys), ("V", layer.values)):
             rows, shape = _example(rows), list(_example(rows).shape)
-            if shape[-1] != first.shape[-1] and what == "V":
+            if what == "V" and shape[-1] != first.shape[-1] and shape[:-1] == list(first.shape)[:-1]:
                 raise Unfit(
                     f"V of layer {index} has rows of {shape[-1]} and K of {first.shape[-1]}, as multi-head latent attention "
                     "(MLA) makes them: a file has one head_dim for both",

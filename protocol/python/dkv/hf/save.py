@@ -66,7 +66,8 @@ def _save_prompt(
     cache = Capture(model, queries, prompt_tokens=tokens.shape[1])
     with torch.inference_mode():
         out = model(tokens.to(model.device), past_key_values=cache, logits_to_keep=1)
-    cache.next_token = int(out.logits[0, -1].argmax())
+    if hasattr(out, "logits"):  # A model without a head has none.
+        cache.next_token = int(out.logits[0, -1].argmax())
     return _save_captured(cache, path, tokens)
 
 
