@@ -45,6 +45,9 @@ def announced(cache, args: tuple, kwargs: dict, model: torch.nn.Module):
     reason, keep_whole = repeats_rows(model, kwargs), getattr(cache, "_keep_whole", None)
     if reason is not None and keep_whole is not None:
         keep_whole(reason)
+    # A config may say so, too. generate() reads rows that a cache has wrongly then.
+    if kwargs.setdefault("use_cache", True) is False and cache.get_seq_length() > 0:
+        raise ValueError("use_cache=False was given with a cache that has a prompt: leave one of them out")
     note = getattr(cache, "_note_prompt", None)
     if note is not None:
         note(prompt_ids(args, kwargs))

@@ -18,9 +18,14 @@ from transformers import cache_utils
 from dkv.words import DkvError, Status
 
 from .files import Rope, rope_of
-from .write import About, LayerRows, write
+from .rows import Unfit, check_tokens, layers_of, token_count_of
+from .write import About, write
 
-_SAFE = ("DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer")
+# Classes whose instances are data alone. Those that rows.py refuses are here to be refused by their own names.
+_SAFE = (
+    "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "EncoderDecoderCache", "LinearAttentionLayer",
+    "StaticCache", "StaticLayer", "StaticSlidingWindowLayer",
+)  # fmt: skip
 
 
 def convert(
@@ -30,38 +35,35 @@ def convert(
     model: torch.nn.Module | str | None = None,
     config=None,
     tokens: torch.Tensor | None = None,
+    layout: str | None = None,
 ) -> int:
-    """Writes the rows of `source`, whole, without queries. Returns the file's bytes.
+    """Writes all rows of `source`, without queries. Returns the file's bytes.
 
     source   a file of torch.save's, read with weights_only=True; or what is in one: a list of (K, V) per layer, each
-             [1, Hkv, n, D] or [Hkv, n, D], or a DynamicCache. Layers of a sliding window in it are left out
+             [1, Hkv, n, D] or [Hkv, n, D], a DynamicCache or a StaticCache (the rows it has filled); or a cache of dkv's
+             own, compressed or not: the kept rows with their positions
     model    a model, or its name for people
-    config   the model's config, for its rope, where `model` is but a name
-    tokens   [n] or [1, n] ids of the prompt
+    config   the model's config, where `model` is but a name: for its rope, and to check the rows against
+    tokens   [n] or [1, n] ids of the text
+    layout   of the tensors in a list: "HTD" (heads, tokens, dims), or "THD". None: found by config and tokens
 
-    Raises DkvError, one line beginning with the path: IO; CORRUPT_DATA for a file that is none of torch.save's;
-    UNSUPPORTED for one that holds something else; INVALID_ARGUMENT for shapes that do not go together.
+    Raises DkvError, one line beginning with the path, and writes nothing: IO; CORRUPT_DATA for a file that torch.save
+    did not write; UNSUPPORTED for a cache that has no place in a file (sliding windows, linear attention, quantised rows,
+    MLA); INVALID_ARGUMENT for shapes that do not go together, with each other or with the config.
     """
     name = source if isinstance(source, (str, os.PathLike)) else "the cache"
     try:
-        pairs = _pairs(_read(Path(source)) if isinstance(source, (str, os.PathLike)) else source)
-        layers = [LayerRows(_rows(index, "K", keys), _rows(index, "V", values)) for index, (keys, values) in enumerate(pairs)]
-        count = _tokens_of(layers)
-        if tokens is not None and tokens.numel() != count:
-            raise _Wrong(f"{tokens.numel()} token ids came with {count} tokens")
+        found = _read(Path(source)) if isinstance(source, (str, os.PathLike)) else source
         about = _about(model, config)
-        about.n_prompt, about.tokens = count, None if tokens is None else tokens.reshape(-1)
-    except _Wrong as wrong:
+        config = model.config if isinstance(model, torch.nn.Module) else config
+        layers = layers_of(found, config, layout, tokens.numel() if isinstance(tokens, torch.Tensor) else None)
+        about.n_prompt = token_count_of(layers)
+        about.tokens = check_tokens(tokens, about.n_prompt, config)
+    except Unfit as wrong:
         raise DkvError(wrong.status, f"{name}: {wrong}") from None
     if isinstance(source, (str, os.PathLike)):
         about.provenance |= {"source": Path(source).name, "source_format": "torch.save"}
     return write(path, about, layers)
-
-
-class _Wrong(Exception):
-    def __init__(self, message: str, status: Status = Status.INVALID_ARGUMENT):
-        super().__init__(message)
-        self.status = status
 
 
 def _read(path: Path):
@@ -69,11 +71,11 @@ def _read(path: Path):
     try:
         if not path.is_file():
             path.stat()
-            raise _Wrong("it is no regular file", Status.IO)
+            raise Unfit("it is not a regular file", Status.IO)
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
     except OSError as error:
-        raise _Wrong(error.strerror or str(error), Status.IO) from None
+        raise Unfit(error.strerror or str(error), Status.IO) from None
     try:
         safe = [getattr(cache_utils, name) for name in _SAFE if hasattr(cache_utils, name)]
         with torch.serialization.safe_globals(safe):
@@ -81,56 +83,14 @@ def _read(path: Path):
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
-            wanted = f"it holds {found.group(1)}, and only tensors, lists and a DynamicCache are read"
-            raise _Wrong(wanted, Status.UNSUPPORTED) from None
-        raise _Wrong("torch.save did not write it", Status.CORRUPT_DATA) from None
+            name = found.group(1)
+            wanted = "whose rows are quantised" if "quant" in name.lower() else "which is not read"
+            known = "lists of tensors, a DynamicCache and a StaticCache are"
+            raise Unfit(f"it holds {name}, {wanted}: {known}", Status.UNSUPPORTED) from None
+        raise Unfit("torch.save did not write it", Status.CORRUPT_DATA) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:  # A file cut short, mostly.
         first = str(error).strip().split("\n")[0]
-        raise _Wrong(f"torch cannot read it: {first}", Status.CORRUPT_DATA) from None
-
-
-def _pairs(found) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(K, V) of every layer that keeps the whole text."""
-    if hasattr(found, "layers"):  # A DynamicCache.
-        pairs = [
-            (layer.keys, layer.values)
-            for layer in found.layers
-            if not getattr(layer, "is_sliding", False) and getattr(layer, "keys", None) is not None
-        ]
-    elif hasattr(found, "key_cache"):  # One of transformers before 4.54.
-        pairs = list(zip(found.key_cache, found.value_cache))
-    elif isinstance(found, (list, tuple)):
-        pairs = list(found)
-    else:
-        raise _Wrong(f"it holds a {type(found).__name__}, no list of (K, V) and no DynamicCache", Status.UNSUPPORTED)
-    good = [
-        isinstance(pair, (list, tuple)) and len(pair) >= 2 and all(isinstance(rows, torch.Tensor) for rows in pair[:2])
-        for pair in pairs
-    ]
-    if not pairs or not all(good):
-        where = "it has no layers" if not pairs else f"layer {good.index(False)} is no pair of tensors"
-        raise _Wrong(where, Status.UNSUPPORTED)
-    return [(pair[0], pair[1]) for pair in pairs]
-
-
-def _rows(index: int, what: str, rows: torch.Tensor) -> torch.Tensor:
-    if rows.dim() == 4 and rows.shape[0] == 1:
-        rows = rows[0]
-    if rows.dim() != 3 or 0 in rows.shape:
-        raise _Wrong(f"{what} of layer {index} is {list(rows.shape)}, not [1, heads, tokens, head_dim]")
-    return rows.detach().cpu()
-
-
-def _tokens_of(layers: list[LayerRows]) -> int:
-    first = layers[0].keys
-    for index, layer in enumerate(layers):
-        for what, rows in (("K", layer.keys), ("V", layer.values)):
-            if rows.shape != first.shape or rows.dtype != first.dtype:
-                raise _Wrong(
-                    f"{what} of layer {index} is {rows.dtype} {list(rows.shape)}, and K of layer 0 is "
-                    f"{first.dtype} {list(first.shape)}"
-                )
-    return first.shape[1]
+        raise Unfit(f"torch cannot read it: {first}", Status.CORRUPT_DATA) from None
 
 
 def _about(model, config) -> About:

@@ -13,6 +13,7 @@ provenance.*, what the file went through; crc32.NAME of each tensor, and crc32 o
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import stat
@@ -307,7 +308,9 @@ def rope_of(config) -> Rope:
     scaling = dict(found) or dict(getattr(config, "rope_scaling", None) or {})
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling.pop("rope_theta", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim_of(config)
+    if head_dim is None or _is_mla(config):  # MLA turns the last dims of a key: a file cannot say that.
+        return Rope()
     share = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     dims = int(head_dim * share)
     return Rope(
@@ -315,6 +318,40 @@ def rope_of(config) -> Rope:
         dims=0 if dims == head_dim else dims,
         scaling="" if kind == "default" else json.dumps(scaling, sort_keys=True),
     )
+
+
+def kv_shape_of(config) -> tuple[int, int, int] | None:
+    """(layers, KV heads, head_dim of K) of a model's cache; None where the config does not say."""
+    if config is None:
+        return None
+    config = config.get_text_config(decoder=True)
+    heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
+    kv_heads = getattr(config, "num_key_value_heads", None) if _declares(config, "num_key_value_heads") else None
+    if kv_heads is None:  # Falcon and GPT-BigCode; Falcon's new decoders store a head per query head.
+        single = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+        kv_heads = 1 if single else heads
+    dim = _head_dim_of(config)
+    if _is_mla(config):
+        dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    found = (layers, kv_heads, dim)
+    return found if all(isinstance(each, int) and each > 0 for each in found) else None
+
+
+def _declares(config, name: str) -> bool:
+    """Whether the model reads this: transformers keeps any name that a config was given."""
+    known = set(getattr(type(config), "__dataclass_fields__", ())) | set(getattr(config, "attribute_map", ()))
+    return name in known or hasattr(type(config), name) or name in inspect.signature(type(config).__init__).parameters
+
+
+def _head_dim_of(config) -> int | None:
+    found = getattr(config, "head_dim", None) if _declares(config, "head_dim") else None
+    if found is None and getattr(config, "hidden_size", None) and getattr(config, "num_attention_heads", None):
+        found = config.hidden_size // config.num_attention_heads
+    return found
+
+
+def _is_mla(config) -> bool:
+    return isinstance(getattr(config, "kv_lora_rank", None), int) and hasattr(config, "qk_rope_head_dim")
 
 
 def halves_of_pairs(rows: torch.Tensor, dims: int = 0) -> torch.Tensor:

@@ -17,16 +17,17 @@ import weakref
 
 import torch
 from transformers.cache_utils import Cache as TransformersCache
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from dkv.words import DkvError, Status
 
 from .announce import announce_prompts
 from .attention import Prefix
 from .copies import Copyable
-from .files import SavedFile, SavedLayer, halves_of_pairs, rope_of
+from .files import SavedFile, SavedLayer, halves_of_pairs, kv_shape_of, rope_of
 from .interface import stand_in_front
 from .layer import DkvLayer
+from .rows import Unfit, check_model
 
 log = logging.getLogger("dkv.hf")
 
@@ -38,7 +39,7 @@ def load(path: str | os.PathLike, model: torch.nn.Module) -> "LoadedCache":
     are put into Hugging Face's.
 
     Raises DkvError, one line beginning with the path: IO; CORRUPT_DATA; UNSUPPORTED for another version, and for a
-    model with sliding windows, whose rows no file has; INVALID_ARGUMENT for a cache that is not this model's: other
+    model with layers that no file has (sliding windows, linear attention); INVALID_ARGUMENT for a cache that is not this model's: other
     layers, heads, head_dim or rope theta.
     """
     file = SavedFile.open(path)
@@ -200,41 +201,25 @@ def _prefix(saved: SavedLayer, keys, target: dict) -> Prefix:
     return Prefix(saved.lengths, [keys(rows) for rows in saved.keys], [rows.to(**target) for rows in saved.values])
 
 
-class _Unfit(Exception):
-    def __init__(self, message: str, status: Status = Status.INVALID_ARGUMENT):
-        super().__init__(message)
-        self.status = status
-
-
 def check_fit(file: SavedFile, model: torch.nn.Module) -> None:
     """Raises DkvError, beginning with the file's path, for a cache that is not this model's; see load()."""
     try:
         _check_fit(file, model)
-    except _Unfit as unfit:
+    except Unfit as unfit:
         raise DkvError(unfit.status, f"{file.path}: {unfit}") from None
 
 
 def _check_fit(file: SavedFile, model) -> None:
-    config = model.config.get_text_config(decoder=True)
-    layers = DynamicCache(config=model.config).layers
-    bounded = sum(type(layer) is not DynamicLayer for layer in layers)
-    name = type(model).__name__
-    if bounded:
-        raise _Unfit(
-            f"{bounded} of {len(layers)} layers of {name} are bounded by a window of their own, and the file has not "
-            "their rows: run the prompt again",
-            Status.UNSUPPORTED,
-        )
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    found, wanted = (file.layers, file.kv_heads, file.head_dim), (len(layers), heads, dim)
-    if found != wanted:
-        raise _Unfit(
+    check_model(model)
+    config, name = model.config.get_text_config(decoder=True), type(model).__name__
+    found, wanted = (file.layers, file.kv_heads, file.head_dim), kv_shape_of(config)
+    if wanted is not None and found != wanted:
+        raise Unfit(
             f"it has {found[0]} layers of {found[1]} KV heads of {found[2]}, and {name} has "
             f"{wanted[0]} of {wanted[1]} of {wanted[2]}"
         )
     theta = rope_of(model.config).theta
     if theta and file.rope.theta and abs(theta / file.rope.theta - 1) > 1e-4:
-        raise _Unfit(f"its keys were turned with theta {file.rope.theta:g}, and those of {name} with {theta:g}")
+        raise Unfit(f"its keys were turned with theta {file.rope.theta:g}, and those of {name} with {theta:g}")
     if file.tokens is not None and int(file.tokens.max()) >= config.vocab_size:
-        raise _Unfit(f"token {int(file.tokens.max())} is not among the {config.vocab_size} of {name}")
+        raise Unfit(f"token {int(file.tokens.max())} is not among the {config.vocab_size} of {name}")

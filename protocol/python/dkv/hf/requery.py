@@ -29,6 +29,7 @@ from .capture import Capture
 from .convert import convert
 from .files import NEXT_TOKEN, Rope, SavedFile, halves_of_pairs, pairs_of_halves, rope_of
 from .load import check_fit
+from .rows import Unfit, captured_rows
 from .write import About, LayerRows, write
 
 # Relative L2: other quantisations of a model differ by a few percent, another model's keys by about 1.4.
@@ -58,14 +59,8 @@ def recompute(
     """
     try:
         return _recompute(model, file, path, name, tokens, window, progress)
-    except _Unfit as unfit:
+    except Unfit as unfit:
         raise DkvError(unfit.status, f"{file.path}: {unfit}") from None
-
-
-class _Unfit(Exception):
-    def __init__(self, message: str, status: Status = Status.INVALID_ARGUMENT):
-        super().__init__(message)
-        self.status = status
 
 
 def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> int:
@@ -77,7 +72,7 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
     layers = [file.layer(index) for index in range(file.layers)]
     for index, layer in enumerate(layers):
         if layer.positions is not None:
-            raise _Unfit(f"layer {index} is compacted: queries can only be recomputed over a whole cache", Status.UNSUPPORTED)
+            raise Unfit(f"layer {index} is compacted: queries can only be recomputed over a whole cache", Status.UNSUPPORTED)
     progress(0.2, "comparing layer 0")
     interleaved = _order_of(model, tokens, layers[0], rows, rope_of(model.config).dims)
     rope = _rope(file, model, interleaved)
@@ -86,7 +81,7 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
     progress(0.8, "writing")
     made = [
         LayerRows(layer.keys, layer.values, _as_in(file, captured.queries, rope))
-        for layer, captured in zip(layers, cache.captured)
+        for layer, captured in zip(layers, captured_rows(cache, model))
     ]
     first = cache.captured[0]
     usual = first.scaling is None or abs(first.scaling * file.head_dim**0.5 - 1) <= 1e-6
@@ -105,12 +100,12 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
 def _known_tokens(file: SavedFile, given: torch.Tensor | None, model) -> torch.Tensor:
     tokens = file.tokens if given is None else given.reshape(-1)
     if tokens is None:
-        raise _Unfit("it has no token ids, and without them no queries: give --tokens")
+        raise Unfit("it has no token ids, and without them no queries: give --tokens")
     if tokens.numel() != file.n_prompt:
-        raise _Unfit(f"{tokens.numel()} token ids came with {file.n_prompt} tokens")
+        raise Unfit(f"{tokens.numel()} token ids came with {file.n_prompt} tokens")
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-        raise _Unfit(f"its token ids go from {int(tokens.min())} to {int(tokens.max())}, and the model knows {vocabulary}")
+        raise Unfit(f"its token ids go from {int(tokens.min())} to {int(tokens.max())}, and the model knows {vocabulary}")
     return tokens.long()
 
 
@@ -129,7 +124,7 @@ def _order_of(model, tokens: torch.Tensor, layer, rows: int, dims: int) -> bool:
     halves, pairs = _apart(of_file, keys), _apart(halves_of_pairs(of_file, dims), keys)
     apart = max(min(halves, pairs), _apart(layer.values[:, -last:].float(), values))
     if not apart <= _ALIKE:
-        raise _Unfit(
+        raise Unfit(
             f"it is no cache of {type(model).__name__} with these weights: layer 0's rows are {apart:.2f} apart "
             f"(relative L2) from those that the model makes of the same tokens"
         )

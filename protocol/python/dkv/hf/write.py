@@ -43,7 +43,8 @@ class About:
 def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int:
     """Returns the file's bytes. What stood under `path` stands there until the new file is whole.
 
-    Raises DkvError: INVALID_ARGUMENT for shapes, dtypes or positions that do not go together, IO, ALREADY_EXISTS when
+    Raises DkvError: INVALID_ARGUMENT for shapes, dtypes or positions that do not go together and for values that are not
+    finite, IO, ALREADY_EXISTS when
     `path` is a folder, FIFO or device.
     """
     first = layers[0]
@@ -137,6 +138,7 @@ class _Call:
             if tensor.dtype != self._dtype or tensor.device.type != "cpu":
                 wrong = f"{tensor.dtype} on {tensor.device}, not {self._dtype} on the CPU"
                 raise DkvError(Status.INVALID_ARGUMENT, f"{name} is {wrong}")
+            _check_finite(name, tensor)
         if not isinstance(rows, list):
             held = self._hold(rows.detach())
             return _abi.SaveRows(held.data_ptr(), held.stride(0), held.stride(1), held.stride(2))
@@ -148,3 +150,11 @@ class _Call:
     def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
         self._held.append(tensor)
         return tensor
+
+
+def _check_finite(name: str, rows: torch.Tensor) -> None:
+    """Readers refuse such a file, and the prompt is gone by then."""
+    wrong = (~torch.isfinite(rows)).nonzero()
+    if wrong.numel():
+        first = wrong[0].tolist()
+        raise DkvError(Status.INVALID_ARGUMENT, f"{name} has {len(wrong)} values that are not finite, the first at {first}")
