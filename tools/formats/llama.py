@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 
+import numpy
 import xllamacpp
 from llama_cpp_py_sync._cffi_bindings import ffi
 
@@ -45,7 +45,7 @@ class Llama:
         made.n_batch = made.n_ctx
         made.n_seq_max = 4 if options.own_stream else 1
         made.kv_unified = not options.own_stream
-        made.n_threads = made.n_threads_batch = 2
+        made.n_threads = made.n_threads_batch = 1  # Two would spin where there is one core.
         made.type_k, made.type_v = TYPES[options.keys], TYPES[options.values]
         made.flash_attn_type = 0 if options.no_flash else 1
         made.no_perf = True
@@ -64,7 +64,7 @@ class Llama:
         count = lib.llama_detokenize(self.vocab, tokens, len(tokens), out, 32 * len(tokens), False, False)
         return ffi.string(out, count).decode(errors="replace")
 
-    def decode(self, tokens: list[int], begin: int) -> list[float]:
+    def decode(self, tokens: list[int], begin: int) -> numpy.ndarray:
         """The logits behind the last of them."""
         batch = lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
@@ -74,7 +74,8 @@ class Llama:
         assert lib.llama_decode(self.context, batch) == 0
         lib.llama_batch_free(batch)
         row = lib.llama_get_logits_ith(self.context, -1)
-        return list(row[0 : lib.llama_vocab_n_tokens(self.vocab)])
+        count = lib.llama_vocab_n_tokens(self.vocab)
+        return numpy.frombuffer(ffi.buffer(row, 4 * count), numpy.float32).astype(numpy.float64)
 
     def save(self, path: pathlib.Path, tokens: list[int]) -> None:
         if path.suffix == ".slot":
@@ -96,9 +97,8 @@ class Llama:
         assert lib.llama_state_seq_set_data(self.context, state, len(state), self.sequence) == len(state)
 
 
-def surprise(logits: list[float], token: int) -> float:
-    most = max(logits)
-    return most + math.log(sum(math.exp(value - most) for value in logits)) - logits[token]
+def surprise(logits: numpy.ndarray, token: int) -> float:
+    return float(numpy.logaddexp.reduce(logits) - logits[token])
 
 
 def go_on(llama: Llama, tokens: list[int], saved: int) -> dict:
@@ -110,7 +110,7 @@ def go_on(llama: Llama, tokens: list[int], saved: int) -> dict:
             total += surprise(logits, tokens[place + 1])
     count, said = len(tokens) - saved - 1, []
     for place in range(len(tokens), len(tokens) + 24):
-        said.append(max(range(len(logits)), key=logits.__getitem__))
+        said.append(int(logits.argmax()))
         logits = llama.decode([said[-1]], place)
     return {"nll": total / count, "text": llama.words(said)}
 
