@@ -97,6 +97,7 @@ void add_file_options(CLI::App& app, Options& options) {
         ->type_name("FILE");
     add_format_flag(app, "--format", options.request.format, true,
                     "of the output; the input's, or dkv where that is only read");
+    add_key_order_flag(app, options.request.key_order);
     app.add_flag("-r,--recursive", options.recursive, "also what is in folders of folders");
     app.add_flag("--no-verify", options.no_verify,
                  "do not check every byte that is read: faster, and broken rows stay unseen");

@@ -64,6 +64,19 @@ void add_open_flags(CLI::App& app, OpenOptions& options) {
                  "adjacent dims turn together, as llama.cpp has Llama's, instead of halves")
         ->needs(theta)
         ->group(kGroup);
+    app.add_option("--rope-dims", options.rope.dims, "how many dims of a key turn; all of them")
+        ->needs(theta)
+        ->check(CLI::Range(2U, 1024U))
+        ->type_name("N")
+        ->group(kGroup);
+}
+
+void add_key_order_flag(CLI::App& app, std::optional<KeyOrder>& order) {
+    app.add_option_function<std::string>(
+           "--key-order", [&order](std::string const& name) { order = key_order(name); },
+           "which dims of the output's keys turn together; what its program expects: pairs "
+           "(llama.cpp's Llama, Mistral …) or halves (Hugging Face, mlx-lm; llama.cpp's Qwen …)")
+        ->check(CLI::IsMember({"halves", "pairs"}));
 }
 
 }  // namespace dkv::cli

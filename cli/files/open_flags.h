@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "sidecar/files/key_order.h"
 #include "sidecar/files/saved_cache.h"
 
 namespace CLI {
@@ -20,5 +21,8 @@ void add_format_flag(CLI::App& app,
                      std::optional<FileFormat>& format,
                      bool writable,
                      char const* help);
+
+/// --key-order, of an output.
+void add_key_order_flag(CLI::App& app, std::optional<KeyOrder>& order);
 
 }  // namespace dkv::cli

@@ -41,6 +41,8 @@ wire::CompactFileT to_wire(offline::CompactRequest const& request) {
     message.model = request.open.model;
     message.rope_theta = request.open.rope.theta;
     message.rope_interleaved = request.open.rope.interleaved;
+    message.rope_dims = request.open.rope.dims;
+    if (request.key_order) message.key_order = name_of(*request.key_order);
     return message;
 }
 

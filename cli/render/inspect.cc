@@ -76,9 +76,10 @@ std::string sinks_text(CacheFacts const& facts) {
 }
 
 std::string rope_text(RopeFacts const& rope) {
-    if (rope.theta == 0) return "unknown";
+    if (!rope.order_known) return "unknown, and so is which dims turn together";
+    if (rope.theta == 0 && !rope.interleaved) return "unknown";
     std::string text = fmt::format(
-        "theta {}, {}", rope.theta,
+        "theta {}, {}", rope.theta == 0 ? "unknown" : fmt::format("{}", rope.theta),
         rope.interleaved ? "adjacent dims turn together" : "dims of the two halves turn together");
     if (rope.dims != 0) text += fmt::format(", the first {} dims", rope.dims);
     return rope.scaling.empty() ? text : text + ", scaled: " + one_line(rope.scaling);
@@ -134,12 +135,18 @@ Fields provenance_fields(CacheFacts const& facts) {
     return fields;
 }
 
+/// What an element is in the file.
+std::string type_text(CacheFacts const& facts) {
+    if (!facts.stored) return std::string(name_of(facts.geometry.dtype));
+    return facts.stored->type + (facts.stored->rotation_unknown ? ", perhaps rotated" : "");
+}
+
 /// Without queries nobody knows how many heads they have.
 std::string geometry_text(CacheFacts const& facts) {
     auto const& geometry = facts.geometry;
     if (facts.query_rows > 0 || geometry.q_heads != geometry.kv_heads) return describe(geometry);
     return fmt::format("{} layers, {} KV heads, head_dim {}, {}", geometry.layers,
-                       geometry.kv_heads, geometry.head_dim, name_of(geometry.dtype));
+                       geometry.kv_heads, geometry.head_dim, type_text(facts));
 }
 
 Fields facts_fields(InspectedFile const& file) {
@@ -156,6 +163,8 @@ Fields facts_fields(InspectedFile const& file) {
     if (!facts.sink_logits.empty()) fields.emplace_back("sinks", sinks_text(facts));
     if (!facts.tokens.empty())
         fields.emplace_back("token ids", counted(facts.tokens.size(), "token"));
+    if (!facts.media.empty()) fields.emplace_back("media", facts.media);
+    if (!facts.checkpoints.empty()) fields.emplace_back("checkpoints", facts.checkpoints);
     for (auto& field : provenance_fields(facts))
         fields.push_back(std::move(field));
     fields.emplace_back("size", fmt::format("{}, {} of it K and V", human_bytes(facts.file_bytes),
@@ -217,7 +226,7 @@ Result<LayerPositions> positions_of(SavedCache const& file, std::uint32_t index)
 }
 
 Json json_of(RopeFacts const& rope) {
-    if (rope.theta == 0) return {};
+    if (rope.theta == 0 && !rope.interleaved) return {};
     return {{"theta", rope.theta},
             {"interleaved", rope.interleaved},
             {"dims", rope.dims},
@@ -244,7 +253,7 @@ Result<InspectedFile> inspect_file(SavedCache const& file, std::string path) {
         InspectedLayer layer;
         for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
             layer.lengths.push_back(inspected.facts.length(index, head));
-        layer.bytes = rows_of(layer) * 2 * geometry.row_bytes();
+        layer.bytes = rows_of(layer) * inspected.facts.stored_bytes();
         layer.positions = DKV_TRY(positions_of(file, index));
         inspected.layers.push_back(std::move(layer));
     }
@@ -279,7 +288,7 @@ Json to_json(InspectedFile const& file) {
             {"q_heads", facts.geometry.q_heads},
             {"kv_heads", facts.geometry.kv_heads},
             {"head_dim", facts.geometry.head_dim},
-            {"dtype", name_of(facts.geometry.dtype)},
+            {"dtype", type_text(facts)},
             {"prompt_tokens", facts.prompt_tokens},
             {"compacted", facts.compacted},
             {"tokens_per_head", rows_per_head(file)},
@@ -289,6 +298,8 @@ Json to_json(InspectedFile const& file) {
             {"sink_layers", layers_with_sinks(facts)},
             {"rope", json_of(facts.rope)},
             {"token_ids", facts.tokens.size()},
+            {"media", facts.media},
+            {"checkpoints", facts.checkpoints},
             {"provenance", facts.provenance},
             {"file_bytes", facts.file_bytes},
             {"rows_bytes", rows_bytes(file)},

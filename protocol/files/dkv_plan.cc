@@ -16,12 +16,15 @@ std::map<std::string, std::string> metadata_of(DkvContents const& contents) {
         {"n_prompt", std::to_string(contents.prompt_tokens)}};
     if (contents.scale != 0) metadata["scale"] = fmt::format("{}", contents.scale);
     if (contents.softcap != 0) metadata["softcap"] = fmt::format("{}", contents.softcap);
-    if (contents.rope.theta != 0) {
-        metadata["rope.theta"] = fmt::format("{}", contents.rope.theta);
-        metadata["rope.interleaved"] = contents.rope.interleaved ? "true" : "false";
-        if (contents.rope.dims != 0) metadata["rope.dims"] = std::to_string(contents.rope.dims);
-        if (!contents.rope.scaling.empty()) metadata["rope.scaling"] = contents.rope.scaling;
-    }
+    auto const& rope = contents.rope;
+    if (rope.theta != 0) metadata["rope.theta"] = fmt::format("{}", rope.theta);
+    if (!rope.order_known)
+        metadata["rope.interleaved"] = kUnknownOrder;
+    else if (rope.theta != 0 || rope.interleaved)
+        metadata["rope.interleaved"] = rope.interleaved ? "true" : "false";
+    if (rope.model_interleaved) metadata["rope.model_interleaved"] = "true";
+    if (rope.dims != 0) metadata["rope.dims"] = std::to_string(rope.dims);
+    if (!rope.scaling.empty()) metadata["rope.scaling"] = rope.scaling;
     for (auto const& [key, value] : contents.provenance)
         metadata[std::string(kProvenancePrefix) + key] = value;
     return metadata;

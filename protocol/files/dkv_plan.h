@@ -16,6 +16,8 @@
 namespace dkv {
 
 inline constexpr std::string_view kProvenancePrefix = "provenance.";
+/// rope.interleaved, where the order of the dims is not known.
+inline constexpr char const* kUnknownOrder = "unknown";
 inline constexpr char const* kTokensTensor = "tokens";
 
 /// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits.

@@ -351,8 +351,10 @@ typedef struct dkv_save_options {
     uint32_t query_rows;           /* queries saved with each layer; 0: none */
     float scale;                   /* of the logits; 0: 1/sqrt(head_dim) */
     float softcap;                 /* 0: none */
-    double rope_theta;             /* 0: not said, and nothing else of rope either */
-    int32_t rope_interleaved;      /* 1: adjacent pairs of dims turn together; 0: the two halves */
+    double rope_theta;             /* 0: not known */
+    int32_t rope_interleaved;      /* adjacent pairs of dims turn together: 1: in these rows (as
+                                      llama.cpp has Llama's); 2: in the model's own code, too (Cohere,
+                                      GLM, GPT-J); 0: the two halves */
     uint32_t rope_dims;            /* 0: all of them */
     char const* rope_scaling;      /* JSON; NULL: plain rope */
     char const* const* provenance; /* key, value, key, value, …, NULL: what the cache went through

@@ -68,6 +68,7 @@ private:
                                std::to_string(number));
         rope_ = {.theta = options_.rope_theta,
                  .interleaved = options_.rope_interleaved != 0,
+                 .model_interleaved = options_.rope_interleaved == 2,
                  .dims = options_.rope_dims,
                  .scaling = options_.rope_scaling == nullptr ? "" : options_.rope_scaling};
         if (options_.provenance == nullptr) return {};

@@ -57,6 +57,11 @@ private:
         for (auto const& [key, value] : metadata_)
             if (key.starts_with(kProvenancePrefix))
                 facts.provenance[key.substr(kProvenancePrefix.size())] = value;
+        // Files that were made of llama.cpp's before the order was asked for.
+        auto const source = facts.provenance.find("source_format");
+        if (source != facts.provenance.end() && source->second.starts_with("llama") &&
+            !metadata_.contains("rope.interleaved"))
+            facts.rope.order_known = false;
         return {};
     }
 

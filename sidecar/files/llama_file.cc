@@ -6,8 +6,10 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cpu/elements.h"
 #include "sidecar/files/check_bytes.h"
 #include "sidecar/files/llama_cache.h"
+#include "sidecar/files/words.h"
 
 namespace dkv {
 namespace {
@@ -21,6 +23,28 @@ std::string words_of(LlamaLayout const& layout) {
         case LlamaKind::Bare: return "llama.cpp sequence state without a magic";
     }
     return "";
+}
+
+std::string words_of(LlamaRows const& keys, LlamaRows const& values) {
+    auto words = keys.type == values.type
+                     ? std::string(keys.type->name)
+                     : fmt::format("K {}, V {}", keys.type->name, values.type->name);
+    if (keys.rotation != 0) words += fmt::format(", K rotated by {}", keys.rotation);
+    if (values.rotation != 0) words += fmt::format(", V rotated by {}", values.rotation);
+    return words;
+}
+
+/// A head's row is whole blocks, and what rotates it lies inside it.
+Result<void> check_rows(char const* part, LlamaRows const& rows, std::uint32_t head_dim) {
+    if (head_dim % rows.type->block_elements != 0)
+        return unsupported(fmt::format(
+            "{} is {}, in blocks of {}, and a head has {} dims: heads that are no whole blocks "
+            "cannot be told apart. Save it with -ctk f16 -ctv f16, or check --kv-heads",
+            part, rows.type->name, rows.type->block_elements, head_dim));
+    if (rows.rotation != 0 && head_dim % rows.rotation != 0)
+        return corrupt(fmt::format("{} is rotated by {}, and a head has {} dims (--kv-heads)", part,
+                                   rows.rotation, head_dim));
+    return {};
 }
 
 }  // namespace
@@ -71,13 +95,22 @@ Result<void> LlamaCache::describe(OpenOptions const& options) {
                        .kv_heads = options.kv_heads,
                        .head_dim = static_cast<std::uint32_t>(std::min<std::uint64_t>(
                            head_dim, std::numeric_limits<std::uint32_t>::max())),
-                       .dtype = layout_.dtype};
+                       .dtype = layout_.is_plain() ? *layout_.key_rows.type->dtype : Dtype::F32};
     DKV_TRY(check(facts_.geometry));
+    DKV_TRY(describe_rows());
     bool const blob = layout_.kind == LlamaKind::Blob || layout_.kind == LlamaKind::Bare;
     facts_.format = blob ? FileFormat::LlamaState : FileFormat::LlamaSlot;
     facts_.format_words = words_of(layout_);
     facts_.model = options.model;
     facts_.rope = options.rope;
+    facts_.rope.order_known = options.rope.theta != 0;
+    // What is made of it may become llama.cpp's again, and each of its versions loads its own only.
+    facts_.provenance["llama_version"] = layout_.says_rotation ? "4" : "3";
+    auto const& checkpoints = layout_.checkpoints;
+    if (checkpoints.bytes > 0)
+        facts_.checkpoints = fmt::format("{} of a server (SCKP {}), {} bytes", checkpoints.count,
+                                         checkpoints.version, checkpoints.bytes);
+    if (layout_.media > 0) facts_.media = fmt::format("{} in the token section", layout_.media);
     facts_.lengths.assign(std::size_t{facts_.geometry.layers} * facts_.geometry.kv_heads,
                           static_cast<std::uint32_t>(layout_.positions.size()));
     // A list that is longer has tokens that were never computed; a shorter one is of no use.
@@ -87,72 +120,140 @@ Result<void> LlamaCache::describe(OpenOptions const& options) {
     return {};
 }
 
-std::uint64_t LlamaCache::part_bytes() const noexcept {
-    return layout_.positions.size() * layout_.row_elements * bytes_of(layout_.dtype);
+Result<void> LlamaCache::describe_rows() {
+    auto const& keys = layout_.key_rows;
+    auto const& values = layout_.value_rows;
+    auto const head_dim = facts_.geometry.head_dim;
+    DKV_TRY(check_rows("K", keys, head_dim));
+    DKV_TRY(check_rows("V", values, head_dim));
+    if (layout_.is_plain()) return {};
+    bool const quantised = !keys.type->dtype || !values.type->dtype;
+    facts_.stored = StoredRows{.type = words_of(keys, values),
+                               .key_row_bytes = keys.type->bytes(head_dim),
+                               .value_row_bytes = values.type->bytes(head_dim),
+                               .rotation_unknown = quantised && !layout_.says_rotation};
+    return {};
 }
 
-SavedLayer LlamaCache::views(std::byte const* keys, std::byte const* values) const {
-    auto const& geometry = facts_.geometry;
-    auto const cells = static_cast<std::uint32_t>(layout_.positions.size());
-    SavedLayer layer;
-    layer.keys = {.data = const_cast<std::byte*>(keys),
-                  .dtype = geometry.dtype,
-                  .heads = geometry.kv_heads,
-                  .tokens = cells,
-                  .head_dim = geometry.head_dim,
-                  .head_stride = geometry.head_dim,
-                  .token_stride = layout_.row_elements,
-                  .dim_stride = 1};
-    layer.values = layer.keys;
-    layer.values.data = const_cast<std::byte*>(values);
-    if (layout_.transposed) {
-        layer.values.head_stride = std::uint64_t{geometry.head_dim} * cells;
-        layer.values.token_stride = 1;
-        layer.values.dim_stride = cells;
+std::uint64_t LlamaCache::row_bytes(LlamaRows const& rows) const noexcept {
+    return rows.type->bytes(layout_.row_elements);
+}
+
+RowsView LlamaCache::stored_view(LlamaRows const& rows,
+                                 std::byte const* data,
+                                 bool transposed) const {
+    auto const dtype = rows.type->dtype.value_or(Dtype::F16);  // Blocks are of even sizes.
+    auto const elements_in = [&](std::uint64_t bytes) { return bytes / bytes_of(dtype); };
+    RowsView view{.data = const_cast<std::byte*>(data),
+                  .dtype = dtype,
+                  .heads = facts_.geometry.kv_heads,
+                  .tokens = static_cast<std::uint32_t>(layout_.positions.size()),
+                  .head_dim = static_cast<std::uint32_t>(
+                      elements_in(rows.type->bytes(facts_.geometry.head_dim)))};
+    view.head_stride = view.head_dim;
+    view.token_stride = elements_in(row_bytes(rows));
+    if (transposed) {
+        view.head_stride = std::uint64_t{view.head_dim} * view.tokens;
+        view.token_stride = 1;
+        view.dim_stride = view.tokens;
     }
-    for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
+    return view;
+}
+
+void LlamaCache::bring_together(LlamaRows const& rows,
+                                std::byte const* source,
+                                bool transposed,
+                                std::byte* target) const {
+    std::size_t const element = rows.type->block_bytes;
+    std::size_t const step = transposed ? element : row_bytes(rows);
+    std::uint64_t const times = transposed ? layout_.row_elements : 1;
+    for (std::uint64_t dim = 0; dim < times; ++dim, source += order_.size() * step)
+        for (std::uint32_t const cell : order_) {
+            std::memcpy(target, source + cell * step, step);
+            target += step;
+        }
+}
+
+SavedLayer LlamaCache::stored(std::uint32_t index) const {
+    std::byte const* keys = mapped_.bytes().data() + layout_.keys.at(index);
+    std::byte const* values = mapped_.bytes().data() + layout_.values.at(index);
+    SavedLayer layer;
+    if (!order_.empty()) {
+        auto const key_bytes = order_.size() * row_bytes(layout_.key_rows);
+        auto const value_bytes = order_.size() * row_bytes(layout_.value_rows);
+        auto const held = std::make_shared<std::vector<std::byte>>(key_bytes + value_bytes);
+        bring_together(layout_.key_rows, keys, false, held->data());
+        bring_together(layout_.value_rows, values, layout_.transposed, held->data() + key_bytes);
+        keys = held->data();
+        values = held->data() + key_bytes;
+        layer.hold = held;
+    }
+    layer.keys = stored_view(layout_.key_rows, keys, false);
+    layer.values = stored_view(layout_.value_rows, values, layout_.transposed);
+    for (std::uint32_t head = 0; head < facts_.geometry.kv_heads; ++head)
         layer.positions.insert(layer.positions.end(), positions_.begin(), positions_.end());
     return layer;
 }
 
-void LlamaCache::bring_together(std::uint32_t layer, std::span<std::byte> target) const {
-    std::size_t const element = bytes_of(layout_.dtype);
-    std::size_t const cells = order_.size();
-    std::byte* out = target.data();
-    auto const copy_rows = [&](std::byte const* source, std::size_t row_bytes) {
-        for (std::uint32_t const cell : order_) {
-            std::memcpy(out, source + cell * row_bytes, row_bytes);
-            out += row_bytes;
+/// `out` [kv_heads, cells, head_dim]
+RowsView LlamaCache::as_f32(LlamaRows const& rows,
+                            RowsView const& view,
+                            std::span<float> out) const {
+    std::uint32_t const head_dim = facts_.geometry.head_dim;
+    std::span<float> left = out;
+    for (std::uint32_t head = 0; head < view.heads; ++head)
+        for (std::uint32_t token = 0; token < view.tokens; ++token) {
+            auto const row = left.first(head_dim);
+            left = left.subspan(head_dim);
+            if (view.dim_stride == 1)
+                dequantise(*rows.type, view.row(head, token), row);
+            else
+                for (std::uint32_t dim = 0; dim < head_dim; ++dim)
+                    row[dim] = cpu::load_f32(
+                        view.row(head, token) + dim * view.dim_stride * bytes_of(view.dtype),
+                        view.dtype);
+            if (rows.rotation != 0) turn_by_hadamard(row, rows.rotation);
         }
-    };
-    std::byte const* const keys = mapped_.bytes().data() + layout_.keys[layer];
-    std::byte const* const values = mapped_.bytes().data() + layout_.values[layer];
-    copy_rows(keys, layout_.row_elements * element);
-    if (!layout_.transposed) return copy_rows(values, layout_.row_elements * element);
-    for (std::uint64_t dim = 0; dim < layout_.row_elements; ++dim)
-        copy_rows(values + dim * cells * element, element);
+    return dense_rows(reinterpret_cast<std::byte*>(out.data()), Dtype::F32, view.heads, view.tokens,
+                      head_dim);
 }
 
 Result<SavedLayer> LlamaCache::layer(std::uint32_t index) const {
-    if (order_.empty())
-        return views(mapped_.bytes().data() + layout_.keys.at(index),
-                     mapped_.bytes().data() + layout_.values.at(index));
-    auto const rows = std::make_shared<std::vector<std::byte>>(2 * part_bytes());
-    bring_together(index, *rows);
-    auto layer = views(rows->data(), rows->data() + part_bytes());
+    auto layer = stored(index);
+    if (layout_.is_plain()) return layer;
+    std::size_t const elements = layout_.positions.size() * layout_.row_elements;
+    auto const rows = std::make_shared<std::vector<float>>(2 * elements);
+    auto const both = std::span(*rows);
+    layer.keys = as_f32(layout_.key_rows, layer.keys, both.first(elements));
+    layer.values = as_f32(layout_.value_rows, layer.values, both.subspan(elements));
     layer.hold = rows;
     return layer;
 }
 
+Result<void> LlamaCache::verify_part(char const* part,
+                                     std::uint32_t layer,
+                                     LlamaRows const& rows,
+                                     std::uint64_t offset) const {
+    auto const* const bytes = mapped_.bytes().data() + offset;
+    std::uint64_t const part_bytes = layout_.positions.size() * row_bytes(rows);
+    bool finite = true;
+    if (rows.type->dtype) {
+        finite = !check_bytes({bytes, part_bytes}, *rows.type->dtype, false).not_finite;
+    } else {
+        std::vector<float> row(layout_.row_elements);
+        for (std::uint64_t at = 0; at < part_bytes && finite; at += row_bytes(rows)) {
+            dequantise(*rows.type, bytes + at, row);
+            finite = !check_bytes(std::as_bytes(std::span(row)), Dtype::F32, false).not_finite;
+        }
+    }
+    if (finite) return {};
+    return Error{ErrorCode::CorruptData, fmt::format("{}: {} of layer {} has a NaN or an Inf",
+                                                     path_.string(), part, layer)};
+}
+
 Result<void> LlamaCache::verify(std::uint32_t layer) const {
-    auto const check = [&](char const* part, std::uint64_t offset) -> Result<void> {
-        auto const rows = mapped_.bytes().subspan(offset, part_bytes());
-        if (!check_bytes(rows, layout_.dtype, false).not_finite) return {};
-        return Error{ErrorCode::CorruptData, fmt::format("{}: {} of layer {} has a NaN or an Inf",
-                                                         path_.string(), part, layer)};
-    };
-    DKV_TRY(check("K", layout_.keys.at(layer)));
-    return check("V", layout_.values.at(layer));
+    DKV_TRY(verify_part("K", layer, layout_.key_rows, layout_.keys.at(layer)));
+    return verify_part("V", layer, layout_.value_rows, layout_.values.at(layer));
 }
 
 bool is_llama_file(std::span<std::byte const> bytes) noexcept {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <optional>
 #include <string_view>
 
@@ -15,34 +16,30 @@ namespace {
 
 constexpr std::uint32_t kStreamsMax = 256;  // llama.cpp's own limit of sequences.
 constexpr std::uint32_t kArchBytesMax = 256;
+constexpr std::uint32_t kRotationMax = 1024;  // No head has more dims.
 constexpr std::uint32_t kPackedTokensVersion = 1;
 constexpr std::int32_t kNoToken = -1;
 // What a cell has beside its position where a model's positions are 2-D: x, y; later a token, too.
 constexpr std::array<std::uint32_t, 2> kCellExtras{12, 8};
 
-struct GgmlType {
-    std::int32_t number;
-    std::string_view name;
-    std::optional<Dtype> dtype;
-};
-constexpr GgmlType kTypes[] = {
-    {0, "f32", Dtype::F32},       {1, "f16", Dtype::F16},      {2, "q4_0", std::nullopt},
-    {3, "q4_1", std::nullopt},    {6, "q5_0", std::nullopt},   {7, "q5_1", std::nullopt},
-    {8, "q8_0", std::nullopt},    {9, "q8_1", std::nullopt},   {10, "q2_k", std::nullopt},
-    {11, "q3_k", std::nullopt},   {12, "q4_k", std::nullopt},  {13, "q5_k", std::nullopt},
-    {14, "q6_k", std::nullopt},   {15, "q8_k", std::nullopt},  {20, "iq4_nl", std::nullopt},
-    {23, "iq4_xs", std::nullopt}, {30, "bf16", Dtype::Bf16},   {34, "tq1_0", std::nullopt},
-    {35, "tq2_0", std::nullopt},  {39, "mxfp4", std::nullopt},
-};
+constexpr std::uint32_t kCheckpointMagic = 0x504b4353;  // "SCKP"
+constexpr std::uint32_t kCheckpointVersion = 1;
+constexpr std::uint32_t kCheckpointBlobs = 3;  // Of the model, its draft, and what speculates.
 
 /// The body, with cells of some shape.
 class BodyParser {
 public:
-    BodyParser(ByteCursor cursor, LlamaLayout& layout, std::uint32_t cell_extra)
-        : cursor_(cursor), layout_(layout), cell_extra_(cell_extra) {}
+    BodyParser(ByteCursor cursor,
+               LlamaLayout& layout,
+               bool says_rotation,
+               std::uint32_t cell_extra = 0)
+        : cursor_(cursor), layout_(layout), cell_extra_(cell_extra) {
+        layout_.says_rotation = says_rotation;
+    }
 
     Result<void> parse() {
         layout_.streams_offset = cursor_.offset();
+        layout_.key_rows = layout_.value_rows = {};
         auto const streams = DKV_TRY(cursor_.take<std::uint32_t>("the number of streams"));
         if (streams == 0 || streams > kStreamsMax)
             return corrupt(fmt::format("the number of streams is {}", streams));
@@ -65,6 +62,7 @@ public:
     std::uint64_t left() const noexcept { return cursor_.left(); }
     ByteCursor rest() const noexcept { return cursor_; }
     bool ends_after_keys() const noexcept { return ends_after_keys_; }
+    bool says_rotation() const noexcept { return layout_.says_rotation; }
 
 private:
     Result<void> parse_cells(std::uint32_t cells) {
@@ -111,57 +109,90 @@ private:
         auto const layers = DKV_TRY(cursor_.take<std::uint32_t>("the number of layers"));
         if (layers == 0 || layers > kLayersMax)
             return corrupt(fmt::format("the number of layers is {}", layers));
+        if (layout_.says_rotation) {
+            layout_.key_rows.rotation = DKV_TRY(parse_rotation("the rotation of K"));
+            layout_.value_rows.rotation = DKV_TRY(parse_rotation("the rotation of V"));
+        }
         layout_.keys.clear();
         layout_.values.clear();
         for (std::uint32_t layer = 0; layer < layers; ++layer)
-            layout_.keys.push_back(DKV_TRY(parse_part("K", layer, false)));
+            layout_.keys.push_back(DKV_TRY(parse_part({"K", layer, false}, layout_.key_rows)));
         ends_after_keys_ = cursor_.left() == 0;
         for (std::uint32_t layer = 0; layer < layers; ++layer)
-            layout_.values.push_back(DKV_TRY(parse_part("V", layer, layout_.transposed)));
+            layout_.values.push_back(
+                DKV_TRY(parse_part({"V", layer, layout_.transposed}, layout_.value_rows)));
         return {};
     }
 
-    /// K or V of one layer; where its elements begin.
-    Result<std::uint64_t> parse_part(char const* part, std::uint32_t layer, bool transposed) {
+    Result<std::uint32_t> parse_rotation(char const* name) {
+        auto const order = DKV_TRY(cursor_.take<std::uint32_t>(name));
+        if (order == 0 || (order > 1 && order <= kRotationMax && std::has_single_bit(order)))
+            return order;
+        return corrupt(fmt::format("{} is of order {}, not of a power of two", name, order));
+    }
+
+    struct Part {
+        char const* name;
+        std::uint32_t layer;
+        bool transposed;
+    };
+
+    Result<GgmlType const*> parse_type(Part const& part) {
         auto const number = DKV_TRY(cursor_.take<std::int32_t>("the type of a layer"));
-        auto const* const type = std::ranges::find(kTypes, number, &GgmlType::number);
-        if (type == std::end(kTypes))
-            return corrupt(fmt::format("{} of layer {} is of ggml type {}", part, layer, number));
-        if (!type->dtype)
-            return unsupported(fmt::format(
-                "{} of layer {} is quantised ({}): only f32, f16 and bf16 are known here", part,
-                layer, type->name));
-        std::uint64_t const element_bytes = bytes_of(*type->dtype);
-        std::uint64_t row_elements = 0;
-        if (transposed) {
+        auto const* const type = ggml_type(number);
+        if (type == nullptr)
+            return corrupt(
+                fmt::format("{} of layer {} is of ggml type {}", part.name, part.layer, number));
+        if (!type->is_readable())
+            return unsupported(
+                fmt::format("{} of layer {} is {}: llama.cpp's types for a cache "
+                            "are f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 and "
+                            "iq4_nl",
+                            part.name, part.layer, type->name));
+        if (part.transposed && !type->dtype)
+            return unsupported(fmt::format("{} of layer {} is quantised ({}) and transposed",
+                                           part.name, part.layer, type->name));
+        return type;
+    }
+
+    Result<std::uint64_t> parse_row_elements(Part const& part, GgmlType const& type) {
+        if (part.transposed) {
             auto const bytes = DKV_TRY(cursor_.take<std::uint32_t>("the element size of a layer"));
-            if (bytes != element_bytes)
+            if (bytes != type.block_bytes)
                 return corrupt(fmt::format("{} of layer {} has elements of {} bytes, but is {}",
-                                           part, layer, bytes, type->name));
-            row_elements = DKV_TRY(cursor_.take<std::uint32_t>("the row elements of a layer"));
-        } else {
-            auto const bytes = DKV_TRY(cursor_.take<std::uint64_t>("the row size of a layer"));
-            if (bytes % element_bytes != 0)
-                return corrupt(fmt::format("{} of layer {} has rows of {} bytes, but is {}", part,
-                                           layer, bytes, type->name));
-            row_elements = bytes / element_bytes;
+                                           part.name, part.layer, bytes, type.name));
+            return DKV_TRY(cursor_.take<std::uint32_t>("the row elements of a layer"));
         }
-        std::uint64_t const fitting = cursor_.left() / element_bytes / layout_.positions.size();
-        if (row_elements == 0 || row_elements > fitting)
+        auto const bytes = DKV_TRY(cursor_.take<std::uint64_t>("the row size of a layer"));
+        if (bytes % type.block_bytes != 0)
+            return corrupt(fmt::format("{} of layer {} has rows of {} bytes, but is {}", part.name,
+                                       part.layer, bytes, type.name));
+        return bytes / type.block_bytes * type.block_elements;
+    }
+
+    /// K or V of one layer; where its elements begin. All layers are as the first.
+    Result<std::uint64_t> parse_part(Part const& part, LlamaRows& rows) {
+        auto const* const type = DKV_TRY(parse_type(part));
+        auto const elements = DKV_TRY(parse_row_elements(part, *type));
+        std::uint64_t const cells = layout_.positions.size();
+        std::uint64_t const fitting =
+            cursor_.left() / cells / type->block_bytes * type->block_elements;
+        if (elements == 0 || elements > fitting)
             return corrupt(fmt::format(
-                "{} of layer {} has rows of {} elements: {} of them do not fit in {} bytes", part,
-                layer, row_elements, layout_.positions.size(), cursor_.left()));
-        if (layout_.keys.empty() && layout_.values.empty()) {
-            layout_.dtype = *type->dtype;
-            layout_.row_elements = row_elements;
-        }
-        if (layout_.dtype != *type->dtype || layout_.row_elements != row_elements)
-            return unsupported(fmt::format("{} of layer {} is {} × {}, but K of layer 0 {} × {}",
-                                           part, layer, type->name, row_elements,
-                                           name_of(layout_.dtype), layout_.row_elements));
+                "{} of layer {} has rows of {} elements: {} of them do not fit in {} bytes",
+                part.name, part.layer, elements, cells, cursor_.left()));
+        if (layout_.keys.empty() && layout_.values.empty()) layout_.row_elements = elements;
+        if (rows.type == nullptr) rows.type = type;
+        if (rows.type != type || layout_.row_elements != elements)
+            return unsupported(fmt::format("{} of layer {} is {} × {}, but {} of layer 0 {} × {}",
+                                           part.name, part.layer, type->name, elements,
+                                           rows.type == type ? "K" : part.name, rows.type->name,
+                                           layout_.row_elements));
+        if (rows.rotation != 0 && elements % rows.rotation != 0)
+            return corrupt(fmt::format("{} of layer {} has rows of {} elements, rotated by {}",
+                                       part.name, part.layer, elements, rows.rotation));
         auto const offset = cursor_.offset();
-        DKV_TRY(cursor_.take_bytes("a layer's rows",
-                                   layout_.positions.size() * row_elements * element_bytes));
+        DKV_TRY(cursor_.take_bytes("a layer's rows", cells * type->bytes(elements)));
         return offset;
     }
 
@@ -170,6 +201,17 @@ private:
     std::uint32_t cell_extra_;
     bool ends_after_keys_ = false;
 };
+
+Result<void> check_version(char const* name,
+                           std::uint32_t version,
+                           std::uint32_t first,
+                           std::uint32_t last) {
+    if (version >= first && version <= last) return {};
+    return unsupported(
+        first == last ? fmt::format("{} version {}: only {} is known here", name, version, last)
+                      : fmt::format("{} version {}: only {} to {} are known here", name, version,
+                                    first, last));
+}
 
 /// Whether a recurrent state begins here: its cells, a zero flag, layers of f32 or f16 rows.
 bool looks_recurrent(ByteCursor cursor) {
@@ -197,38 +239,63 @@ bool looks_recurrent(ByteCursor cursor) {
 /// What a body that is no plain cache is, where that can be told.
 Error refusal(ByteCursor const& body, BodyParser const& parsed, Result<void> const& outcome) {
     LlamaLayout other;
+    bool const says_rotation = parsed.says_rotation();
     if (outcome) {  // All is well but for what follows.
-        if (BodyParser second(parsed.rest(), other, 0); second.parse() && second.left() == 0)
+        if (BodyParser second(parsed.rest(), other, says_rotation);
+            second.parse() && second.left() == 0)
             return unsupported(
                 "it has two caches: layers with a sliding window beside full ones (iSWA)");
         if (looks_recurrent(parsed.rest()))
             return unsupported("the model is a hybrid: recurrent layers beside attention");
-        return corrupt(fmt::format("{} bytes are left after the last layer", parsed.left()));
+        return unsupported(
+            fmt::format("{} bytes follow the last layer, and they are not "
+                        "checkpoints (SCKP): what they are is not known here",
+                        parsed.left()));
     }
     Error const& error = outcome.error();
     if (error.code != ErrorCode::CorruptData) return error;
     if (parsed.ends_after_keys())
         return unsupported("there are keys, but no values (MLA): nothing to cut per head");
     for (std::uint32_t const extra : kCellExtras)
-        if (BodyParser extended(body, other, extra); extended.parse() && extended.left() == 0)
+        if (BodyParser extended(body, other, says_rotation, extra);
+            extended.parse() && extended.left() == 0)
             return unsupported("its cells have 2-D positions (M-RoPE)");
     if (looks_recurrent(body)) return unsupported("the model is recurrent: it has no keys to cut");
     return error;
 }
 
-Result<void> check_version(char const* name,
-                           std::uint32_t version,
-                           std::uint32_t first,
-                           std::uint32_t last) {
-    if (version >= first && version <= last) return {};
-    return unsupported(
-        first == last ? fmt::format("{} version {}: only {} is known here", name, version, last)
-                      : fmt::format("{} version {}: only {} and {} are known here", name, version,
-                                    first, last));
+/// What a server appended, if it did.
+Result<LlamaCheckpoints> parse_checkpoints(ByteCursor& cursor) {
+    LlamaCheckpoints found;
+    ByteCursor ahead = cursor;
+    if (auto const magic = ahead.take<std::uint32_t>("a magic");
+        !magic || magic.value() != kCheckpointMagic)
+        return found;
+    found.bytes = cursor.left();
+    found.version = DKV_TRY(ahead.take<std::uint32_t>("the version of the checkpoints"));
+    DKV_TRY(
+        check_version("SCKP (checkpoints)", found.version, kCheckpointVersion, kCheckpointVersion));
+    found.count = DKV_TRY(ahead.take<std::uint32_t>("the number of checkpoints"));
+    for (std::uint32_t checkpoint = 0; checkpoint < found.count; ++checkpoint) {
+        DKV_TRY(ahead.take<std::int64_t>("a checkpoint's tokens"));
+        DKV_TRY(ahead.take<std::int32_t>("a checkpoint's first position"));
+        DKV_TRY(ahead.take<std::int32_t>("a checkpoint's last position"));
+        for (std::uint32_t blob = 0; blob < kCheckpointBlobs; ++blob) {
+            auto const bytes = DKV_TRY(ahead.take<std::uint64_t>("the size of a checkpoint"));
+            DKV_TRY(ahead.take_bytes("a checkpoint", bytes));
+        }
+    }
+    if (ahead.left() > 0)
+        return unsupported(
+            fmt::format("{} bytes follow the last of {} checkpoints, and what they "
+                        "are is not known here",
+                        ahead.left(), found.count));
+    cursor = ahead;
+    return found;
 }
 
 /// The words before the body: token ids, or (newer servers) -1, a version, the ids, media.
-Result<std::vector<std::int32_t>> parse_tokens(std::span<std::byte const> words) {
+Result<void> parse_tokens(std::span<std::byte const> words, LlamaLayout& layout) {
     auto const ids = [](std::span<std::byte const> bytes) {
         std::vector<std::int32_t> tokens(bytes.size() / sizeof(std::int32_t));
         std::ranges::copy(bytes, std::as_writable_bytes(std::span(tokens)).begin());
@@ -237,17 +304,23 @@ Result<std::vector<std::int32_t>> parse_tokens(std::span<std::byte const> words)
         return text ? tokens : std::vector<std::int32_t>();
     };
     ByteCursor cursor(words);
-    if (words.empty() || DKV_TRY(cursor.take<std::int32_t>("the first token")) != kNoToken)
-        return ids(words);
+    if (words.empty() || DKV_TRY(cursor.take<std::int32_t>("the first token")) != kNoToken) {
+        layout.tokens = ids(words);
+        return {};
+    }
     auto const version = DKV_TRY(cursor.take<std::uint32_t>("the version of the token section"));
     DKV_TRY(check_version("token section", version, kPackedTokensVersion, kPackedTokensVersion));
     auto const count = DKV_TRY(cursor.take<std::uint32_t>("the number of tokens"));
-    auto const tokens = ids(DKV_TRY(
+    layout.tokens = ids(DKV_TRY(
         cursor.take_bytes("the token section", std::uint64_t{count} * sizeof(std::int32_t))));
-    auto const media = DKV_TRY(cursor.take<std::uint32_t>("the number of media"));
-    if (media == 0 && cursor.left() >= sizeof(std::int32_t))
+    layout.media = DKV_TRY(cursor.take<std::uint32_t>("the number of media"));
+    if (layout.media == 0 && cursor.left() >= sizeof(std::int32_t))
         return corrupt(fmt::format("the token section has {} bytes after its end", cursor.left()));
-    return tokens;
+    // Each has at least a place among the tokens.
+    if (layout.media > cursor.left() / sizeof(std::uint32_t))
+        return corrupt(fmt::format("the token section has {} media, and {} bytes for them",
+                                   layout.media, cursor.left()));
+    return {};
 }
 
 /// Up to the body.
@@ -264,12 +337,13 @@ Result<void> parse_head(ByteCursor& cursor, LlamaLayout& layout, bool bare) {
     layout.kind = magic == kLlamaSessionMagic ? LlamaKind::Session : LlamaKind::Sequence;
     layout.version = DKV_TRY(cursor.take<std::uint32_t>("the version"));
     if (layout.kind == LlamaKind::Session)
-        DKV_TRY(check_version("GGSN", layout.version, kLlamaSessionVersion, kLlamaSessionVersion));
+        DKV_TRY(check_version("GGSN", layout.version, 10, kLlamaSessionVersion));
     else
         DKV_TRY(check_version("GGSQ", layout.version, 2, kLlamaSequenceVersion));
     auto const words = DKV_TRY(cursor.take<std::uint32_t>("the number of tokens"));
-    layout.tokens = DKV_TRY(parse_tokens(DKV_TRY(
-        cursor.take_bytes("the token section", std::uint64_t{words} * sizeof(std::int32_t)))));
+    DKV_TRY(parse_tokens(DKV_TRY(cursor.take_bytes("the token section",
+                                                   std::uint64_t{words} * sizeof(std::int32_t))),
+                         layout));
     if (layout.kind == LlamaKind::Sequence) return {};
     auto const arch_bytes =
         DKV_TRY(cursor.take<std::uint32_t>("the length of the architecture's name"));
@@ -286,19 +360,30 @@ Result<void> parse_head(ByteCursor& cursor, LlamaLayout& layout, bool bare) {
 
 }  // namespace
 
-std::int32_t ggml_type_of(Dtype dtype) noexcept {
-    auto const* const found = std::ranges::find(kTypes, std::optional(dtype), &GgmlType::dtype);
-    return found->number;
-}
-
 Result<LlamaLayout> parse_llama(std::span<std::byte const> file, bool bare) {
     LlamaLayout layout;
     ByteCursor cursor(file);
     DKV_TRY(parse_head(cursor, layout, bare));
-    BodyParser body(cursor, layout, 0);
-    auto const parsed = body.parse();
-    if (!parsed || body.left() > 0) return refusal(cursor, body, parsed);
-    return layout;
+    std::vector<bool> tries{layout.kind == LlamaKind::Sequence
+                                ? layout.version >= kLlamaSequenceVersion
+                                : layout.version >= kLlamaSessionVersion};
+    // A state has no version: one without the rotations cannot be read as one with them.
+    if (layout.kind == LlamaKind::Blob || layout.kind == LlamaKind::Bare) tries = {false, true};
+    std::optional<Error> first;
+    std::uint64_t least_left = 0;
+    for (bool const says_rotation : tries) {
+        BodyParser body(cursor, layout, says_rotation);
+        auto const parsed = body.parse();
+        ByteCursor rest = body.rest();
+        if (parsed && layout.kind == LlamaKind::Sequence)
+            layout.checkpoints = DKV_TRY(parse_checkpoints(rest));
+        if (parsed && rest.left() == 0) return layout;
+        auto error = refusal(cursor, body, parsed);
+        if (first && body.left() >= least_left) continue;
+        first = std::move(error);
+        least_left = body.left();
+    }
+    return *std::move(first);
 }
 
 }  // namespace dkv

@@ -28,32 +28,46 @@ void put(Bytes& bytes, std::span<std::byte const> more) {
     bytes.insert(bytes.end(), more.begin(), more.end());
 }
 
+/// K, or V, of every layer.
+struct PartPlan {
+    GgmlType const* type = nullptr;
+    std::uint64_t row_bytes = 0;
+};
+
 /// What there is around the rows.
 struct LlamaPlan {
     Bytes head;       ///< Up to the cell count.
     Bytes cell_tail;  ///< What follows the position in each cell.
-    Bytes tail;       ///< Empty streams.
+    Bytes rotation;   ///< The words of it, where the version has them.
+    Bytes tail;       ///< Empty streams, checkpoints.
     bool transposed = false;
     std::uint32_t cells = 0;
     Geometry geometry;
+    PartPlan keys;
+    PartPlan values;
 
     std::uint64_t row_elements() const {
         return std::uint64_t{geometry.kv_heads} * geometry.head_dim;
     }
-    std::uint64_t part_bytes() const {
-        return kPartHeadBytes + cells * row_elements() * bytes_of(geometry.dtype);
+    void set_types(GgmlType const& of_keys, GgmlType const& of_values) {
+        keys = {&of_keys, of_keys.bytes(row_elements())};
+        values = {&of_values, of_values.bytes(row_elements())};
+    }
+    std::uint64_t part_bytes(PartPlan const& part) const {
+        return kPartHeadBytes + cells * part.row_bytes;
     }
     std::uint64_t cells_offset() const { return head.size() + sizeof(std::uint32_t); }
     std::uint64_t data_offset() const {
         return cells_offset() + cells * (sizeof(std::int32_t) + cell_tail.size());
     }
     std::uint64_t keys_offset(std::uint32_t layer) const {
-        return data_offset() + 2 * sizeof(std::uint32_t) + layer * part_bytes();
+        return data_offset() + 2 * sizeof(std::uint32_t) + rotation.size() +
+               layer * part_bytes(keys);
     }
     std::uint64_t values_offset(std::uint32_t layer) const {
-        return keys_offset(geometry.layers + layer);
+        return keys_offset(geometry.layers) + layer * part_bytes(values);
     }
-    std::uint64_t end_offset() const { return keys_offset(2 * geometry.layers); }
+    std::uint64_t end_offset() const { return values_offset(geometry.layers); }
     std::uint64_t file_bytes() const { return end_offset() + tail.size(); }
 };
 
@@ -72,14 +86,15 @@ Result<std::uint32_t> common_length(CacheFacts const& facts) {
     return most;
 }
 
-void put_own_head(Bytes& head, FileFormat format, CacheFacts const& facts) {
+/// `version` of a slot.
+void put_own_head(Bytes& head, FileFormat format, std::uint32_t version, CacheFacts const& facts) {
     if (format == FileFormat::LlamaState) {
         put(head, kLlamaBlobMagic);
         put(head, std::int32_t{0});
         return;
     }
     put(head, kLlamaSequenceMagic);
-    put(head, kLlamaSequenceVersion);
+    put(head, version);
     put(head, static_cast<std::uint32_t>(facts.tokens.size()));
     put(head, std::as_bytes(std::span(facts.tokens)));
 }
@@ -104,9 +119,19 @@ Result<void> take_from(LlamaCache const& source, WriteRequest const& request, Ll
                                  describe(plan.geometry), describe(geometry))};
     auto const bytes = source.bytes();
     plan.transposed = layout.transposed;
-    plan.tail.assign(bytes.begin() + static_cast<std::ptrdiff_t>(layout.end_offset), bytes.end());
+    plan.set_types(*layout.key_rows.type, *layout.value_rows.type);
+    if (layout.says_rotation) {
+        put(plan.rotation, layout.key_rows.rotation);
+        put(plan.rotation, layout.value_rows.rotation);
+    }
     bool const same = request.format == source.facts().format;
-    if (!same) put_own_head(plan.head, request.format, request.facts);
+    // A server's checkpoints are of the whole cache, and a slot's.
+    bool const whole = same && plan.cells == layout.positions.size();
+    auto const end = bytes.size() - (whole ? 0 : layout.checkpoints.bytes);
+    put(plan.tail, bytes.first(end).subspan(layout.end_offset));
+    if (!same)
+        put_own_head(plan.head, request.format, layout.says_rotation ? kLlamaSequenceVersion : 3,
+                     request.facts);
     auto const begin = same ? 0 : layout.streams_offset;
     put(plan.head, bytes.subspan(begin, layout.count_offset - begin));
     if (same)
@@ -117,19 +142,26 @@ Result<void> take_from(LlamaCache const& source, WriteRequest const& request, Ll
     return {};
 }
 
+/// Of what did not come from llama.cpp: the newest, unless it once did and says otherwise.
+std::uint32_t version_of(CacheFacts const& facts) {
+    auto const said = facts.provenance.find("llama_version");
+    return said != facts.provenance.end() && said->second == "3" ? 3 : kLlamaSequenceVersion;
+}
+
 Result<LlamaPlan> plan_of(WriteRequest const& request) {
     LlamaPlan plan;
+    DKV_TRY(written_key_order(request));
     plan.geometry = request.facts.geometry;
     plan.cells = DKV_TRY(common_length(request.facts));
     if (auto const* const source = dynamic_cast<LlamaCache const*>(request.source)) {
         DKV_TRY(take_from(*source, request, plan));
         return plan;
     }
-    if (!request.facts.rope.interleaved)
-        return Error{ErrorCode::Unsupported,
-                     "llama.cpp's order of a key's dims depends on the model: only what came from "
-                     "llama.cpp, or has its dims turned in adjacent pairs, becomes its file"};
-    put_own_head(plan.head, request.format, request.facts);
+    auto const version = version_of(request.facts);
+    auto const& type = ggml_type(plan.geometry.dtype);
+    plan.set_types(type, type);
+    if (version >= kLlamaSequenceVersion) plan.rotation.resize(2 * sizeof(std::uint32_t));
+    put_own_head(plan.head, request.format, version, request.facts);
     put(plan.head, std::uint32_t{1});
     put_own_cell_tail(plan);
     return plan;
@@ -164,19 +196,22 @@ private:
 /// One layer's heads, and which of their rows go where.
 class LayerRows {
 public:
-    LayerRows(RowsToWrite const& rows, LlamaPlan const& plan)
-        : rows_(rows), cells_(plan.cells), element_(bytes_of(plan.geometry.dtype)) {
+    /// `moved`: the rows that are written; those of `rows`, or the same as llama.cpp stored them.
+    LayerRows(RowsToWrite const& rows, SavedLayer const& moved, LlamaPlan const& plan)
+        : rows_(rows), cells_(plan.cells) {
         for (std::uint32_t head = 0; head < plan.geometry.kv_heads; ++head) {
-            keys_.push_back(rows.source.keys_of(head));
-            values_.push_back(rows.source.values_of(head));
+            keys_.push_back(moved.keys_of(head));
+            values_.push_back(moved.values_of(head));
         }
         DKV_ASSERT(rows.rows.empty() || rows.rows.size() == keys_.size() * cells_);
     }
 
-    Result<void> write_keys(PendingBytes& chunk) const { return write_rows(keys_, chunk); }
+    Result<void> write_keys(PendingBytes& chunk, KeyReorder& reorder) const {
+        return write_rows(keys_, chunk, &reorder);
+    }
 
     Result<void> write_values(PendingBytes& chunk, bool transposed) const {
-        if (!transposed) return write_rows(values_, chunk);
+        if (!transposed) return write_rows(values_, chunk, nullptr);
         for (std::uint32_t head = 0; head < values_.size(); ++head)
             for (std::uint32_t dim = 0; dim < values_[head].head_dim; ++dim)
                 DKV_TRY(write_dim(head, dim, chunk));
@@ -206,10 +241,13 @@ private:
         return static_cast<std::uint32_t>(row);
     }
 
-    Result<void> write_rows(std::vector<RowsView> const& heads, PendingBytes& chunk) const {
+    Result<void> write_rows(std::vector<RowsView> const& heads,
+                            PendingBytes& chunk,
+                            KeyReorder* reorder) const {
         for (std::uint32_t cell = 0; cell < cells_; ++cell)
             for (std::uint32_t head = 0; head < heads.size(); ++head) {
                 RowsView const& view = heads[head];
+                auto const element = bytes_of(view.dtype);
                 auto const row = row_of(head, cell);
                 DKV_ASSERT(row < view.tokens);
                 std::byte* const out = DKV_TRY(chunk.next(view.row_bytes()));
@@ -218,8 +256,9 @@ private:
                     std::memcpy(out, source, view.row_bytes());
                 else
                     for (std::uint32_t dim = 0; dim < view.head_dim; ++dim)
-                        std::memcpy(out + dim * element_, source + dim * view.dim_stride * element_,
-                                    element_);
+                        std::memcpy(out + dim * element, source + dim * view.dim_stride * element,
+                                    element);
+                if (reorder != nullptr) reorder->apply({out, view.row_bytes()});
             }
         return {};
     }
@@ -227,14 +266,15 @@ private:
     /// One dim of a head in every cell.
     Result<void> write_dim(std::uint32_t head, std::uint32_t dim, PendingBytes& chunk) const {
         RowsView const& view = values_[head];
+        auto const element = bytes_of(view.dtype);
         for (std::uint32_t begin = 0; begin < cells_;) {
             auto const end = static_cast<std::uint32_t>(
-                std::min<std::uint64_t>(cells_, begin + kChunkBytes / element_));
-            std::byte* out = DKV_TRY(chunk.next((end - begin) * element_));
-            for (; begin < end; ++begin, out += element_) {
+                std::min<std::uint64_t>(cells_, begin + kChunkBytes / element));
+            std::byte* out = DKV_TRY(chunk.next((end - begin) * element));
+            for (; begin < end; ++begin, out += element) {
                 auto const row = row_of(head, begin);
                 DKV_ASSERT(row < view.tokens);
-                std::memcpy(out, view.row(0, row) + dim * view.dim_stride * element_, element_);
+                std::memcpy(out, view.row(0, row) + dim * view.dim_stride * element, element);
             }
         }
         return {};
@@ -242,20 +282,18 @@ private:
 
     RowsToWrite const& rows_;
     std::uint32_t cells_;
-    std::size_t element_;
     std::vector<RowsView> keys_;
     std::vector<RowsView> values_;
 };
 
-Bytes part_head(LlamaPlan const& plan, bool transposed) {
+Bytes part_head(LlamaPlan const& plan, PartPlan const& part, bool transposed) {
     Bytes head;
-    auto const element = static_cast<std::uint32_t>(bytes_of(plan.geometry.dtype));
-    put(head, ggml_type_of(plan.geometry.dtype));
+    put(head, part.type->number);
     if (transposed) {
-        put(head, element);
+        put(head, part.type->block_bytes);
         put(head, static_cast<std::uint32_t>(plan.row_elements()));
     } else {
-        put(head, plan.row_elements() * element);
+        put(head, part.row_bytes);
     }
     DKV_ASSERT(head.size() == kPartHeadBytes);
     return head;
@@ -264,12 +302,13 @@ Bytes part_head(LlamaPlan const& plan, bool transposed) {
 Result<void> write_layer(NewFile& file,
                          LlamaPlan const& plan,
                          std::uint32_t layer,
-                         LayerRows const& rows) {
-    DKV_TRY(file.rewrite(plan.keys_offset(layer), part_head(plan, false)));
+                         LayerRows const& rows,
+                         KeyReorder& reorder) {
+    DKV_TRY(file.rewrite(plan.keys_offset(layer), part_head(plan, plan.keys, false)));
     PendingBytes keys(file, plan.keys_offset(layer) + kPartHeadBytes);
-    DKV_TRY(rows.write_keys(keys));
+    DKV_TRY(rows.write_keys(keys, reorder));
     DKV_TRY(keys.flush());
-    DKV_TRY(file.rewrite(plan.values_offset(layer), part_head(plan, plan.transposed)));
+    DKV_TRY(file.rewrite(plan.values_offset(layer), part_head(plan, plan.values, plan.transposed)));
     PendingBytes values(file, plan.values_offset(layer) + kPartHeadBytes);
     DKV_TRY(rows.write_values(values, plan.transposed));
     return values.flush();
@@ -296,6 +335,10 @@ Result<void> write_cells(NewFile& file,
 
 }  // namespace
 
+bool is_llama_cache(SavedCache const* cache) noexcept {
+    return dynamic_cast<LlamaCache const*>(cache) != nullptr;
+}
+
 Result<std::uint64_t> write_llama(Backend& /*backend*/, WriteRequest const& request) {
     auto const plan = DKV_TRY(plan_of(request));
     auto file = DKV_TRY(NewFile::create(request.path));
@@ -305,16 +348,25 @@ Result<std::uint64_t> write_llama(Backend& /*backend*/, WriteRequest const& requ
     Bytes data_head;
     put(data_head, std::uint32_t{plan.transposed});
     put(data_head, plan.geometry.layers);
+    put(data_head, plan.rotation);
     DKV_TRY(file.append(data_head));
     // All keys come before all values, but a layer is asked for once.
     DKV_TRY(file.extend(plan.end_offset() - file.size()));
     DKV_TRY(file.append(plan.tail));
 
+    auto const* const source = dynamic_cast<LlamaCache const*>(request.source);
+    auto const& geometry = plan.geometry;
+    auto reorder =
+        source != nullptr
+            ? KeyReorder()
+            : DKV_TRY(KeyReorder::create(request.facts.rope, DKV_TRY(written_key_order(request)),
+                                         geometry.head_dim, geometry.dtype));
     std::vector<std::int32_t> positions(plan.cells, -1);
     for (std::uint32_t layer = 0; layer < plan.geometry.layers; ++layer) {
         auto const rows = DKV_TRY(request.layer(layer));
-        LayerRows const heads(rows, plan);
-        DKV_TRY(write_layer(file, plan, layer, heads));
+        SavedLayer const moved = source != nullptr ? source->stored(layer) : rows.source;
+        LayerRows const heads(rows, moved, plan);
+        DKV_TRY(write_layer(file, plan, layer, heads, reorder));
         heads.raise(positions);
     }
     DKV_TRY(write_cells(file, plan, std::move(positions), request.facts.prompt_tokens));

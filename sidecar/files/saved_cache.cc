@@ -49,6 +49,10 @@ bool is_writable(FileFormat format) noexcept {
     return entry(format).writable;
 }
 
+bool is_llama(FileFormat format) noexcept {
+    return format == FileFormat::LlamaState || format == FileFormat::LlamaSlot;
+}
+
 RowsView SavedLayer::keys_of(std::uint32_t head) const {
     return rows_of_head(keys, head_rows, head);
 }

@@ -32,12 +32,26 @@ enum class FileFormat : std::uint8_t {
 std::string_view name_of(FileFormat format) noexcept;
 std::optional<FileFormat> file_format(std::string_view name) noexcept;
 bool is_writable(FileFormat format) noexcept;
+/// Of llama.cpp's two.
+bool is_llama(FileFormat format) noexcept;
+
+/// How rows lie in a file that does not have them as geometry.dtype: quantised, or rotated.
+/// layer() gives them as f32, not rotated.
+struct StoredRows {
+    std::string type;                   ///< For people: "K q8_0, V f16, K rotated by 64".
+    std::uint64_t key_row_bytes = 0;    ///< Of one KV head.
+    std::uint64_t value_row_bytes = 0;  ///< Likewise.
+    /// The file does not say whether they are rotated, and newer writers of it do rotate them:
+    /// norms and angles among K are right, but they are nobody else's rows.
+    bool rotation_unknown = false;
+};
 
 /// Everything but the rows.
 struct CacheFacts {
     FileFormat format = FileFormat::Dkv;
     std::string format_words;  ///< For people: "llama.cpp slot (GGSQ 3)".
     Geometry geometry;  ///< q_heads is kv_heads where the file has neither queries nor sinks.
+    std::optional<StoredRows> stored = {};
     std::string model;  ///< Empty: the file does not say.
     /// Tokens of the prompt, kept or not: the next token's position.
     std::uint32_t prompt_tokens = 0;
@@ -53,6 +67,9 @@ struct CacheFacts {
     /// "policy", "capacity", "window" …, "source_format", "source", "dkv": what the file went
     /// through.
     std::map<std::string, std::string> provenance;
+    /// What the file has beside the cache, for people: "2 checkpoints, 1,234 bytes"; empty: none.
+    std::string checkpoints = {};
+    std::string media = {};
     bool has_checksums = false;
     std::uint64_t file_bytes = 0;  ///< Of the file, or of the folder's files.
 
@@ -61,6 +78,10 @@ struct CacheFacts {
     }
     std::uint32_t length(std::uint32_t layer, std::uint32_t head) const {
         return lengths[std::size_t{layer} * geometry.kv_heads + head];
+    }
+    /// K and V of one token in one head, as they lie in the file.
+    std::uint64_t stored_bytes() const noexcept {
+        return stored ? stored->key_row_bytes + stored->value_row_bytes : 2 * geometry.row_bytes();
     }
 };
 

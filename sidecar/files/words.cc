@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "protocol/files/dkv_plan.h"
+
 namespace dkv {
 
 std::optional<Dtype> cache_dtype(std::string_view word) noexcept {
@@ -31,9 +33,14 @@ Result<RopeFacts> metadata_rope(Metadata const& metadata) {
     RopeFacts rope;
     rope.theta = DKV_TRY(metadata_number(metadata, "rope.theta"));
     auto const turns = metadata_text(metadata, "rope.interleaved");
-    if (!turns.empty() && turns != "true" && turns != "false")
+    if (!turns.empty() && turns != "true" && turns != "false" && turns != kUnknownOrder)
         return corrupt("the metadata's rope.interleaved is neither true nor false");
     rope.interleaved = turns == "true";
+    rope.order_known = turns != kUnknownOrder;
+    auto const own = metadata_text(metadata, "rope.model_interleaved");
+    if (!own.empty() && own != "true" && own != "false")
+        return corrupt("the metadata's rope.model_interleaved is neither true nor false");
+    rope.model_interleaved = own == "true";
     if (auto const dims = metadata_text(metadata, "rope.dims"); !dims.empty()) {
         auto const count = number_of<std::uint32_t>(dims);
         if (!count) return corrupt("the metadata's rope.dims is no count");

@@ -13,10 +13,6 @@
 namespace dkv {
 namespace {
 
-bool is_llama(FileFormat format) noexcept {
-    return format == FileFormat::LlamaState || format == FileFormat::LlamaSlot;
-}
-
 template <class T>
 std::span<std::byte const> bytes_in(std::vector<T> const& values) {
     return std::as_bytes(std::span(values));
@@ -29,12 +25,14 @@ public:
                     FilePlan const& plan,
                     SafetensorsWriter writer,
                     RowStream stream,
-                    std::optional<KeyTurner> turner)
+                    std::optional<KeyTurner> turner,
+                    KeyReorder reorder)
         : request_(request),
           plan_(plan),
           writer_(std::move(writer)),
           stream_(std::move(stream)),
-          turner_(std::move(turner)) {}
+          turner_(std::move(turner)),
+          reorder_(std::move(reorder)) {}
 
     Result<std::uint64_t> write() {
         CacheFacts const& facts = request_.facts;
@@ -86,7 +84,7 @@ private:
     }
 
     Result<void> write_keys(RowsView const& keys, HeadRows const& head) {
-        if (!turner_) return stream_.send(keys, head, plain_);
+        if (!turner_) return send_reordered(keys, head);
         std::uint64_t const row_bytes = keys.row_bytes();
         return stream_.send(
             keys, head, [&](std::span<std::byte const> rows, std::uint32_t first) -> Result<void> {
@@ -96,8 +94,18 @@ private:
                     turner_->turn(std::span(turned_).subspan(at, row_bytes),
                                   std::int64_t{row} - head.position(row));
                 }
+                reorder_.apply(turned_);
                 return writer_.append(turned_);
             });
+    }
+
+    Result<void> send_reordered(RowsView const& rows, HeadRows const& head) {
+        if (!reorder_.is_needed()) return stream_.send(rows, head, plain_);
+        return stream_.send(rows, head, [&](std::span<std::byte const> sent, std::uint32_t) {
+            turned_.assign(sent.begin(), sent.end());
+            reorder_.apply(turned_);
+            return writer_.append(turned_);
+        });
     }
 
     /// The last query_rows of them.
@@ -115,7 +123,7 @@ private:
             one.data = queries.row(head, queries.tokens - rows);
             one.heads = 1;
             one.tokens = rows;
-            DKV_TRY(stream_.send(one, {.count = rows, .all = true, .ids = {}, .at = {}}, plain_));
+            DKV_TRY(send_reordered(one, {.count = rows, .all = true, .ids = {}, .at = {}}));
         }
         return {};
     }
@@ -125,6 +133,7 @@ private:
     SafetensorsWriter writer_;
     RowStream stream_;
     std::optional<KeyTurner> turner_;
+    KeyReorder reorder_;
     std::vector<std::byte> turned_;
     RowStream::Sink plain_ = [this](std::span<std::byte const> rows, std::uint32_t /*first*/) {
         return writer_.append(rows);
@@ -169,23 +178,85 @@ Result<FilePlan> checked_plan(WriteRequest const& request) {
     return file_plan(request);
 }
 
+/// From the source's order to the output's.
+Result<KeyReorder> reorder_of(WriteRequest const& asked, WriteRequest const& request) {
+    auto const& geometry = asked.facts.geometry;
+    auto const to = request.facts.rope.interleaved ? KeyOrder::Pairs : KeyOrder::Halves;
+    return KeyReorder::create(asked.facts.rope, to, geometry.head_dim, geometry.dtype);
+}
+
+/// Rows that another program can read as keys and values.
+Result<void> check_rows(WriteRequest const& request) {
+    auto const& stored = request.facts.stored;
+    if (!stored || !stored->rotation_unknown) return {};
+    return Error{ErrorCode::Unsupported,
+                 fmt::format("{}: its rows are {}, and only files of llama.cpp since b11549 (GGSQ "
+                             "4) say whether such rows are rotated: they can be compacted as they "
+                             "are (--format llama-slot, llama-state), not converted. Save it again "
+                             "with a newer llama.cpp, or with -ctk f16 -ctv f16",
+                             name_of(request.format), stored->type)};
+}
+
+/// The request as the output will have it: its keys' order, and rows that are no longer stored as
+/// something else.
+Result<WriteRequest> resolved(WriteRequest const& asked) {
+    DKV_TRY(check_rows(asked));
+    WriteRequest request = asked;
+    request.facts.rope.interleaved = DKV_TRY(written_key_order(asked)) == KeyOrder::Pairs;
+    request.facts.stored.reset();
+    return request;
+}
+
 }  // namespace
 
-Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request) {
-    if (is_llama(request.format)) return write_llama(backend, request);
+Result<KeyOrder> written_key_order(WriteRequest const& request) {
+    auto const& rope = request.facts.rope;
+    KeyOrder const own = rope.interleaved ? KeyOrder::Pairs : KeyOrder::Halves;
+    bool const to_dkv = request.format == FileFormat::Dkv;
+    bool const moved = is_llama(request.format) && is_llama_cache(request.source);
+    if (moved && request.key_order)
+        return Error{ErrorCode::Unsupported,
+                     fmt::format("{}: llama.cpp's own rows are moved as they are: --key-order is "
+                                 "for what another program saved",
+                                 name_of(request.format))};
+    if (moved || (to_dkv && !request.key_order)) return own;
+    if (!rope.order_known)
+        return Error{ErrorCode::Unsupported,
+                     fmt::format("{}: llama.cpp does not save in which order its keys' dims are: "
+                                 "say --rope-theta THETA, and --rope-interleaved where it turns "
+                                 "adjacent pairs (Llama, Mistral, SmolLM …; not Qwen, Gemma, Phi)",
+                                 name_of(request.format))};
+    if (request.key_order) return *request.key_order;
+    if (!is_llama(request.format))
+        return rope.model_interleaved ? KeyOrder::Pairs : KeyOrder::Halves;
+    if (rope.interleaved) return own;
+    return Error{ErrorCode::Unsupported,
+                 fmt::format("{}: the order that llama.cpp wants of a key's dims depends on the "
+                             "model: say --key-order pairs (Llama, Mistral, SmolLM …) or "
+                             "--key-order halves (Qwen, Gemma, Phi …)",
+                             name_of(request.format))};
+}
+
+Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked) {
+    if (is_llama(asked.format)) return write_llama(backend, asked);
+    WriteRequest const request = DKV_TRY(resolved(asked));
     auto const plan = DKV_TRY(checked_plan(request));
-    auto turner = DKV_TRY(turner_of(request, plan));
+    auto turner = DKV_TRY(turner_of(asked, plan));
+    auto reorder = DKV_TRY(reorder_of(asked, request));
     auto stream = DKV_TRY(RowStream::create(backend));
     auto writer = DKV_TRY(
         SafetensorsWriter::create(request.path, plan.tensors, plan.metadata, plan.with_crcs));
-    return ContainerWriter(request, plan, std::move(writer), std::move(stream), std::move(turner))
+    return ContainerWriter(request, plan, std::move(writer), std::move(stream), std::move(turner),
+                           std::move(reorder))
         .write();
 }
 
-Result<std::uint64_t> written_bytes(WriteRequest const& request) {
-    if (is_llama(request.format)) return llama_bytes(request);
+Result<std::uint64_t> written_bytes(WriteRequest const& asked) {
+    if (is_llama(asked.format)) return llama_bytes(asked);
+    WriteRequest const request = DKV_TRY(resolved(asked));
     auto const plan = DKV_TRY(checked_plan(request));
-    DKV_TRY(turner_of(request, plan));
+    DKV_TRY(turner_of(asked, plan));
+    DKV_TRY(reorder_of(asked, request));
     return SafetensorsWriter::file_bytes(plan.tensors, plan.metadata, plan.with_crcs);
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "kernels/backend.h"
+#include "sidecar/files/key_order.h"
 #include "sidecar/files/saved_cache.h"
 
 namespace dkv {
@@ -23,6 +24,9 @@ struct WriteRequest {
     /// What the file will say: geometry, lengths (final), model, tokens, rope, provenance …;
     /// query_rows 0 leaves the queries out. format, format_words, file_bytes are not read.
     CacheFacts facts;
+    /// Of the keys' dims in the output. Nothing: dkv keeps the source's, hf and mlx-lm have the
+    /// model's own (halves, unless facts.rope says otherwise), llama.cpp what it saved.
+    std::optional<KeyOrder> key_order = {};
     /// Called once per layer, 0 … layers-1, in order.
     std::function<Result<RowsToWrite>(std::uint32_t layer)> layer;
     /// Called once all is written; what it refuses does not appear under its name. May be empty.
@@ -36,8 +40,14 @@ struct WriteRequest {
 /// Errors: those of `layer`, `before_commit` and of NewFile; Unsupported, naming the reason, when
 /// the format cannot hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or
 /// heads of unequal length, mlx-lm without a rope theta, or with a scaling, that keys could be
-/// turned back by. Returns the file's size.
+/// turned back by; keys whose order of dims is not known, or not llama.cpp's; rows that may be
+/// rotated. Returns the file's size.
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
+
+/// The order of the keys' dims that write_cache() would write.
+///
+/// Errors: Unsupported, where it would refuse.
+Result<KeyOrder> written_key_order(WriteRequest const& request);
 
 /// The size of the file that write_cache() would write, exactly; `request.layer` is not called.
 Result<std::uint64_t> written_bytes(WriteRequest const& request);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "sidecar/files/key_order.h"
 #include "sidecar/files/saved_cache.h"
 #include "sidecar/offline/progress.h"
 #include "sidecar/policy/params.h"
@@ -20,7 +21,8 @@ struct CompactRequest {
     PolicyRequest policy;
     OpenOptions open = {};
     std::optional<FileFormat> format =
-        {};                     ///< Nothing: the input's, or dkv where that is read only.
+        {};  ///< Nothing: the input's, or dkv where that is read only.
+    std::optional<KeyOrder> key_order = {};  ///< Of the output, as WriteRequest has it.
     bool verify = true;         ///< Every byte read is checked before an output is committed.
     bool keep_queries = false;  ///< dkv's format: the window's queries go along.
     /// Where the format has no room for unequal budgets, the smaller ones are filled up to the

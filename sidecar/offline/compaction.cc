@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "sidecar/offline/conversion_notes.h"
 #include "sidecar/offline/pages.h"
 #include "sidecar/offline/provenance.h"
 #include "sidecar/offline/source.h"
@@ -20,10 +22,6 @@ namespace fs = std::filesystem;
 
 constexpr double kReadShare = 0.9;  // Of the progress; the rest is writing.
 
-bool is_llama(FileFormat format) {
-    return format == FileFormat::LlamaState || format == FileFormat::LlamaSlot;
-}
-
 /// Between one that fits and one that does not, by what share of the last one's size is wanted.
 std::uint32_t next_capacity(double share,
                             std::uint32_t capacity,
@@ -34,6 +32,10 @@ std::uint32_t next_capacity(double share,
     // Never one step at a time: each is a walk through the file.
     std::uint32_t const middle = fits + (too_many - fits) / 2;
     return wanted > fits && wanted < too_many ? wanted : middle;
+}
+
+std::uint64_t sum_of(std::vector<std::uint32_t> const& lengths) {
+    return std::accumulate(lengths.begin(), lengths.end(), std::uint64_t{0});
 }
 
 bool lies_in(fs::path const& path, fs::path const& folder) {
@@ -94,7 +96,7 @@ Result<void> Compaction::open() {
     outcome_.geometry = facts().geometry;
     outcome_.model = facts().model;
     outcome_.prompt_tokens = facts().prompt_tokens;
-    outcome_.rows_bytes_before = facts().geometry.cache_bytes(facts().prompt_tokens);
+    outcome_.rows_bytes_before = sum_of(facts().lengths) * facts().stored_bytes();
     outcome_.file_bytes_before = facts().file_bytes;
     if (request_.verify && !facts().has_checksums)
         note("the input has no checksums: all that was verified is that its numbers are finite");
@@ -160,7 +162,7 @@ Result<bool> Compaction::is_there() {
     outcome_.already_there = true;
     outcome_.kept_whole = !made.value()->facts().compacted;
     outcome_.lengths = made.value()->facts().lengths;
-    outcome_.rows_bytes_after = kept_bytes(facts().geometry, outcome_.lengths);
+    outcome_.rows_bytes_after = bytes_written(outcome_.lengths);
     outcome_.file_bytes_after = made.value()->facts().file_bytes;
     return true;
 }
@@ -264,6 +266,7 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
     WriteRequest request{.path = request_.output,
                          .format = to_,
                          .facts = facts(),
+                         .key_order = request_.key_order,
                          .layer = {},
                          .before_commit = [this] { return cache_->check_unchanged(); },
                          .source = is_llama(facts().format) ? cache_.get() : nullptr};
@@ -275,15 +278,23 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
     return request;
 }
 
+/// K and V, as the output has them.
+std::uint64_t Compaction::bytes_written(std::vector<std::uint32_t> const& lengths) const {
+    bool const moved = is_llama(to_) && is_llama(facts().format);
+    return sum_of(lengths) * (moved ? facts().stored_bytes() : 2 * facts().geometry.row_bytes());
+}
+
 Result<std::uint64_t> Compaction::size_of(std::vector<std::uint32_t> const& lengths) const {
     return written_bytes(writing(lengths));
 }
 
 Result<void> Compaction::write() {
-    outcome_.rows_bytes_after = kept_bytes(facts().geometry, outcome_.lengths);
+    outcome_.rows_bytes_after = bytes_written(outcome_.lengths);
     outcome_.file_bytes_after = DKV_TRY(size_of(outcome_.lengths));
-    if (request_.dry_run) return {};
     WriteRequest request = writing(outcome_.lengths);
+    for (auto& text : conversion_notes(request, facts().format, request.facts.compacted))
+        note(std::move(text));
+    if (request_.dry_run) return {};
     request.layer = [this](std::uint32_t layer) { return rows_of(layer); };
     outcome_.file_bytes_after = DKV_TRY(write_cache(backend_, request));
     return {};
@@ -291,7 +302,8 @@ Result<void> Compaction::write() {
 
 Result<RowsToWrite> Compaction::rows_of(std::uint32_t layer) {
     if (progress_.stopped()) return interrupted();
-    if (layer > 0) drop_pages(*cache_, DKV_TRY(cache_->layer(layer - 1)));
+    if (layer > 0 && !cache_->mapped().empty())
+        drop_pages(*cache_, DKV_TRY(cache_->layer(layer - 1)));
     RowsToWrite rows{.source = DKV_TRY(cache_->layer(layer)), .rows = {}};
     if (plan_) rows.rows = kept_rows(*plan_, layer);
     return rows;

@@ -45,6 +45,7 @@ private:
     Result<void> write();
     Result<RowsToWrite> rows_of(std::uint32_t layer);
     WriteRequest writing(std::vector<std::uint32_t> lengths) const;
+    std::uint64_t bytes_written(std::vector<std::uint32_t> const& lengths) const;
     Result<std::uint64_t> size_of(std::vector<std::uint32_t> const& lengths) const;
     void note(std::string text) { outcome_.notes.push_back(std::move(text)); }
     void add_notes(Filled const& filled);

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "sidecar/files/write_cache.h"
+#include "sidecar/offline/conversion_notes.h"
 
 namespace dkv::offline {
 namespace {
@@ -51,6 +52,7 @@ Result<CompactOutcome> convert(Backend& backend,
     WriteRequest writing{.path = request.output,
                          .format = to,
                          .facts = written_facts(request, facts, to),
+                         .key_order = request.key_order,
                          .layer = {},
                          .before_commit = [&] { return cache->check_unchanged(); },
                          .source = cache.get()};
@@ -78,7 +80,11 @@ Result<CompactOutcome> convert(Backend& backend,
     outcome.file_bytes_before = facts.file_bytes;
     outcome.file_bytes_after = DKV_TRY(write_cache(backend, writing));
     auto const rows = std::accumulate(facts.lengths.begin(), facts.lengths.end(), std::uint64_t{0});
-    outcome.rows_bytes_before = outcome.rows_bytes_after = rows * 2 * facts.geometry.row_bytes();
+    outcome.rows_bytes_before = rows * facts.stored_bytes();
+    bool const moved = is_llama(to) && is_llama(facts.format);
+    outcome.rows_bytes_after =
+        rows * (moved ? facts.stored_bytes() : 2 * facts.geometry.row_bytes());
+    outcome.notes = conversion_notes(writing, facts.format, false);
     if (request.drop_queries && facts.query_rows > 0)
         outcome.notes.emplace_back("the window's queries were left out");
     outcome.seconds =

@@ -10,6 +10,7 @@ struct ConvertRequest {
     std::filesystem::path output;
     std::optional<FileFormat> format = {};  ///< Nothing: the input's, or dkv's.
     OpenOptions open = {};
+    std::optional<KeyOrder> key_order = {};  ///< Of the output, as WriteRequest has it.
     bool verify = true;  ///< Every byte read is checked before an output is committed.
     bool drop_queries = false;
     bool force = false;  ///< Also over a file that is there.

@@ -61,8 +61,8 @@ bool has_attention(CacheFacts const& facts) {
 }
 
 void set_bytes(LayerDiff& layer, SavedCache const& a, SavedCache const& b) {
-    layer.sides[0].bytes = layer.sides[0].entries * 2 * a.geometry().row_bytes();
-    layer.sides[1].bytes = layer.sides[1].entries * 2 * b.geometry().row_bytes();
+    layer.sides[0].bytes = layer.sides[0].entries * a.facts().stored_bytes();
+    layer.sides[1].bytes = layer.sides[1].entries * b.facts().stored_bytes();
 }
 
 }  // namespace

@@ -19,6 +19,12 @@ Result<std::optional<FileFormat>> format_of(std::string const& name) {
     return Error{ErrorCode::InvalidArgument, "no format is called \"" + name + "\""};
 }
 
+Result<std::optional<KeyOrder>> order_of(std::string const& name) {
+    if (name.empty()) return std::optional<KeyOrder>();
+    if (auto const order = key_order(name)) return order;
+    return Error{ErrorCode::InvalidArgument, "no order of a key's dims is called \"" + name + "\""};
+}
+
 Result<offline::CompactRequest> from_wire(wire::CompactFileT const& message) {
     offline::CompactRequest request;
     request.input = DKV_TRY(absolute("input", message.input));
@@ -31,6 +37,8 @@ Result<offline::CompactRequest> from_wire(wire::CompactFileT const& message) {
     request.open.model = message.model;
     request.open.rope.theta = message.rope_theta;
     request.open.rope.interleaved = message.rope_interleaved;
+    request.open.rope.dims = message.rope_dims;
+    request.key_order = DKV_TRY(order_of(message.key_order));
     request.verify = message.verify;
     request.keep_queries = message.keep_queries;
     request.fill = message.fill;

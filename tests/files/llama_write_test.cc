@@ -19,6 +19,9 @@ namespace {
 
 using test::LlamaSample;
 
+/// One checkpoint, of three empty blobs.
+std::string const kCheckpoint = std::string("SCKP\1\0\0\0\1\0\0\0", 12) + std::string(40, '\0');
+
 std::string read_file(std::string const& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
@@ -80,6 +83,17 @@ TEST_CASE_FIXTURE(LlamaWriteFixture,
         LlamaSample{.kind = LlamaSample::Blob, .positions = {0, 2, 5}, .transposed = true},
         LlamaSample{.type = 30},
         LlamaSample{.type = 0, .element_bytes = 4},
+        LlamaSample{.version = 4},
+        LlamaSample{.kind = LlamaSample::Session, .says_rotation = true},
+        LlamaSample{.kind = LlamaSample::Blob, .transposed = true, .says_rotation = true},
+        LlamaSample{.version = 4,
+                    .positions = {0, 1, 2},
+                    .row_elements = 64,
+                    .type = 8,
+                    .key_rotation = 32,
+                    .value_rotation = 32},
+        LlamaSample{.kind = LlamaSample::PackedSlot, .media_words = {1, 2, 8, 0, 7, 7}},
+        LlamaSample{.appended = kCheckpoint},
     };
     for (auto const& sample : samples) {
         CAPTURE(&sample - samples.data());
@@ -113,6 +127,36 @@ TEST_CASE_FIXTURE(LlamaWriteFixture,
         CHECK(again->facts().prompt_tokens == 5);
         CHECK(again->facts().tokens == expected.tokens());
     }
+}
+
+TEST_CASE_FIXTURE(LlamaWriteFixture, "blocks of quantised rows are moved as they are") {
+    LlamaSample sample{.version = 4,
+                       .positions = {1, 2, 0, 4, 3},
+                       .row_elements = 64,
+                       .type = 8,
+                       .key_rotation = 32};
+    from(sample);
+
+    auto const written =
+        write_llama(*backend, request({{0, {0, 3, 4, 0, 3, 4}}, {1, {0, 3, 4, 0, 3, 4}}}));
+
+    REQUIRE(written);
+    sample.positions = {0, 3, 4};
+    auto const expected = sample.text();
+    // The tokens are those of the whole prompt, as both samples have them.
+    CHECK(read_file(out) == expected);
+    CHECK(llama_bytes(request()).value() > expected.size());
+}
+
+TEST_CASE_FIXTURE(LlamaWriteFixture, "checkpoints go along with a whole slot, and not with a cut") {
+    from({.appended = kCheckpoint});
+    REQUIRE(write_llama(*backend, request({{0, {0, 3, 4, 0, 3, 4}}, {1, {0, 3, 4, 0, 3, 4}}})));
+    CHECK(read_file(out) == LlamaSample{.positions = {0, 3, 4}}.text());
+
+    auto to_state = request();
+    to_state.format = FileFormat::LlamaState;
+    REQUIRE(write_llama(*backend, to_state));
+    CHECK(read_file(out) == LlamaSample{.kind = LlamaSample::Blob}.text());
 }
 
 TEST_CASE_FIXTURE(LlamaWriteFixture,
@@ -173,6 +217,15 @@ TEST_CASE_FIXTURE(LlamaWriteFixture,
     to_slot.facts.tokens = blob.tokens();
     REQUIRE(write_llama(*backend, to_slot));
     CHECK(read_file(out) == LlamaSample{}.text());
+
+    // A state that says its rotations becomes a slot of the version that does.
+    LlamaSample const newer{.kind = LlamaSample::Blob, .says_rotation = true};
+    from(newer);
+    to_slot = request();
+    to_slot.format = FileFormat::LlamaSlot;
+    to_slot.facts.tokens = newer.tokens();
+    REQUIRE(write_llama(*backend, to_slot));
+    CHECK(read_file(out) == LlamaSample{.version = 4}.text());
 }
 
 TEST_CASE_FIXTURE(LlamaWriteFixture,
@@ -180,13 +233,49 @@ TEST_CASE_FIXTURE(LlamaWriteFixture,
     from({});
     auto foreign = request();
     foreign.source = nullptr;
+    CHECK(write_llama(*backend, foreign)
+              .error()
+              .message.starts_with("llama-slot: llama.cpp does not save in which order its keys' "
+                                   "dims are: say --rope-theta"));
+    foreign.facts.rope.order_known = true;
     CHECK(write_llama(*backend, foreign).error().message ==
-          "llama.cpp's order of a key's dims depends on the model: only what came from llama.cpp, "
-          "or has its dims turned in adjacent pairs, becomes its file");
+          "llama-slot: the order that llama.cpp wants of a key's dims depends on the model: say "
+          "--key-order pairs (Llama, Mistral, SmolLM …) or --key-order halves (Qwen, Gemma, Phi "
+          "…)");
 
+    foreign.key_order = KeyOrder::Halves;
+    REQUIRE(write_llama(*backend, foreign));
+    CHECK(read_file(out) == LlamaSample{}.text());
+    foreign.key_order.reset();
     foreign.facts.rope.interleaved = true;
     REQUIRE(write_llama(*backend, foreign));
     CHECK(read_file(out) == LlamaSample{}.text());
+    foreign.facts.provenance.clear();  // What never was llama.cpp's is written as the newest.
+    REQUIRE(write_llama(*backend, foreign));
+    CHECK(read_file(out) == LlamaSample{.version = 4}.text());
+
+    foreign.source = source.get();
+    foreign.key_order = KeyOrder::Halves;
+    CHECK(write_llama(*backend, foreign).error().message ==
+          "llama-slot: llama.cpp's own rows are moved as they are: --key-order is for what another "
+          "program saved");
+}
+
+TEST_CASE_FIXTURE(LlamaWriteFixture, "halves of another program become llama.cpp's pairs") {
+    from({});
+    auto foreign = request();
+    foreign.source = nullptr;
+    foreign.facts.rope.order_known = true;
+    foreign.key_order = KeyOrder::Pairs;
+
+    REQUIRE(write_llama(*backend, foreign));
+
+    auto const written = open(out);
+    auto const keys = written->layer(0).value().keys_of(1);
+    std::array<std::uint16_t, 4> dims{};
+    std::memcpy(dims.data(), keys.row(0, 2), sizeof dims);
+    CHECK(dims == std::array{LlamaSample::element(0, 0, 2, 4), LlamaSample::element(0, 0, 2, 6),
+                             LlamaSample::element(0, 0, 2, 5), LlamaSample::element(0, 0, 2, 7)});
 }
 
 TEST_CASE_FIXTURE(LlamaWriteFixture, "a llama.cpp file keeps its dtype, and its shape") {

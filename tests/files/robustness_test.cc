@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "tests/files/written.h"
+#include "tests/support/llama_sample.h"
 
 using namespace dkv;
 using test::SavedFile;
@@ -39,15 +40,22 @@ std::vector<Sample> samples() {
     std::array<std::int32_t, 7> const header{4 * 2 * 2 * 3 * 8, 1, 4, 2, 2, 3, 8};
     std::string const chunk = std::string(reinterpret_cast<char const*>(header.data()), 28) +
                               std::string(4 * 2 * 2 * 3 * 8, '\0');
-    return {{"dkv whole", written(FileFormat::Dkv, {}), {}, true},
-            {"dkv uniform",
-             written(FileFormat::Dkv, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}),
-             {},
-             true},
-            {"dkv ragged", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}), {}, true},
-            {"hf", written(FileFormat::Hf, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}), {}},
-            {"mlx-lm", written(FileFormat::MlxLm, {}), {}},
-            {"lmcache", chunk, {.format = FileFormat::Lmcache, .kv_heads = 2}}};
+    return {
+        {"dkv whole", written(FileFormat::Dkv, {}), {}, true},
+        {"dkv uniform",
+         written(FileFormat::Dkv, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}),
+         {},
+         true},
+        {"dkv ragged", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}), {}, true},
+        {"hf", written(FileFormat::Hf, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}), {}},
+        {"mlx-lm", written(FileFormat::MlxLm, {}), {}},
+        {"llama-slot", test::LlamaSample{.version = 4}.text(), {.kv_heads = 2}},
+        {"llama-slot q8_0",
+         test::LlamaSample{
+             .version = 4, .positions = {0, 1}, .row_elements = 64, .type = 8, .key_rotation = 32}
+             .text(),
+         {.kv_heads = 2}},
+        {"lmcache", chunk, {.format = FileFormat::Lmcache, .kv_heads = 2}}};
 }
 
 /// Opens, reads and checks everything that there is.

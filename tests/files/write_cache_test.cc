@@ -210,14 +210,14 @@ TEST_CASE_FIXTURE(WriteCacheFixture,
         CHECK(cache->facts().provenance.at("mlx.chat_template") == "null");
         CHECK(cache->facts().provenance.at("policy") == "snapkv");
         CHECK(cache->facts().lengths == std::vector<std::uint32_t>{3, 3, 2, 2});
-        // Layer 0, head 1: row 1 was at position 4. Frequencies are 1 and 1/100.
+        // Layer 0, head 1: row 1 was at position 4. Frequencies are 1 and 1/100. Pairs turn as
+        // pairs, and then stand as mlx-lm has them: dims 0, 2, 1, 3.
         auto const layer = cache->layer(0).value();
         CHECK(layer.positions.empty());
         double const x = 104.0, y = interleaved ? 104.1 : 104.2;
-        std::uint32_t const partner = interleaved ? 1 : 2;
         CHECK(element_of(layer.keys, 1, 1, 0) ==
               doctest::Approx(x * std::cos(-3.0) - y * std::sin(-3.0)).epsilon(1e-6));
-        CHECK(element_of(layer.keys, 1, 1, partner) ==
+        CHECK(element_of(layer.keys, 1, 1, 2) ==
               doctest::Approx(y * std::cos(-3.0) + x * std::sin(-3.0)).epsilon(1e-6));
         double const u = interleaved ? 104.2 : 104.1, v = 104.3;
         CHECK(element_of(layer.keys, 1, 1, 3) ==
@@ -225,6 +225,78 @@ TEST_CASE_FIXTURE(WriteCacheFixture,
         CHECK(element_of(layer.keys, 0, 0, 3) == 0.3f);  // Position 0 stays 0.
         CHECK(element_of(layer.values, 1, 1, 0) == -104);
     }
+}
+
+TEST_CASE_FIXTURE(WriteCacheFixture, "keys in pairs become halves where halves are read") {
+    for (auto const format : {FileFormat::Hf, FileFormat::MlxLm}) {
+        CAPTURE(name_of(format));
+        auto request = numbers.request(path, format);
+        request.facts.rope.interleaved = true;
+        auto const key = [&](std::uint32_t dim) {
+            return element_of(written(request)->layer(1).value().keys, 1, 3, dim);
+        };
+        CHECK(key(0) == Numbered::number(1, 1, 3, 0));
+        CHECK(key(1) == Numbered::number(1, 1, 3, 2));
+        CHECK(key(2) == Numbered::number(1, 1, 3, 1));
+        CHECK_FALSE(written(request)->facts().rope.interleaved);
+        CHECK(element_of(written(request)->layer(1).value().values, 1, 3, 1) ==
+              -Numbered::number(1, 1, 3, 1));
+
+        // Two dims turn, as one pair: in either order they are the first two.
+        request.facts.rope.dims = 2;
+        CHECK(key(1) == Numbered::number(1, 1, 3, 1));
+        request.facts.rope.dims = 0;
+        // Its model turns pairs in every program.
+        request.facts.rope.model_interleaved = true;
+        CHECK(key(1) == Numbered::number(1, 1, 3, 1));
+        request.key_order = KeyOrder::Halves;
+        CHECK(key(1) == Numbered::number(1, 1, 3, 2));
+    }
+}
+
+TEST_CASE_FIXTURE(WriteCacheFixture, "dkv keeps the order of the dims, and names it") {
+    auto request = numbers.request(path, FileFormat::Dkv);
+    request.facts.rope.interleaved = true;
+    CHECK(written(request)->facts().rope.interleaved);
+    CHECK(element_of(written(request)->layer(0).value().keys, 0, 0, 1) == 0.1F);
+    request.facts.rope.model_interleaved = true;
+    CHECK(written(request)->facts().rope.model_interleaved);
+
+    request.key_order = KeyOrder::Halves;  // Keys and queries alike.
+    auto const turned = written(request);
+    CHECK_FALSE(turned->facts().rope.interleaved);
+    CHECK(element_of(turned->layer(0).value().keys, 0, 0, 1) == 0.2F);
+    CHECK(element_of(turned->layer(0).value().queries, 0, 0, 1) == 0.2F);
+
+    request = numbers.request(path, FileFormat::Dkv);
+    request.facts.rope = {};
+    CHECK(written(request)->facts().rope.order_known);
+    request.facts.rope.order_known = false;
+    CHECK_FALSE(written(request)->facts().rope.order_known);
+}
+
+TEST_CASE_FIXTURE(WriteCacheFixture, "an order that is not known is no other program's") {
+    for (auto const format : {FileFormat::Hf, FileFormat::MlxLm, FileFormat::LlamaSlot}) {
+        auto request = numbers.request(path, format);
+        request.facts.rope.order_known = false;
+        CHECK(refused(request) ==
+              std::string(name_of(format)) +
+                  ": llama.cpp does not save in which order its keys' dims are: say --rope-theta "
+                  "THETA, and --rope-interleaved where it turns adjacent pairs (Llama, Mistral, "
+                  "SmolLM …; not Qwen, Gemma, Phi)");
+    }
+}
+
+TEST_CASE_FIXTURE(WriteCacheFixture, "rows that may be rotated are no other program's") {
+    auto request = numbers.request(path, FileFormat::Dkv);
+    request.facts.stored = StoredRows{.type = "q8_0", .rotation_unknown = true};
+    CHECK(refused(request) ==
+          "dkv: its rows are q8_0, and only files of llama.cpp since b11549 (GGSQ 4) say whether "
+          "such rows are rotated: they can be compacted as they are (--format llama-slot, "
+          "llama-state), not converted. Save it again with a newer llama.cpp, or with -ctk f16 "
+          "-ctv f16");
+    request.facts.stored->rotation_unknown = false;
+    CHECK_FALSE(written(request)->facts().stored);
 }
 
 TEST_CASE_FIXTURE(WriteCacheFixture, "mlx-lm's keys keep f16 and bf16, rounded to the nearest") {

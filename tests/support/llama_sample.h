@@ -26,6 +26,22 @@ struct LlamaSample {
     std::uint32_t cell_sequences = 1;
     std::uint32_t cell_extra_bytes = 0;
     bool values = true;
+    /// Sessions and states; a slot's version says it.
+    bool says_rotation = false;
+    std::uint32_t key_rotation = 0;
+    std::uint32_t value_rotation = 0;
+    std::vector<std::int32_t> media_words = {};  ///< Behind a packed section's tokens.
+    std::string appended = {};
+
+    bool has_rotation() const {
+        bool const slot = kind == Slot || kind == PackedSlot;
+        return slot ? version >= 4 : says_rotation;
+    }
+    /// Blocks of 32 with a scale of 1: their numbers are quant()'s.
+    bool is_q8() const { return type == 8; }
+    std::uint64_t row_bytes() const {
+        return is_q8() ? row_elements / 32 * 34 : std::uint64_t{row_elements} * element_bytes;
+    }
 
     template <class T>
     static void put(std::string& text, T value) {
@@ -59,12 +75,13 @@ struct LlamaSample {
             return text;
         }
         put(text, kind == Session ? 0x6767736eU : 0x67677371U);
-        put(text, kind == Session ? 10U : version);
+        put(text, kind == Session ? (says_rotation ? 11U : 10U) : version);
         auto words = tokens();
         if (kind == PackedSlot) {
             auto const count = static_cast<std::int32_t>(words.size());
             words.insert(words.begin(), {-1, 1, count});
-            words.push_back(0);
+            if (media_words.empty()) words.push_back(0);
+            words.insert(words.end(), media_words.begin(), media_words.end());
         }
         put(text, static_cast<std::uint32_t>(words.size()));
         for (std::int32_t const word : words)
@@ -94,8 +111,9 @@ struct LlamaSample {
             put(text, element_bytes);
             put(text, row_elements);
         } else {
-            put(text, std::uint64_t{row_elements} * element_bytes);
+            put(text, row_bytes());
         }
+        if (is_q8()) return text + q8_rows(part_index, layer);
         std::size_t const count = positions.size() * row_elements;
         for (std::size_t at = 0; at < count; ++at) {
             auto const cell = turned ? at % positions.size() : at / row_elements;
@@ -110,10 +128,31 @@ struct LlamaSample {
         return text;
     }
 
+    static std::int8_t quant(std::uint32_t part,
+                             std::uint32_t layer,
+                             std::uint32_t position,
+                             std::uint32_t index) {
+        return static_cast<std::int8_t>(
+            static_cast<int>((element(part, layer, position, index) * 37U + 11U) % 101U) - 50);
+    }
+    std::string q8_rows(std::uint32_t part_index, std::uint32_t layer) const {
+        std::string text;
+        for (std::int32_t const position : positions)
+            for (std::uint32_t index = 0; index < row_elements; ++index) {
+                if (index % 32 == 0) put(text, std::uint16_t{0x3c00});
+                put(text, quant(part_index, layer, static_cast<std::uint32_t>(position), index));
+            }
+        return text;
+    }
+
     std::string data() const {
         std::string text;
         put(text, std::uint32_t{transposed});
         put(text, layers);
+        if (has_rotation()) {
+            put(text, key_rotation);
+            put(text, value_rotation);
+        }
         for (std::uint32_t index = 0; index < (values ? 2U : 1U); ++index)
             for (std::uint32_t layer = 0; layer < layers; ++layer)
                 text += part(index, layer);
@@ -132,7 +171,7 @@ struct LlamaSample {
         return text;
     }
 
-    std::string text() const { return head() + body(); }
+    std::string text() const { return head() + body() + appended; }
 };
 
 }  // namespace dkv::test

@@ -83,18 +83,25 @@ def mlx_seeds() -> dict[str, bytes]:
     return {"whole": safetensors(tensors, metadata)}
 
 
-def llama_body(transposed: bool, positions: tuple[int, ...], streams: int = 1) -> bytes:
+def llama_body(transposed: bool, positions: tuple[int, ...], streams: int = 1, rotation: tuple[int, ...] = ()) -> bytes:
     row, cells = HEADS * DIM, len(positions)
     body = struct.pack("<II", streams, cells)
     for position in positions:
         body += struct.pack("<iIi", position, 1, 0)
-    body += struct.pack("<II", transposed, LAYERS)
+    body += struct.pack("<II", transposed, LAYERS) + ints(*rotation)
     for part in (0, 1):
         turned = transposed and part == 1
         for _ in range(LAYERS):
             body += struct.pack("<iII", 1, 2, row) if turned else struct.pack("<iQ", 1, 2 * row)
             body += bytes(2 * row * cells)
     return body + bytes(4 * (streams - 1))
+
+
+def llama_q8_body() -> bytes:
+    """Two heads of one block of 32 in each row, rotated."""
+    body = struct.pack("<II", 1, 2) + struct.pack("<iIiiIi", 0, 1, 0, 1, 1, 0) + struct.pack("<4I", 0, 1, 32, 32)
+    rows = (struct.pack("<H", 0x3C00) + bytes(range(32))) * 4
+    return body + (struct.pack("<iQ", 8, 68) + rows) * 2
 
 
 def llama_seeds() -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -109,11 +116,17 @@ def llama_seeds() -> tuple[dict[str, bytes], dict[str, bytes]]:
         "slot": file(0x67677371, 3, packed) + llama_body(False, whole),
         "transposed": file(0x67677371, 2, ids) + llama_body(True, whole),
         "cut": file(0x67677371, 3, ids) + llama_body(False, cut, streams=2),
+        "four": file(0x67677371, 4, packed) + llama_body(False, whole, rotation=(0, 0)),
+        "q8": file(0x67677371, 4, (7, 8)) + llama_q8_body(),
+        "media": file(0x67677371, 3, (*packed[:-1], 1, 2, 8, 0, 7, 7)) + llama_body(False, whole),
+        "checkpoint": file(0x67677371, 3, ids) + llama_body(False, whole)
+        + b"SCKP" + struct.pack("<IIqiiQQQ", 1, 1, 3, 0, 2, 0, 0, 0),
         "session": file(0x6767736E, 10, ids) + struct.pack("<I", 5) + b"llama" + llama_body(False, whole),
     }
     states = {
         "blob": struct.pack("<Ii", 0xAF143CD8, 0) + llama_body(False, whole),
         "transposed": struct.pack("<Ii", 0xAF143CD8, 0) + llama_body(True, cut),
+        "rotated": struct.pack("<Ii", 0xAF143CD8, 0) + llama_q8_body(),
         "bare": llama_body(False, whole),
     }
     return slots, states

@@ -13,6 +13,9 @@ provenance.*, what the file went through; crc32.NAME of each tensor, and crc32 o
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import inspect
 import json
 import os
@@ -33,10 +36,12 @@ _PROVENANCE = "provenance."
 
 @dataclass(frozen=True)
 class Rope:
-    """What rotates the keys. theta 0: nobody said."""
+    """What rotates the keys."""
 
-    theta: float = 0.0
+    theta: float = 0.0  # 0: not known.
     interleaved: bool = False  # Adjacent pairs of dims turn together (llama.cpp), not the two halves (Hugging Face).
+    order_known: bool = True  # Whether `interleaved` is: llama.cpp's files do not say.
+    model_interleaved: bool = False  # The model's own code turns adjacent pairs (Cohere, GLM, GPT-J).
     dims: int = 0  # 0: all of them.
     scaling: str = ""  # JSON of a scaling that is not plain, as the model's config has it.
 
@@ -290,6 +295,8 @@ def _rope(words: dict[str, str]) -> Rope:
     return Rope(
         theta=_number(words, "rope.theta") or 0.0,
         interleaved=words.get("rope.interleaved") == "true",
+        order_known=words.get("rope.interleaved") != "unknown",
+        model_interleaved=words.get("rope.model_interleaved") == "true",
         dims=int(_number(words, "rope.dims") or 0),
         scaling=words.get("rope.scaling", ""),
     )
@@ -312,9 +319,12 @@ def rope_of(config) -> Rope:
     if head_dim is None or _is_mla(config):  # MLA turns the last dims of a key: a file cannot say that.
         return Rope()
     share = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    dims = int(head_dim * share)
+    dims = getattr(config, "rotary_dim", None) or int(head_dim * share)
+    pairs = _turns_pairs(config.model_type)
     return Rope(
         theta=float(theta),
+        interleaved=pairs,
+        model_interleaved=pairs,
         dims=0 if dims == head_dim else dims,
         scaling="" if kind == "default" else json.dumps(scaling, sort_keys=True),
     )
@@ -352,6 +362,28 @@ def _head_dim_of(config) -> int | None:
 
 def _is_mla(config) -> bool:
     return isinstance(getattr(config, "kv_lora_rank", None), int) and hasattr(config, "qk_rope_head_dim")
+
+
+@functools.cache
+def _turns_pairs(model_type: str) -> bool:
+    """Whether transformers' code for a model turns adjacent pairs of dims, by what it makes of 0, 1, 2, 3."""
+    name = model_type.removesuffix("_text")
+    if name == "llama4":  # Pairs as complex numbers.
+        return True
+    with contextlib.suppress(ImportError):
+        code = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        turn = getattr(code, "rotate_half", None) or getattr(code, "rotate_every_two", None)
+        if turn is not None:
+            return turn(torch.arange(4.0).view(1, 1, 1, 4)).flatten().tolist() == [-1.0, 0.0, -3.0, 2.0]
+    return False
+
+
+def reordered(rows: torch.Tensor, rope: Rope, to: Rope) -> torch.Tensor:
+    """Keys or queries […, D] in the order of dims that `rope` says, in that of `to`."""
+    if rope.interleaved == to.interleaved:
+        return rows
+    dims = rope.dims or to.dims
+    return halves_of_pairs(rows, dims) if rope.interleaved else pairs_of_halves(rows, dims)
 
 
 def halves_of_pairs(rows: torch.Tensor, dims: int = 0) -> torch.Tensor:

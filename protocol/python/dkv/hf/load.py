@@ -24,7 +24,7 @@ from dkv.words import DkvError, Status
 from .announce import announce_prompts
 from .attention import Prefix
 from .copies import Copyable
-from .files import SavedFile, SavedLayer, halves_of_pairs, kv_shape_of, rope_of
+from .files import SavedFile, SavedLayer, kv_shape_of, reordered, rope_of
 from .interface import stand_in_front
 from .layer import DkvLayer
 from .rows import Unfit, check_model
@@ -36,14 +36,20 @@ def load(path: str | os.PathLike, model: torch.nn.Module) -> "LoadedCache":
     """The cache in a file of dkv's own format, whole or compacted (also ragged), for `model`.
 
     Every checksum is verified. Rows become the model's dtype and go to its device. Keys in llama.cpp's order of dims
-    are put into Hugging Face's.
+    are put into the model's.
 
-    Raises DkvError, one line beginning with the path: IO; CORRUPT_DATA; UNSUPPORTED for another version, and for a
-    model with layers that no file has (sliding windows, linear attention); INVALID_ARGUMENT for a cache that is not this model's: other
-    layers, heads, head_dim or rope theta.
+    Raises DkvError, one line beginning with the path: IO; CORRUPT_DATA; UNSUPPORTED for another version, for a model
+    with layers that no file has (sliding windows, linear attention), and for keys whose order of dims is not known;
+    INVALID_ARGUMENT for a cache that is not this model's: other layers, heads, head_dim or rope theta.
     """
     file = SavedFile.open(path)
     check_fit(file, model)
+    if not file.rope.order_known:
+        raise DkvError(
+            Status.UNSUPPORTED,
+            f"{file.path}: it was made of llama.cpp's file, and in which order its keys' dims are is not known: "
+            "dkv capture finds it out; or convert again with --rope-theta, and --rope-interleaved for adjacent pairs",
+        )
     return LoadedCache(model, file)
 
 
@@ -188,7 +194,7 @@ def _rows(file: SavedFile, index: int, model) -> tuple[Prefix | tuple[torch.Tens
     target = {"dtype": model.dtype, "device": model.device}
 
     def keys(rows: torch.Tensor) -> torch.Tensor:
-        return (halves_of_pairs(rows, file.rope.dims) if file.rope.interleaved else rows).to(**target)
+        return reordered(rows, file.rope, rope_of(model.config)).to(**target)
 
     if saved.positions is None:
         return (keys(saved.keys)[None], saved.values.to(**target)[None]), None

@@ -27,7 +27,7 @@ from dkv.words import DkvError, Status
 
 from .capture import Capture
 from .convert import convert
-from .files import NEXT_TOKEN, Rope, SavedFile, halves_of_pairs, pairs_of_halves, rope_of
+from .files import NEXT_TOKEN, Rope, SavedFile, halves_of_pairs, reordered, rope_of
 from .load import check_fit
 from .rows import Unfit, captured_rows
 from .write import About, LayerRows, write
@@ -74,13 +74,17 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
         if layer.positions is not None:
             raise Unfit(f"layer {index} is compacted: queries can only be recomputed over a whole cache", Status.UNSUPPORTED)
     progress(0.2, "comparing layer 0")
-    interleaved = _order_of(model, tokens, layers[0], rows, rope_of(model.config).dims)
-    rope = _rope(file, model, interleaved)
+    rope = _rope(file, model, _order_of(model, tokens, layers[0], rows))
     cache = _filled(model, layers, count - rows, rows, count, rope)
     next_token = _run(model, cache, tokens[count - rows :], progress)
     progress(0.8, "writing")
     made = [
-        LayerRows(layer.keys, layer.values, _as_in(file, captured.queries, rope))
+        LayerRows(
+            layer.keys,
+            layer.values,
+            reordered(captured.queries, rope_of(model.config), rope).to(file.dtype),
+            sink_logits=captured.sink_logits,
+        )
         for layer, captured in zip(layers, captured_rows(cache, model))
     ]
     first = cache.captured[0]
@@ -109,8 +113,8 @@ def _known_tokens(file: SavedFile, given: torch.Tensor | None, model) -> torch.T
     return tokens.long()
 
 
-def _order_of(model, tokens: torch.Tensor, layer, rows: int, dims: int) -> bool:
-    """Whether the file's keys have adjacent pairs of dims turned (llama.cpp), by what layer 0 makes of the last tokens.
+def _order_of(model, tokens: torch.Tensor, layer, rows: int) -> bool:
+    """Whether the file's keys have adjacent pairs of dims turned, by what layer 0 makes of the last tokens.
 
     Layer 0 sees the embeddings alone, so its keys need no other token's rows.
     """
@@ -121,14 +125,16 @@ def _order_of(model, tokens: torch.Tensor, layer, rows: int, dims: int) -> bool:
         model(tokens[None, -last:].to(model.device), position_ids=places, past_key_values=anew, logits_to_keep=1)
     keys, values = (rows[0].float().cpu() for rows in (anew.layers[0].keys, anew.layers[0].values))
     of_file = layer.keys[:, -last:].float()
-    halves, pairs = _apart(of_file, keys), _apart(halves_of_pairs(of_file, dims), keys)
-    apart = max(min(halves, pairs), _apart(layer.values[:, -last:].float(), values))
+    own = rope_of(model.config)
+    as_model = _apart(of_file, keys)
+    turned = _apart(halves_of_pairs(of_file, own.dims), keys)
+    apart = max(min(as_model, turned), _apart(layer.values[:, -last:].float(), values))
     if not apart <= _ALIKE:
         raise Unfit(
             f"it is no cache of {type(model).__name__} with these weights: layer 0's rows are {apart:.2f} apart "
             f"(relative L2) from those that the model makes of the same tokens"
         )
-    return pairs < halves
+    return own.interleaved or turned < as_model
 
 
 def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -137,7 +143,13 @@ def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def _rope(file: SavedFile, model, interleaved: bool) -> Rope:
     own = rope_of(model.config)
-    return Rope(file.rope.theta or own.theta, interleaved, file.rope.dims or own.dims, file.rope.scaling or own.scaling)
+    return Rope(
+        theta=file.rope.theta or own.theta,
+        interleaved=interleaved,
+        model_interleaved=own.model_interleaved,
+        dims=file.rope.dims or own.dims,
+        scaling=file.rope.scaling or own.scaling,
+    )
 
 
 def _filled(model, layers, prefix: int, rows: int, count: int, rope: Rope) -> Capture:
@@ -148,7 +160,7 @@ def _filled(model, layers, prefix: int, rows: int, count: int, rope: Rope) -> Ca
         if prefix == 0:
             continue
         keys = saved.keys[None, :, :prefix]
-        keys = (halves_of_pairs(keys, rope.dims) if rope.interleaved else keys).to(**target)
+        keys = reordered(keys, rope, rope_of(model.config)).to(**target)
         # The layer's own update() would take these for rows of this run.
         DynamicLayer.update(captured, keys, saved.values[None, :, :prefix].to(**target))
     return cache
@@ -162,12 +174,6 @@ def _run(model, cache: Capture, last: torch.Tensor, progress) -> int:
             chunk = last[None, begin : begin + _CHUNK].to(model.device)
             out = model(chunk, past_key_values=cache, logits_to_keep=1)
     return int(out.logits[0, -1].argmax())
-
-
-def _as_in(file: SavedFile, queries: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """In the file's order of dims and its dtype."""
-    queries = queries.cpu()
-    return (pairs_of_halves(queries, rope.dims) if rope.interleaved else queries).to(file.dtype)
 
 
 # -------------------------------------------------------------------- the command

@@ -69,7 +69,7 @@ def captured_rows(cache: Capture, model: torch.nn.Module) -> list[LayerRows]:
     made = []
     for index, layer in enumerate(cache.captured):
         rows = _three_dimensions(index, layer.keys[..., : cache.n_prompt, :], layer.values[..., : cache.n_prompt, :])
-        made.append(LayerRows(*rows, layer.queries))
+        made.append(LayerRows(*rows, layer.queries, sink_logits=layer.sink_logits))
     _check_alike(made)
     if cache.refusal is not None:
         raise Unfit(f"the prompt cannot be saved: {cache.refusal}", Status.UNSUPPORTED)
@@ -355,4 +355,5 @@ def on_cpu(layer: LayerRows) -> LayerRows:
         return rows.detach().cpu() if isinstance(rows, torch.Tensor) else [each.detach().cpu() for each in rows]
 
     queries = None if layer.queries is None else moved(layer.queries)
-    return LayerRows(moved(layer.keys), moved(layer.values), queries, layer.positions)
+    sinks = None if layer.sink_logits is None else moved(layer.sink_logits).float()
+    return LayerRows(moved(layer.keys), moved(layer.values), queries, layer.positions, sinks)

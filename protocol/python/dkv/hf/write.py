@@ -71,7 +71,7 @@ def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int
         scale=about.scale or 0.0,
         softcap=about.softcap or 0.0,
         rope_theta=about.rope.theta,
-        rope_interleaved=int(about.rope.interleaved),
+        rope_interleaved=int(about.rope.interleaved) + int(about.rope.interleaved and about.rope.model_interleaved),
         rope_dims=about.rope.dims,
         rope_scaling=about.rope.scaling.encode() or None,
         provenance=call.words(about.provenance),
