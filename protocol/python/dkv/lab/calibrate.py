@@ -9,7 +9,6 @@ more (restore.py); the two are joined. HeadKV's score and an evolution (refine.p
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import command, models, needles, profile, refine, restore, scores
+from . import command, models, needles, profile, progress, refine, restore, scores
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant
 from .store import PrefillStore
@@ -168,11 +167,11 @@ def _restore(probe: Probe, store: PrefillStore, rows: list[Row], first: profile.
     settings = header | {"weights": first.weights, "alpha": first.alpha, "floor": first.floor}
     settings |= {"restore": options.restore, "step": options.step}
     journal = Journal(options.output.with_suffix(".restore.jsonl"), settings)
-    with _bar("restoring", len(rows)) as advance:
-        for row in rows:
-            if row.key not in journal:
-                journal.append(restore.measure(probe, store, row, first, options.restore, options.step, options.forced))
-            advance()
+    todo = [row for row in rows if row.key not in journal]
+    with progress.of("restoring", todo, len(rows) - len(todo)) as done:
+        for row in todo:
+            journal.append(restore.measure(probe, store, row, first, options.restore, options.step, options.forced))
+            done(row)
     wanted = {row.key for row in rows}
     return [record for record in journal.records if record["key"] in wanted]
 
@@ -183,19 +182,11 @@ def _refine(probe: Probe, store: PrefillStore, tokenizer, counts: dict, made: pr
     rows = []
     for task in options.tasks:
         rows += rows_for(tokenizer, task, max(1, counts[task] // 2), options.tokens, options.seed, "tuning")
-    with _bar("refining", options.refine * len(rows)) as advance:
-        made = refine.refine(probe, store, rows, made, options.refine, options.forced, journal, advance)
+    todo = [row for number in range(options.refine) for row in rows if refine.key_of(number, row) not in journal]
+    with progress.of("refining", todo, options.refine * len(rows) - len(todo)) as done:
+        made = refine.refine(probe, store, rows, made, options.refine, options.forced, journal, done)
     made.recipe["refine"] = options.refine
     return made
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int):
-    from rich.progress import Progress, TimeElapsedColumn
-
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -257,14 +248,16 @@ def main(arguments: list[str] | None = None) -> int:
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
 
     counts = {"needle": options.needles, "text": options.texts}
-    rows = [row for task in options.tasks for row in rows_for(tokenizer, task, counts[task], options.tokens, options.seed)]
-    with _bar("calibrating", len(rows)) as advance:
-        for row in rows:
-            if row.key not in journal and options.method == "headkv":
+    rows = needles.in_turn([rows_for(tokenizer, task, counts[task], options.tokens, options.seed) for task in options.tasks])
+    todo = [row for row in rows if row.key not in journal]
+    after = "; restoring, which comes next, takes about as long" if options.restore else ""
+    with progress.of("calibrating", todo, len(rows) - len(todo), after) as done:
+        for row in todo:
+            if options.method == "headkv":
                 journal.append(retrieval(probe, row))
-            elif row.key not in journal:
+            else:
                 journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced, options.kernel))
-            advance()
+            done(row)
     wanted = {row.key for row in rows}
     records = [record for record in journal.records if record["key"] in wanted]
     made = build_profile(records, described, recipe, options.alpha, options.floor)

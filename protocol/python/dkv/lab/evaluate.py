@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import os
 import shlex
 import sys
@@ -26,7 +25,7 @@ import torch
 import dkv
 from dkv.hf import profiles
 
-from . import command, decode, figures, longbench, metrics, models, needles, policies, profile, report, ruler, sidecar, wishes
+from . import command, decode, figures, longbench, metrics, models, needles, policies, profile, progress, report, ruler, sidecar, wishes
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .results import COLUMNS, Results, note_run
@@ -37,7 +36,6 @@ DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
 
 
 def rows_for(tokenizer, options) -> list[Row]:
-    """Tasks and lengths take turns, so that a run that is stopped has some of each."""
     columns = []
     for length in options.tokens:
         part, seed = options.part, options.seed
@@ -49,7 +47,7 @@ def rows_for(tokenizer, options) -> list[Row]:
         columns.append(needles.grid_rows(tokenizer, options.family, options.part, lengths, depths, options.repeats, options.seed))
     if options.longbench:
         columns.append(longbench.rows(tokenizer, options.longbench, options.longest, options.rows))
-    return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
+    return needles.in_turn(columns)
 
 
 @dataclass
@@ -240,8 +238,6 @@ def chooser_for(options, model: str) -> Iterator[sidecar.Chooser | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from rich.progress import Progress, TimeElapsedColumn
-
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["report"], ["figures"]):
         return {"report": report, "figures": figures}[arguments[0]].main(arguments[1:])
@@ -257,13 +253,11 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.output)
     note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
     rows = rows_for(tokenizer, options)
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with chooser_for(options, name) as chooser, Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("evaluating", total=len(rows))
-        for row in rows:
-            if not results.has(row.key, len(row.tokens), options.policies, options.capacity):
-                results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
-            progress.advance(bar)
+    todo = [row for row in rows if not results.has(row.key, len(row.tokens), options.policies, options.capacity)]
+    with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
+        for row in todo:
+            results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
+            done(row)
     return report.main([str(options.output)])
 
 
