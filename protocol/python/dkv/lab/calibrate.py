@@ -189,22 +189,48 @@ def _refine(probe: Probe, store: PrefillStore, tokenizer, counts: dict, made: pr
     return made
 
 
+_PURPOSE = """Measures what each layer or KV head of a model is worth, and writes it as a profile: with one, dynamickv and auto
+keep more of what counts in the same bytes.
+
+One head at a time is cut, and how much worse the answers get is read off; then all are cut and one at a time gets
+more. The prompts are needles (facts hidden in text) and running text found on this machine. Needs no sidecar. Takes
+minutes for a small model, says how long after the first prompts, and goes on where it was stopped."""
+
+_EXAMPLES = """what comes out:
+  OUTPUT, a JSON file (dkv profile show FILE draws it), and OUTPUT with .jsonl for a suffix: what was measured so far
+
+examples:
+  dkv calibrate smollm2 -o mine.json
+  dkv calibrate ~/models/Llama-3.2-1B -o llama.json
+  dkv calibrate smollm2 -o try.json --granularity layer --needles 1 --texts 1 --tokens 256    a try
+
+then:
+  cache = dkv.hf.Cache(model, capacity=128, profile="mine.json")
+  dkv eval smollm2 --profile mine.json
+"""
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.calibrate"), description=__doc__.split("\n")[0])
-    parser.add_argument("model", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.calibrate"),
+        description=_PURPOSE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
-    parser.add_argument("--granularity", choices=("layer", "head"), default="head")
+    parser.add_argument("--granularity", choices=("layer", "head"), default="head", help="what is cut one at a time (%(default)s)")
     parser.add_argument(
         "--method", choices=("damage", "headkv"), default="damage", help="what is measured (%(default)s); headkv: needles, per head"
     )
-    parser.add_argument("--needles", type=int, default=24)
-    parser.add_argument("--texts", type=int, default=10)
+    parser.add_argument("--needles", type=int, default=24, help="prompts with a fact to find (%(default)s)")
+    parser.add_argument("--texts", type=int, default=10, help="prompts of running text (%(default)s)")
     parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
     parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
-    parser.add_argument("--window", type=int, default=32)
+    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
     parser.add_argument("--kernel", type=int, default=15, help="of the scores' pooling, here and where the profile is used (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts (%(default)s)")
     parser.add_argument(
         "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
     )
@@ -214,7 +240,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refine", type=int, default=0, help="generations of an evolution on the tuning part (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
-    parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"), help="the profile (%(default)s)")
     options = parser.parse_args(arguments)
     options.tasks = options.tasks.split(",")
     unknown = set(options.tasks) - set(TASKS)

@@ -181,31 +181,54 @@ def _grid(text: str) -> tuple[list[int], list[float]]:
     return made
 
 
+_PURPOSE = """Compares every policy at equal bytes on a real model: whether it finds facts hidden in text (needles), and how far
+its next tokens are from the full cache's (texts).
+
+What each policy keeps is chosen by a dkvd that is started for it, then tables of means are printed. Takes minutes to
+hours, says how long after the first prompts, and goes on where it was stopped."""
+
+_EXAMPLES = """what comes out:
+  OUTPUT, a CSV with a line per prompt, policy and capacity; beside it the budgets and what was run
+
+examples:
+  dkv eval smollm2 --profile mine.json
+  dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
+  dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
+  dkv eval report results.csv                                                        the tables again
+  dkv eval figures results.csv -o figures/                                           PNG and SVG
+"""
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.evaluate"), description=__doc__.split("\n")[0])
-    parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.evaluate"),
+        description=_PURPOSE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
-    parser.add_argument("--capacity", default="64,128,256,512")
-    parser.add_argument("--needles", type=int, default=100)
-    parser.add_argument("--texts", type=int, default=48)
-    parser.add_argument("--ruler", type=int, default=0, help="multi-key, multi-value, multi-query, variable tracking")
+    parser.add_argument("--capacity", default="64,128,256,512", help="those below a prompt's length are used (%(default)s)")
+    parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
+    parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
+    parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
     parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
     parser.add_argument("--repeats", type=int, default=1, help="needles per cell of the grid (%(default)s)")
     parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")
     parser.add_argument("--rows", type=int, help="of each LongBench task; by default all")
     parser.add_argument("--longest", type=int, default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
-    parser.add_argument("--tokens", default="1024")
+    parser.add_argument("--tokens", default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
     parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
     parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
     parser.add_argument("--perplexity", action="store_true", help="also of what really came next; doubles the forwards")
-    parser.add_argument("--window", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
     parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
     options = parser.parse_args(arguments)
     options.policies = options.policies.split(",")
     options.capacity = [int(value) for value in options.capacity.split(",")]

@@ -92,6 +92,8 @@ def of(title: str, rows: list[Row], known: int = 0, after: str = "", clock=time.
     console = Console(stderr=True)
     if known:
         print(f"{title}: {known} of {known + len(rows)} prompts are known from an earlier run", file=sys.stderr)
+    elif rows:
+        print(f"{title}: {len(rows)} prompts; the first will show how long that takes", file=sys.stderr, flush=True)
     if not console.is_terminal:
         report = Reporter(title, rows, lambda line: print(line, file=sys.stderr, flush=True), after, clock)
         yield lambda row: report.step(row, lines=True)
