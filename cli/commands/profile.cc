@@ -7,7 +7,8 @@ namespace dkv::cli {
 namespace {
 
 constexpr char const* kHelp =
-    "A profile says how much each layer or KV head of one model matters. With one, the policies auto\n"
+    "A profile says how much each layer or KV head of one model matters. With one, the policies "
+    "auto\n"
     "and dynamickv keep more of what counts in the same bytes.\n\n"
     "Without a command: lists the profiles on this machine, with the weights that each was made\n"
     "for, in the order in which profile=\"auto\" tries them: the folders in DKV_PROFILES,\n"

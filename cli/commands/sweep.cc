@@ -210,7 +210,7 @@ private:
         return {text,
                 {{"files", work_.files.size()},
                  {"files_failed", failed_},
-                {"files_compacted", work_.compacted},
+                 {"files_compacted", work_.compacted},
                  {"points", work_.points.size()},
                  {"computed", computed_},
                  {"known_before", reused_},

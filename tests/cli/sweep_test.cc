@@ -146,8 +146,8 @@ TEST_CASE("dkv sweep passes over compacted files, and names them") {
     auto const alone = with_grid({small});
 
     CHECK(both.exit_code == 0);
-    CHECK(both.err == "dkv: " + small +
-                          ": passed over: compacted already, and a sweep needs whole caches\n");
+    CHECK(both.err ==
+          "dkv: " + small + ": passed over: compacted already, and a sweep needs whole caches\n");
     CHECK(contains(both.out, "1 file, 1 point each: 1 computed, 0 known before\n"));
     CHECK(a_folder.exit_code == 0);
     CHECK(contains(a_folder.err, small));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -55,33 +56,39 @@ def test_dkv_library_goes_before_everything(tree, monkeypatch):
     assert libraries(tree) == ["/mine/libdkv.so"]
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
-
-
 def test_python_m_dkv_says_what_there_is():
-    for words in (["dkv"], ["dkv", "--help"]):
-        done = run(*words)
+    for words in ([], ["--help"]):
+        done = subprocess.run([sys.executable, "-m", "dkv", *words], capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == ""
         for expected in ("weights", "convert", "python -m dkv.hf SCRIPT", "dkv --help", "libdkv"):
             assert expected in done.stdout
 
 
+def said_by(main, arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert (ended.value.code == 0) == ("--help" in arguments)
+    return printed.out + printed.err + (ended.value.code if isinstance(ended.value.code, str) else "")
+
+
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("dkv.hf", ["with compressed KV caches", "examples:", "--report FILE", "DKV_POLICY"]),
+        ("dkv.hf.__main__", ["with compressed KV caches", "examples:", "--report FILE", "DKV_POLICY"]),
         ("dkv.lab.calibrate", ["what each layer or KV head of a model is worth", "what comes out:", "examples:", "minutes"]),
         ("dkv.lab.evaluate", ["every policy at equal bytes", "what comes out:", "examples:", "minutes"]),
         ("dkv.lab.known", ["calibrated profiles on this machine"]),
     ],
 )
-def test_a_help_says_what_for_what_comes_out_and_an_example(module, expected):
-    done = run(module, "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert [words for words in expected if words not in done.stdout] == []
+def test_a_help_says_what_for_what_comes_out_and_an_example(module, expected, capsys):
+    said = said_by(importlib.import_module(module).main, ["--help"], capsys)
+    assert [words for words in expected if words not in said] == []
 
 
-def test_python_m_dkv_hf_refuses_what_it_cannot_run_in_one_line():
-    assert run("dkv.hf").stderr.endswith("error: the following arguments are required: SCRIPT\n")
-    assert run("dkv.hf", "nosuch.py").stderr == "python -m dkv.hf: nosuch.py: No such file or directory\n"
+def test_python_m_dkv_hf_refuses_what_it_cannot_run_in_one_line(capsys, monkeypatch):
+    main = importlib.import_module("dkv.hf.__main__").main
+    monkeypatch.setattr("dkv.hf.__main__.wrap_generate", lambda wish, reports: None)  # For this process's other tests.
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert said_by(main, [], capsys).endswith("error: the following arguments are required: SCRIPT\n")
+    assert said_by(main, ["nosuch.py"], capsys) == "python -m dkv.hf: nosuch.py: No such file or directory"
