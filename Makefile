@@ -32,9 +32,11 @@ test: test-asan test-e2e ## every unit test under sanitizers; then what is shipp
 deps:         ## Debian packages and the Python environment (.venv)
 	tools/dev/install_deps.sh
 
-build: deps   ## configure and compile (PRESET=release|dev|asan|tsan)
+# What a user runs is linked into .venv; libdkv is then found beside it. A sanitizer's cannot be loaded into Python.
+build: deps   ## configure and compile (PRESET=release|dev|asan|tsan); dkv and dkvd are then in .venv/bin
 	cmake --preset $(PRESET) --log-level=WARNING
 	cmake --build --preset $(PRESET)
+	@case $(PRESET) in release|dev) ln -sf ../../$(BUILD)/bin/dkv ../../$(BUILD)/bin/dkvd .venv/bin/;; esac
 
 test-unit: deps ## the unit tests alone
 	cmake --preset $(PRESET) --log-level=WARNING

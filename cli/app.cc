@@ -126,7 +126,8 @@ int run(std::vector<std::string> arguments, Environment const& environment) {
     auto const* const python = arguments.empty() ? nullptr : python_command(arguments.front());
     // A profile is a file that the sidecar reads, too: showing one takes no Python.
     bool const is_ours =
-        arguments.size() > 1 && arguments[0] == "profile" && arguments[1] == "show";
+        arguments.size() > 1 && arguments[0] == "profile" &&
+        (arguments[1] == "show" || arguments[1] == "-h" || arguments[1] == "--help");
     if (python != nullptr && !is_ours) {
         arguments.erase(arguments.begin());
         Error const error = environment.become_python(*python, arguments);

@@ -37,6 +37,12 @@ wire::PolicyT to_wire(PolicyRequest const& request) {
     return policy;
 }
 
+wire::PolicyT to_wire(PolicyParams const& params) {
+    PolicyRequest request{.name = params.name, .capacity = params.capacity};
+    each_number([](auto const& value, auto& out) { out = value; }, params, request);
+    return to_wire(request);
+}
+
 PolicyParams params_of(wire::PolicyT const& policy) {
     PolicyParams params;
     params.name = policy.name;

@@ -7,6 +7,8 @@
 namespace dkv::cli {
 
 wire::PolicyT to_wire(PolicyRequest const& request);
+/// Without a size given in another way, and without a profile.
+wire::PolicyT to_wire(PolicyParams const& params);
 
 /// Numbers that a sidecar has used.
 PolicyParams params_of(wire::PolicyT const& policy);

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "cli/commands/all.h"
+#include "cli/known_policies.h"
 #include "cli/render/text.h"
 
 namespace dkv::cli {
@@ -20,18 +21,21 @@ std::map<std::string, Shell> const& shells() {
 }
 
 /// What a shell asks for at the press of a key: one word per line.
-Result<std::string> words_of(sdk::Controller& controller, std::string const& list) {
+Result<std::string> words_of(Context const& context, std::string const& list) {
     std::string out;
     if (list == "policies") {
-        auto const answer = DKV_TRY(controller.policies());
+        auto const answer = DKV_TRY(known_policies(context));
         for (auto const& policy : answer.policies)
             out += one_line(policy->name) + "\n";
-    } else if (list == "instances") {
-        auto const answer = DKV_TRY(controller.instances());
+        return out;
+    }
+    auto const controller = DKV_TRY(context.connect());
+    if (list == "instances") {
+        auto const answer = DKV_TRY(controller->instances());
         for (auto const& instance : answer.instances)
             out += hex_id(instance->instance) + "\n";
     } else {
-        auto const answer = DKV_TRY(controller.sessions(0));
+        auto const answer = DKV_TRY(controller->sessions(0));
         for (auto const& session : answer.sessions)
             out += hex_id(session->session) + "\n";
     }
@@ -53,10 +57,8 @@ Run setup_completion(CLI::App& app, Context const& context) {
     });
     CLI::App const* const root = app.get_parent();
     return [&context, options, root]() -> Result<Output> {
-        if (!options->words.empty()) {
-            auto const controller = DKV_TRY(context.connect());
-            return Output{DKV_TRY(words_of(*controller, options->words)), nullptr};
-        }
+        if (!options->words.empty())
+            return Output{DKV_TRY(words_of(context, options->words)), nullptr};
         auto const script = completion_script(shells().at(options->shell), completion_nodes(*root));
         return Output{script, {{"shell", options->shell}, {"script", script}}};
     };

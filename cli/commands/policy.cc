@@ -4,6 +4,7 @@
 
 #include "cli/commands/all.h"
 #include "cli/ids.h"
+#include "cli/known_policies.h"
 #include "cli/render/json.h"
 #include "cli/render/policies.h"
 #include "cli/render/text.h"
@@ -31,8 +32,7 @@ bool has_parameters(PolicyRequest const& r) {
 }
 
 Result<Output> list(Context const& context) {
-    auto const controller = DKV_TRY(context.connect());
-    auto const policies = DKV_TRY(controller->policies());
+    auto const policies = DKV_TRY(known_policies(context));
     return Output{policy_list_text(policies, context.style()), to_json(policies)};
 }
 
@@ -51,8 +51,10 @@ Json explained(wire::PolicyInfoT const& policy) {
 }
 
 Result<Output> show(Context const& context, std::string const& wanted) {
-    auto const controller = DKV_TRY(context.connect());
-    auto const policies = DKV_TRY(controller->policies());
+    auto const policies = DKV_TRY(known_policies(context));
+    if (wanted.empty() && !policies.default_policy)
+        return Error{ErrorCode::Unavailable,
+                     policies.default_source + "; dkv policy show NAME needs no sidecar"};
     std::string const in_force = policies.default_policy ? policies.default_policy->name : "";
     std::string const name = wanted.empty() ? in_force : wanted;
     std::string known;

@@ -6,6 +6,18 @@
 namespace dkv::cli {
 namespace {
 
+constexpr char const* kHelp =
+    "A profile says how much each layer or KV head of one model matters. With one, the policies "
+    "auto\n"
+    "and dynamickv keep more of what counts in the same bytes.\n\n"
+    "Without a command: lists the profiles on this machine, with the weights that each was made\n"
+    "for, in the order in which profile=\"auto\" tries them: the folders in DKV_PROFILES,\n"
+    "~/.cache/dkv/profiles, and those that come with dkv.\n\n"
+    "  dkv profile\n"
+    "  dkv profile show mine.json --tokens 4000 --capacity 256\n"
+    "  dkv calibrate MODEL -o mine.json         makes one\n"
+    "  dkv policy set auto --profile mine.json  lets every engine use it";
+
 struct ProfileOptions {
     std::string file;
     bool plot = false;
@@ -50,6 +62,7 @@ Result<Output> show(Context const& context, ProfileOptions const& options) {
 /// Only `show` is ours: what else there is, app.cc hands to Python before it parses anything.
 Run setup_profile(CLI::App& app, Context const& context) {
     auto options = std::make_shared<ProfileOptions>();
+    app.footer(kHelp);
     CLI::App* const show_app =
         app.add_subcommand("show", "what is in a profile; what it would keep");
     show_app->add_option("FILE", options->file, "what dkv calibrate wrote")->required();

@@ -32,6 +32,7 @@ struct SweepOptions {
 /// What is to be done, out of the flags and the configuration.
 struct SweepWork {
     std::vector<SweepFile> files;
+    std::vector<std::string> compacted;  ///< Passed over: tokens are missing from them.
     std::vector<GridPoint> points;
     std::string output;
     std::string csv;
@@ -44,10 +45,20 @@ void fill_in(List& mine, List const& others) {
     if (mine.empty()) mine = others;
 }
 
+/// Compacted files lie beside whole ones, and `*.safetensors` names both.
+void add(SweepWork& work, SweepFile file, OpenOptions const& open) {
+    auto const cache = open_cache(file.path, open);
+    if (cache && cache.value()->facts().compacted)
+        work.compacted.push_back(file.path);
+    else
+        work.files.push_back(std::move(file));
+}
+
 Result<SweepWork> work_of(SweepOptions const& options) {
     SweepConfig config;
     if (!options.config.empty()) config = DKV_TRY(read_sweep_config(options.config));
     SweepWork work{.files = {},
+                   .compacted = {},
                    .points = {},
                    .output = options.output.empty() ? config.output : options.output,
                    .csv = options.csv.empty() ? config.csv : options.csv,
@@ -73,8 +84,12 @@ Result<SweepWork> work_of(SweepOptions const& options) {
     for (auto const& file : config.files) {
         auto const found = DKV_TRY(find_inputs({file.path}, options.recursive, options.open));
         for (auto const& input : found.files)
-            work.files.push_back({input.path.string(), file.task});
+            add(work, {input.path.string(), file.task}, options.open);
     }
+    if (work.files.empty() && !work.compacted.empty())
+        return Error{ErrorCode::InvalidArgument,
+                     fmt::format("{}: tokens are missing already: a sweep needs whole caches",
+                                 work.compacted.front())};
     if (work.files.empty()) return Error{ErrorCode::InvalidArgument, "a sweep needs files"};
     return work;
 }
@@ -85,6 +100,10 @@ public:
         : context_(context), work_(work), open_(open), bar_(context, sizes(work)) {}
 
     Result<Output> run() {
+        for (auto const& path : work_.compacted)
+            *context_.environment.err << fmt::format(
+                "dkv: {}: passed over: compacted already, and a sweep needs whole caches\n",
+                one_line(path));
         if (!work_.output.empty()) results_ = DKV_TRY(ResultsFile::open(work_.output));
         auto const progress = progress_of(bar_, context_);
         for (std::size_t index = 0; index < work_.files.size(); ++index) {
@@ -191,6 +210,7 @@ private:
         return {text,
                 {{"files", work_.files.size()},
                  {"files_failed", failed_},
+                 {"files_compacted", work_.compacted},
                  {"points", work_.points.size()},
                  {"computed", computed_},
                  {"known_before", reused_},

@@ -204,6 +204,10 @@ std::string policy_list_text(wire::PolicyListT const& policies, Style const& sty
                                        ? std::string()
                                        : " (from: " + one_line(policies.default_source) + ")"),
                               style.columns - 2, 2));
+    else
+        out += fmt::format("\n  {}\n", wrapped("These are the defaults of this dkv: " +
+                                                   one_line(policies.default_source) + ".",
+                                               style.columns - 2, 2));
     out += "  dkv policy show NAME explains every parameter\n";
     return out;
 }

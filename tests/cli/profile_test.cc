@@ -52,6 +52,16 @@ TEST_CASE("dkv profile show says what was measured, and maps layers and heads") 
     CHECK(disk.sidecar.connects == 0);
 }
 
+TEST_CASE("dkv profile --help says what profiles are for, without Python") {
+    FakeSidecar sidecar;
+    for (char const* flag : {"--help", "-h"}) {
+        auto const ran = run_dkv({"profile", flag}, sidecar);
+        CHECK(ran.exit_code == 0);
+        CHECK(contains(ran.out, "Without a command: lists the profiles on this machine"));
+        CHECK(contains(ran.out, "show "));
+    }
+}
+
 TEST_CASE("dkv profile show draws with letters where there is no Unicode") {
     ProfileOnDisk disk;
     auto const ran =

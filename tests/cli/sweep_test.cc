@@ -126,6 +126,37 @@ TEST_CASE("dkv sweep: a file that is broken stops none of the others, and fails 
     CHECK(contains(ran.out, "1 file, 1 point each: 1 computed, 0 known before\n"));
 }
 
+TEST_CASE("dkv sweep passes over compacted files, and names them") {
+    TempDir const folder;
+    FakeSidecar nobody;
+    auto const whole = write_random_cache(folder / "b.safetensors", 1);
+    auto const small = folder / "a.safetensors";
+    REQUIRE(run_dkv({"compact", whole, "-o", small, "--policy", "snapkv", "--capacity", "16",
+                     "--window", "8"},
+                    nobody)
+                .exit_code == 0);
+    std::vector<std::string> const grid{"--policy", "snapkv", "--capacity", "16", "--window", "8"};
+    auto const with_grid = [&](std::vector<std::string> arguments) {
+        arguments.insert(arguments.end(), grid.begin(), grid.end());
+        return sweep(arguments);
+    };
+
+    auto const both = with_grid({small, whole});
+    auto const a_folder = with_grid({std::string(folder.path()), "--json"});
+    auto const alone = with_grid({small});
+
+    CHECK(both.exit_code == 0);
+    CHECK(both.err ==
+          "dkv: " + small + ": passed over: compacted already, and a sweep needs whole caches\n");
+    CHECK(contains(both.out, "1 file, 1 point each: 1 computed, 0 known before\n"));
+    CHECK(a_folder.exit_code == 0);
+    CHECK(contains(a_folder.err, small));
+    CHECK(Json::parse(a_folder.out).at("files_compacted") == Json({small}));
+    CHECK(alone.exit_code == 1);
+    CHECK(alone.err ==
+          "dkv: " + small + ": tokens are missing already: a sweep needs whole caches\n");
+}
+
 TEST_CASE("dkv sweep refuses in one line what it cannot begin") {
     TempDir const folder;
     auto const a = write_random_cache(folder / "a.safetensors", 1);

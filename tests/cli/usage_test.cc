@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include "protocol/base/endpoint.h"
+#include "sidecar/policy/policy.h"
 #include "tests/cli/fakes.h"
 
 using namespace dkv;
@@ -26,10 +27,9 @@ TEST_CASE("dkv: every command that needs a sidecar exits 3 with one line when th
     using Arguments = std::vector<std::string>;
     for (auto const& arguments :
          {Arguments{"status"}, Arguments{"instances"}, Arguments{"sessions"},
-          Arguments{"sessions", "1"}, Arguments{"savings"}, Arguments{"policy", "list"},
-          Arguments{"policy", "show"}, Arguments{"policy", "set", "snapkv"},
+          Arguments{"sessions", "1"}, Arguments{"savings"}, Arguments{"policy", "set", "snapkv"},
           Arguments{"policy", "reset"}, Arguments{"stop"},
-          Arguments{"completion", "--words", "policies"}}) {
+          Arguments{"completion", "--words", "instances"}}) {
         CAPTURE(arguments);
         auto sidecar = absent();
 
@@ -39,6 +39,53 @@ TEST_CASE("dkv: every command that needs a sidecar exits 3 with one line when th
         CHECK(ran.err == "dkv: no sidecar listens at ipc:///tmp/x/dkvd.sock\n");
         CHECK(ran.out.empty());
     }
+}
+
+TEST_CASE("dkv policy list and show NAME know their own policies where no sidecar answers") {
+    auto sidecar = absent();
+
+    auto const list = run_dkv({"policy", "list"}, sidecar);
+    auto const shown = run_dkv({"policy", "show", "snapkv"}, sidecar);
+    auto const json = cli::Json::parse(run_dkv({"policy", "list", "--json"}, sidecar).out);
+    auto const words = run_dkv({"completion", "--words", "policies"}, sidecar);
+
+    CHECK(list.exit_code == 0);
+    CHECK(list.err.empty());
+    CHECK(test::contains(list.out, "  snapkv "));
+    CHECK(test::contains(list.out, "capacity=512 window=32 kernel=7"));
+    CHECK(test::contains(list.out,
+                         "These are the defaults of this dkv: no sidecar listens at "
+                         "ipc:///tmp/x/dkvd.sock.\n"));
+    CHECK(shown.exit_code == 0);
+    CHECK(test::contains(shown.out, "--kernel\n"));
+    CHECK(test::contains(shown.out, "    value   512\n"));
+    CHECK(json.at("default").is_null());
+    CHECK(json.at("policies").size() == policies().size());
+    CHECK(words.exit_code == 0);
+    CHECK(lines_of(words.out) == policies().size());
+}
+
+TEST_CASE("dkv policy show asks for a name where no sidecar answers") {
+    auto sidecar = absent();
+
+    auto const in_force = run_dkv({"policy", "show"}, sidecar);
+    auto const unknown = run_dkv({"policy", "show", "snapvk"}, sidecar);
+
+    CHECK(in_force.exit_code == 3);
+    CHECK(in_force.err ==
+          "dkv: no sidecar listens at ipc:///tmp/x/dkvd.sock; dkv policy show NAME needs no "
+          "sidecar\n");
+    CHECK(unknown.exit_code == 1);
+    CHECK(unknown.err.starts_with("dkv: no policy 'snapvk'; there are auto, fullkv, "));
+}
+
+TEST_CASE("dkv policy list does not hide a sidecar that answers with a refusal") {
+    auto sidecar = absent();
+
+    sidecar.fail = Error{ErrorCode::VersionMismatch, "it speaks 2, not 1"};
+    CHECK(run_dkv({"policy", "list"}, sidecar).exit_code == 4);
+    sidecar.fail->code = ErrorCode::LimitExceeded;
+    CHECK(run_dkv({"policy", "list"}, sidecar).exit_code == 1);
 }
 
 TEST_CASE("dkv: a silent sidecar is no sidecar, another version's is exit 4, a bug is exit 70") {

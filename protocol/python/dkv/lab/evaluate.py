@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import os
 import shlex
 import sys
@@ -26,7 +25,7 @@ import torch
 import dkv
 from dkv.hf import profiles
 
-from . import command, decode, figures, longbench, metrics, models, needles, policies, profile, report, ruler, sidecar, wishes
+from . import command, decode, figures, longbench, metrics, models, needles, policies, profile, progress, report, ruler, sidecar, wishes
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .results import COLUMNS, Results, note_run
@@ -37,7 +36,6 @@ DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
 
 
 def rows_for(tokenizer, options) -> list[Row]:
-    """Tasks and lengths take turns, so that a run that is stopped has some of each."""
     columns = []
     for length in options.tokens:
         part, seed = options.part, options.seed
@@ -49,7 +47,7 @@ def rows_for(tokenizer, options) -> list[Row]:
         columns.append(needles.grid_rows(tokenizer, options.family, options.part, lengths, depths, options.repeats, options.seed))
     if options.longbench:
         columns.append(longbench.rows(tokenizer, options.longbench, options.longest, options.rows))
-    return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
+    return needles.in_turn(columns)
 
 
 @dataclass
@@ -183,31 +181,54 @@ def _grid(text: str) -> tuple[list[int], list[float]]:
     return made
 
 
+_PURPOSE = """Compares every policy at equal bytes on a real model: whether it finds facts hidden in text (needles), and how far
+its next tokens are from the full cache's (texts).
+
+What each policy keeps is chosen by a dkvd that is started for it, then tables of means are printed. Takes minutes to
+hours, says how long after the first prompts, and goes on where it was stopped."""
+
+_EXAMPLES = """what comes out:
+  OUTPUT, a CSV with a line per prompt, policy and capacity; beside it the budgets and what was run
+
+examples:
+  dkv eval smollm2 --profile mine.json
+  dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
+  dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
+  dkv eval report results.csv                                                        the tables again
+  dkv eval figures results.csv -o figures/                                           PNG and SVG
+"""
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.evaluate"), description=__doc__.split("\n")[0])
-    parser.add_argument("model", help='a Hugging Face folder, or "smollm2"')
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.evaluate"),
+        description=_PURPOSE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
-    parser.add_argument("--capacity", default="64,128,256,512")
-    parser.add_argument("--needles", type=int, default=100)
-    parser.add_argument("--texts", type=int, default=48)
-    parser.add_argument("--ruler", type=int, default=0, help="multi-key, multi-value, multi-query, variable tracking")
+    parser.add_argument("--capacity", default="64,128,256,512", help="those below a prompt's length are used (%(default)s)")
+    parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
+    parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
+    parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
     parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
     parser.add_argument("--repeats", type=int, default=1, help="needles per cell of the grid (%(default)s)")
     parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")
     parser.add_argument("--rows", type=int, help="of each LongBench task; by default all")
     parser.add_argument("--longest", type=int, default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
-    parser.add_argument("--tokens", default="1024")
+    parser.add_argument("--tokens", default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
     parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
     parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
     parser.add_argument("--perplexity", action="store_true", help="also of what really came next; doubles the forwards")
-    parser.add_argument("--window", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts (%(default)s)")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
     parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
     options = parser.parse_args(arguments)
     options.policies = options.policies.split(",")
     options.capacity = [int(value) for value in options.capacity.split(",")]
@@ -240,8 +261,6 @@ def chooser_for(options, model: str) -> Iterator[sidecar.Chooser | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from rich.progress import Progress, TimeElapsedColumn
-
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] in (["report"], ["figures"]):
         return {"report": report, "figures": figures}[arguments[0]].main(arguments[1:])
@@ -257,13 +276,11 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(options.output)
     note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
     rows = rows_for(tokenizer, options)
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with chooser_for(options, name) as chooser, Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("evaluating", total=len(rows))
-        for row in rows:
-            if not results.has(row.key, len(row.tokens), options.policies, options.capacity):
-                results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
-            progress.advance(bar)
+    todo = [row for row in rows if not results.has(row.key, len(row.tokens), options.policies, options.capacity)]
+    with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
+        for row in todo:
+            results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
+            done(row)
     return report.main([str(options.output)])
 
 

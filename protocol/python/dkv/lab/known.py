@@ -1,7 +1,9 @@
-"""`dkv profile`: the calibrated profiles that are found on this machine, in the order in which "auto" tries them."""
+"""Lists the calibrated profiles on this machine, in the order in which profile="auto" tries them."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 
 from dkv.hf import profiles
@@ -9,7 +11,10 @@ from dkv.hf import profiles
 from . import profile
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=os.environ.get("DKV_COMMAND", "python -m dkv.lab.known"), description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["list"], help="may be left out")
+    parser.parse_args(arguments)
     for path in profiles.paths():
         try:
             made = profile.load(path)

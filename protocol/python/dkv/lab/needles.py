@@ -7,6 +7,7 @@ the fact alone. Its first token comes from the prefill, under every policy the s
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -243,6 +244,11 @@ FAMILIES: dict[str, dict[str, Callable[[random.Random], Fact]]] = {
         "key-value": _registry_key,
     },
 }
+
+
+def in_turn(columns: list[list[Row]]) -> list[Row]:
+    """Tasks and lengths take turns, so that a run that is stopped has some of each, and its beginning shows its pace."""
+    return [row for turn in itertools.zip_longest(*columns) for row in turn if row is not None]
 
 
 def needle_rows(

@@ -100,6 +100,11 @@ def shares(records: list[dict], count: int) -> list[float]:
     return (out / len(tasks)).tolist()
 
 
+def key_of(generation: int, row: Row) -> str:
+    """Under which the journal has what this generation's candidates lost on this prompt."""
+    return f"generation {generation}/{row.key}"
+
+
 def refine(
     probe: Probe,
     store: PrefillStore,
@@ -108,7 +113,7 @@ def refine(
     generations: int,
     forced: int,
     journal,
-    advance: Callable[[], None],
+    done: Callable[[Row], None],
     seed: int = 1,
 ) -> Profile:
     """The best mean of the last generation. What the journal holds is told to the search again, not measured again."""
@@ -124,11 +129,11 @@ def refine(
         vectors = strategy.ask()
         candidates = [search.profile(vector) for vector in vectors]
         for row in rows:
-            key = f"generation {generation}/{row.key}"
+            key = key_of(generation, row)
             if key not in known:
                 known[key] = {"key": key, "task": row.task, "loss": losses(probe, store, row, candidates, forced)}
                 journal.append(known[key])
-            advance()
-        part = [known[f"generation {generation}/{row.key}"] for row in rows]
+                done(row)
+        part = [known[key_of(generation, row)] for row in rows]
         strategy.tell(vectors, shares(part, len(candidates)))
     return search.profile(strategy.mean)

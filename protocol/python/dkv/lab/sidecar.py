@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import dkv
+from dkv._abi import builds
 from dkv.hf.storage import QueryWindow, Storage, tensor_over
 
 from .probe import Prompt, Rankings, Variant
@@ -32,10 +33,9 @@ def find_dkvd() -> Path:
     if given:
         places = [Path(given)]
     else:
-        tree = Path(__file__).resolve().parents[4]
         library = os.environ.get("DKV_LIBRARY")
         places = [Path(library).parent.parent / "bin"] if library else []
-        places += [tree / "build" / preset / "bin" for preset in ("release", "dev")] + [Path(sys.executable).parent]
+        places += [build / "bin" for build in builds()] + [Path(sys.executable).parent]
         places += [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     for place in places:
         if (place / "dkvd").is_file():
