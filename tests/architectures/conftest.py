@@ -22,7 +22,7 @@ SEEN: dict[str, dict[str, str]] = {}  # Architecture → column → what was see
 _PAGE = """# Models tried
 
 `make test-architectures` builds a tiny model with random weights of each architecture below, runs it through a real
-`dkvd`, and writes this page. Versions: transformers {transformers}, torch {torch}. What holds for every line:
+`dkvd`, and writes this page. Versions: transformers {transformers}, torch {torch}. For every line:
 
 * with `fullkv` the text is the plain model's to the token;
 * a plain `generate()` afterwards gives the same logits to the bit, and the model's attention implementation is unchanged;

@@ -75,12 +75,13 @@ class Reference:
         for head, positions in enumerate(self._kept[layer]):
             dropped = torch.ones(self.count, dtype=torch.bool)
             dropped[positions] = False
-            hidden[0, head * group : (head + 1) * group, 0, : self.count].masked_fill_(dropped, torch.finfo(hidden.dtype).min)
+            rows = hidden[0, head * group : (head + 1) * group, 0, : self.count]
+            rows.masked_fill_(dropped, torch.finfo(hidden.dtype).min)
         self.masked.add(layer)
         return hidden if mask is None else hidden + mask[..., : key.shape[2]]
 
 
 def best_by_attention(weights: torch.Tensor, kv_heads: int, window: int) -> torch.Tensor:
-    """SnapKV's scores without pooling, [Hkv, prefix]: the mean over the window's queries and a KV head's query heads."""
+    """SnapKV's scores without pooling, [Hkv, prefix]: means over the window's queries and a KV head's query heads."""
     prefix = weights.shape[-1] - window
     return weights.mean(1).view(kv_heads, -1, weights.shape[-1]).mean(1)[:, :prefix]

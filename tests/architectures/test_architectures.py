@@ -59,7 +59,8 @@ def generated(model, cache=None, count: int = NEW):
         del given["attention_mask"]
     if cache is not None:
         given["past_key_values"] = cache
-    out = model.generate(**given, max_new_tokens=count, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    given |= dict(max_new_tokens=count, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    out = model.generate(**given)
     return out.sequences[0, -count:].tolist(), torch.cat(out.logits)
 
 
