@@ -14,7 +14,7 @@ BACKEND ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-architectures test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -68,6 +68,11 @@ mutants: deps ## kernels with one thing wrong in each: the emulation must catch 
 
 test-compat: build ## the adapter against transformers 4.57, in an environment of its own
 	tools/dev/compat.sh $(BUILD)
+
+test-architectures: build ## dkv.hf with a tiny model of every architecture; docs/MODELS.md says what was seen
+	OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
+		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf \
+		--page docs/MODELS.md tests/architectures
 
 test-llama: build ## saved sequences through a real llama.cpp, built from source on first use (ten minutes)
 	tools/llama/build.sh build/llama
