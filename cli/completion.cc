@@ -29,7 +29,7 @@ std::vector<std::string> closed_choice(CLI::Option const& option) {
 /// What only a sidecar knows, by the names that the command line gives to it.
 std::string asked_list(std::string const& path, std::string const& name) {
     if (name == "--policy" || (name == "NAME" && path.starts_with("/policy/"))) return "policies";
-    if (name == "--instance") return "instances";
+    if (name == "--instance" || (name == "ID" && path == "/detach")) return "instances";
     if (name == "ID" && path == "/sessions") return "sessions";
     return {};
 }

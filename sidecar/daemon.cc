@@ -5,6 +5,8 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
+#include <limits>
 #include <random>
 
 #include <spdlog/sinks/stdout_sinks.h>
@@ -16,6 +18,7 @@
 #include "sidecar/metrics/exposer.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
+#include "sidecar/transport/connection_gate.h"
 #include "sidecar/transport/fd_socket.h"
 #include "sidecar/transport/transport.h"
 
@@ -23,6 +26,8 @@ namespace dkv {
 namespace {
 
 constexpr std::uint32_t kTickMs = 500;
+/// Of answers and events that nobody has read yet.
+constexpr std::int64_t kBytesOutInAllMax = 256 << 20;
 
 std::uint64_t random_id() {
     std::random_device source;
@@ -80,7 +85,7 @@ private:
     void on_message(PeerId const& peer,
                     std::span<std::byte const> bytes,
                     std::uint64_t now) override {
-        server_.on_message(peer, bytes, now, transport_->sender_is_this_process());
+        server_.on_message(peer, bytes, now, transport_->sender());
         if (server_.stopping()) transport_->stop();
     }
     void on_wake(std::uint64_t now) override { server_.on_wake(now); }
@@ -108,6 +113,35 @@ void raise_file_limit() {
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
     limit.rlim_cur = limit.rlim_max;
     ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+std::size_t descriptors_open() {
+    std::error_code ignored;
+    auto const all = std::filesystem::directory_iterator("/proc/self/fd", ignored);
+    return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+/// Divides the descriptors that are left among connections and engines' regions, and keeps some for
+/// the sidecar's own work: without one, it could neither answer nor refuse.
+void divide_descriptors(Limits& limits) {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    auto const most = std::min<std::size_t>(limit.rlim_cur, std::numeric_limits<int>::max());
+    auto const free = most - std::min(most, descriptors_open());
+    auto const kept = std::clamp<std::size_t>(free / 4, 4, 64);
+    auto const share = static_cast<std::uint32_t>(
+        std::min<std::size_t>((free - std::min(free, kept)) / 2, limits.region_descriptors_max));
+    limits.connections_max = std::clamp<std::uint32_t>(share, 1, limits.connections_max);
+    limits.region_descriptors_max = share;
+    limits.region_descriptors_per_engine_max =
+        std::min(limits.region_descriptors_per_engine_max, std::max(1U, share / 2));
+    // What is a message's limit is also that of a message in many frames, of which nothing is
+    // handled before the last has come.
+    bound_connections({.connections_max = limits.connections_max,
+                       .descriptors_end = static_cast<int>(most - std::min(most, kept)),
+                       .bytes_in_max = std::int64_t{limits.message_bytes_max} * 3 / 2,
+                       .bytes_out_max = std::int64_t{limits.message_bytes_max} * 4,
+                       .bytes_out_in_all_max = kBytesOutInAllMax});
 }
 
 /// The daemon that signals stop. A handler sees nothing but globals.
@@ -141,7 +175,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     else
         spdlog::info("backend: {}; {}", backends.name(), backends.note());
     bool const has_gpu = backends.note().empty();
-    auto daemon = std::make_unique<DaemonImpl>(config, std::move(backends), std::move(transport));
+    Config divided = config;
+    divide_descriptors(divided.limits);
+    auto daemon = std::make_unique<DaemonImpl>(divided, std::move(backends), std::move(transport));
     if (has_gpu)
         if (auto const taken = daemon->take_descriptors(); !taken)
             spdlog::warn("memory that only a descriptor names cannot be lent: {}",

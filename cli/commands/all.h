@@ -19,6 +19,7 @@ Run setup_plan(CLI::App& app, Context const& context);
 Run setup_diff(CLI::App& app, Context const& context);
 Run setup_doctor(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
+Run setup_detach(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);
 Run setup_calibrate(CLI::App& app, Context const& context);
 Run setup_capture(CLI::App& app, Context const& context);

@@ -25,6 +25,7 @@ constexpr Command kCommands[] = {
      setup_diff},
     {"doctor", "what this machine can do, in words", setup_doctor},
     {"serve", "run a sidecar here, in the foreground: the same as dkvd", setup_serve},
+    {"detach", "let go of an engine: its memory is unmapped, its place is free", setup_detach},
     {"stop", "stop the sidecar; engines go on uncompressed", setup_stop},
     {"calibrate", "measure what each layer or KV head of a model is worth: a profile",
      setup_calibrate},

@@ -1,8 +1,13 @@
 #include "protocol/base/endpoint.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 #include <unistd.h>
+
+#include <sys/stat.h>
+
+#include "protocol/base/peer.h"
 
 namespace dkv {
 namespace {
@@ -35,6 +40,35 @@ Result<void> check_endpoint(std::string const& endpoint) {
     if (endpoint.starts_with("inproc://") && endpoint.size() > 9) return {};
     if (endpoint.starts_with("tcp://") && endpoint.rfind(':') > 6) return {};
     return wrong("is neither ipc://PATH, tcp://HOST:PORT nor inproc://NAME");
+}
+
+Result<void> check_socket_place(std::string const& endpoint) {
+    auto const path = ipc_path(endpoint);
+    if (path.empty() || path.front() == '@') return {};
+    auto const slash = path.rfind('/');
+    auto const folder = slash == std::string::npos
+                            ? std::string(".")
+                            : path.substr(0, std::max<std::size_t>(slash, 1));
+    auto const denied = [](std::string const& what, std::string const& why) {
+        return Error{ErrorCode::PermissionDenied, what + " " + why};
+    };
+    struct stat info {};
+    // Also of a link itself: another user's would lead to a place of their choice.
+    for (auto const look : {&::lstat, &::stat}) {
+        if (look(folder.c_str(), &info) != 0) return {};
+        if (!is_trusted(info.st_uid))
+            return denied("folder '" + folder + "'",
+                          "belongs to user " + std::to_string(info.st_uid) +
+                              ": a sidecar of this user listens in a folder of its own");
+    }
+    bool const sticky = (info.st_mode & S_ISVTX) != 0;
+    if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0 && !sticky)
+        return denied("folder '" + folder + "'",
+                      "can be written to by others, who could put a socket of theirs there");
+    if (::lstat(path.c_str(), &info) == 0 && !is_trusted(info.st_uid))
+        return denied("socket '" + path + "'", "belongs to user " + std::to_string(info.st_uid) +
+                                                   ", not to this user or root");
+    return {};
 }
 
 std::string ipc_path(std::string const& endpoint) {

@@ -19,6 +19,7 @@ std::string_view name_of(ErrorCode code) noexcept {
         case ErrorCode::UnknownInstance: return "unknown_instance";
         case ErrorCode::Internal: return "internal";
         case ErrorCode::Cancelled: return "cancelled";
+        case ErrorCode::PermissionDenied: return "permission_denied";
     }
     return "unknown";
 }

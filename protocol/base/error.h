@@ -25,6 +25,7 @@ enum class ErrorCode : std::uint16_t {
     UnknownInstance = 13,   ///< The sidecar does not know this engine (any more): hello again.
     Internal = 14,          ///< A bug on our side, caught at a boundary.
     Cancelled = 15,         ///< Whoever asked told it to stop.
+    PermissionDenied = 16,  ///< Not for this user or process, or not over this connection.
 };
 
 /// "invalid_argument" and so on: the name used in JSON, in logs and in docs/PROTOCOL.md.

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <string>
 
+#include "protocol/schema/weight.h"
+
 namespace dkv {
 
 std::vector<std::uint8_t> encode(wire::EnvelopeT const& envelope) {
@@ -48,6 +50,10 @@ Result<std::unique_ptr<wire::EnvelopeT>> decode(std::span<std::byte const> bytes
         return Error{ErrorCode::VersionMismatch,
                      "message speaks protocol version " + std::to_string(envelope->version()) +
                          ", this side speaks " + std::to_string(kProtocolVersion)};
+    if (!unpacks_within(*envelope, bytes.size()))
+        return Error{ErrorCode::CorruptData, "message of " + size +
+                                                 " bytes names parts of it many times, and would "
+                                                 "unpack to more than its own size"};
     return std::unique_ptr<wire::EnvelopeT>(envelope->UnPack());
 }
 

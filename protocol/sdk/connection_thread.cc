@@ -77,6 +77,9 @@ void Connection::handle(LinkNews news) {
         open_link();
     } else if (news.up) {
         greet();
+    } else if (news.foreign) {
+        fail_attempt(std::move(*news.foreign), Phase::Rejected);
+        link_.reset();
     } else if (news.refused && phase_ == Phase::Connecting) {
         fail_attempt(Error{ErrorCode::Unavailable, no_sidecar()}, Phase::Refused);
     }

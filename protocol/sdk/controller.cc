@@ -44,7 +44,16 @@ public:
         return {};
     }
     Result<void> stop() override {
-        DKV_TRY(ask<wire::DoneT>(wire::StopT{}));
+        if (boot_id_ == 0) DKV_TRY(status());
+        wire::StopT message;
+        message.boot_id = boot_id_;
+        DKV_TRY(ask<wire::DoneT>(message));
+        return {};
+    }
+    Result<void> detach(std::uint64_t instance) override {
+        wire::DetachT message;
+        message.instance = instance;
+        DKV_TRY(ask<wire::DoneT>(message));
         return {};
     }
     Result<wire::FileJobT> compact_file(wire::CompactFileT request) override {
@@ -103,6 +112,7 @@ private:
             auto const now = Clock::now();
             if (now >= deadline) return link->is_connected() ? no_answer() : nobody();
             auto const news = link->wait(deadline - now);
+            if (news.foreign) return *news.foreign;
             if (news.refused) return nobody();
             if (news.up && !news.down) break;
         }
@@ -126,6 +136,7 @@ private:
                 notices_.push_back(std::move(*notice));
             } else if (its_id == id && id != 0) {
                 reply = std::move(envelope.body);
+                boot_id_ = envelope.boot_id;
             }
         }
         if (news.down) link_.reset();
@@ -161,6 +172,7 @@ private:
     zmq::context_t context_;
     std::unique_ptr<Link> link_;
     std::uint64_t last_id_ = 0;
+    std::uint64_t boot_id_ = 0;  ///< Of the sidecar that answered last.
     bool subscribed_ = false;
     std::deque<wire::NoticeT> notices_;
 };

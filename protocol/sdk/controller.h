@@ -33,7 +33,10 @@ public:
     virtual Result<wire::PolicyListT> policies() = 0;
     /// instance 0: all. nullptr: back to the default.
     virtual Result<void> set_policy(std::uint64_t instance, wire::PolicyT const* policy) = 0;
+    /// The sidecar that answered before, or answers now: not one that takes its place meanwhile.
     virtual Result<void> stop() = 0;
+    /// Errors: NotFound.
+    virtual Result<void> detach(std::uint64_t instance) = 0;
     /// Begins to compact a saved cache; file_job() tells how far it is.
     virtual Result<wire::FileJobT> compact_file(wire::CompactFileT request) = 0;
     /// stop: it shall end at its next layer.

@@ -51,7 +51,8 @@ dkv_status status_of(ErrorCode code) noexcept {
 
 Error error_of(wire::FailureT const& failure) {
     auto const number = static_cast<std::uint16_t>(failure.code);
-    bool const known = number >= 1 && number <= static_cast<std::uint16_t>(ErrorCode::Cancelled);
+    bool const known =
+        number >= 1 && number <= static_cast<std::uint16_t>(ErrorCode::PermissionDenied);
     return Error{known ? static_cast<ErrorCode>(number) : ErrorCode::Internal, failure.message};
 }
 

@@ -56,7 +56,8 @@ typedef enum dkv_status {
     DKV_VERSION_MISMATCH = 12,
     DKV_UNKNOWN_INSTANCE = 13,
     DKV_INTERNAL = 14,
-    DKV_CANCELLED = 15
+    DKV_CANCELLED = 15,
+    DKV_PERMISSION_DENIED = 16 /* not for this user or process */
 } dkv_status;
 
 typedef enum dkv_dtype { DKV_F32 = 1, DKV_F16 = 2, DKV_BF16 = 3 } dkv_dtype;

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unistd.h>
 
+#include "protocol/base/endpoint.h"
+#include "protocol/base/peer.h"
 #include "protocol/schema/envelope.h"
 
 namespace dkv::sdk {
@@ -33,6 +36,7 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string co
     if (endpoint.starts_with("inproc://"))
         return Error{ErrorCode::Unsupported,
                      "endpoint '" + endpoint + "' reaches nobody outside its own ZeroMQ context"};
+    DKV_TRY(check_socket_place(endpoint));
     try {
         zmq::socket_t socket(context, zmq::socket_type::dealer);
         configure(socket);
@@ -43,7 +47,8 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string co
             throw zmq::error_t();
         monitor.connect(address);
         socket.connect(endpoint);
-        return std::unique_ptr<Link>(new Link(std::move(socket), std::move(monitor)));
+        return std::unique_ptr<Link>(
+            new Link(std::move(socket), std::move(monitor), ipc_path(endpoint)));
     } catch (zmq::error_t const& error) {
         return Error{ErrorCode::Io, "no socket to '" + endpoint + "': " + error.what()};
     }
@@ -80,15 +85,42 @@ LinkNews Link::wait(Clock::duration timeout, int wake_fd) {
     return news;
 }
 
+/// Whoever listens at a Unix socket must be this user or root, as the kernel says of the
+/// connection.
+std::optional<Error> Link::foreign_peer(int connection) const {
+    if (path_.empty()) return std::nullopt;
+    auto const peer = peer_of(connection);
+    if (peer && is_trusted(peer->uid)) return std::nullopt;
+    auto const whose =
+        peer ? "user " + std::to_string(peer->uid) : std::string("a process unknown");
+    return Error{ErrorCode::PermissionDenied,
+                 "the sidecar at " + path_ + " is run by " + whose + ", not by this user (" +
+                     std::to_string(::geteuid()) + "): nothing was sent to it"};
+}
+
 void Link::drain_monitor(LinkNews& news) {
     zmq::message_t event;
     while (monitor_.recv(event, zmq::recv_flags::dontwait)) {
         std::uint16_t number = 0;
-        if (event.size() >= sizeof number) std::memcpy(&number, event.data(), sizeof number);
+        std::int32_t value = -1;
+        if (event.size() >= sizeof number + sizeof value) {
+            std::memcpy(&number, event.data(), sizeof number);
+            std::memcpy(&value, static_cast<char const*>(event.data()) + sizeof number,
+                        sizeof value);
+        }
         if (event.more()) static_cast<void>(monitor_.recv(event));  // The address, of no use.
         switch (number) {
-            case ZMQ_EVENT_CONNECTED: connected_ = true; break;
-            case ZMQ_EVENT_HANDSHAKE_SUCCEEDED: up_ = news.up = true; break;
+            case ZMQ_EVENT_CONNECTED:
+                connected_ = true;
+                foreign_ = foreign_peer(value);
+                break;
+            case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
+                // Nothing has been sent yet, and to a foreigner nothing will be.
+                if (foreign_)
+                    news.foreign = foreign_;
+                else
+                    up_ = news.up = true;
+                break;
             case ZMQ_EVENT_CONNECT_RETRIED: news.refused = !up_; break;
             default:  // Lost, or somebody there does not speak ZeroMQ.
                 news.down = news.down || up_;

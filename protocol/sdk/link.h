@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,12 +22,15 @@ struct LinkNews {
     bool up = false;       ///< The two sides have shaken hands: requests can be sent.
     bool down = false;     ///< A connection that was up is lost; what was queued is dropped.
     bool refused = false;  ///< Nobody accepted; the link goes on trying by itself.
+    /// What listens there is another user's. Nothing was sent to it, and nothing will be.
+    std::optional<Error> foreign = {};
 };
 
 /// Belongs to one thread. A message is sent to a peer that is there now, or not at all.
 class Link {
 public:
-    /// Errors: Io when the system refuses a socket; Unsupported for inproc://.
+    /// Errors: Io when the system refuses a socket; Unsupported for inproc://; PermissionDenied
+    /// when the socket or its folder belongs to another user.
     static Result<std::unique_ptr<Link>> open(zmq::context_t& context, std::string const& endpoint);
 
     ~Link();
@@ -43,14 +47,17 @@ public:
     LinkNews wait(Clock::duration timeout, int wake_fd = -1);
 
 private:
-    Link(zmq::socket_t socket, zmq::socket_t monitor)
-        : monitor_(std::move(monitor)), socket_(std::move(socket)) {}
+    Link(zmq::socket_t socket, zmq::socket_t monitor, std::string path)
+        : monitor_(std::move(monitor)), socket_(std::move(socket)), path_(std::move(path)) {}
     void drain_monitor(LinkNews& news);
+    std::optional<Error> foreign_peer(int connection) const;
 
     zmq::socket_t monitor_;  // Declared first: it outlives the socket that writes to it.
     zmq::socket_t socket_;
+    std::string path_;  ///< Of the Unix socket; empty for an endpoint of another kind.
     bool connected_ = false;
     bool up_ = false;
+    std::optional<Error> foreign_;  ///< Of the connection as it is.
 };
 
 }  // namespace dkv::sdk

@@ -16,8 +16,13 @@ namespace dkv {
 /// Everything that can grow has its bound here, and a test that reaches it.
 struct Limits {
     std::uint32_t instances_max = 256;
-    std::uint32_t sessions_max = 1024;  ///< Open at once, over all instances.
-    std::uint32_t regions_max = 8192;   ///< Mapped at once, per instance.
+    std::uint32_t instances_per_process_max = 64;
+    std::uint32_t connections_max = 1024;  ///< Open at once; fewer where descriptors are few.
+    std::uint32_t sessions_max = 1024;     ///< Open at once, over all instances.
+    std::uint32_t regions_max = 8192;      ///< Mapped at once, per instance.
+    /// Regions that can shrink cost a descriptor each; fewer of them where descriptors are few.
+    std::uint32_t region_descriptors_max = 8192;
+    std::uint32_t region_descriptors_per_engine_max = 4096;
     std::uint32_t message_bytes_max = 4U << 20U;
     std::uint32_t tokens_max = 4U << 20U;  ///< Of one prompt.
     std::uint32_t heads_total_max = 1U

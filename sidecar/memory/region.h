@@ -37,6 +37,9 @@ public:
     /// memory stays as long as it is mapped.
     virtual Result<void> check_size() const { return {}; }
 
+    /// Whether it costs this process a descriptor for as long as it is mapped.
+    virtual bool holds_descriptor() const noexcept { return false; }
+
     /// Lets go of this process's pages of the range (widened to whole pages), so that they do not
     /// count as shared with the engine. The bytes stay; touching them maps them again. Of a device:
     /// nothing happens.

@@ -13,8 +13,15 @@ Error no_region(std::uint64_t region) {
 
 Result<std::uint64_t> RegionTable::add(RegionSource const& source,
                                        std::uint64_t bytes,
-                                       bool writable) {
-    return add(DKV_TRY(attach(source, bytes, writable)));
+                                       bool writable,
+                                       std::uint32_t descriptors_max) {
+    auto lease = DKV_TRY(attach(source, bytes, writable));
+    if (lease->holds_descriptor() && descriptors_ >= descriptors_max)
+        return Error{ErrorCode::LimitExceeded,
+                     describe(source) +
+                         " can shrink, so that it costs the sidecar a descriptor, "
+                         "and none is left for it: seal it (F_SEAL_SHRINK)"};
+    return add(std::move(lease));
 }
 
 Result<std::uint64_t> RegionTable::add(RegionLease lease) {
@@ -27,6 +34,7 @@ Result<std::uint64_t> RegionTable::add(RegionLease lease) {
         return Error{ErrorCode::LimitExceeded,
                      "this engine has " + std::to_string(regions_.size()) +
                          " regions; the limit is " + std::to_string(regions_max_)};
+    if (lease->holds_descriptor()) ++descriptors_;
     regions_.emplace(++last_, Entry{std::move(lease)});
     return last_;
 }
@@ -36,6 +44,7 @@ Result<RegionLease> RegionTable::remove(std::uint64_t region) {
     if (found == regions_.end()) return no_region(region);
     if (--found->second.added != 0) return RegionLease();
     auto lease = std::move(found->second.lease);
+    if (lease->holds_descriptor()) --descriptors_;
     regions_.erase(found);
     return lease;
 }

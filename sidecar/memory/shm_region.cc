@@ -87,6 +87,7 @@ public:
     }
 
     Result<void> check_size() const override;
+    bool holds_descriptor() const noexcept override { return static_cast<bool>(file_); }
     void drop(std::size_t offset, std::size_t bytes) const noexcept override;
     void when_closed(std::function<void()> told) const override { told_ = std::move(told); }
 
@@ -107,8 +108,7 @@ Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool
     DKV_TRY(check_is_memory(source, file.get(), info));
     if (auto const* const memfd = std::get_if<MemfdSource>(&source);
         memfd != nullptr && memfd->inode != info.st_ino)
-        return Error{ErrorCode::InvalidArgument, describe(source) + " has inode " +
-                                                     std::to_string(info.st_ino) + ", not " +
+        return Error{ErrorCode::InvalidArgument, describe(source) + " is not the file with inode " +
                                                      std::to_string(memfd->inode)};
     // A mapping past the end would be a SIGBUS at the first touch, far from its cause.
     if (static_cast<std::uint64_t>(info.st_size) < bytes)

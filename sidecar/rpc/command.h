@@ -19,6 +19,7 @@ struct Context {
     Config const& config;
     std::string const& endpoint;
     std::string const& fd_socket;
+    std::uint64_t boot_id;
     Millis started_at;
     Table& table;
     Subscribers& subscribers;

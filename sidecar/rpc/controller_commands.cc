@@ -85,7 +85,15 @@ Reply subscribe(Context& context, Caller const& caller, wire::SubscribeT const& 
     return body_of(wire::DoneT());
 }
 
-Reply stop(Context& context, Caller const&, wire::StopT const&) {
+Reply detach(Context& context, Caller const& caller, wire::DetachT const& message) {
+    DKV_TRY(context.table.detach(caller, message.instance));
+    return body_of(wire::DoneT());
+}
+
+Reply stop(Context& context, Caller const&, wire::StopT const& message) {
+    if (message.boot_id != context.boot_id)
+        return Error{ErrorCode::InvalidArgument,
+                     "the boot id is of another sidecar: ask for the status first"};
     context.stopping = true;
     return body_of(wire::DoneT());
 }
@@ -98,6 +106,7 @@ constexpr std::array kControllerCommands{
     command<wire::ListPoliciesT, list_policies>("ListPolicies", false),
     command<wire::SetPolicyT, set_policy>("SetPolicy", false),
     command<wire::SubscribeT, subscribe>("Subscribe", false),
+    command<wire::DetachT, detach>("Detach", false),
     command<wire::StopT, stop>("Stop", false),
 };
 

@@ -14,6 +14,18 @@ Command const* find_command(wire::Body body) noexcept {
     return nullptr;
 }
 
+/// Who may ask this at all. An engine's requests move memory: the kernel has to say whose.
+Result<void> admit(Caller const& caller, Command const& command) {
+    if (caller.process && !is_trusted(caller.process->uid))
+        return Error{ErrorCode::PermissionDenied,
+                     fmt::format("user {} is not the user of this sidecar", caller.process->uid)};
+    if (!caller.process && command.from_engine)
+        return Error{ErrorCode::PermissionDenied,
+                     fmt::format("{} comes from an engine, and engines attach over ipc:// alone",
+                                 command.name)};
+    return {};
+}
+
 }  // namespace
 
 Server::Server(Options options,
@@ -31,7 +43,7 @@ Server::Server(Options options,
 void Server::on_message(Peer const& peer,
                         std::span<std::byte const> bytes,
                         Millis now,
-                        bool is_this_process) {
+                        std::optional<PeerCredentials> process) {
     now_ = now;
     std::uint64_t id = 0;
     auto request = decode(bytes, &id);
@@ -39,7 +51,7 @@ void Server::on_message(Peer const& peer,
         fail("undecodable", 0, request.error());
         return send(peer, id, body_of(to_wire(request.error())));
     }
-    auto reply = answer({peer, now, id, is_this_process}, *request.value());
+    auto reply = answer({peer, now, id, process}, *request.value());
     if (reply && reply.value().type == wire::Body::NONE) return;
     send(peer, id, reply ? std::move(reply).value() : body_of(to_wire(reply.error())));
 }
@@ -55,6 +67,10 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
         fail("unknown", 0, error);
         return error;
     }
+    if (auto const admitted = admit(caller, *command); !admitted) {
+        fail(command->name, 0, admitted.error());
+        return admitted.error();
+    }
     // The verifier lets a union pass that names a type and holds nothing.
     if (request.body.value == nullptr) {
         Error const error{ErrorCode::CorruptData,
@@ -65,11 +81,13 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
     Context context{.config = options_.config,
                     .endpoint = options_.endpoint,
                     .fd_socket = fd_socket_,
+                    .boot_id = options_.boot_id,
                     .started_at = options_.started_at,
                     .table = table_,
                     .subscribers = subscribers_,
                     .file_jobs = file_jobs_,
                     .stopping = stopping_};
+    if (request.body.type == wire::Body::Subscribe && subscribers_.full()) forget_departed();
     auto reply = command->run(context, caller, request.body);
     if (reply && reply.value().type == wire::Body::NONE) return reply;
     if (reply)
@@ -180,6 +198,16 @@ void Server::session_failed(Peer const& engine, std::uint64_t session, Error con
     event.session = session;
     event.failure = std::make_unique<wire::FailureT>(to_wire(error));
     send(engine, 0, body_of(std::move(event)));
+}
+
+/// A watcher that left says nothing: only sending tells. A message without a body and without an id
+/// means nothing to those that are there.
+void Server::forget_departed() {
+    wire::EnvelopeT empty;
+    empty.boot_id = options_.boot_id;
+    auto const bytes = encode(empty);
+    for (auto const& peer : std::vector<Peer>(subscribers_.peers()))
+        if (outbox_.send(peer, bytes) == Outbox::Sent::Gone) subscribers_.remove(peer);
 }
 
 void Server::notice(Notice const& notice) {

@@ -41,11 +41,11 @@ public:
            std::function<void()> wake);
 
     /// Sends exactly one answer to `peer`, now or, for what waits for a worker, from on_wake(), and
-    /// perhaps events. `is_this_process`: the peer is, as the kernel tells it.
+    /// perhaps events. `process`: the peer's, as the kernel tells it; nothing over TCP.
     void on_message(Peer const& peer,
                     std::span<std::byte const> bytes,
                     Millis now,
-                    bool is_this_process = false);
+                    std::optional<PeerCredentials> process);
     void on_wake(Millis now);
     void on_tick(Millis now);
 
@@ -62,6 +62,7 @@ private:
     Reply answer(Caller const& caller, wire::EnvelopeT const& request);
     void fail(char const* name, std::uint64_t instance, Error const& error);
     void send(Peer const& peer, std::uint64_t id, wire::BodyUnion body);
+    void forget_departed();
 
     void layer_progress(Peer const& engine,
                         std::uint64_t session,

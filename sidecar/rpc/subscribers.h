@@ -25,6 +25,7 @@ public:
         return {};
     }
     void remove(Peer const& peer) { std::erase(peers_, peer); }
+    bool full() const noexcept { return peers_.size() >= max_; }
     std::vector<Peer> const& peers() const noexcept { return peers_; }
 
 private:

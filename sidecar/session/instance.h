@@ -17,15 +17,22 @@ namespace dkv {
 
 /// Everything the sidecar holds for an engine; the table decides, this only keeps.
 struct Instance {
-    Instance(EngineHello said, Peer from, Millis now, std::uint32_t regions_max)
+    Instance(EngineHello said,
+             Peer from,
+             PeerCredentials process_behind,
+             Millis now,
+             std::uint32_t regions_max)
         : hello(std::move(said)),
           peer(std::move(from)),
+          owner(process_behind),
           attached_at(now),
           seen_at(now),
           regions(regions_max) {}
 
     EngineHello hello;
-    Peer peer;  ///< Where its events go: wherever its last message came from.
+    Peer peer;  ///< The connection that it said hello over: its events go there, and its requests
+                ///< come from there.
+    PeerCredentials owner;  ///< The process behind that connection.
     Millis attached_at;
     Millis seen_at;
     /// Set before anything of it is used.
@@ -33,7 +40,7 @@ struct Instance {
     std::shared_ptr<EngineEvents> events = std::make_shared<EngineEvents>();
     /// It is gone, or has attached again: what its worker waits for does not come.
     std::shared_ptr<std::atomic<bool>> left = std::make_shared<std::atomic<bool>>(false);
-    UniqueFd process;  ///< Empty: only heartbeats tell whether it lives.
+    UniqueFd process;  ///< Its pidfd. Empty: only heartbeats tell whether it lives.
     RegionTable regions;
     std::map<std::uint64_t, Session> sessions;
     std::unique_ptr<Strand> strand;

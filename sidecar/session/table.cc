@@ -44,7 +44,10 @@ Result<Instance*> Table::find(Caller const& caller, std::uint64_t instance) {
     if (found == instances_.end())
         return Error{ErrorCode::UnknownInstance,
                      "no engine " + instance_name(instance) + " is attached: it has to say hello"};
-    found->second.peer = caller.peer;
+    if (found->second.peer != caller.peer)
+        return Error{ErrorCode::PermissionDenied,
+                     "engine " + instance_name(instance) +
+                         " is attached over another connection: it has to say hello over this one"};
     found->second.seen_at = caller.now;
     return &found->second;
 }
@@ -58,16 +61,28 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
         return Error{ErrorCode::LimitExceeded,
                      "the model has " + describe(hello.geometry) + ": more KV heads in all than " +
                          std::to_string(config_.limits.heads_total_max) + ", the limit"};
+    if (!caller.process)
+        return Error{ErrorCode::PermissionDenied,
+                     "the kernel does not say which process this engine is: engines attach over "
+                     "ipc:// alone"};
+    // What the message says is the engine's own view: in a pid namespace that is another process.
+    hello.pid = static_cast<std::uint32_t>(caller.process->pid);
     for (auto* const text : {&hello.engine, &hello.model, &hello.device})
         *text = printable(*text, config_.limits.text_bytes_max);
 
     if (instances_.contains(hello.instance)) {
-        Instance& known = *DKV_TRY(find(caller, hello.instance));
+        Instance& known = instances_.at(hello.instance);
+        if (known.owner != *caller.process)
+            return Error{ErrorCode::PermissionDenied,
+                         "engine " + instance_name(hello.instance) +
+                             " belongs to another process: choose another random number"};
         if (hello.generation < known.hello.generation)
             return Error{ErrorCode::BadState, "generation " + std::to_string(hello.generation) +
                                                   " of engine " + instance_name(hello.instance) +
                                                   " comes after generation " +
                                                   std::to_string(known.hello.generation)};
+        known.peer = caller.peer;
+        known.seen_at = caller.now;
         if (hello.generation > known.hello.generation) DKV_TRY(reattach(known, std::move(hello)));
         return Welcomed{choose(&known), known.backend.name};
     }
@@ -75,12 +90,20 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
         return Error{ErrorCode::LimitExceeded, std::to_string(instances_.size()) +
                                                    " engines are attached, which is the limit"};
 
+    auto const of_process =
+        std::count_if(instances_.begin(), instances_.end(),
+                      [&](auto const& other) { return other.second.owner == *caller.process; });
+    if (of_process >= config_.limits.instances_per_process_max)
+        return Error{ErrorCode::LimitExceeded, "process " + std::to_string(caller.process->pid) +
+                                                   " has " + std::to_string(of_process) +
+                                                   " engines attached, which is the limit"};
+
     auto backend = DKV_TRY(backends_.for_engine(hello.device));
     std::uint64_t const id = hello.instance;
-    Instance& added =
-        instances_
-            .try_emplace(id, std::move(hello), caller.peer, caller.now, config_.limits.regions_max)
-            .first->second;
+    Instance& added = instances_
+                          .try_emplace(id, std::move(hello), caller.peer, *caller.process,
+                                       caller.now, config_.limits.regions_max)
+                          .first->second;
     if (auto const* const before = history_.find_instance(id)) {
         added.savings = before->savings;
         added.sessions_total = before->sessions_total;
@@ -134,6 +157,13 @@ Result<void> Table::heartbeat(Caller const& caller, std::uint64_t instance) {
     return {};
 }
 
+Result<void> Table::detach(Caller const& caller, std::uint64_t instance) {
+    if (!instances_.contains(instance))
+        return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is attached"};
+    drop_instance(instance, "was detached", caller.now);
+    return {};
+}
+
 void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) {
     auto const found = instances_.find(id);
     if (found == instances_.end()) return;
@@ -170,7 +200,7 @@ void Table::tick(Millis now) {
     Millis const silence_max = Millis{config_.heartbeat_ms} * kHeartbeatsMissedMax;
     std::vector<std::uint64_t> silent;
     for (auto const& [id, instance] : instances_)
-        if (!instance.process && now - instance.seen_at > silence_max) silent.push_back(id);
+        if (now - instance.seen_at > silence_max) silent.push_back(id);
     for (auto const id : silent)
         drop_instance(id, fmt::format("was silent for {} ms", silence_max), now);
     std::erase_if(retired_, [](auto const& strand) { return strand->finished(); });

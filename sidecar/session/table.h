@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "protocol/base/peer.h"
 #include "sidecar/config/config.h"
 #include "sidecar/memory/descriptors.h"
 #include "sidecar/metrics/metrics.h"
@@ -24,7 +25,8 @@ struct Caller {
     Peer peer;
     Millis now = 0;
     std::uint64_t request = 0;  ///< For an answer that comes later.
-    bool is_this_process = false;
+    /// As the kernel tells it; nothing: it came over TCP, and is a controller at most.
+    std::optional<PeerCredentials> process = {};
 };
 
 /// What an engine is told when it attaches.
@@ -106,6 +108,9 @@ public:
                                std::string const& reason);
     Result<void> goodbye(Caller const& caller, std::uint64_t instance);
     Result<void> heartbeat(Caller const& caller, std::uint64_t instance);
+    /// An operator's: lets go of what the engine lent. If it lives, it attaches again.
+    /// Errors: NotFound.
+    Result<void> detach(Caller const& caller, std::uint64_t instance);
 
     // ------------------------------------------------------------------------------- operators
 
@@ -125,7 +130,8 @@ public:
 
     /// Takes what the workers have finished, and the engines whose process has ended.
     void finish_work(Millis now);
-    /// Drops the engines that are silent and cannot be watched otherwise.
+    /// Drops the engines that were silent for ten heartbeats: a lease that every message renews.
+    /// One that lives after all attaches again.
     void tick(Millis now);
     /// Readable when finish_work() should be called because an engine died.
     int death_fd() const noexcept { return deaths_.fd(); }
@@ -147,6 +153,7 @@ private:
     Result<void> reattach(Instance& instance, EngineHello hello);
     void release_regions(Instance& instance);
     Result<void> check_queue(Instance const& instance) const;
+    std::uint32_t descriptors_left(Instance const& engine) const;
     void drop_instance(std::uint64_t instance, std::string const& why, Millis now);
     void end_session(Instance& instance, std::uint64_t session, Millis now);
     void fail_session(Instance& instance, Session& session, Error const& error, Millis now);

@@ -1,5 +1,8 @@
 // What engines lend: shared memory, mapped at once, and what needs their device, opened and closed
 // by their worker.
+#include <algorithm>
+#include <unistd.h>
+
 #include "sidecar/memory/device_region.h"
 #include "sidecar/session/table.h"
 
@@ -17,6 +20,19 @@ Strand::Work let_go(Held held) {
     };
 }
 
+/// A descriptor is one of the engine's own: whose, the kernel says, and never the message.
+Result<RegionSource> of_process(RegionSource source, pid_t pid) {
+    auto* const memfd = std::get_if<MemfdSource>(&source);
+    if (memfd == nullptr) return source;
+    if (pid == 0)
+        return Error{ErrorCode::Unsupported,
+                     describe(source) +
+                         ": the engine is in a pid namespace that this sidecar cannot see; "
+                         "DKV_ARENA=posix_shm shares memory by name"};
+    memfd->pid = static_cast<std::uint32_t>(pid);
+    return source;
+}
+
 Error not_on_cpu(RegionSource const& source) {
     return {ErrorCode::Unsupported,
             describe(source) + ": this engine said that its cache is on the cpu"};
@@ -32,10 +48,12 @@ Result<std::variant<std::uint64_t, Later>> Table::register_region(Caller const& 
     using Answer = std::variant<std::uint64_t, Later>;
     Instance& engine = *DKV_TRY(find(caller, instance));
     bool const is_own = std::holds_alternative<InprocSource>(source);
-    if (is_own && !caller.is_this_process)
+    if (is_own && engine.owner.pid != ::getpid())
         return Error{ErrorCode::Unsupported, describe(source) + ": the engine is another process"};
     if (!is_own && !is_device_memory(source)) {
-        auto const region = DKV_TRY(engine.regions.add(source, bytes, writable));
+        auto const region =
+            DKV_TRY(engine.regions.add(DKV_TRY(of_process(source, engine.owner.pid)), bytes,
+                                       writable, descriptors_left(engine)));
         update_gauges();
         return Answer(region);
     }
@@ -116,6 +134,16 @@ Result<Later> Table::register_events(Caller const& caller,
                        .what = RequestDone{asker, std::move(opened)}});
     });
     return Later{};
+}
+
+/// For regions of this engine, its own included.
+std::uint32_t Table::descriptors_left(Instance const& engine) const {
+    std::uint32_t others = 0;
+    for (auto const& [id, instance] : instances_)
+        if (&instance != &engine) others += instance.regions.descriptors();
+    auto const in_all = config_.limits.region_descriptors_max;
+    return std::min(config_.limits.region_descriptors_per_engine_max,
+                    in_all - std::min(in_all, others));
 }
 
 Result<void> Table::check_queue(Instance const& instance) const {

@@ -17,6 +17,8 @@
 
 #include "protocol/base/endpoint.h"
 #include "protocol/base/fd_message.h"
+#include "protocol/base/peer.h"
+#include "sidecar/transport/socket_place.h"
 
 namespace dkv {
 namespace {
@@ -58,10 +60,8 @@ Result<Received> receive(int connection) {
 
 /// The directory lets nobody else in; this holds where somebody widened it later.
 bool is_own_user(int connection) {
-    ucred peer{};
-    socklen_t size = sizeof peer;
-    if (::getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
-    return peer.uid == ::geteuid() || peer.uid == 0;
+    auto const peer = peer_of(connection);
+    return peer && is_trusted(peer->uid);
 }
 
 class Listening final : public FdSocket {
@@ -171,8 +171,9 @@ Result<std::unique_ptr<FdSocket>> FdSocket::listen(std::string const& endpoint, 
                          "'" + path + "' is in the way: it exists and is not a socket"};
         ::unlink(path.c_str());
     }
+    OwnerOnly const closed_to_others;
     if (::bind(socket.get(), reinterpret_cast<sockaddr const*>(&address), sizeof address) != 0 ||
-        ::chmod(path.c_str(), 0600) != 0 || ::listen(socket.get(), kBacklog) != 0)
+        ::listen(socket.get(), kBacklog) != 0)
         return descriptor_error("cannot listen at '" + path + "'");
     return std::unique_ptr<FdSocket>(std::make_unique<Listening>(std::move(path), std::move(socket),
                                                                  std::move(stop), std::move(sink)));

@@ -90,17 +90,32 @@ Result<SocketPlace> SocketPlace::take(std::string const& endpoint) {
 }
 
 SocketPlace::SocketPlace(SocketPlace&& other) noexcept
-    : path_(std::exchange(other.path_, {})), lock_(std::move(other.lock_)) {}
+    : path_(std::exchange(other.path_, {})),
+      inode_(std::exchange(other.inode_, 0)),
+      lock_(std::move(other.lock_)) {}
 
 SocketPlace::~SocketPlace() {
     // The lock file stays: removing it would let two sidecars hold locks of the same name.
-    if (!path_.empty()) ::unlink(path_.c_str());
+    if (inode_ != 0 && is_there()) ::unlink(path_.c_str());
 }
 
-Result<void> SocketPlace::protect() const {
-    if (!path_.empty() && ::chmod(path_.c_str(), 0600) != 0)
-        return io("cannot chmod '" + path_ + "'");
+Result<void> SocketPlace::bound() {
+    if (path_.empty()) return {};
+    struct stat info {};
+    if (::lstat(path_.c_str(), &info) != 0) return io("cannot look at '" + path_ + "'");
+    inode_ = info.st_ino;
     return {};
+}
+
+bool SocketPlace::is_there() const noexcept {
+    if (path_.empty()) return true;
+    struct stat info {};
+    return ::lstat(path_.c_str(), &info) == 0 && info.st_ino == inode_;
+}
+
+OwnerOnly::OwnerOnly() noexcept : before_(::umask(0177)) {}
+OwnerOnly::~OwnerOnly() {
+    ::umask(before_);
 }
 
 }  // namespace dkv

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include <sys/types.h>
+
 #include "protocol/base/result.h"
 #include "protocol/base/unique_fd.h"
 
@@ -24,14 +26,30 @@ public:
     SocketPlace& operator=(SocketPlace&&) = delete;
     ~SocketPlace();
 
-    /// After the bind: nobody but the owner may connect.
-    Result<void> protect() const;
+    /// After the bind. Errors: Io.
+    Result<void> bound();
+    /// Whether the socket is still there under its name; until then no client can reach it.
+    bool is_there() const noexcept;
 
 private:
     SocketPlace() = default;
 
     std::string path_;  ///< Empty: nothing on disk.
+    ino_t inode_ = 0;   ///< Of the socket; 0: not bound.
     UniqueFd lock_;
+};
+
+/// While it lives, files of this process are made for its user alone: a socket is closed to others
+/// from its first moment, whatever the umask was.
+class OwnerOnly {
+public:
+    OwnerOnly() noexcept;
+    OwnerOnly(OwnerOnly const&) = delete;
+    OwnerOnly& operator=(OwnerOnly const&) = delete;
+    ~OwnerOnly();
+
+private:
+    mode_t before_;
 };
 
 }  // namespace dkv

@@ -4,9 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
+#include "protocol/base/peer.h"
 #include "protocol/base/result.h"
 
 namespace dkv {
@@ -55,9 +57,9 @@ public:
     /// Never waits. From the thread in run() only.
     virtual SendResult send(PeerId const& peer, std::span<std::uint8_t const> bytes) = 0;
 
-    /// Of the message that on_message() is being given: its sender is this process, as the kernel
-    /// tells it. Over ipc:// only; false otherwise.
-    virtual bool sender_is_this_process() const noexcept = 0;
+    /// Of the message that on_message() is being given: who sent it, as the kernel said when the
+    /// connection was made. Over ipc:// only; nothing otherwise.
+    virtual std::optional<PeerCredentials> sender() const noexcept = 0;
 
     /// From any thread.
     virtual void wake() noexcept = 0;

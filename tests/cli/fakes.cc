@@ -29,6 +29,11 @@ public:
         ++sidecar_.stops;
         return {};
     }
+    Result<void> detach(std::uint64_t instance) override {
+        if (sidecar_.fail) return *sidecar_.fail;
+        sidecar_.detached.push_back(instance);
+        return {};
+    }
     Result<wire::FileJobT> compact_file(wire::CompactFileT request) override {
         sidecar_.compact_requests.push_back(std::move(request));
         return answer(wire::FileJobT());

@@ -47,6 +47,7 @@ struct FakeSidecar {
     std::vector<SetPolicy> set_policies;
     int connects = 0;
     int stops = 0;
+    std::vector<std::uint64_t> detached;
     std::uint64_t sessions_asked_of = 0;
 
     static FakeSidecar running();

@@ -234,7 +234,9 @@ TEST_CASE("a controller watches a session, then stops the daemon") {
     CHECK(kinds[1] == "session_opened");
     CHECK(kinds[2] == "layer");
 
-    CHECK(controller.ask(wire::StopT())->body.type == Body::Done);
+    wire::StopT stop;
+    stop.boot_id = controller.ask(wire::GetStatusT())->boot_id;
+    CHECK(controller.ask(stop)->body.type == Body::Done);
     CHECK(controller.next_event()->body.AsNotice()->kind == "stopping");
 }
 

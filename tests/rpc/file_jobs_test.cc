@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "sidecar/rpc/server.h"
+#include "tests/support/engine_memory.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -38,7 +39,7 @@ struct FileServer {
         envelope.id = 9;
         envelope.body.Set(std::move(message));
         auto const bytes = encode(envelope);
-        server.on_message("peer", std::as_bytes(std::span(bytes)), 2000);
+        server.on_message("peer", std::as_bytes(std::span(bytes)), 2000, test::own_process());
         REQUIRE(outbox.letter != nullptr);
         return outbox.letter->body;
     }

@@ -57,7 +57,7 @@ struct ServerFixture {
     /// The one answer to these bytes.
     wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {
         outbox.letters.clear();
-        server.on_message(peer, std::as_bytes(bytes), now);
+        server.on_message(peer, std::as_bytes(bytes), now, process);
         return only_answer(peer);
     }
     template <class Message>
@@ -68,9 +68,9 @@ struct ServerFixture {
         return reply.body;
     }
     template <class Message>
-    void deliver(Message message, std::uint64_t id, Peer const& peer, bool is_own = false) {
+    void deliver(Message message, std::uint64_t id, Peer const& peer) {
         auto const bytes = encoded(std::move(message), id);
-        server.on_message(peer, std::as_bytes(std::span(bytes)), now, is_own);
+        server.on_message(peer, std::as_bytes(std::span(bytes)), now, process);
     }
     /// Asks what is answered later: nothing is, yet.
     template <class Message>
@@ -149,13 +149,15 @@ struct ServerFixture {
     }
     wire::EnvelopeT& only_answer(Peer const& peer) {
         auto const is_answer = [&](auto const& letter) {
-            return letter.peer == peer && letter.envelope->body.type != Body::Notice;
+            auto const type = letter.envelope->body.type;
+            return letter.peer == peer && type != Body::Notice && type != Body::NONE;
         };
         REQUIRE(std::count_if(outbox.letters.begin(), outbox.letters.end(), is_answer) == 1);
         return *std::find_if(outbox.letters.begin(), outbox.letters.end(), is_answer)->envelope;
     }
 
     Millis now = 3000;
+    std::optional<PeerCredentials> process = test::own_process();  ///< Behind every peer.
     Metrics metrics;
     FakeOutbox outbox;
     test::Wakes wakes;

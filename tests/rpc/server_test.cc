@@ -108,7 +108,12 @@ TEST_CASE("a controller's requests need no hello") {
     CHECK(s.ask_in_vain(std::move(unknown)).message == "no engine 0000000000000063 is known");
 
     CHECK(!s.server.stopping());
-    CHECK(s.ask(wire::StopT()).type == Body::Done);
+    CHECK(s.ask_in_vain(wire::StopT()).message ==
+          "the boot id is of another sidecar: ask for the status first");
+    CHECK(!s.server.stopping());
+    wire::StopT stop;
+    stop.boot_id = kBoot;
+    CHECK(s.ask(stop).type == Body::Done);
     CHECK(s.server.stopping());
 }
 
@@ -337,6 +342,10 @@ TEST_CASE("subscribers hear what happens; those that do not read or are gone sto
     Config config;
     config.limits.subscribers_max = 3;
     ServerFixture s(config);
+    // One who left makes room as soon as room is wanted.
+    for (auto const* const peer : {"gone before", "ear", "deaf"})
+        CHECK(s.ask(wire::SubscribeT(), peer).type == Body::Done);
+    s.outbox.gone = "gone before";
     for (auto const* const peer : {"ear", "deaf", "left", "ear"})
         CHECK(s.ask(wire::SubscribeT(), peer).type == Body::Done);
     auto& refused = s.ask(wire::SubscribeT(), "fourth");
@@ -355,7 +364,8 @@ TEST_CASE("subscribers hear what happens; those that do not read or are gone sto
     CHECK(notice.kind == "instance_attached");
     CHECK(notice.at_ms == 8000);
     CHECK(notice.instance == kEngine);
-    CHECK(notice.text == "pid 0, test 1.0, tiny, 3 layers, 4/2 heads, head_dim 8, f32");
+    CHECK(notice.text == "pid " + std::to_string(::getpid()) +
+                             ", test 1.0, tiny, 3 layers, 4/2 heads, head_dim 8, f32");
     // The one that left made room.
     CHECK(s.ask(wire::SubscribeT(), "fourth").type == Body::Done);
 

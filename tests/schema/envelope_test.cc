@@ -141,3 +141,57 @@ TEST_CASE("envelope: handles that are not there make a message damaged, not empt
             .Union();
     });
 }
+
+TEST_CASE("envelope: parts that many places name are refused before they are copied for each") {
+    auto const read = [](auto const& make) {
+        flatbuffers::FlatBufferBuilder builder;
+        auto const [kind, body] = make(builder);
+        builder.Finish(wire::CreateEnvelope(builder, kProtocolVersion, 7, 0, kind, body),
+                       wire::EnvelopeIdentifier());
+        auto const bytes = std::as_bytes(std::span(builder.GetBufferPointer(), builder.GetSize()));
+        std::uint64_t id = 0;
+        auto envelope = decode(bytes, &id);
+        CHECK(id == 7);
+        if (!envelope)
+            CHECK(envelope.error().message ==
+                  "message of " + std::to_string(bytes.size()) +
+                      " bytes names parts of it many times, and would unpack to more than its own "
+                      "size");
+        return static_cast<bool>(envelope);
+    };
+    using Body = std::pair<wire::Body, flatbuffers::Offset<void>>;
+    auto const lines = [](int times, bool shared) {
+        return [=](flatbuffers::FlatBufferBuilder& builder) -> Body {
+            std::string const text(1000, 'x');
+            auto const one = builder.CreateString(text);
+            std::vector<flatbuffers::Offset<flatbuffers::String>> all(1, one);
+            while (static_cast<int>(all.size()) < times)
+                all.push_back(shared ? one : builder.CreateString(text));
+            auto const gone = builder.CreateVector(all);
+            wire::StatusInfoBuilder info(builder);
+            info.add_gone(gone);
+            return {wire::Body::StatusInfo, info.Finish().Union()};
+        };
+    };
+    CHECK(read(lines(100, false)));
+    CHECK_FALSE(read(lines(100, true)));
+
+    auto const sessions = [](int times, bool shared) {
+        return [=](flatbuffers::FlatBufferBuilder& builder) -> Body {
+            auto const make = [&] {
+                auto const lengths = builder.CreateVector(std::vector<std::uint32_t>(1000, 3));
+                wire::SessionInfoBuilder info(builder);
+                info.add_lengths(lengths);
+                return info.Finish();
+            };
+            auto const one = make();
+            std::vector<flatbuffers::Offset<wire::SessionInfo>> all(1, one);
+            while (static_cast<int>(all.size()) < times)
+                all.push_back(shared ? one : make());
+            auto const list = builder.CreateVector(all);
+            return {wire::Body::SessionList, wire::CreateSessionList(builder, list).Union()};
+        };
+    };
+    CHECK(read(sessions(50, false)));
+    CHECK_FALSE(read(sessions(50, true)));
+}

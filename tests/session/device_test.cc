@@ -36,7 +36,7 @@ struct DeviceFixture : RunningTable {
         REQUIRE(welcomed);
         CHECK(welcomed.value().backend.find("cuda (") == 0);
     }
-    Caller caller() { return {"peer", now, ++last_request, true}; }
+    Caller caller() { return {"peer", now, ++last_request, test::own_process()}; }
     void give_events(std::vector<cuda::EventHandle> handles) {
         REQUIRE(table.register_events(caller(), kEngine, std::move(handles)));
         CHECK(await_answer() == "RegisterEvents " + std::to_string(last_request) + ": done");
@@ -349,6 +349,7 @@ TEST_CASE("an engine on a GPU that is not here is refused in one line, for good"
 
 TEST_CASE("what is another process's is no inproc memory, and a CPU engine has none of a device") {
     TableFixture t;
+    t.process.pid = 1;
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(TableFixture::kEngine)));
     CHECK(refused(t.table.register_region(t.caller(), TableFixture::kEngine, InprocSource{4096}, 64,
                                           false))

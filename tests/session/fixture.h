@@ -138,6 +138,7 @@ struct RunningTable {
 
     Config config;
     Millis now = 1000;
+    PeerCredentials process = own_process();  ///< Behind every caller.
     Metrics metrics;
     Ears ears;
     Wakes wakes;
@@ -149,7 +150,7 @@ struct TableFixture : RunningTable {
         : RunningTable(std::move(settings),
                        Backends(make ? std::move(make) : [] { return make_cpu_backend(1); })) {}
 
-    Caller caller() const { return {"peer", now}; }
+    Caller caller() const { return {"peer", now, 0, process}; }
     Result<std::uint64_t> lend(EngineMemory const& memory, bool writable) {
         auto const answer = DKV_TRY(table.register_region(
             caller(), kEngine, MemfdSource{own_pid(), memory.fd(), memory.inode()},

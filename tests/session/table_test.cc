@@ -1,5 +1,6 @@
 #include "sidecar/session/table.h"
 
+#include <fcntl.h>
 #include <poll.h>
 
 #include <doctest/doctest.h>
@@ -115,14 +116,13 @@ TEST_CASE("layers that wait have a limit") {
 
 TEST_CASE("an engine whose process dies is dropped at once, with everything it had") {
     TableFixture t;
+    ::fcntl(t.prompt.memory.fd(), F_SETFD, 0);  // The process has it under the same number.
     test::ChildProcess child;
-    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine, child.pid())));
+    t.process.pid = static_cast<pid_t>(child.pid());
+    // The pid that the message tells may be one of another pid namespace: the kernel's counts.
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine, 1)));
     t.source = t.lend(t.prompt.memory, false).value();
-    t.open(1);
-    t.now += 1'000'000;
-    t.table.tick(t.now);
-    CHECK(t.table.facts().instances == 1);  // Silence means nothing while the process lives.
-
+    REQUIRE(t.table.open_session(t.caller(), kEngine, {.session = 1, .prompt_tokens = 200}));
     child.kill();
     pollfd death{.fd = t.table.death_fd(), .events = POLLIN, .revents = 0};
     REQUIRE(::poll(&death, 1, 10'000) == 1);
@@ -144,8 +144,14 @@ TEST_CASE("an engine whose process dies is dropped at once, with everything it h
     CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::UnknownInstance);
 }
 
-TEST_CASE("an engine that cannot be watched is dropped after ten silent heartbeats") {
+TEST_CASE("an engine is dropped after ten silent heartbeats, whether its process lives or not") {
     TableFixture t;
+    t.process.pid = 0;  // Of another pid namespace: it cannot be watched.
+    SUBCASE("a process that cannot be watched") {}
+    SUBCASE("a process that lives") {
+        t.process = test::own_process();
+    }
+    auto const pid = std::to_string(t.process.pid);
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
     t.now += 900;
     REQUIRE(t.table.heartbeat(t.caller(), kEngine));
@@ -158,10 +164,64 @@ TEST_CASE("an engine that cannot be watched is dropped after ten silent heartbea
 
     CHECK(t.table.facts().instances == 0);
     CHECK(t.table.facts().gone.at(0) ==
-          "000000000000000b (pid 0, test 1.0, tiny) was silent for 1000 ms; 0 open sessions "
-          "dropped");
+          "000000000000000b (pid " + pid +
+              ", test 1.0, tiny) was silent for 1000 ms; 0 open sessions dropped");
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
     CHECK(t.table.facts().gone.empty());
+}
+
+TEST_CASE("an engine belongs to the connection that said hello, and to the process behind it") {
+    TableFixture t;
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
+    auto other = t.caller();
+    other.peer = "another connection";
+
+    auto const refusal = refused(t.table.heartbeat(other, kEngine));
+    CHECK(refusal.code == ErrorCode::PermissionDenied);
+    CHECK(refusal.message ==
+          "engine 000000000000000b is attached over another connection: it has to say hello over "
+          "this one");
+    CHECK(t.table.heartbeat(t.caller(), kEngine));
+
+    auto again = TableFixture::hello_of(kEngine);
+    ++again.generation;
+    auto foreign = other;
+    foreign.process->pid += 1;
+    CHECK(refused(t.table.hello(foreign, again)).message ==
+          "engine 000000000000000b belongs to another process: choose another random number");
+    REQUIRE(t.table.hello(other, again));
+    CHECK(t.table.heartbeat(other, kEngine));
+    CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::PermissionDenied);
+}
+
+TEST_CASE("a process attaches no more engines than its share") {
+    Config config;
+    config.limits.instances_per_process_max = 2;
+    TableFixture t(config);
+    for (std::uint64_t id = 1; id <= 2; ++id)
+        REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(id)));
+
+    auto const refusal = refused(t.table.hello(t.caller(), TableFixture::hello_of(3)));
+
+    CHECK(refusal.code == ErrorCode::LimitExceeded);
+    CHECK(refusal.message == "process " + std::to_string(t.process.pid) +
+                                 " has 2 engines attached, which is the limit");
+    t.process.pid += 1;
+    CHECK(t.table.hello(t.caller(), TableFixture::hello_of(3)));
+}
+
+TEST_CASE("an operator detaches an engine: its memory is let go, its place is free") {
+    TableFixture t;
+    t.open(1);
+    REQUIRE(t.table.facts().mapped_bytes > 0);
+
+    REQUIRE(t.table.detach(t.caller(), kEngine));
+
+    CHECK(t.table.facts().instances == 0);
+    CHECK(t.table.facts().mapped_bytes == 0);
+    CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::UnknownInstance);
+    CHECK(refused(t.table.detach(t.caller(), kEngine)).message ==
+          "no engine 000000000000000b is attached");
 }
 
 TEST_CASE("an operator's policy goes before an engine's wish, an instance's before all") {

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "protocol/base/peer.h"
 #include "protocol/base/unique_fd.h"
 
 namespace dkv::test {
@@ -45,6 +46,9 @@ private:
     void* data_ = nullptr;
 };
 
+inline PeerCredentials own_process() {
+    return {::geteuid(), ::getpid()};
+}
 inline std::uint32_t own_pid() {
     return static_cast<std::uint32_t>(::getpid());
 }

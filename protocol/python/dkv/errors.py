@@ -24,6 +24,7 @@ class Status(enum.IntEnum):
     UNKNOWN_INSTANCE = 13
     INTERNAL = 14
     CANCELLED = 15
+    PERMISSION_DENIED = 16
 
 
 class DkvError(Exception):
