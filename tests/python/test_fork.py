@@ -23,7 +23,7 @@ import dkv
 import dkv.hf
 from dkv.hf import forks
 
-CHILD_S = 120
+CHILD_S = 300
 KINDS = ["compressed", "whole"]
 
 

@@ -140,7 +140,7 @@ def test_guesses_of_a_generate_that_was_not_told_of_the_cache_leave_the_prompt_w
     )  # fmt: skip
 
     assert out[0].tolist() == plain(tiny_llama, repeating, 12)
-    assert cache.report().failure == "tokens are guessed, and the prompt's length is not known: call model.generate()"
+    assert cache.report().failure == "tokens are guessed, and the prompt's length is not known: call model.generate(), or give prompt_tokens"
 
 
 def test_a_search_that_repeats_the_prompts_rows_finds_it_whole(tiny_llama, repeating):

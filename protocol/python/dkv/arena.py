@@ -25,6 +25,8 @@ class Arena:
     bytes   its size; pages exist once they are touched
     kind    memfd by default; DKV_ARENA=posix_shm in the environment changes it
 
+    A child after fork() shares it: what either writes, both see. release() raises BAD_STATE there.
+
     Raises DkvError: INVALID_ARGUMENT for 0 bytes, IO when the system refuses.
     """
 

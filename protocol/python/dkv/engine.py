@@ -20,7 +20,8 @@ class Engine:
     timeout_s   deadline of one request
 
     Needs no sidecar: without one, open_session raises UNAVAILABLE until there is one. May be shared
-    by threads. In a child after fork() its methods raise BAD_STATE.
+    by threads. In a child after fork() its methods raise BAD_STATE: the child opens
+    its own.
 
     Raises DkvError: INVALID_ARGUMENT for geometry or endpoint, UNSUPPORTED for a dtype; for a GPU NOT_FOUND
     or UNAVAILABLE.

@@ -63,15 +63,14 @@ class Cache(Copyable, TransformersCache):
     device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
                    device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
 
-    Raises TypeError for an option that there is none of, DkvError (INVALID_ARGUMENT) for a value that cannot be
-    right, ProfileError for a file that does not fit this model.
+    Raises TypeError for an unknown option, DkvError (INVALID_ARGUMENT) for a value of another type or range, ProfileError for a file that does not fit this model.
 
     Batch 1 without padding is compressed; anything else is kept as transformers would keep it, and report() says why:
     also a prompt whose model gives its attention more than dkv understands. For a model that makes a cache of its own
     class, generate() runs as if it had been given none.
     The first prompt is compressed; later generate() calls with the same cache continue it.
     copy.deepcopy(cache) shares the kept rows of a compressed prompt and goes on alone. After a fork each process
-    goes on alone, too; a cache that was reading its prompt then can only be reset() in the child.
+    goes on alone, too; in the child a cache whose prompt was not complete can only be reset().
     """
 
     def __init__(
@@ -390,8 +389,10 @@ class Cache(Copyable, TransformersCache):
 
     def activate_past_recording(self) -> None:
         """Called before guessed tokens come. Where the prompt's length is not known they would count as prompt."""
-        if self._announced is None:
-            self._keep_whole("tokens are guessed, and the prompt's length is not known: call model.generate()")
+        if self._announced is None and self._prompt_tokens is None:
+            self._keep_whole(
+                "tokens are guessed, and the prompt's length is not known: call model.generate(), or give prompt_tokens"
+            )
         super().activate_past_recording()
 
     @property

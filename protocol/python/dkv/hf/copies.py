@@ -12,7 +12,7 @@ import copy
 
 
 class Copyable:
-    """A cache whose layers point back to it. A copy goes on alone; what no one writes to any more is shared.
+    """A cache whose layers point back to it. A copy goes on alone; rows that do not change any more are shared.
 
     copy.copy is the same: two caches with the same layers would write into each other's text. pickle is refused.
     """

@@ -1,7 +1,7 @@
 """How often this process, or one that it descends from, has forked.
 
-Arenas are shared memory: after a fork both processes see what either writes. Whoever remembers the count from
-when an arena was made knows whether the arena is still its own.
+Arenas are shared memory: after a fork both processes see what either writes. A cache compares the count with the one
+from when it made its arena.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def check(
     profile: object,
     force_profile: object,
 ) -> None:
-    """Raises TypeError for a model that is none, DkvError (INVALID_ARGUMENT) for any other value."""
+    """Raises TypeError for what is not a model, DkvError (INVALID_ARGUMENT) for another wrong value."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model is a {type(model).__name__}, not a model of transformers")
     if policy is not None:
