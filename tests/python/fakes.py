@@ -49,7 +49,7 @@ class FakeSession:
         self.plan = SimpleNamespace(compress=engine.compress, window=tokens if engine.window is None else engine.window, policy="fake", capacity=0)
         self.queries: dict[int, torch.Tensor] = {}
         self.scales: list[float] = []
-        self.sinks: list[torch.Tensor | None] = []
+        self.sinks: list[list[float] | None] = []
         self.closed_with: list[str | None] = []
         self.adopted_with = None
         self._rows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -46,19 +46,18 @@ def measure(options: argparse.Namespace, endpoint: str) -> list[dict]:
     if ids.shape[1] < options.tokens:
         raise SystemExit(f"overhead: the text has {ids.shape[1]} tokens, not {options.tokens}")
 
-    def seconds(cache, attention: str) -> float:
-        model.set_attn_implementation(attention)
+    def seconds(cache) -> float:
         begin = time.perf_counter()
         with torch.inference_mode():
             model(ids, past_key_values=cache, logits_to_keep=1)
         return time.perf_counter() - begin
 
     def pair() -> dict:
-        plain = seconds(transformers.DynamicCache(config=model.config), "sdpa")
+        plain = seconds(transformers.DynamicCache(config=model.config))
         cache = dkv.hf.Cache(
             model, policy=options.policy, capacity=options.capacity, endpoint=endpoint, timeout_s=60
         )
-        compressed = seconds(cache, "dkv")
+        compressed = seconds(cache)
         report = cache.report()
         if report.failure:
             raise SystemExit(f"overhead: not compressed: {report.failure}")

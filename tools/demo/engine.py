@@ -116,7 +116,6 @@ def main() -> None:
         engine=f"transformers {transformers.__version__}, torch {torch.__version__}",
         threads=torch.get_num_threads(),
     )
-    plain_attention = model.config._attn_implementation
     for line in sys.stdin:
         run = json.loads(line)
         prompt = tokenizer(
@@ -130,7 +129,6 @@ def main() -> None:
             if run.get("positions"):
                 facts["positions"] = [cache.kept_positions(layer) for layer in range(model.config.num_hidden_layers)]
         else:
-            model.set_attn_implementation(plain_attention)
             cache = transformers.DynamicCache(config=model.config)
             facts = generate(model, tokenizer, prompt, run, cache) | full_cache_facts(model, tokens)
         del cache

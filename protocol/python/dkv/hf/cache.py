@@ -225,7 +225,7 @@ class Cache(Copyable, TransformersCache):
         if self._prompt is not None:
             self._go_plain(self._missing_layers() or "generate() ended before the prompt did")
         elif self._in_prefill and self._newest is None:
-            self._go_plain("generate() ended and gave the cache no rows (use_cache=False?)")
+            self._go_plain("generate() ended and gave the cache no rows")
 
     # ---------------------------------------------------------------- called by the layers
 

@@ -99,7 +99,7 @@ class Prompt:
                     queries=self._queries.rows(ordinal),
                     scale=scaling or 0.0,
                     softcap=softcap or 0.0,
-                    sink_logits=sinks,
+                    **({} if sinks is None else {"sink_logits": sinks.detach().float().tolist()}),
                     **self.storage.place.ready_options(),
                 )
                 self._take_events()
