@@ -105,7 +105,7 @@ Result<void> LlamaCache::describe(OpenOptions const& options) {
     facts_.rope = options.rope;
     facts_.rope.order_known = options.rope.theta != 0;
     // What is made of it may become llama.cpp's again, and each of its versions loads its own only.
-    facts_.provenance["llama_version"] = layout_.says_rotation ? "4" : "3";
+    facts_.provenance[kLlamaVersion] = layout_.says_rotation ? "4" : "3";
     auto const& checkpoints = layout_.checkpoints;
     if (checkpoints.bytes > 0)
         facts_.checkpoints = fmt::format("{} of a server (SCKP {}), {} bytes", checkpoints.count,

@@ -144,7 +144,7 @@ Result<void> take_from(LlamaCache const& source, WriteRequest const& request, Ll
 
 /// Of what did not come from llama.cpp: the newest, unless it once did and says otherwise.
 std::uint32_t version_of(CacheFacts const& facts) {
-    auto const said = facts.provenance.find("llama_version");
+    auto const said = facts.provenance.find(kLlamaVersion);
     return said != facts.provenance.end() && said->second == "3" ? 3 : kLlamaSequenceVersion;
 }
 

@@ -35,6 +35,10 @@ bool is_writable(FileFormat format) noexcept;
 /// Of llama.cpp's two.
 bool is_llama(FileFormat format) noexcept;
 
+/// In the provenance: the version of llama.cpp's files that rows came from, whose order of a key's
+/// dims they have.
+inline constexpr char const* kLlamaVersion = "llama_version";
+
 /// How rows lie in a file that does not have them as geometry.dtype: quantised, or rotated.
 /// layer() gives them as f32, not rotated.
 struct StoredRows {

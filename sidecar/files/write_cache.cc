@@ -202,7 +202,9 @@ Result<void> check_rows(WriteRequest const& request) {
 Result<WriteRequest> resolved(WriteRequest const& asked) {
     DKV_TRY(check_rows(asked));
     WriteRequest request = asked;
-    request.facts.rope.interleaved = DKV_TRY(written_key_order(asked)) == KeyOrder::Pairs;
+    bool const pairs = DKV_TRY(written_key_order(asked)) == KeyOrder::Pairs;
+    if (pairs != asked.facts.rope.interleaved) request.facts.provenance.erase(kLlamaVersion);
+    request.facts.rope.interleaved = pairs;
     request.facts.stored.reset();
     return request;
 }
@@ -229,7 +231,8 @@ Result<KeyOrder> written_key_order(WriteRequest const& request) {
     if (request.key_order) return *request.key_order;
     if (!is_llama(request.format))
         return rope.model_interleaved ? KeyOrder::Pairs : KeyOrder::Halves;
-    if (rope.interleaved) return own;
+    // What was llama.cpp's is in its order still: resolved().
+    if (rope.interleaved || request.facts.provenance.contains(kLlamaVersion)) return own;
     return Error{ErrorCode::Unsupported,
                  fmt::format("{}: the order that llama.cpp wants of a key's dims depends on the "
                              "model: say --key-order pairs (Llama, Mistral, SmolLM …) or "

@@ -190,6 +190,38 @@ def test_keys_in_llama_cpp_s_order_of_dims_are_put_into_ours(tiny_llama, prompt,
     assert loaded_text(tiny_llama, dkv.hf.load(path, tiny_llama)) == expected
 
 
+def test_keys_of_an_order_that_is_not_known_are_refused(tiny_llama, saved, tmp_path):
+    tensors, words = cuts.read(saved)
+    path = cuts.write(tmp_path / "x.safetensors", tensors, cuts.unsummed(words) | {"rope.interleaved": "unknown"})
+
+    error = refusal(path, tiny_llama)
+    assert error.status == dkv.Status.UNSUPPORTED
+    assert "in which order its keys' dims are is not known: dkv capture finds it out" in str(error)
+
+
+def test_a_model_that_turns_pairs_itself_says_so_and_gets_its_keys_as_they_are(prompt, tmp_path):
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    config = CohereConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, bos_token_id=1, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = CohereForCausalLM(config).eval()
+    expected = new_text(model, prompt(100) % 512, NEW)
+    path = tmp_path / "cohere.safetensors"
+    dkv.hf.save(model, prompt(100) % 512, path)
+    tensors, words = cuts.read(path)
+
+    assert words["rope.interleaved"] == words["rope.model_interleaved"] == "true"
+    assert loaded_text(model, dkv.hf.load(path, model)) == expected
+    for name in tensors:
+        if name.endswith(".keys"):
+            tensors[name] = torch.cat([tensors[name][..., 0::2], tensors[name][..., 1::2]], dim=-1)
+    halves = cuts.write(tmp_path / "halves.safetensors", tensors, cuts.unsummed(words) | {"rope.interleaved": "false"})
+    assert loaded_text(model, dkv.hf.load(halves, model)) == expected
+
+
 def test_a_loaded_cache_can_be_saved_again(tiny_llama, prompt, saved, tmp_path):
     cut = cuts.cut(saved, tmp_path / "cut.safetensors", ragged)
     expected = loaded_text(tiny_llama, dkv.hf.load(cut, tiny_llama))

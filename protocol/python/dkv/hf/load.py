@@ -102,7 +102,9 @@ class LoadedCache(Copyable, TransformersCache):
         super().__init__(layers=layers)
         self.path, self.n_prompt = file.path, file.n_prompt
         self.tokens = None if file.tokens is None else file.tokens[None]
-        self.next_token, self.provenance = file.next_token, file.provenance
+        self.next_token = file.next_token
+        # The rows are in the model's order of dims now, perhaps no longer in llama.cpp's.
+        self.provenance = {key: word for key, word in file.provenance.items() if key != "llama_version"}
         self._pristine = True
         self._hook = None
         self._newest: DkvLayer | None = None  # Whose rows came last.
