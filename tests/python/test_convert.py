@@ -9,7 +9,12 @@ import sys
 import cuts
 import pytest
 import torch
+from conftest import make_tiny_llama
+from fakes import FakeEngine, last_and_every_third, ragged
 from processes import program
+from test_cache import greedy
+from transformers import DynamicCache, EncoderDecoderCache, Gemma2Config, StaticCache
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 import dkv.hf
 
@@ -59,21 +64,166 @@ def test_a_cache_in_memory_is_converted_too_with_its_model_s_rope_and_tokens(tin
     assert loaded.tokens.tolist() == prompt(40).tolist()
 
 
-def test_sliding_layers_of_a_hybrid_are_left_out(tmp_path):
-    from transformers import DynamicCache, Gemma2Config
+def refusal(source, path, **options) -> str:
+    with pytest.raises(dkv.DkvError) as caught:
+        dkv.hf.convert(source, path, **options)
+    assert "\n" not in str(caught.value) and not path.exists()
+    return str(caught.value).removeprefix("the cache: ")
 
+
+@pytest.mark.parametrize("room", [40, 128])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_unused_rows_of_a_static_cache_are_not_tokens(tiny_llama, prompt, cache, tmp_path, room, from_file):
+    static = StaticCache(config=tiny_llama.config, max_cache_len=room)
+    with torch.no_grad():
+        tiny_llama(prompt(40), past_key_values=static)
+    if from_file:
+        torch.save(static, tmp_path / "x.pt")
+
+    dkv.hf.convert(tmp_path / "x.pt" if from_file else static, tmp_path / "x.safetensors", tokens=prompt(40))
+
+    tensors, words = cuts.read(tmp_path / "x.safetensors")
+    assert words["n_prompt"] == "40" and tensors["layers.0.keys"].shape == (2, 40, 16)
+    torch.testing.assert_close(tensors["layers.3.values"], cache.layers[3].values[0])
+
+
+@pytest.mark.parametrize("keep", [last_and_every_third, ragged])
+def test_a_compressed_cache_of_dkv_is_written_with_all_that_came_after_its_prompt(tiny_llama, prompt, tmp_path, keep):
+    live = dkv.hf.Cache(tiny_llama, engine=FakeEngine(keep=keep))
+    ids = torch.tensor([greedy(tiny_llama, prompt(300), 9, past_key_values=live)])
+    assert live.get_seq_length() == 308
+
+    dkv.hf.convert(live, tmp_path / "x.safetensors", model=tiny_llama, tokens=ids[:, :308])
+
+    tensors, words = cuts.read(tmp_path / "x.safetensors")
+    kept = [position for head in (0, 1) for position in [*keep(1, head, 300), *range(300, 308)]]
+    assert words["n_prompt"] == "308" and tensors["layers.1.positions"].flatten().tolist() == kept
+    loaded = dkv.hf.load(tmp_path / "x.safetensors", tiny_llama)
+    out = dkv.hf.generate(tiny_llama, loaded, ids[:, 308:], max_new_tokens=4, do_sample=False)
+    assert out[0].tolist() == greedy(tiny_llama, ids, 4, past_key_values=live)
+
+
+@pytest.mark.parametrize("known", [{"config": True}, {"tokens": True}, {"layout": "THD"}])
+def test_tokens_before_heads_are_turned_when_something_tells(tiny_llama, prompt, cache, tmp_path, known):
+    exported = [(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in pairs(cache)]
+    given = {"config": tiny_llama.config} if "config" in known else {"tokens": prompt(40)} if "tokens" in known else known
+
+    dkv.hf.convert(exported, tmp_path / "x.safetensors", **given)
+
+    check(tmp_path / "x.safetensors", cache)
+
+
+def test_an_order_of_dimensions_that_nothing_tells_is_refused(tiny_llama, cache, tmp_path):
+    path, config = tmp_path / "x.safetensors", tiny_llama.config
+    swapped = [(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in pairs(cache)]
+    square = [(keys[:, :, :2], values[:, :, :2]) for keys, values in pairs(cache)]
+
+    tells = 'layout="HTD" (heads first) or "THD" (tokens first)'
+    assert refusal(swapped, path) == (
+        f"K of layer 0 is [40, 2, 16], 40 heads of 2 tokens, or 2 heads of 40 tokens: say config=, tokens= or {tells}"
+    )
+    assert refusal(square, path, config=config) == f"K of layer 0 is [2, 2, 16], as many heads as tokens: say {tells}"
+    assert "layout is 'NHD', not 'HTD' or 'THD'" in refusal(swapped, path, layout="NHD")
+    assert dkv.hf.convert(square, path, config=config, layout="HTD")
+
+
+def test_shapes_that_the_config_contradicts_are_refused(tiny_llama, cache, tmp_path):
+    path, exported = tmp_path / "x.safetensors", pairs(cache)
+    says = "and the config (llama) says 4 of 2 of 16"
+
+    def wrong(changed) -> str:
+        return refusal(changed, path, config=tiny_llama.config)
+
+    assert wrong(exported[:3]) == f"it has 3 layers of 2 KV heads of 16, {says}"
+    assert wrong([(keys[:, :1], values[:, :1]) for keys, values in exported]) == f"it has 4 layers of 1 KV heads of 16, {says}"
+    assert wrong([(keys[..., :8], values[..., :8]) for keys, values in exported]) == f"it has 4 layers of 2 KV heads of 8, {says}"
+    many = make_tiny_llama(kv_heads=6)
+    assert "says 4 of 6 of 16" in refusal(cache, path, model=many)
+
+
+def test_layers_that_do_not_keep_every_token_are_refused(tmp_path):
+    path, gone = tmp_path / "x.safetensors", "and load() could not go on without them: nothing is written"
     config = Gemma2Config(num_hidden_layers=2, sliding_window=8, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
-    cache = DynamicCache(config=config)
-    for index in range(2):
-        cache.update(torch.randn(1, 1, 20, 16), torch.randn(1, 1, 20, 16), index)
-    whole = [layer for layer in cache.layers if not layer.is_sliding]
-    torch.save(cache, tmp_path / "x.pt")
 
-    dkv.hf.convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    def filled(cache, layers=2):
+        for index in range(layers):
+            cache.update(torch.randn(1, 1, 20, 16), torch.randn(1, 1, 20, 16), index)
+        return cache
 
-    tensors, _ = cuts.read(tmp_path / "x.safetensors")
-    assert len(whole) == 1 and set(tensors) == {"layers.0.keys", "layers.0.values"}
-    assert torch.equal(tensors["layers.0.keys"], whole[0].keys[0])
+    bounded = f"1 of 2 layers of this {{}} do not keep K and V of every token (layer 0: {{}}), {gone}"
+    hybrid = filled(DynamicCache(config=config))
+    assert refusal(hybrid, path) == bounded.format("DynamicCache", "DynamicSlidingWindowLayer")
+    torch.save(hybrid, tmp_path / "x.pt")
+    assert refusal(tmp_path / "x.pt", path).endswith(bounded.format("DynamicCache", "DynamicSlidingWindowLayer"))
+    static = filled(StaticCache(config=config, max_cache_len=32))
+    assert refusal(static, path) == bounded.format("StaticCache", "StaticSlidingWindowLayer")
+    # A cache made without the config keeps every token, and the model could not take it up again.
+    plain = filled(DynamicCache())
+    assert refusal(plain, path, config=config).startswith("1 of 2 layers of gemma2 do not keep")
+
+    class Mine(DynamicLayer):
+        pass
+
+    plain.layers[1].__class__ = Mine
+    assert "(layer 1: Mine)" in refusal(plain, path)
+
+
+def test_quantised_and_encoder_decoder_caches_are_refused_by_name(cache, tmp_path):
+    path = tmp_path / "x.safetensors"
+
+    class TinyQuantizedLayer(QuantizedLayer):
+        _quantize = _dequantize = None
+
+    quantised = DynamicCache()
+    quantised.layers = [TinyQuantizedLayer() for _ in range(4)]
+    assert refusal(quantised, path) == (
+        "4 of its 4 layers are quantised (TinyQuantizedLayer): run the prompt with a DynamicCache"
+    )
+    both = EncoderDecoderCache(cache, DynamicCache())
+    two = "it is an EncoderDecoderCache with two caches: give the one that is meant, its self_attention_cache or its "
+    assert refusal(both, path) == two + "cross_attention_cache"
+    torch.save(both, tmp_path / "x.pt")
+    assert two in refusal(tmp_path / "x.pt", path)
+    assert "layer 0 has 4 parts, as an encoder-decoder's" in refusal([pair + pair for pair in pairs(cache)], path)
+    assert dkv.hf.convert(both.self_attention_cache, path)
+
+
+def test_rows_that_a_file_cannot_hold_are_refused_before_it_is_begun(tiny_llama, prompt, cache, tmp_path):
+    path, exported = tmp_path / "x.safetensors", pairs(cache)
+
+    def of(keys, values=lambda rows: rows) -> str:
+        return refusal([(keys(k), values(v)) for k, v in exported], path)
+
+    double = of(lambda rows: rows.double(), lambda rows: rows.double())
+    assert double == "K of layer 0 is torch.float64: a file has float32, float16 or bfloat16, so convert the rows first"
+    assert "K of layer 0 is torch.float8_e4m3fn: a file has" in of(lambda rows: rows.to(torch.float8_e4m3fn))
+    assert "V of layer 0 is torch.float16 [2, 40, 16], and K of layer 0 is torch.float32" in of(lambda rows: rows, torch.Tensor.half)
+    assert "V of layer 0 is on the meta device: it has a shape and no data" in of(lambda rows: rows, lambda rows: rows.to("meta"))
+    assert "K of layer 0 is [3, 2, 40, 16], a batch of 3: a file has one sequence" in of(lambda rows: torch.cat([rows] * 3))
+    assert "V of layer 0 has rows of 8 and K of 16, as multi-head latent attention (MLA)" in of(
+        lambda rows: rows, lambda rows: rows[..., :8]
+    )
+    bad = [(keys, values.clone()) for keys, values in exported]
+    bad[2][1][0, 1, 7, 3] = float("nan")
+    assert "layers.2.values has 1 values that are not finite, the first at [1, 7, 3]" in refusal(bad, path)
+    short = DynamicCache([(keys[:, :, :30], values[:, :, :30]) if index == 2 else (keys, values) for index, (keys, values) in enumerate(exported)])
+    assert refusal(short, path).startswith("layer 2 has 30 tokens, and layer 0 has 40: a file needs the row of every token")
+    assert refusal(DynamicCache(), path) == "it is empty: no prompt has run with it"
+    assert refusal(StaticCache(config=tiny_llama.config, max_cache_len=9), path) == "it is empty: no prompt has run with it"
+
+
+def test_token_ids_of_another_text_are_refused(tiny_llama, prompt, cache, tmp_path):
+    path, config = tmp_path / "x.safetensors", tiny_llama.config
+
+    def wrong(tokens) -> str:
+        return refusal(cache, path, config=config, tokens=tokens)
+
+    assert wrong(prompt(39)) == "39 token ids came with 40 tokens"
+    assert wrong(prompt(40)[0].tolist()) == "tokens are a list, not a tensor of ids"
+    assert wrong(prompt(40) + 510).startswith("token ids go from 5") and wrong(prompt(40) + 510).endswith("and the model has 512")
+    padded = prompt(40).clone()
+    padded[0, :5] = 0
+    assert wrong(padded) == "the prompt begins with 5 padding tokens (id 0): run it without padding"
 
 
 class Evil:
@@ -93,13 +243,13 @@ def test_what_is_no_cache_is_refused_in_one_line_and_never_run(cache, tmp_path):
 
     found = error([Evil()])
     assert found.status == dkv.Status.UNSUPPORTED and "it holds" in str(found) and "system" in str(found)
-    assert "it holds a dict, no list of (K, V)" in str(error({"keys": torch.zeros(3)}))
-    assert "layer 1 is no pair of tensors" in str(error([pairs(cache)[0], (torch.zeros(3),)]))
+    assert "it is a dict, not a list of (K, V) per layer or a cache of transformers" in str(error({"keys": torch.zeros(3)}))
+    assert "layer 1 is a tuple of 1, not a pair of tensors (K, V)" in str(error([pairs(cache)[0], (torch.zeros(3),)]))
     assert "it has no layers" in str(error([]))
     uneven = [pairs(cache)[0], tuple(rows[:, :, :30] for rows in pairs(cache)[1])]
     assert "K of layer 1 is torch.float32 [2, 30, 16], and K of layer 0 is torch.float32 [2, 40, 16]" in str(error(uneven))
     batch = [(torch.zeros(2, 2, 8, 16), torch.zeros(2, 2, 8, 16))]
-    assert "K of layer 0 is [2, 2, 8, 16], not [1, heads, tokens, head_dim]" in str(error(batch))
+    assert "K of layer 0 is [2, 2, 8, 16], a batch of 2: a file has one sequence" in str(error(batch))
     assert error(data=b"hello").status == dkv.Status.CORRUPT_DATA
     torch.save(pairs(cache), tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
