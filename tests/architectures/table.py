@@ -206,8 +206,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mamba": _of("MambaConfig", REFUSED, "no past_key_values"),
     "Mamba2": _of("Mamba2Config", REFUSED, "no past_key_values", num_heads=4, head_dim=32, n_groups=1, state_size=16),
     "FalconMamba": _of("FalconMambaConfig", REFUSED, "no past_key_values"),
-    "xLSTM": _of("xLSTMConfig", WHOLE, "nothing to compress", num_heads=4, qk_dim_factor=1.0),
-    "RWKV": _of("RwkvConfig", REFUSED),
+    "xLSTM": _of("xLSTMConfig", REFUSED, "no rows", num_heads=4, qk_dim_factor=1.0),
+    "RWKV": _of("RwkvConfig", REFUSED, "no rows"),
     "GPT": _of("OpenAIGPTConfig", REFUSED, "no past_key_values"),
     # Attention of their own.
     "Falcon": _of("FalconConfig", REFUSED, "attention interface", sample=True, multi_query=True, alibi=False),
@@ -226,8 +226,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Attention that is more than softmax(QK)V over the cache's rows.
     "DiffLlama": _of("DiffLlamaConfig", REFUSED, "changes K or V", sample=True),
     "Doge": _of("DogeConfig", REFUSED, "the mask adds numbers", sample=True),
-    "JetMoE": _of("JetMoeConfig", REFUSED, "changes K or V", kv_channels=16, num_key_value_heads=2, **EXPERTS),
-    "HRM": _of("HrmTextConfig", REFUSED, head_dim=16),
+    "JetMoE": _of("JetMoeConfig", REFUSED, "attention interface", kv_channels=16, num_key_value_heads=2, **EXPERTS),
+    "HRM": _of("HrmTextConfig", REFUSED, "", head_dim=16),
     "Gemma3n": _of("Gemma3nTextConfig", REFUSED, "share", head_dim=16, num_kv_shared_layers=2,
                    layer_types=["sliding_attention", "full_attention"] * 2, hidden_size_per_layer_input=16,
                    vocab_size_per_layer_input=257, activation_sparsity_pattern=[0.0] * 4, **SLIDING),
@@ -258,5 +258,10 @@ def build(architecture: Architecture) -> torch.nn.Module | None:
     config = config_class(**{name: value for name, value in TINY.items() if name in known} | architecture.options)
     torch.manual_seed(0)
     if architecture.model is not None:
-        return getattr(transformers, architecture.model)(config).eval()
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = getattr(transformers, architecture.model)(config)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, sinks in model.named_parameters():
+        if "sink" in name:
+            torch.nn.init.uniform_(sinks, 2, 6)  # Beside 300 tokens a smaller one would hardly be seen.
+    return model.eval()

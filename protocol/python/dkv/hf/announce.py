@@ -15,6 +15,14 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+# transformers' layers whose size does not grow with the text, by name: not every version has all of them.
+_BOUNDED = {
+    "DummyLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
+}
+
 
 def announce_prompts(model: torch.nn.Module) -> None:
     """Wraps this one model's generate(); nothing else about it changes."""
@@ -70,6 +78,17 @@ def why_left_alone(model: torch.nn.Module) -> str | None:
     if isinstance(model, PreTrainedModel) and "past_key_values" not in parameters:
         return f"{name} takes no past_key_values: it makes a cache of its own"
     return None
+
+
+def unknown_layers(layers: list) -> str | None:
+    """Of a cache without a layer for dkv: which of them may keep the whole text all the same, in a way of their own."""
+    others = [index for index, layer in enumerate(layers) if type(layer).__name__ not in _BOUNDED]
+    if not others:
+        return None
+    return (
+        f"{len(others)} of {len(layers)} layers of the cache are not understood "
+        f"(layer {others[0]}: {type(layers[others[0]]).__name__}): only a DynamicLayer is compressed"
+    )
 
 
 def setting(model: torch.nn.Module, kwargs: dict, name: str):

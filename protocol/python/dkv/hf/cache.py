@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import dkv
 
 from . import forks, options, profiles
-from .announce import announce_prompts, why_left_alone
+from .announce import announce_prompts, unknown_layers, why_left_alone
 from .arguments import computed_otherwise, masked_otherwise, not_understood, wants_weights
 from .copies import Copyable
 from .interface import Call, stand_in_front
@@ -133,7 +133,9 @@ class Cache(Copyable, TransformersCache):
         self._report.profile = self._wish["profile"].name if "profile" in self._wish else None
         self._report.failure = self._left_alone
         if not self._dkv_layers and self._left_alone is None:
-            self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
+            self._report.failure = unknown_layers(self.layers)
+            if self._report.failure is None:
+                self._report.kept_whole = "no layer of this model keeps the whole text: nothing to compress"
         self._in_prefill = bool(self._dkv_layers)
         self._announced: int | None = None
         self._prompt: Prompt | None = None
