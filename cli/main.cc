@@ -15,7 +15,7 @@
 
 #include "cli/app.h"
 #include "cli/doctor/probe.h"
-#include "protocol/files/cut_files.h"
+#include "protocol/base/guarded_memory.h"
 #include "sidecar/daemon.h"
 
 namespace {
@@ -82,7 +82,7 @@ dkv::cli::Environment real_environment() {
 int main(int argc, char** argv) {
     // A file-size limit is an error of one write, with a message, not a death.
     std::signal(SIGXFSZ, SIG_IGN);
-    dkv::survive_cut_files();  // Likewise.
+    dkv::survive_missing_pages();  // Likewise.
     try {
         auto const environment = real_environment();
         return dkv::cli::run(std::vector<std::string>(argv + 1, argv + argc), environment);

@@ -4,7 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "protocol/files/cut_files.h"
+#include "protocol/base/guarded_memory.h"
 #include "sidecar/daemon.h"
 
 namespace {
@@ -29,7 +29,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    dkv::survive_cut_files();  // A saved cache may be cut while a job reads it.
+    dkv::survive_missing_pages();  // A file may be cut, or /dev/shm be full, at any moment.
     try {
         return run(argc, argv);
     } catch (std::exception const& error) {

@@ -32,10 +32,13 @@ Result<MappedFile> MappedFile::open(std::filesystem::path const& path) {
     void* const data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
     if (data == MAP_FAILED) return refuse(std::strerror(errno));
     file.bytes_ = {static_cast<std::byte const*>(data), size};
+    file.guarded_ = DKV_TRY(GuardedMemory::over(data, size));
     return file;
 }
 
 Result<void> MappedFile::check_unchanged() const {
+    Error const changed{ErrorCode::Io, path_.string() + ": the file changed while it was read"};
+    if (!guarded_.is_whole()) return changed;
     struct stat status {};
     // Another file of this name, or none, leaves the one that is mapped as it is.
     if (::stat(path_.c_str(), &status) != 0 || status.st_dev != device_ || status.st_ino != inode_)
@@ -44,7 +47,7 @@ Result<void> MappedFile::check_unchanged() const {
                       status.st_mtim.tv_sec == written_.tv_sec &&
                       status.st_mtim.tv_nsec == written_.tv_nsec;
     if (same) return {};
-    return Error{ErrorCode::Io, path_.string() + ": the file changed while it was read"};
+    return changed;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
@@ -52,7 +55,8 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       path_(std::move(other.path_)),
       device_(other.device_),
       inode_(other.inode_),
-      written_(other.written_) {}
+      written_(other.written_),
+      guarded_(std::move(other.guarded_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     std::swap(bytes_, other.bytes_);
@@ -60,10 +64,12 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(inode_, other.inode_);
     std::swap(written_, other.written_);
+    std::swap(guarded_, other.guarded_);
     return *this;
 }
 
 MappedFile::~MappedFile() {
+    guarded_ = {};
     if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 

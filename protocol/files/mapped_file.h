@@ -8,6 +8,7 @@
 
 #include <sys/types.h>
 
+#include "protocol/base/guarded_memory.h"
 #include "protocol/base/result.h"
 
 namespace dkv {
@@ -37,6 +38,7 @@ private:
     dev_t device_ = 0;
     ino_t inode_ = 0;
     timespec written_{};
+    GuardedMemory guarded_;  // Behind the bytes: it ends before they do.
 };
 
 }  // namespace dkv

@@ -59,6 +59,13 @@ Result<std::shared_ptr<Arena>> ShmArena::create(std::uint64_t bytes, dkv_arena_k
 
     struct stat info {};
     void* base = MAP_FAILED;
+    // /dev/shm may be small, and others fill it, too: a page that is not there when it is touched
+    // ends this process. So all of a named arena is there from the start.
+    if (named && (errno = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(bytes))) != 0) {
+        auto error = refused("shared memory in /dev/shm", bytes);
+        ::shm_unlink(name.c_str());
+        return error;
+    }
     if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) == 0 && ::fstat(fd.get(), &info) == 0)
         base =
             ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);

@@ -9,6 +9,7 @@
 #include <sys/vfs.h>
 #include <system_error>
 
+#include "protocol/base/guarded_memory.h"
 #include "protocol/base/unique_fd.h"
 #include "sidecar/memory/region.h"
 
@@ -72,7 +73,12 @@ Result<void> check_is_memory(RegionSource const& source, int file, struct stat c
 
 class ShmRegion final : public MappedRegion {
 public:
-    ShmRegion(std::span<std::byte> mapped, struct stat const& info, UniqueFd file, bool writable) {
+    ShmRegion(std::span<std::byte> mapped,
+              GuardedMemory guarded,
+              struct stat const& info,
+              UniqueFd file,
+              bool writable)
+        : guarded_(std::move(guarded)) {
         data_ = mapped.data();
         bytes_ = mapped.size();
         writable_ = writable;
@@ -82,16 +88,18 @@ public:
         if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) file_ = std::move(file);
     }
     ~ShmRegion() override {
+        guarded_ = {};
         ::munmap(data_, bytes_);
         if (told_) told_();
     }
 
-    Result<void> check_size() const override;
+    Result<void> check_whole() const override;
     bool holds_descriptor() const noexcept override { return static_cast<bool>(file_); }
     void drop(std::size_t offset, std::size_t bytes) const noexcept override;
     void when_closed(std::function<void()> told) const override { told_ = std::move(told); }
 
 private:
+    GuardedMemory guarded_;
     UniqueFd file_;  ///< Empty: it cannot shrink.
     mutable std::function<void()> told_;
 };
@@ -120,9 +128,14 @@ Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool
     void* const data = ::mmap(nullptr, bytes, protection, MAP_SHARED, file.get(), 0);
     if (data == MAP_FAILED)
         return Error{ErrorCode::Io, "cannot map " + describe(source) + ": " + errno_text(errno)};
+    auto guarded = GuardedMemory::over(data, bytes);
+    if (!guarded) {
+        ::munmap(data, bytes);
+        return std::move(guarded).error();
+    }
     return RegionLease(std::make_shared<ShmRegion>(
-        std::span(static_cast<std::byte*>(data), static_cast<std::size_t>(bytes)), info,
-        std::move(file), writable));
+        std::span(static_cast<std::byte*>(data), static_cast<std::size_t>(bytes)),
+        std::move(guarded).value(), info, std::move(file), writable));
 }
 
 bool MappedRegion::same_as(MappedRegion const& other) const noexcept {
@@ -130,7 +143,11 @@ bool MappedRegion::same_as(MappedRegion const& other) const noexcept {
            writable_ == other.writable_;
 }
 
-Result<void> ShmRegion::check_size() const {
+Result<void> ShmRegion::check_whole() const {
+    if (!guarded_.is_whole())
+        return Error{ErrorCode::Io,
+                     "the system had no page for a region of " + std::to_string(bytes_) +
+                         " bytes when it was touched: the file was cut, or /dev/shm is full"};
     if (!file_) return {};
     struct stat info {};
     if (::fstat(file_.get(), &info) != 0)

@@ -60,10 +60,16 @@ void SessionWork::layer(LayerWork work) {
     if (auto done = take_layer(work); !done) fail(std::move(done).error());
 }
 
-Result<void> SessionWork::check_sizes(LayerWork const& work) const {
-    for (auto const* const lease : {&work.keys.lease, &work.values.lease, &work.queries.lease,
-                                    &work.scores.lease, &spec_.staging, &spec_.destination})
-        if (*lease != nullptr) DKV_TRY((*lease)->check_size());
+Result<void> SessionWork::check_whole(LayerWork const& work) const {
+    for (auto const* const lease :
+         {&work.keys.lease, &work.values.lease, &work.queries.lease, &work.scores.lease})
+        if (*lease != nullptr) DKV_TRY((*lease)->check_whole());
+    return check_buffers();
+}
+
+Result<void> SessionWork::check_buffers() const {
+    for (auto const* const lease : {&spec_.staging, &spec_.destination})
+        if (*lease != nullptr) DKV_TRY((*lease)->check_whole());
     return {};
 }
 
@@ -99,7 +105,7 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
     // On the host, before anything is queued: what waits on the device for a peer that died never
     // ends.
     DKV_TRY(await(work));
-    DKV_TRY(check_sizes(work));
+    DKV_TRY(check_whole(work));
     LayerSource const source{.keys = work.keys.view,
                              .values = work.values.view,
                              .queries = work.queries.view,
@@ -108,7 +114,7 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
                              .softcap = work.softcap,
                              .sink_logits = work.sink_logits};
     auto progress = DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, source); }));
-    DKV_TRY(check_sizes(work));  // Cut meanwhile, rows read as zeros.
+    DKV_TRY(check_whole(work));  // Cut meanwhile, rows read as zeros.
     // The engine's share of these pages must be all of them before it is told to drop the rows.
     bool const is_kept = !progress.empty() && progress.front().stage == LayerStage::Scored;
     if (is_kept)
@@ -129,9 +135,11 @@ Result<void> SessionWork::pack_all() {
         if (cancelled_) return {};
         LayerWork const* const source =
             layer < kept_sources_.size() ? &kept_sources_[layer] : nullptr;
-        if (source != nullptr) DKV_TRY(check_sizes(*source));
+        if (source != nullptr) DKV_TRY(check_whole(*source));
         auto progress = DKV_TRY(timed("pack", [&] { return job_->pack(layer); }));
-        if (source != nullptr) DKV_TRY(check_sizes(*source));  // Cut meanwhile, rows read as zeros.
+        // Where a page was missing meanwhile, rows were read as zeros, or are lost.
+        if (source != nullptr) DKV_TRY(check_whole(*source));
+        DKV_TRY(check_buffers());
         if (!packed_[layer]) report(std::move(progress));
     }
     auto outcome = DKV_TRY(job_->outcome());

@@ -133,7 +133,8 @@ private:
     Result<void> take_layer(LayerWork& work);
     Result<void> await(LayerWork const& work);
     Result<void> await(LayerSignal const& signal);
-    Result<void> check_sizes(LayerWork const& work) const;
+    Result<void> check_whole(LayerWork const& work) const;
+    Result<void> check_buffers() const;
     Result<void> pack_all();
     void drop_sources();
     void settle() noexcept;

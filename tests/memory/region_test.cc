@@ -154,15 +154,15 @@ TEST_CASE("attach refuses to write to memory that is sealed against it") {
     CHECK(attach(source_of(memory), 4096, false));
 }
 
-TEST_CASE("check_size notices a region that its engine cut") {
+TEST_CASE("check_whole notices a region that its engine cut") {
     EngineMemory memory(8192);
     auto const region = attach(source_of(memory), 8192, false);
     REQUIRE(region);
-    REQUIRE(region.value()->check_size());
+    REQUIRE(region.value()->check_whole());
 
     REQUIRE(::ftruncate(memory.fd(), 4096) == 0);
 
-    auto const checked = region.value()->check_size();
+    auto const checked = region.value()->check_whole();
     REQUIRE(!checked);
     CHECK(checked.error().message ==
           "a region of 8192 bytes was cut to 4096 while it was registered");

@@ -1,6 +1,6 @@
 // What cannot be compacted, is stopped, or is one of several.
 
-#include "protocol/files/cut_files.h"
+#include "protocol/base/guarded_memory.h"
 #include "tests/offline/compact_fixture.h"
 
 using namespace dkv;
@@ -49,7 +49,7 @@ TEST_CASE_FIXTURE(CompactFixture, "the input stays as it is, whatever its name")
 }
 
 TEST_CASE_FIXTURE(CompactFixture, "an input that changes while it is read makes no output") {
-    survive_cut_files();
+    survive_missing_pages();
     for (bool const cut : {true, false})
         for (bool const verify : {true, false}) {
             CAPTURE(cut);

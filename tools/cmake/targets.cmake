@@ -9,6 +9,15 @@ target_compile_options(dkv_options INTERFACE
     # g++ 12 sees overlapping copies in std::string + std::string at -O3 (GCC bug 105651).
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>,$<CONFIG:Release>>:-Wno-restrict>
     $<$<BOOL:${DKV_WERROR}>:-Werror>)
+# What a fault in memory can do is bounded: addresses are bound at start and then read-only, a smashed
+# stack or a length that was wrong ends the process. tests/e2e/test_hardening.py looks at what was built.
+if(NOT DKV_SANITIZE)
+    add_compile_options(
+        $<$<COMPILE_LANGUAGE:C,CXX>:-fstack-protector-strong>
+        $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<STREQUAL:${CMAKE_SYSTEM_PROCESSOR},x86_64>>:-fcf-protection>
+        $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<CONFIG:Release>>:-D_FORTIFY_SOURCE=3>)
+    add_link_options(-Wl,-z,relro,-z,now)
+endif()
 if(DKV_SANITIZE)
     # Also for the shared library: whoever loads it into another process preloads the runtime.
     add_compile_options(-fsanitize=${DKV_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)

@@ -1,0 +1,147 @@
+"""Who may talk to whom, and how much of it: with real sockets, users and limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+
+import pytest
+from engines import DEVICE, CEngine, run
+from processes import Sidecar, program, waited_for
+
+VICTIM, OTHER = 61001, 61002
+
+pytestmark = pytest.mark.skipif(bool(DEVICE), reason="about sockets, whatever the device")
+
+
+def attached(sidecar) -> list[dict]:
+    listed = json.loads(sidecar.dkv("--json", "instances").stdout)["instances"]
+    return [instance for instance in listed if instance["alive"]]
+
+
+def as_user(user: int) -> list[str]:
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+
+
+def test_connections_that_stay_open_leave_the_sidecar_its_descriptors(tmp_path):
+    sidecar = Sidecar(tmp_path, before=("prlimit", "--nofile=64:64")).start()
+    held = []
+    for _ in range(200):
+        one = socket.socket(socket.AF_UNIX)
+        one.settimeout(5)
+        one.connect(sidecar.endpoint.removeprefix("ipc://"))
+        held.append(one)
+
+    refused = 0
+    for one in held:  # What is closed at once is one too many; the others got ZeroMQ's greeting.
+        refused += len(one.recv(1)) == 0
+        one.close()
+
+    assert 150 < refused < 200
+    assert sidecar.process.poll() is None
+    code, line = waited_for(lambda: (found := run(sidecar))[0] == 0 and found, "an engine that is served")
+    assert line["committed"]
+    sidecar.stop()
+
+
+def test_a_socket_that_was_removed_is_made_again(sidecar):
+    path = sidecar.endpoint.removeprefix("ipc://")
+    os.unlink(path)
+
+    waited_for(lambda: os.path.exists(path), "the socket")
+    code, line = waited_for(lambda: (found := run(sidecar))[0] == 0 and found, "an engine that is served")
+    assert line["committed"]
+    assert "was removed: listening again" in sidecar.log.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become two other users")
+def test_nothing_is_said_to_a_sidecar_of_another_user():
+    """Another user makes the default folder first, and listens there."""
+    folder = f"/tmp/dkv-{VICTIM}"
+    listen = (
+        "import os, socket, sys, time\n"
+        "os.mkdir(sys.argv[1], 0o755); s = socket.socket(socket.AF_UNIX)\n"
+        "s.bind(sys.argv[1] + '/dkvd.sock'); os.chmod(sys.argv[1] + '/dkvd.sock', 0o666); s.listen()\n"
+        "print('listening', flush=True); time.sleep(60)\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in ("XDG_RUNTIME_DIR", "DKV_ENDPOINT")}
+    subprocess.run(["rm", "-rf", folder], check=True)
+    command = [*as_user(OTHER), "/usr/bin/python3", "-c", listen, folder]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "listening\n"
+        # The programs may lie in a folder that only root can enter: they are run through a descriptor.
+        dkv = os.open(program("dkv"), os.O_RDONLY)
+        ended = subprocess.run(
+            [*as_user(VICTIM), f"/proc/self/fd/{dkv}", "status"],
+            capture_output=True, text=True, env=clean, timeout=60, pass_fds=[dkv],
+        )  # fmt: skip
+        os.close(dkv)
+    finally:
+        other.kill()
+        other.wait()
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+    assert ended.stderr == (
+        f"dkv: folder '{folder}' belongs to user {OTHER}: a sidecar of this user listens in a folder of its own\n"
+    )
+    assert ended.returncode == 1
+
+
+def test_an_engine_that_was_detached_attaches_again(sidecar):
+    engine = CEngine(sidecar, "--pause-at-layer", "1")
+    engine.line()
+    (instance,) = attached(sidecar)
+
+    ended = sidecar.dkv("detach", instance["instance"])
+
+    assert ended.stdout == (
+        f"Engine {instance['instance']} is detached: its memory is unmapped here. If it lives, it attaches again.\n"
+    )
+    assert not attached(sidecar)
+    waited_for(lambda: attached(sidecar), "the engine to attach again")
+    engine.process.kill()
+    engine.process.communicate()
+    missing = sidecar.dkv("detach", "0x123", check=False)
+    assert missing.returncode == 1
+    assert missing.stderr == "dkv: no engine 0000000000000123 is attached\n"
+
+
+def test_an_engine_in_a_pid_namespace_is_missed_when_it_dies(sidecar):
+    """Its own pid there is another process's here: the kernel says which one it is."""
+    if os.geteuid() != 0:
+        pytest.skip("needs a pid namespace")
+    inside = ["unshare", "--pid", "--fork", "--kill-child", program("dkv_c_engine"), "--endpoint", sidecar.endpoint]
+    engine = subprocess.Popen([*inside, "--pause-at-layer", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    engine.stdout.readline()
+    assert attached(sidecar)
+
+    engine.kill()
+    engine.communicate()
+
+    waited_for(lambda: not attached(sidecar), "the sidecar to miss it")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace")
+@pytest.mark.parametrize("size", ["4m", "16m", "24m", "64m"])
+def test_a_full_dev_shm_loses_no_row(tmp_path, size):
+    """Arenas in it are reserved before they are lent, or refused; then the cache stays full."""
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    sidecar = Sidecar(tmp_path, before=("unshare", "-m", "bash", "-c", mount, "-")).start()
+    enter = ["nsenter", "-t", str(sidecar.process.pid), "-m"]
+    shape = ["--layers", "8", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--tokens", "4000"]
+    command = [*enter, program("dkv_c_engine"), "--endpoint", sidecar.endpoint, "--arena", "posix_shm", *shape]
+    ended = subprocess.run(
+        [*command, "--capacity", "2000", "--policy", "snapkv"], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "DKV_ARENA": "posix_shm"},
+    )  # fmt: skip
+    sidecar.stop()
+
+    assert ended.returncode >= 0, "the engine died of a signal"
+    said = json.loads(ended.stdout.splitlines()[-1]) if ended.stdout else {"committed": False, "rows_wrong": 0}
+    assert said["rows_wrong"] == 0
+    if not said["committed"]:
+        assert "No space left on device" in ended.stdout + ended.stderr
+    assert said["committed"] == (size == "64m")
