@@ -104,6 +104,23 @@ def test_what_cannot_be_captured_is_refused_in_one_line(tiny_llama, prompt, whol
     assert refusal(tiny_llama, cut, tmp_path).status == dkv.Status.UNSUPPORTED
 
 
+def test_a_model_whose_queries_cannot_be_seen_is_named(prompt, tmp_path):
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    model = FalconForCausalLM(config).eval()
+    with torch.no_grad():
+        cache = model(prompt(40), use_cache=True).past_key_values
+    dkv.hf.convert(cache, tmp_path / "falcon.safetensors", model=model, tokens=prompt(40))
+
+    error = refusal(model, tmp_path / "falcon.safetensors", tmp_path)
+
+    assert error.status == dkv.Status.UNSUPPORTED
+    wanted = "the attention of FalconForCausalLM does not go through transformers' attention interface"
+    assert wanted in str(error) and not (tmp_path / "out.safetensors").exists()
+
+
 @pytest.fixture
 def folder(tiny_llama, tmp_path):
     """The model as `dkv capture` takes it, with a tokenizer, since a folder has one."""

@@ -142,7 +142,7 @@ def test_shapes_that_the_config_contradicts_are_refused(tiny_llama, cache, tmp_p
 
 
 def test_layers_that_do_not_keep_every_token_are_refused(tmp_path):
-    path, gone = tmp_path / "x.safetensors", "and load() could not go on without them: nothing is written"
+    path, gone = tmp_path / "x.safetensors", "and a file has no place for what they keep"
     config = Gemma2Config(num_hidden_layers=2, sliding_window=8, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
 
     def filled(cache, layers=2):

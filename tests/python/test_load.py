@@ -319,7 +319,7 @@ def test_a_model_with_sliding_windows_cannot_go_on_from_a_file(tiny_llama, saved
     error = refusal(saved, Gemma3ForCausalLM(config).eval())
 
     assert error.status == dkv.Status.UNSUPPORTED
-    assert "5 of 6 layers of Gemma3ForCausalLM are bounded by a window of their own" in str(error)
+    assert "5 of 6 layers of Gemma3ForCausalLM do not keep K and V of every token (layer 0: DynamicSlidingWindowLayer)" in str(error)
 
 
 def run_dkv(*arguments) -> subprocess.CompletedProcess:

@@ -8,10 +8,12 @@ import zlib
 import cuts
 import pytest
 import torch
+import transformers
 from conftest import make_tiny_llama
 from fakes import FakeEngine, ragged
 from processes import program
 from test_cache import greedy
+from transformers import AutoModelForCausalLM
 
 import dkv.hf
 
@@ -120,7 +122,7 @@ def test_scale_and_softcap_and_rope_are_what_the_model_has(prompt, tmp_path):
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, sliding_window=8, query_pre_attn_scalar=100, attn_logit_softcapping=30.0,
+        num_key_value_heads=1, head_dim=16, layer_types=["full_attention"] * 4, query_pre_attn_scalar=100, attn_logit_softcapping=30.0,
     )  # fmt: skip
     model = Gemma2ForCausalLM(config).eval()
     path = tmp_path / "gemma.safetensors"
@@ -129,7 +131,7 @@ def test_scale_and_softcap_and_rope_are_what_the_model_has(prompt, tmp_path):
 
     tensors, words = cuts.read(path)
     assert math.isclose(float(words["scale"]), 0.1, rel_tol=1e-6) and float(words["softcap"]) == 30
-    assert "layers.1.keys" in tensors and "layers.2.keys" not in tensors  # Two of four see a sliding window.
+    assert "layers.3.keys" in tensors
 
 
 def test_a_rope_that_is_not_plain_is_saved_with_its_scaling(prompt, tmp_path):
@@ -153,7 +155,7 @@ def test_what_cannot_be_saved_is_refused_in_one_line(tiny_llama, prompt, tmp_pat
         dkv.hf.save(plain, path)
     cache = dkv.hf.Capture(tiny_llama)
     greedy(tiny_llama, prompt(9), 2, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"tokens are \[1, 8\], and the prompt has 9"):
+    with pytest.raises(ValueError, match="8 token ids came with 9 tokens"):
         dkv.hf.save(cache, path, tokens=prompt(8))
     with pytest.raises(dkv.DkvError) as caught:
         dkv.hf.save(cache, tmp_path)
@@ -165,7 +167,65 @@ def test_what_cannot_be_saved_is_refused_in_one_line(tiny_llama, prompt, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+SMALL = dict(vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=1, eos_token_id=2)
+MLA = dict(
+    intermediate_size=32, moe_intermediate_size=16, num_key_value_heads=2, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
+    qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "reason"),
+    [
+        ("Falcon", {}, "the attention of FalconForCausalLM does not go through transformers' attention interface"),
+        ("Bloom", {}, "the attention of BloomForCausalLM does not go through transformers' attention interface"),
+        ("DeepseekV3", MLA, "DeepseekV3ForCausalLM has multi-head latent attention (MLA): its K and V differ in width"),
+        ("Mamba", {}, "MambaForCausalLM takes no past_key_values: it makes a cache of its own"),
+        (
+            "Gemma2", {"num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 32, "sliding_window": 8},
+            "1 of 2 layers of Gemma2ForCausalLM do not keep K and V of every token (layer 0: DynamicSlidingWindowLayer), and "
+            "a file has no place for what they keep",
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_whose_cache_no_file_can_hold_is_refused_by_name(prompt, tmp_path, kind, more, reason):
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**SMALL | more)).eval()
+
+    with pytest.raises(ValueError) as caught:
+        dkv.hf.save(model, prompt(20), tmp_path / "x")
+
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_padded_prompt_is_not_saved_as_text(tiny_llama, prompt, tmp_path):
+    padded, mask = prompt(20).clone(), torch.ones(1, 20, dtype=torch.long)
+    padded[0, :3], mask[0, :3] = 0, 0
+    with pytest.raises(ValueError, match=r"the prompt begins with 3 padding tokens \(id 0\): run it without padding"):
+        dkv.hf.save(tiny_llama, padded, tmp_path / "x")
+    cache = dkv.hf.Capture(tiny_llama)
+    tiny_llama.generate(prompt(20), attention_mask=mask, past_key_values=cache, max_new_tokens=2, do_sample=False)
+    with pytest.raises(ValueError, match="the prompt cannot be saved: the prompt is padded or has a mask of its own"):
+        dkv.hf.save(cache, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_without_use_cache_changes_no_text(tiny_llama, prompt, saved):
+    expected = greedy(tiny_llama, prompt(300), 9)
+    path = saved()
+    tiny_llama.config.use_cache = tiny_llama.generation_config.use_cache = False
+    loaded = dkv.hf.load(path, tiny_llama)
+
+    with pytest.raises(ValueError, match="use_cache=False was given with a cache"):
+        greedy(tiny_llama, prompt(300), 9, past_key_values=loaded, use_cache=False)
+    assert greedy(tiny_llama, prompt(300), 9, past_key_values=loaded) == expected
+
+
 def test_one_prompt_is_saved_at_a_time(tiny_llama, prompt, tmp_path):
+    with pytest.raises(ValueError, match=r"tokens are a dict, not a tensor \[1, n\] of ids"):
+        dkv.hf.save(tiny_llama, {"input_ids": prompt(9)}, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"tokens are \[1, 0\], not \[1, n\]"):
+        dkv.hf.save(tiny_llama, prompt(9)[:, :0], tmp_path / "x")
     with pytest.raises(ValueError, match=r"tokens are \[2, 9\], not \[1, n\]"):
         dkv.hf.save(tiny_llama, prompt(9).expand(2, -1), tmp_path / "x")
 

@@ -43,7 +43,7 @@ def _convert(options: argparse.Namespace) -> int:
     if options.model and Path(options.model).is_dir():
         config, name = AutoConfig.from_pretrained(options.model), Path(options.model).resolve().name
     tokens = token_ids(options.tokens) if options.tokens else None
-    size = convert(options.file, options.output, model=name, config=config, tokens=tokens)
+    size = convert(options.file, options.output, model=name, config=config, tokens=tokens, layout=options.layout)
     print(f"{options.output}: {size:,} bytes")
     return 0
 
@@ -91,10 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m dkv convert cache.pt -o cache.safetensors --model ~/models/Llama-3.2-1B",
         **how,
     )
-    convert.add_argument("file", type=Path, metavar="FILE", help="a list of (K, V) or a DynamicCache, read with weights_only")
+    convert.add_argument("file", type=Path, metavar="FILE", help="a list of (K, V), a DynamicCache or a StaticCache; weights_only")
     convert.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     convert.add_argument("--model", help="a Hugging Face folder (its config says how keys are turned), or a name for people")
     convert.add_argument("--tokens", type=Path, metavar="FILE", help="the prompt's token ids: a JSON list")
+    layout = "of a list's tensors: heads, tokens, dims (HTD) or THD; found out where it can be"
+    convert.add_argument("--layout", choices=("HTD", "THD"), help=layout)
     convert.set_defaults(run=_convert)
     return parser
 

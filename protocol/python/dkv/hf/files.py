@@ -316,7 +316,7 @@ def rope_of(config) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     scaling.pop("rope_theta", None)
     head_dim = _head_dim_of(config)
-    if head_dim is None or _is_mla(config):  # MLA turns the last dims of a key: a file cannot say that.
+    if head_dim is None or is_mla(config):
         return Rope()
     share = found.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     dims = getattr(config, "rotary_dim", None) or int(head_dim * share)
@@ -340,10 +340,7 @@ def kv_shape_of(config) -> tuple[int, int, int] | None:
     if kv_heads is None:  # Falcon and GPT-BigCode; Falcon's new decoders store a head per query head.
         single = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
         kv_heads = 1 if single else heads
-    dim = _head_dim_of(config)
-    if _is_mla(config):
-        dim = config.qk_nope_head_dim + config.qk_rope_head_dim
-    found = (layers, kv_heads, dim)
+    found = (layers, kv_heads, _head_dim_of(config))
     return found if all(isinstance(each, int) and each > 0 for each in found) else None
 
 
@@ -360,7 +357,9 @@ def _head_dim_of(config) -> int | None:
     return found
 
 
-def _is_mla(config) -> bool:
+def is_mla(config) -> bool:
+    """Multi-head latent attention (DeepSeek and the like): K and V of different width, and only K's last dims turn."""
+    config = config.get_text_config(decoder=True)
     return isinstance(getattr(config, "kv_lora_rank", None), int) and hasattr(config, "qk_rope_head_dim")
 
 

@@ -14,13 +14,14 @@ from dkv.words import Status
 
 from .announce import why_left_alone
 from .capture import Capture, CaptureLayer
-from .files import kv_shape_of
+from .files import is_mla, kv_shape_of
 from .layer import DkvLayer
 from .write import LayerRows
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
+_MLA = "multi-head latent attention (MLA)"
 LAYOUTS = ("HTD", "THD")  # [heads, tokens, head_dim], as transformers has it; [tokens, heads, head_dim].
 
 
@@ -43,7 +44,7 @@ def check_layers(layers, source: str) -> None:
         raise Unfit(wrong, Status.UNSUPPORTED)
     raise Unfit(
         f"{len(others)} of {len(layers)} layers of {source} do not keep K and V of every token (layer {index}: {name}), "
-        "and load() could not go on without them: nothing is written",
+        "and a file has no place for what they keep",
         Status.UNSUPPORTED,
     )
 
@@ -62,6 +63,7 @@ def check_model(model: torch.nn.Module) -> None:
     if not layers:
         raise Unfit(f"{name} has a cache of its own kind, not one of K and V per layer", Status.UNSUPPORTED)
     check_layers(layers, name)
+    _check_latent(model.config, name)
 
 
 def captured_rows(cache: Capture, model: torch.nn.Module) -> list[LayerRows]:
@@ -240,8 +242,7 @@ def _pairs(found) -> list[_Pair]:
             )
         if parts == 3 and isinstance(pair[2], torch.Tensor) and pair[2].numel() == 1:
             raise Unfit(
-                f"layer {index} has a sliding window of {int(pair[2])}: load() could not go on without the tokens that have "
-                "left it: nothing is written",
+                f"layer {index} has a sliding window of {int(pair[2])}, and a file only holds layers that keep every token",
                 Status.UNSUPPORTED,
             )
         if not (parts == 2 or (parts == 3 and pair[2] is None)):
@@ -313,8 +314,8 @@ def _check_alike(layers: list[LayerRows]) -> None:
             rows, shape = _example(rows), list(_example(rows).shape)
             if what == "V" and shape[-1] != first.shape[-1] and shape[:-1] == list(first.shape)[:-1]:
                 raise Unfit(
-                    f"V of layer {index} has rows of {shape[-1]} and K of {first.shape[-1]}, as multi-head latent attention "
-                    "(MLA) makes them: a file has one head_dim for both",
+                    f"V of layer {index} has rows of {shape[-1]} and K of {first.shape[-1]}, as {_MLA} makes them: a file "
+                    "has one head_dim for both",
                     Status.UNSUPPORTED,
                 )
             same = shape == list(first.shape) if not kept else shape[-1] == first.shape[-1]
@@ -329,6 +330,7 @@ def _check_config(layers: list[LayerRows], config) -> None:
     if config is None:
         return
     check_layers(_layers_wanted(config), config.model_type)
+    _check_latent(config, config.model_type)
     shape = kv_shape_of(config)
     found = (len(layers), len(layers[0].keys), _example(layers[0].keys).shape[-1])
     if shape is not None and found != shape:
@@ -336,6 +338,11 @@ def _check_config(layers: list[LayerRows], config) -> None:
             f"it has {found[0]} layers of {found[1]} KV heads of {found[2]}, and the config ({config.model_type}) says "
             f"{shape[0]} of {shape[1]} of {shape[2]}"
         )
+
+
+def _check_latent(config, name: str) -> None:
+    if is_mla(config):
+        raise Unfit(f"{name} has {_MLA}: its K and V differ in width, and a file has one head_dim for both", Status.UNSUPPORTED)
 
 
 def _layers_wanted(config) -> list:
