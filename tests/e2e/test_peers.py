@@ -31,12 +31,15 @@ def test_connections_that_stay_open_leave_the_sidecar_its_descriptors(tmp_path):
     for _ in range(200):
         one = socket.socket(socket.AF_UNIX)
         one.settimeout(5)
-        one.connect(sidecar.endpoint.removeprefix("ipc://"))
+        waited_for(lambda: one.connect_ex(sidecar.endpoint.removeprefix("ipc://")) == 0, "a place in the backlog")
         held.append(one)
 
     refused = 0
     for one in held:  # What is closed at once is one too many; the others got ZeroMQ's greeting.
-        refused += len(one.recv(1)) == 0
+        try:
+            refused += len(one.recv(1)) == 0
+        except ConnectionResetError:
+            refused += 1
         one.close()
 
     assert 150 < refused < 200
