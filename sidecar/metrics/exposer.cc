@@ -3,6 +3,8 @@
 #include <exception>
 #include <prometheus/exposer.h>
 #include <prometheus/registry.h>
+#include <string>
+#include <vector>
 
 namespace dkv {
 namespace {
@@ -10,11 +12,17 @@ namespace {
 class PrometheusServer final : public MetricsServer {
 public:
     PrometheusServer(std::string const& address, Metrics const& metrics)
-        : registry_(metrics.registry()), exposer_(address, 1) {
+        : registry_(metrics.registry()), exposer_(options(address)) {
         exposer_.RegisterCollectable(registry_);
     }
 
 private:
+    /// A connection that asks nothing keeps a thread: there are several, and each lets go of it soon.
+    static std::vector<std::string> options(std::string const& address) {
+        return {"listening_ports",    address, "num_threads",           "4",
+                "request_timeout_ms", "2000",  "keep_alive_timeout_ms", "500"};
+    }
+
     std::shared_ptr<prometheus::Registry> registry_;
     prometheus::Exposer exposer_;
 };

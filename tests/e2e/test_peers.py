@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import urllib.request
 
 import pytest
 from engines import DEVICE, CEngine, run
@@ -148,3 +149,17 @@ def test_a_full_dev_shm_loses_no_row(tmp_path, size):
     if not said["committed"]:
         assert "No space left on device" in ended.stdout + ended.stderr
     assert said["committed"] == (size == "64m")
+
+
+def test_idle_connections_to_the_metrics_stop_no_scrape(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    sidecar = Sidecar(tmp_path).start("--metrics", f"127.0.0.1:{port}")
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=15) as answer:
+        assert b"dkv_" in answer.read()
+
+    for one in idle:
+        one.close()
+    sidecar.stop()
