@@ -14,7 +14,7 @@ BACKEND ?=
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-architectures test-llama ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
+.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-architectures test-formats ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
 	eval eval-quick golden lint \
 	format tidy schema-check install clean
 
@@ -27,7 +27,7 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
 		$(if $(BACKEND),--backend '$(BACKEND)')
 
-test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
+test: test-asan test-e2e test-formats ## every unit test under sanitizers; then what is shipped, end to end
 
 deps:         ## Debian packages and the Python environment (.venv)
 	tools/dev/install_deps.sh
@@ -74,10 +74,10 @@ test-architectures: build ## dkv.hf with a tiny model of every architecture; doc
 		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf \
 		--page docs/MODELS.md tests/architectures
 
-test-llama: build ## saved sequences through a real llama.cpp, built from source on first use (ten minutes)
-	tools/llama/build.sh build/llama
-	LLAMA_BUILD=$(CURDIR)/build/llama DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
-		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -s -p no:cacheprovider tools/llama
+test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which are installed on first use (a minute)
+	tools/formats/install.sh
+	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
+		$(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf tools/formats
 
 ptxas: deps   ## what nvcc made of every kernel, for every architecture, against the table under version control
 	cmake --preset $(PRESET) --log-level=WARNING

@@ -197,7 +197,8 @@ def test_rows_that_a_file_cannot_hold_are_refused_before_it_is_begun(tiny_llama,
     double = of(lambda rows: rows.double(), lambda rows: rows.double())
     assert double == "K of layer 0 is torch.float64: a file has float32, float16 or bfloat16, so convert the rows first"
     assert "K of layer 0 is torch.float8_e4m3fn: a file has" in of(lambda rows: rows.to(torch.float8_e4m3fn))
-    assert "V of layer 0 is torch.float16 [2, 40, 16], and K of layer 0 is torch.float32" in of(lambda rows: rows, torch.Tensor.half)
+    mixed = of(lambda rows: rows, lambda rows: rows.half())
+    assert "V of layer 0 is torch.float16 [2, 40, 16], and K of layer 0 is torch.float32" in mixed
     assert "V of layer 0 is on the meta device: it has a shape and no data" in of(lambda rows: rows, lambda rows: rows.to("meta"))
     assert "K of layer 0 is [3, 2, 40, 16], a batch of 3: a file has one sequence" in of(lambda rows: torch.cat([rows] * 3))
     assert "V of layer 0 has rows of 8 and K of 16, as multi-head latent attention (MLA)" in of(
@@ -206,7 +207,8 @@ def test_rows_that_a_file_cannot_hold_are_refused_before_it_is_begun(tiny_llama,
     bad = [(keys, values.clone()) for keys, values in exported]
     bad[2][1][0, 1, 7, 3] = float("nan")
     assert "layers.2.values has 1 values that are not finite, the first at [1, 7, 3]" in refusal(bad, path)
-    short = DynamicCache([(keys[:, :, :30], values[:, :, :30]) if index == 2 else (keys, values) for index, (keys, values) in enumerate(exported)])
+    shorter = tuple(rows[:, :, :30] for rows in exported[2])
+    short = DynamicCache([*exported[:2], shorter, exported[3]])
     assert refusal(short, path).startswith("layer 2 has 30 tokens, and layer 0 has 40: a file needs the row of every token")
     assert refusal(DynamicCache(), path) == "it is empty: no prompt has run with it"
     assert refusal(StaticCache(config=tiny_llama.config, max_cache_len=9), path) == "it is empty: no prompt has run with it"

@@ -122,7 +122,8 @@ def test_scale_and_softcap_and_rope_are_what_the_model_has(prompt, tmp_path):
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, layer_types=["full_attention"] * 4, query_pre_attn_scalar=100, attn_logit_softcapping=30.0,
+        num_key_value_heads=1, head_dim=16, layer_types=["full_attention"] * 4, query_pre_attn_scalar=100,
+        attn_logit_softcapping=30.0,
     )  # fmt: skip
     model = Gemma2ForCausalLM(config).eval()
     path = tmp_path / "gemma.safetensors"

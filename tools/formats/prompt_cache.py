@@ -78,7 +78,8 @@ def go_on(options: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    for name, run, files in (("save", save, "tokens file"), ("prune", prune, "file kept out"), ("continue", go_on, "tokens file")):
+    known = (("save", save, "tokens file"), ("prune", prune, "file kept out"), ("continue", go_on, "tokens file"))
+    for name, run, files in known:
         command = commands.add_parser(name)
         for each in f"model {files}".split():
             command.add_argument(each, type=pathlib.Path)

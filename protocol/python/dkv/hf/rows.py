@@ -220,9 +220,13 @@ def kept_rows(layer: DkvLayer, count: int) -> LayerRows:
 
 def _old_pairs(cache) -> list[_Pair]:
     keys, values = getattr(cache, "key_cache", None), getattr(cache, "value_cache", None)
-    if not isinstance(cache, DynamicCache) or not isinstance(keys, list) or not isinstance(values, list) or len(keys) != len(values):
-        wrong = "does not say how many of its rows are used"
-        raise Unfit(f"it is a {type(cache).__name__} of a transformers that is not known here, and {wrong}", Status.UNSUPPORTED)
+    lists = isinstance(keys, list) and isinstance(values, list) and len(keys) == len(values)
+    if not isinstance(cache, DynamicCache) or not lists:
+        raise Unfit(
+            f"it is a {type(cache).__name__} of a transformers that is not known here, and does not say how many of its "
+            "rows are used",
+            Status.UNSUPPORTED,
+        )
     return _pairs(list(zip(keys, values)))
 
 
@@ -268,7 +272,8 @@ def _three_dimensions(index: int, keys: torch.Tensor, values: torch.Tensor) -> _
         name = f"{what} of layer {index}"
         if rows.layout != torch.strided or rows.is_quantized or rows.dtype not in _DTYPES:
             kind = "quantised" if rows.is_quantized else str(rows.dtype if rows.layout == torch.strided else rows.layout)
-            raise Unfit(f"{name} is {kind}: a file has float32, float16 or bfloat16, so convert the rows first", Status.UNSUPPORTED)
+            wanted = "a file has float32, float16 or bfloat16, so convert the rows first"
+            raise Unfit(f"{name} is {kind}: {wanted}", Status.UNSUPPORTED)
         if rows.device.type == "meta":
             raise Unfit(f"{name} is on the meta device: it has a shape and no data")
         if rows.dim() == 4 and rows.shape[0] > 1:
