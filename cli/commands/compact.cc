@@ -96,7 +96,8 @@ void add_file_options(CLI::App& app, Options& options) {
         ->required()
         ->type_name("FILE");
     add_format_flag(app, "--format", options.request.format, true,
-                    "of the output; the input's, or dkv where that is only read");
+                    "of the output; the input's, or dkv where that is only read. mlx-lm: as 0.32 "
+                    "and later read it; mlx-lm@VERSION: as that version does");
     add_key_order_flag(app, options.request.key_order);
     app.add_flag("-r,--recursive", options.recursive, "also what is in folders of folders");
     app.add_flag("--no-verify", options.no_verify,

@@ -16,17 +16,22 @@ struct DiffOptions {
     OpenOptions open;
 };
 
-Result<offline::Diff> diff_policies(Backend& backend, DiffOptions const& options) {
+Result<offline::Diff> compare_policies(Backend& backend, DiffOptions const& options) {
     auto const file = DKV_TRY(open_cache(options.files[0], options.open));
-    if (file->facts().compacted)
+    if (!file->facts().is_whole())
         return Error{ErrorCode::Unsupported,
-                     options.files[0] + ": compacted already: policies choose from a whole prompt"};
+                     "compacted already: policies choose from a whole prompt"};
     auto const side = [&](std::string const& name) {
         return offline::run_side(backend, *file, name, options.request);
     };
     auto const a = DKV_TRY(side(options.policy));
     auto const b = DKV_TRY(side(options.against));
     return offline::compare(backend, *file, a, b);
+}
+
+Result<offline::Diff> diff_policies(Backend& backend, DiffOptions const& options) {
+    auto diff = compare_policies(backend, options);
+    return diff ? std::move(diff) : naming(options.files[0], diff.error());
 }
 
 Result<offline::Diff> diff_files(Backend& backend, DiffOptions const& options) {

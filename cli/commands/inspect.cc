@@ -33,7 +33,9 @@ Result<InspectedFile> inspect_one(InspectOptions const& options,
                                   std::size_t index,
                                   offline::Progress const& progress) {
     auto const file = DKV_TRY(open_cache(input.path, options.open));
-    auto inspected = DKV_TRY(inspect_file(*file, input.path.string()));
+    auto found = inspect_file(*file, input.path.string());
+    if (!found) return naming(input.path, found.error());
+    auto inspected = std::move(found).value();
     if (options.verify) DKV_TRY(verify(*file, index, progress));
     inspected.verified = options.verify;
     return inspected;

@@ -48,7 +48,7 @@ void fill_in(List& mine, List const& others) {
 /// Compacted files lie beside whole ones, and `*.safetensors` names both.
 void add(SweepWork& work, SweepFile file, OpenOptions const& open) {
     auto const cache = open_cache(file.path, open);
-    if (cache && cache.value()->facts().compacted)
+    if (cache && !cache.value()->facts().is_whole())
         work.compacted.push_back(file.path);
     else
         work.files.push_back(std::move(file));
@@ -102,7 +102,8 @@ public:
     Result<Output> run() {
         for (auto const& path : work_.compacted)
             *context_.environment.err << fmt::format(
-                "dkv: {}: passed over: compacted already, and a sweep needs whole caches\n",
+                "dkv: {}: passed over: tokens are missing already, and a sweep needs whole "
+                "caches\n",
                 one_line(path));
         if (!work_.output.empty()) results_ = DKV_TRY(ResultsFile::open(work_.output));
         auto const progress = progress_of(bar_, context_);
@@ -157,7 +158,9 @@ private:
         }
         reused_ += rows.size() - missing.size();
         if (!missing.empty()) {
-            auto fresh = DKV_TRY(compute(index, print, missing, progress));
+            auto computed = compute(index, print, missing, progress);
+            if (!computed) return naming(file.path, computed.error());
+            auto fresh = std::move(computed).value();
             computed_ += fresh.size();
             if (results_) {
                 write_failed_ = true;

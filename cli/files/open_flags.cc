@@ -14,9 +14,18 @@ std::vector<std::string> format_names(bool writable) {
     std::vector<std::string> names;
     for (auto const format :
          {FileFormat::Dkv, FileFormat::Hf, FileFormat::LlamaState, FileFormat::LlamaSlot,
-          FileFormat::MlxLm, FileFormat::Vllm, FileFormat::Lmcache})
-        if (!writable || is_writable(format)) names.emplace_back(name_of(format));
+          FileFormat::MlxLm, FileFormat::MlxLm031, FileFormat::Vllm, FileFormat::Lmcache}) {
+        // The bytes tell which mlx-lm wrote a file.
+        bool const wanted = writable ? is_writable(format) : format != FileFormat::MlxLm031;
+        if (wanted) names.emplace_back(name_of(format));
+    }
     return names;
+}
+
+/// "mlx-lm@0.29.1" as the name of what that version reads; all else stays.
+std::string with_known_version(std::string& name) {
+    if (auto const format = file_format(name)) name = name_of(*format);
+    return "";
 }
 
 CLI::Option* add_format(CLI::App& app,
@@ -27,6 +36,7 @@ CLI::Option* add_format(CLI::App& app,
     return app
         .add_option_function<std::string>(
             flag, [&format](std::string const& name) { format = file_format(name); }, help)
+        ->transform(CLI::Validator(with_known_version, ""))
         ->check(CLI::IsMember(format_names(writable)));
 }
 

@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <system_error>
 
+#include "cli/render/text.h"
+
 namespace dkv::cli {
 namespace {
 
@@ -24,10 +26,7 @@ fs::path name_of_path(fs::path const& path) {
 /// Whether the folder as a whole is to be opened, if only to say why that fails.
 bool is_one_cache(fs::path const& folder, OpenOptions const& options) {
     if (options.format == FileFormat::Vllm || options.format == FileFormat::Lmcache) return true;
-    auto const opened = open_cache(folder, options);
-    if (opened) return true;
-    auto const code = opened.error().code;
-    return code == ErrorCode::InvalidArgument || code == ErrorCode::Unsupported;
+    return !options.format && is_cache_folder(folder);
 }
 
 /// What is broken is for a message when its name says that it should be a cache.
@@ -89,11 +88,16 @@ Result<InputFiles> find_inputs(std::vector<std::string> const& paths,
             continue;
         }
         auto const before = found.files.size();
+        auto const skipped = found.skipped;
         DKV_TRY(search.folder(path, {}));
         found.in_folder = true;
         if (found.files.size() == before)
             return Error{ErrorCode::NotFound,
-                         fmt::format("{}: no saved cache is in this folder{}", path.string(),
+                         fmt::format("{}: no saved cache is in this folder{}{}", path.string(),
+                                     found.skipped == skipped
+                                         ? std::string()
+                                         : fmt::format(", and {} of none of the formats I know",
+                                                       counted(found.skipped - skipped, "file")),
                                      recursive ? "" : "; with -r its folders count, too")};
     }
     found.in_folder = found.in_folder || found.files.size() > 1;

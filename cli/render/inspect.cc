@@ -48,7 +48,9 @@ std::string map_text(LayerPositions const& positions, Style const& style) {
 
 std::string kept_text(InspectedFile const& file) {
     auto const& facts = file.facts;
-    if (!facts.compacted) return fmt::format("{} tokens, all kept", facts.prompt_tokens);
+    if (facts.is_whole()) return fmt::format("{} tokens, all kept", facts.prompt_tokens);
+    if (!facts.compacted)
+        return fmt::format("{} tokens, kept of {}", facts.prompt_tokens, facts.kept_of);
     double const mean = rows_per_head(file);
     return fmt::format("{} tokens; {:.1f} kept per layer and head ({})", facts.prompt_tokens, mean,
                        human_share(mean / facts.prompt_tokens));
@@ -290,7 +292,7 @@ Json to_json(InspectedFile const& file) {
             {"head_dim", facts.geometry.head_dim},
             {"dtype", type_text(facts)},
             {"prompt_tokens", facts.prompt_tokens},
-            {"compacted", facts.compacted},
+            {"compacted", !facts.is_whole()},
             {"tokens_per_head", rows_per_head(file)},
             {"query_rows", facts.query_rows},
             {"scale", facts.scale},

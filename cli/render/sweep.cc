@@ -6,6 +6,7 @@
 #include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/render/table.h"
 #include "cli/render/text.h"
@@ -98,14 +99,29 @@ std::string means_table(std::vector<Json> const& rows,
     return table.text(style);
 }
 
+/// "", or " (a, b, c and 2 more)".
+std::string in_files(std::vector<std::string> const& files) {
+    constexpr std::size_t kShown = 3;
+    std::size_t const shown = std::min(files.size(), kShown);
+    auto const more = files.size() > shown ? fmt::format(" and {} more", files.size() - shown) : "";
+    return fmt::format(
+        " ({}{})", fmt::join(files.begin(), files.begin() + static_cast<long>(shown), ", "), more);
+}
+
 std::string failures_text(std::vector<Json> const& rows) {
-    std::vector<std::string> reasons;
-    for (auto const& row : rows)
-        if (auto const reason = row.value("error", ""); !reason.empty())
-            add_once(reasons, one_line(reason));
+    std::vector<std::string> reasons, every;
+    std::map<std::string, std::vector<std::string>> files;
+    for (auto const& row : rows) {
+        auto const file = one_line(row.value("file", ""));
+        add_once(every, file);
+        auto const reason = one_line(row.value("error", ""));
+        if (reason.empty()) continue;
+        add_once(reasons, reason);
+        add_once(files[reason], file);
+    }
     std::string text;
     for (auto const& reason : reasons)
-        text += "- " + reason + "\n";
+        text += "- " + reason + (every.size() > 1 ? in_files(files[reason]) : "") + "\n";
     return text.empty() ? text : "\nNot to be had:\n" + text;
 }
 

@@ -51,7 +51,8 @@ Result<std::vector<std::uint64_t>> counts(std::string const& where, Json const& 
         return corrupt(
             fmt::format("{} has {} entries, more than {}", where, json.size(), kRankMax));
     for (Json const& entry : json) {
-        if (!entry.is_number_unsigned()) return corrupt(where + " holds what is no count");
+        if (!entry.is_number_unsigned())
+            return corrupt(where + " contains a value that is not a count");
         list.push_back(entry.get<std::uint64_t>());
     }
     return list;
@@ -64,15 +65,17 @@ Result<FileTensor> read_tensor(std::string const& name,
     for (char const* field : {"dtype", "shape", "data_offsets"})
         if (!json.is_object() || !json.contains(field))
             return corrupt(fmt::format("{} has no {}", where, field));
-    if (!json["dtype"].is_string()) return corrupt(where + ": dtype is no text");
+    if (!json["dtype"].is_string()) return corrupt(where + ": dtype is not a string");
     FileTensor tensor{.dtype = json["dtype"].get<std::string>(), .shape = {}, .bytes = {}};
     auto const element = element_bytes(tensor.dtype);
     if (!element) return corrupt(where + ": dtype " + shown(tensor.dtype) + " is unknown");
     tensor.shape = DKV_TRY(counts(where + ": shape", json["shape"]));
     auto const offsets = DKV_TRY(counts(where + ": data_offsets", json["data_offsets"]));
     if (offsets.size() != 2 || offsets[0] > offsets[1] || offsets[1] > data.size())
-        return corrupt(fmt::format("{}: data_offsets [{}] do not lie in {} bytes of data", where,
-                                   fmt::join(offsets, ", "), data.size()));
+        return corrupt(
+            fmt::format("{}: data_offsets [{}] do not lie in {} bytes of data: the file "
+                        "may be cut short",
+                        where, fmt::join(offsets, ", "), data.size()));
     std::uint64_t bytes = *element;
     bool overflow = false;
     for (std::uint64_t const extent : tensor.shape)
@@ -87,7 +90,7 @@ Result<FileTensor> read_tensor(std::string const& name,
 Result<void> read_metadata(Json const& json, TensorTable& table) {
     if (!json.is_object()) return corrupt("__metadata__ is not an object");
     for (auto const& [key, value] : json.items()) {
-        if (!value.is_string()) return corrupt("__metadata__: " + shown(key) + " is no text");
+        if (!value.is_string()) return corrupt("__metadata__: " + shown(key) + " is not a string");
         table.metadata.emplace(key, value.get<std::string>());
     }
     return {};
@@ -130,19 +133,30 @@ std::optional<std::uint64_t> element_bytes(std::string_view dtype) noexcept {
 
 std::string shown(std::string_view text) {
     constexpr std::size_t kMost = 60;
+    auto most = std::min(text.size(), kMost);
+    // Not within a character of several bytes.
+    while (most > 0 && most < text.size() &&
+           (static_cast<unsigned char>(text[most]) & 0xc0U) == 0x80)
+        --most;
     std::string line = "\"";
-    for (char const c : text.substr(0, kMost))
+    for (char const c : text.substr(0, most))
         line += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
-    return line + (text.size() > kMost ? "…\"" : "\"");
+    return line + (text.size() > most ? "…\"" : "\"");
 }
 
 Result<TensorTable> parse_safetensors(std::span<std::byte const> file) {
+    if (file.empty())
+        return corrupt("the file is empty: it may be one that was not written to its end");
     if (file.size() < kLengthBytes)
-        return corrupt(fmt::format("{} bytes are no safetensors file", file.size()));
+        return corrupt(
+            fmt::format("the file has {} bytes, fewer than a safetensors file's first {}",
+                        file.size(), kLengthBytes));
     std::uint64_t const length = little_endian(file);
     if (length > kHeaderMax || length > file.size() - kLengthBytes)
-        return corrupt(fmt::format("the header is said to have {} bytes, in a file of {}", length,
-                                   file.size()));
+        return corrupt(
+            fmt::format("not safetensors, or cut short: its header would have {} bytes, "
+                        "and the file has {}",
+                        length, file.size()));
     auto const data = file.subspan(kLengthBytes + length);
     TensorTable table;
     table.header = {reinterpret_cast<char const*>(file.data()) + kLengthBytes,

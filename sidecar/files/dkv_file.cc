@@ -8,9 +8,18 @@
 #include "protocol/base/sink_logits.h"
 #include "protocol/files/checksums.h"
 #include "protocol/files/dkv_plan.h"
+#include "sidecar/files/layer_count.h"
 
 namespace dkv {
 namespace {
+
+/// "layers.12.keys": 12.
+std::optional<std::uint64_t> dkv_layer(std::string_view name) {
+    constexpr std::string_view kPrefix = "layers.";
+    if (!name.starts_with(kPrefix)) return std::nullopt;
+    name.remove_prefix(kPrefix.size());
+    return plain_number(name.substr(0, name.find('.')));
+}
 
 /// Finds out what a file has; messages do not name the path yet.
 class DkvReader {
@@ -40,14 +49,17 @@ private:
     }
 
     Result<void> read_metadata() {
-        if (DKV_TRY(need("format")) != "dkv")
-            return corrupt("the metadata's format is not \"dkv\"");
-        if (DKV_TRY(need("version")) != "1")
-            return unsupported("its version is not 1, the only one known here");
+        if (auto const format = DKV_TRY(need("format")); format != "dkv")
+            return corrupt(fmt::format("the metadata's format is {}, not \"dkv\"", shown(format)));
+        if (auto const version = DKV_TRY(need("version")); version != "1")
+            return unsupported(
+                fmt::format("the metadata's version is {}, and this dkv reads 1", shown(version)));
         facts.model = DKV_TRY(need("model"));
-        auto const tokens = number_of<std::uint32_t>(DKV_TRY(need("n_prompt")));
+        auto const said = DKV_TRY(need("n_prompt"));
+        auto const tokens = number_of<std::uint32_t>(said);
         if (!tokens || *tokens == 0 || *tokens > kExtentMax)
-            return corrupt("the metadata's n_prompt is no count of tokens");
+            return corrupt(
+                fmt::format("the metadata's n_prompt is {}, not a number of tokens", shown(said)));
         facts.format = FileFormat::Dkv;
         facts.format_words = "dkv 1";
         facts.prompt_tokens = *tokens;
@@ -82,15 +94,11 @@ private:
     /// What the first layer says; the others must agree.
     Result<void> read_geometry() {
         auto& geometry = facts.geometry;
-        while (file_.find(dkv_tensor(geometry.layers, "keys")) != nullptr)
-            ++geometry.layers;
-        if (geometry.layers == 0) return corrupt("there is no layers.0.keys");
-        auto const keys = named(0, "keys");
+        geometry.layers = DKV_TRY(count_layers(file_.table, dkv_layer));
+        auto const keys = DKV_TRY(needed(0, "keys"));
         auto const offsets = named(0, "head_offsets");
         auto const& shape = keys.tensor->shape;
-        auto const dtype = cache_dtype(keys.tensor->dtype);
-        if (!dtype)
-            return corrupt("layers.0.keys is " + keys.tensor->dtype + ", not F32, F16 or BF16");
+        auto const dtype = DKV_TRY(need_cache_dtype(keys.name, keys.tensor->dtype));
         bool const ragged = offsets.tensor != nullptr;
         if (shape.size() != (ragged ? 2 : 3) || !is_extent(shape.back()) ||
             (!ragged && !is_extent(shape.front())))
@@ -98,7 +106,7 @@ private:
         if (ragged && (offsets.tensor->shape.size() != 1 || offsets.tensor->shape[0] < 2 ||
                        offsets.tensor->shape[0] > kExtentMax))
             return corrupt("layers.0.head_offsets is " + offsets.shape());
-        geometry.dtype = *dtype;
+        geometry.dtype = dtype;
         geometry.head_dim = static_cast<std::uint32_t>(shape.back());
         geometry.kv_heads =
             static_cast<std::uint32_t>(ragged ? offsets.tensor->shape[0] - 1 : shape[0]);

@@ -50,9 +50,8 @@ bool comes_before(std::string_view left, std::string_view right) noexcept {
     return whole_left < whole_right;
 }
 
-Result<std::vector<std::filesystem::path>> files_of(std::filesystem::path const& folder,
-                                                    std::string_view extension) {
-    std::vector<std::filesystem::path> found;
+Result<FolderFiles> files_of(std::filesystem::path const& folder, std::string_view extension) {
+    FolderFiles found;
     std::error_code problem;
     std::filesystem::directory_iterator entry(folder, problem);
     std::size_t entries = 0;
@@ -60,11 +59,16 @@ Result<std::vector<std::filesystem::path>> files_of(std::filesystem::path const&
         if (++entries > kEntriesMax)
             return Error{ErrorCode::LimitExceeded,
                          fmt::format("{}: more than {} files", folder.string(), kEntriesMax)};
-        if (entry->path().extension() == extension) found.push_back(entry->path());
+        // Hidden ones are the system's or a copying program's.
+        if (entry->path().filename().native().starts_with('.')) continue;
+        if (entry->path().extension() == extension)
+            found.files.push_back(entry->path());
+        else if (entry->path().stem().extension() == extension)
+            found.leftover = entry->path();
     }
     if (problem)
         return Error{ErrorCode::Io, fmt::format("{}: {}", folder.string(), problem.message())};
-    std::ranges::sort(found, [](auto const& a, auto const& b) {
+    std::ranges::sort(found.files, [](auto const& a, auto const& b) {
         return comes_before(a.filename().native(), b.filename().native());
     });
     return found;

@@ -1,10 +1,10 @@
 #include "sidecar/files/hf_file.h"
 
-#include <algorithm>
 #include <limits>
 
 #include <fmt/format.h>
 
+#include "sidecar/files/layer_count.h"
 #include "sidecar/files/pairs.h"
 
 namespace dkv {
@@ -17,13 +17,21 @@ std::string hf_values_name(std::uint32_t layer) {
     return fmt::format("v_{}", layer);
 }
 
+/// "k_12", "v_12", "positions_12": 12.
+std::optional<std::uint64_t> hf_layer(std::string_view name) {
+    for (std::string_view const prefix : {"k_", "v_", "positions_"})
+        if (name.starts_with(prefix)) return plain_number(name.substr(prefix.size()));
+    return std::nullopt;
+}
+
 /// Messages do not name the path yet.
 class HfReader {
 public:
     explicit HfReader(TensorFile const& file) : file_(file) {}
 
     Result<void> read() {
-        auto pairs = DKV_TRY(read_pairs(file_, hf_keys_name, hf_values_name));
+        auto const count = DKV_TRY(count_layers(file_.table, hf_layer));
+        auto pairs = DKV_TRY(read_pairs(file_, count, hf_keys_name, hf_values_name));
         layers = std::move(pairs.layers);
         facts.format = FileFormat::Hf;
         facts.format_words = "HF export";
@@ -32,12 +40,9 @@ public:
         facts.model = metadata_text(file_.table.metadata, "model");
         facts.rope = DKV_TRY(metadata_rope(file_.table.metadata));
         DKV_TRY(read_prompt(pairs.rows_max));
-        std::size_t places = 2 * layers.size();
-        for (LayerTensors& layer : layers) {
+        for (LayerTensors& layer : layers)
             DKV_TRY(read_positions(layer));
-            places += layer.positions.tensor == nullptr ? 0 : 1;
-        }
-        return check_places(places);
+        return check_places();
     }
 
     CacheFacts facts;
@@ -70,18 +75,18 @@ private:
                                    fmt::join(shape, ", ")));
     }
 
-    /// A layer behind a gap would be lost without a word; tensors of other names are the user's.
-    Result<void> check_places(std::size_t places) const {
-        auto const is_ours = [](auto const& entry) {
-            std::string_view const name = entry.first;
-            return name.starts_with("k_") || name.starts_with("v_") ||
-                   name.starts_with("positions_");
-        };
-        auto const count =
-            static_cast<std::size_t>(std::ranges::count_if(file_.table.tensors, is_ours));
-        if (count == places) return {};
-        return corrupt(fmt::format("{} tensors k_, v_ or positions_ belong to none of {} layers",
-                                   count - places, layers.size()));
+    /// Tensors of other names are the user's; one that is almost a layer's may be a layer lost.
+    Result<void> check_places() const {
+        for (auto const& [name, tensor] : file_.table.tensors) {
+            bool const ours =
+                name.starts_with("k_") || name.starts_with("v_") || name.starts_with("positions_");
+            if (ours && !hf_layer(name))
+                return corrupt(
+                    fmt::format("the tensor {} is of no layer: layers are k_0, v_0, "
+                                "k_1, v_1 …",
+                                shown(name)));
+        }
+        return {};
     }
 
     TensorFile const& file_;

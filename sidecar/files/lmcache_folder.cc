@@ -6,18 +6,20 @@
 #include <limits>
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include "protocol/files/mapped_file.h"
 #include "protocol/files/safetensors.h"
 #include "sidecar/files/check_bytes.h"
 #include "sidecar/files/folder.h"
+#include "sidecar/files/lmcache_names.h"
 
 namespace dkv {
 namespace {
 
 constexpr std::size_t kHeaderBytes = 28;
 constexpr std::int32_t kFormat2LTD = 1;
+constexpr std::int32_t kFormatMla = 6;
+constexpr std::string_view kChunkExtension = ".data";
 
 struct Header {
     std::int32_t bytes = 0;
@@ -41,19 +43,38 @@ std::string shape_text(Header const& header) {
     return fmt::format("[{}]", fmt::join(header.shape, ", "));
 }
 
+std::string_view name_of_format(std::int32_t format) noexcept {
+    switch (format) {
+        case 2:
+        case 3: return " (one layer alone)";
+        case 4:
+        case 5: return " (compressed or quantised)";
+        default: return "";
+    }
+}
+
 /// Everything but what several chunks have to agree on.
 Result<Header> read_header(std::span<std::byte const> bytes) {
     Header header;
     if (bytes.size() < kHeaderBytes)
-        return corrupt(fmt::format("{} bytes are no LMCache chunk", bytes.size()));
+        return corrupt(fmt::format("{} bytes, fewer than the {} of an LMCache chunk's header",
+                                   bytes.size(), kHeaderBytes));
     std::memcpy(&header, bytes.data(), kHeaderBytes);
+    if (header.format == kFormatMla || (header.format == kFormat2LTD && header.shape[0] == 1))
+        return unsupported(
+            fmt::format("format {}, {}: one row per token and neither keys nor "
+                        "values, as MLA (DeepSeek) has it, which is not read",
+                        header.format, shape_text(header)));
     if (header.format != kFormat2LTD)
         return unsupported(
-            fmt::format("format {}: only 1, [2, layers, tokens, width], is read", header.format));
+            fmt::format("format {}{}, {}: only 1, [2, layers, tokens, width], is "
+                        "read",
+                        header.format, name_of_format(header.format), shape_text(header)));
     auto const dtype = dtype_of(header.dtype);
     if (!dtype)
-        return unsupported(fmt::format(
-            "dtype {}: only 1 and 2 (f16), 3 (bf16) and 4 (f32) are read", header.dtype));
+        return unsupported(
+            fmt::format("dtype {}: only 1 and 2 (f16), 3 (bf16) and 4 (f32) are read{}",
+                        header.dtype, header.dtype > 4 ? "; it may be one of quantised rows" : ""));
     std::uint64_t bytes_wanted = bytes_of(*dtype);
     bool overflow = header.shape[0] != 2;
     for (std::int32_t const extent : header.shape)
@@ -66,12 +87,6 @@ Result<Header> read_header(std::span<std::byte const> bytes) {
         return corrupt(fmt::format("the header says {} bytes and {} {}, and {} bytes follow",
                                    header.bytes, name_of(*dtype), shape_text(header), data));
     return header;
-}
-
-/// What LMCache says in a name, up to the hash: "vllm@meta/Llama@1@0"; empty: another name.
-std::string_view key_of(std::string_view name) {
-    if (std::ranges::count(name, '@') < 4) return {};
-    return name.substr(0, name.rfind('@'));
 }
 
 struct Chunk {
@@ -87,6 +102,12 @@ public:
                      OpenOptions const& options) {
         auto const header = DKV_TRY(read_header(mapped.bytes()));
         auto const tokens = static_cast<std::uint32_t>(header.shape[2]);
+        auto const name = chunk_name(path);
+        if (!name.model.empty() && name.world != "1")
+            return unsupported(
+                fmt::format("worker {} of {}: the other workers have the other "
+                            "heads, and chunks of one worker alone are read",
+                            name.worker, name.world));
         if (chunks_.empty())
             DKV_TRY(read_geometry(header, options));
         else
@@ -105,13 +126,11 @@ public:
             fmt::format("LMCache ({} chunk{})", chunks_.size(), chunks_.size() == 1 ? "" : "s");
         facts_.lengths.assign(std::size_t{facts_.geometry.layers} * facts_.geometry.kv_heads,
                               facts_.prompt_tokens);
-        // FORMAT@MODEL@…
-        std::string const name = chunks_.front().path.stem().string();
-        if (auto const key = key_of(name); !key.empty()) {
-            auto const begin = key.find('@') + 1;
-            auto const end = key.rfind('@', key.rfind('@') - 1);
-            facts_.model = key.substr(begin, end - begin);
-        }
+        if (chunks_.size() > 1 && !has_number(chunks_.front().path))
+            facts_.format_words +=
+                ", in the order of their writing: one that is missing between "
+                "them would not be seen";
+        facts_.model = chunk_name(chunks_.front().path).model;
         apply_options(options, facts_);
     }
 
@@ -168,7 +187,8 @@ private:
                 fmt::format("rows of {} do not tell heads from dims: say --kv-heads", width));
         if (width % options.kv_heads != 0)
             return Error{ErrorCode::InvalidArgument,
-                         fmt::format("rows of {} are no {} heads", width, options.kv_heads)};
+                         fmt::format("rows of {} do not divide into {} KV heads (--kv-heads)",
+                                     width, options.kv_heads)};
         facts_.geometry = {.layers = static_cast<std::uint32_t>(header.shape[1]),
                            .q_heads = options.kv_heads,
                            .kv_heads = options.kv_heads,
@@ -187,13 +207,13 @@ private:
             static_cast<std::uint64_t>(header.shape[3]) * bytes_of(geometry.dtype) == row_bytes() &&
             dtype_of(header.dtype) == geometry.dtype;
         if (!fits)
-            return corrupt(fmt::format("{} goes not with {}, of {} layers and rows of {} bytes",
-                                       shape_text(header), first.path.filename().string(),
-                                       geometry.layers, row_bytes()));
-        std::string const name = path.stem().string();
-        std::string const first_name = first.path.stem().string();
-        if (key_of(name) != key_of(first_name))
-            return corrupt("another model's or worker's than " + first.path.filename().string());
+            return corrupt(fmt::format("{} {} does not match {}, {} of {} layers and rows of {}",
+                                       name_of(*dtype_of(header.dtype)), shape_text(header),
+                                       first.path.filename().string(), name_of(geometry.dtype),
+                                       geometry.layers, geometry.kv_heads * geometry.head_dim));
+        if (chunk_name(path) != chunk_name(first.path))
+            return corrupt("by its name, of another model or worker than " +
+                           first.path.filename().string());
         // Only a prompt's last chunk is short.
         if (chunks_.back().tokens != first.tokens ||
             static_cast<std::uint32_t>(header.shape[2]) > first.tokens)
@@ -231,45 +251,36 @@ private:
     std::vector<Chunk> chunks_;
 };
 
-bool begins_with_number(std::filesystem::path const& path) {
-    auto const name = path.filename().string();
-    return !name.empty() && name.front() >= '0' && name.front() <= '9';
-}
-
 }  // namespace
 
 bool is_lmcache_chunk(std::span<std::byte const> bytes) noexcept {
-    // By the sizes alone: a format or dtype that is refused is still a chunk.
+    // By the sizes alone: a format or dtype that is refused is still a chunk, and so is one that
+    // was cut short.
     if (bytes.size() < kHeaderBytes) return false;
     Header header;
     std::memcpy(&header, bytes.data(), kHeaderBytes);
-    return header.format >= 0 && header.format < 32 && header.dtype >= 0 && header.dtype < 32 &&
-           header.bytes > 0 &&
-           static_cast<std::uint64_t>(header.bytes) == bytes.size() - kHeaderBytes;
+    if (header.format < 0 || header.format >= 32 || header.dtype < 0 || header.dtype >= 32 ||
+        header.bytes <= 0)
+        return false;
+    std::uint64_t elements = 1;
+    bool overflow = false;
+    for (std::int32_t const extent : header.shape)
+        overflow =
+            extent <= 0 ||
+            __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements) ||
+            overflow;
+    auto const dtype = dtype_of(header.dtype);
+    auto const said = static_cast<std::uint64_t>(header.bytes);
+    return said == bytes.size() - kHeaderBytes ||
+           (!overflow && dtype && elements <= said && elements * bytes_of(*dtype) == said);
 }
 
-Result<std::vector<std::filesystem::path>> lmcache_chunks(std::filesystem::path const& folder) {
-    auto chunks = DKV_TRY(files_of(folder, ".data"));
-    if (chunks.size() < 2 || std::ranges::all_of(chunks, begins_with_number)) return chunks;
-    using Written = std::pair<std::pair<std::int64_t, std::int64_t>, std::filesystem::path>;
-    std::vector<Written> written;
-    for (auto const& path : chunks) {
-        struct stat status {};
-        if (::stat(path.c_str(), &status) != 0)
-            return Error{ErrorCode::Io, path.string() + ": " + std::strerror(errno)};
-        written.push_back({{status.st_mtim.tv_sec, status.st_mtim.tv_nsec}, path});
-    }
-    std::ranges::sort(written);
-    for (std::size_t i = 0; i < chunks.size(); ++i) {
-        if (i > 0 && written[i].first == written[i - 1].first)
-            return located(folder, unsupported(fmt::format(
-                                       "nothing tells which of {} and {} comes first: call the "
-                                       "chunks 0.data, 1.data …",
-                                       written[i - 1].second.filename().string(),
-                                       written[i].second.filename().string())));
-        chunks[i] = written[i].second;
-    }
-    return chunks;
+bool is_lmcache_folder(std::filesystem::path const& folder) {
+    auto const found = files_of(folder, kChunkExtension);
+    return found && std::ranges::any_of(found.value().files, [](auto const& path) {
+               auto const chunk = MappedFile::open(path);
+               return chunk && is_lmcache_chunk(chunk.value().bytes());
+           });
 }
 
 Result<std::unique_ptr<SavedCache>> open_lmcache(std::vector<std::filesystem::path> const& chunks,

@@ -9,14 +9,11 @@
 
 namespace dkv {
 
-/// Whether a header stands there whose sizes are those of the file.
+/// Whether a header stands there whose sizes are those of the file, or of a tensor.
 bool is_lmcache_chunk(std::span<std::byte const> bytes) noexcept;
 
-/// A folder's chunks in the order of the prompt: that of the numbers in the names where the names
-/// begin with one (0.data, 1.data …), else that in which they were written.
-///
-/// Errors: Io; Unsupported, when two were written at the same time.
-Result<std::vector<std::filesystem::path>> lmcache_chunks(std::filesystem::path const& folder);
+/// Whether a chunk is in it.
+bool is_lmcache_folder(std::filesystem::path const& folder);
 
 /// One prompt, whose chunks these are; `path` is for messages. Rows of several chunks are brought
 /// together in memory, a layer at a time.

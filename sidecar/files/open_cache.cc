@@ -1,11 +1,16 @@
 // Which reader a file is for, by its bytes; never by its name.
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "sidecar/files/dkv_file.h"
 #include "sidecar/files/hf_file.h"
+#include "sidecar/files/layer_count.h"
 #include "sidecar/files/llama_file.h"
 #include "sidecar/files/lmcache_folder.h"
+#include "sidecar/files/lmcache_names.h"
 #include "sidecar/files/mlx_file.h"
+#include "sidecar/files/unknown_file.h"
 #include "sidecar/files/vllm_folder.h"
 
 namespace dkv {
@@ -13,25 +18,42 @@ namespace {
 
 using Opened = Result<std::unique_ptr<SavedCache>>;
 
-constexpr std::string_view kTorchMagic = "PK\x03\x04";
-
-bool begins_with(std::span<std::byte const> bytes, std::string_view magic) {
-    return std::string_view(reinterpret_cast<char const*>(bytes.data()), bytes.size())
-        .starts_with(magic);
-}
-
 Opened refuse(std::filesystem::path const& path, Error const& error) {
     return located(path, error);
 }
 
-/// What a container's tensors are called.
+/// Whether `name` is `prefix`, a number and `suffix`.
+bool is_numbered(std::string_view name, std::string_view prefix, std::string_view suffix) {
+    if (!name.starts_with(prefix) || !name.ends_with(suffix)) return false;
+    name.remove_prefix(prefix.size());
+    return name.size() > suffix.size() && plain_number(name.substr(0, name.size() - suffix.size()));
+}
+
+/// What a container's tensors are called. Any layer's names tell, for the first may be missing.
 std::optional<FileFormat> format_of(TensorTable const& table) {
-    auto const has = [&](char const* name) { return table.tensors.contains(name); };
-    if (metadata_text(table.metadata, "format") == "dkv" || has("layers.0.keys"))
+    auto const has = [&](std::string_view prefix, std::string_view suffix) {
+        return std::ranges::any_of(table.tensors, [&](auto const& entry) {
+            return is_numbered(entry.first, prefix, suffix);
+        });
+    };
+    if (metadata_text(table.metadata, "format") == "dkv" || has("layers.", ".keys") ||
+        has("layers.", ".values"))
         return FileFormat::Dkv;
-    if (has("k_0") || has("v_0")) return FileFormat::Hf;
-    if (has("0.0") || has("0.1") || table.metadata.contains("2.0")) return FileFormat::MlxLm;
+    if (has("k_", "") || has("v_", "")) return FileFormat::Hf;
+    if (has("", ".0") || has("", ".1") || table.metadata.contains("2.0")) return FileFormat::MlxLm;
     return std::nullopt;
+}
+
+Error unknown_tensors(TensorTable const& table) {
+    constexpr std::string_view kWanted = "layers.0.keys of dkv, k_0 of hf, 0.0 of mlx-lm";
+    if (table.tensors.empty())
+        return corrupt(fmt::format("none of the formats I know ({}): safetensors without tensors",
+                                   known_formats()));
+    bool const weights = std::ranges::any_of(
+        table.tensors, [](auto const& entry) { return entry.first.ends_with(".weight"); });
+    return corrupt(fmt::format("none of the formats I know ({}): safetensors{}, with {} and not {}",
+                               known_formats(), weights ? " of a model's weights" : "",
+                               shown(table.tensors.begin()->first), kWanted));
 }
 
 Opened open_container(MappedFile mapped,
@@ -41,11 +63,11 @@ Opened open_container(MappedFile mapped,
     auto const format = options.format ? options.format : format_of(file.table);
     if (format == FileFormat::Dkv) return open_dkv_file(std::move(file), options);
     if (format == FileFormat::Hf) return open_hf_file(std::move(file), options);
-    if (format == FileFormat::MlxLm) return open_mlx_file(std::move(file), options);
+    if (format && is_mlx_lm(*format)) return open_mlx_file(std::move(file), options);
     if (file.find("kv_cache") != nullptr)
         return refuse(path,
                       unsupported("one layer of a vLLM cache: give the folder that it is in"));
-    return refuse(path, corrupt("none of its tensors is a cache's (layers.0.keys, k_0, 0.0)"));
+    return refuse(path, unknown_tensors(file.table));
 }
 
 Opened open_file(std::filesystem::path const& path, OpenOptions const& options) {
@@ -57,13 +79,15 @@ Opened open_file(std::filesystem::path const& path, OpenOptions const& options) 
         return open_llama_file(std::move(mapped), path, options);
     if (format == FileFormat::Lmcache || (!format && is_lmcache_chunk(bytes)))
         return open_lmcache({path}, path, options);
-    if (begins_with(bytes, kTorchMagic))
-        return refuse(path, unsupported("torch.save's files are read by the Python package alone: "
-                                        "python -m dkv convert, or dkv.hf.convert()"));
+    if (!looks_like_safetensors(bytes)) return refuse(path, unknown_file(bytes));
     return open_container(std::move(mapped), path, options);
 }
 
 }  // namespace
+
+bool is_cache_folder(std::filesystem::path const& path) {
+    return is_lmcache_folder(path) || is_vllm_folder(path);
+}
 
 Result<std::unique_ptr<SavedCache>> open_cache(std::filesystem::path const& path,
                                                OpenOptions const& options) {

@@ -5,17 +5,19 @@
 
 namespace dkv {
 
-/// Fills geometry and layers from the tensors that the two name, as many as there are; rows may
-/// differ between layers.
-///
-/// Errors: CorruptData, naming the tensor, unless all are of one shape but for the rows;
-/// Unsupported for more than one sequence.
 struct Pairs {
     Geometry geometry;
     std::vector<LayerTensors> layers;
     std::uint32_t rows_max = 0;
 };
+
+/// Fills geometry and `layers` layers from the tensors that the two name; rows may differ between
+/// layers.
+///
+/// Errors: CorruptData, naming the tensor, for one that is missing, and unless all are of one shape
+/// but for the rows; Unsupported for more than one sequence and for other dtypes.
 Result<Pairs> read_pairs(TensorFile const& file,
+                         std::uint32_t layers,
                          std::string (*keys_name)(std::uint32_t layer),
                          std::string (*values_name)(std::uint32_t layer));
 

@@ -23,14 +23,20 @@ enum class FileFormat : std::uint8_t {
     Hf,          ///< safetensors with k_{l} and v_{l}.
     LlamaState,  ///< llama.cpp: llama_state_seq_get_data, with or without its own magic (GGSQ).
     LlamaSlot,   ///< llama.cpp: a llama-server slot, or a session file.
-    MlxLm,       ///< mlx-lm's prompt cache.
+    MlxLm,       ///< mlx-lm's prompt cache, as 0.32 and later write it.
+    MlxLm031,    ///< The same before 0.32.
     Vllm,        ///< A folder of vLLM's ExampleConnector; read only.
     Lmcache      ///< A folder of LMCache's fs chunks; read only.
 };
 
-/// "dkv", "hf", "llama-state", "llama-slot", "mlx-lm", "vllm", "lmcache": as --format takes them.
+/// "dkv", "hf", "llama-state", "llama-slot", "mlx-lm", "mlx-lm@0.31", "vllm", "lmcache".
 std::string_view name_of(FileFormat format) noexcept;
+/// A name as name_of() has it; or mlx-lm of any version, "mlx-lm@0.29.1".
 std::optional<FileFormat> file_format(std::string_view name) noexcept;
+/// Of either generation.
+constexpr bool is_mlx_lm(FileFormat format) noexcept {
+    return format == FileFormat::MlxLm || format == FileFormat::MlxLm031;
+}
 bool is_writable(FileFormat format) noexcept;
 /// Of llama.cpp's two.
 bool is_llama(FileFormat format) noexcept;
@@ -65,7 +71,10 @@ struct CacheFacts {
     /// [layers] of [q_heads] learned attention sinks, or of none; empty: no layer has any.
     std::vector<std::vector<float>> sink_logits;
     RopeFacts rope;
-    bool compacted = false;              ///< Tokens are missing somewhere.
+    bool compacted = false;  ///< Tokens are missing somewhere.
+    /// mlx-lm, which counts rows as positions 0, 1, 2 …: tokens of the longer prompt that the rows
+    /// were kept of. 0: there is none.
+    std::uint32_t kept_of = 0;
     std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads] rows stored.
     std::vector<std::int32_t> tokens;    ///< [prompt_tokens] ids; empty: the file has none.
     /// "policy", "capacity", "window" …, "source_format", "source", "dkv": what the file went
@@ -80,6 +89,7 @@ struct CacheFacts {
     std::span<float const> sinks(std::uint32_t layer) const {
         return sink_logits.empty() ? std::span<float const>() : std::span(sink_logits[layer]);
     }
+    bool is_whole() const noexcept { return !compacted && kept_of == 0; }
     std::uint32_t length(std::uint32_t layer, std::uint32_t head) const {
         return lengths[std::size_t{layer} * geometry.kv_heads + head];
     }
@@ -159,5 +169,13 @@ struct OpenOptions {
 /// does not justify.
 Result<std::unique_ptr<SavedCache>> open_cache(std::filesystem::path const& path,
                                                OpenOptions const& options = {});
+
+/// `error` of what was done with a file, beginning with its path unless it does already. Cancelled
+/// stays as it is: it is of no file.
+Error naming(std::filesystem::path const& path, Error error);
+
+/// Whether a folder is one cache as a whole, if only one that open_cache() refuses: vLLM's layers,
+/// LMCache's chunks.
+bool is_cache_folder(std::filesystem::path const& path);
 
 }  // namespace dkv

@@ -108,8 +108,10 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
                        *held);
     };
     SavedLayer saved;
-    saved.keys = view(layer.keys, heads, rows);
-    saved.values = view(layer.values, heads, rows);
+    std::uint32_t const room = layer.room == 0 ? rows : layer.room;
+    saved.keys = view(layer.keys, heads, room);
+    saved.values = view(layer.values, heads, room);
+    saved.keys.tokens = saved.values.tokens = rows;  // What is behind them are not tokens.
     if (layer.queries.tensor != nullptr)
         saved.queries = view(layer.queries, geometry.q_heads, facts_.query_rows);
     saved.sink_logits = facts_.sinks(index);

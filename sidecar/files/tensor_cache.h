@@ -40,6 +40,7 @@ struct LayerTensors {
     NamedTensor head_offsets;
     NamedTensor sink_logits;
     std::uint32_t rows = 0;                ///< Of every head.
+    std::uint32_t room = 0;                ///< Rows that a head has room for; 0: `rows`.
     std::vector<std::uint32_t> head_rows;  ///< As in SavedLayer; `rows` is not read then.
 
     std::uint32_t rows_of(std::uint32_t head) const {

@@ -5,12 +5,14 @@
 #include <fmt/format.h>
 
 #include "sidecar/files/folder.h"
+#include "sidecar/files/layer_files.h"
 #include "sidecar/files/tensor_cache.h"
 
 namespace dkv {
 namespace {
 
 constexpr char const* kTensor = "kv_cache";
+constexpr std::string_view kLayerExtension = ".safetensors";
 
 using Shape = std::vector<std::uint64_t>;
 
@@ -35,10 +37,25 @@ std::vector<std::string> candidates(Shape const& shape) {
     return names;
 }
 
+/// What MLA models have instead of keys and values: one row per token, for all heads.
+bool is_latent(Shape const& shape) {
+    constexpr std::uint64_t kKnownWidths[] = {576, 288, 320};  // DeepSeek, MiniCPM 3 …
+    bool const one_head = shape.size() == 3 && shape[1] == 1 &&
+                          std::ranges::find(kKnownWidths, shape[2]) != std::end(kKnownWidths);
+    return shape.size() == 2 || one_head;
+}
+
 Result<std::string> choose(Shape const& shape, std::string const& wanted) {
     auto const names = candidates(shape);
     std::string const what = fmt::format("kv_cache is [{}]", fmt::join(shape, ", "));
-    if (names.empty()) return corrupt(what + ", which is no layout that is known");
+    if (wanted.empty() && is_latent(shape))
+        return unsupported(what +
+                           ": one row per token and neither keys nor values, as MLA (DeepSeek) has "
+                           "it, which is not read");
+    if (names.empty())
+        return corrupt(what +
+                       ", not [2, tokens, heads, head_dim] (2THD), [tokens, 2, heads, "
+                       "head_dim] (T2HD) or [tokens, heads, 2 · head_dim] (TH2D)");
     if (wanted.empty() && names.size() == 1) return names.front();
     if (wanted.empty())
         return unsupported(
@@ -63,7 +80,8 @@ Result<Layout> layout_of(Shape const& shape, OpenOptions const& options) {
     if (shape.size() == 3) {
         std::uint64_t const parts = paired ? 2 : heads;
         if (dims % parts != 0)
-            return corrupt(fmt::format("kv_cache has rows of {}, no multiple of {}", dims, parts));
+            return corrupt(
+                fmt::format("kv_cache has rows of {}, not a multiple of {}", dims, parts));
         dims /= parts;
     }
     layout.tokens = static_cast<std::uint32_t>(layout.name == "2THD" ? shape[1] : shape[0]);
@@ -141,49 +159,91 @@ private:
         if (file.table.tensors.size() != 1)
             return corrupt(
                 fmt::format("{} tensors, not kv_cache alone", file.table.tensors.size()));
-        auto const dtype = cache_dtype(tensor.dtype);
-        if (!dtype) return unsupported("kv_cache is " + tensor.dtype + ", not F32, F16 or BF16");
+        auto const dtype = DKV_TRY(need_cache_dtype(kTensor, tensor.dtype));
         facts_.file_bytes += file.mapped.bytes().size();
         Geometry& geometry = facts_.geometry;
         if (files_.size() == 1) {
             layout_ = DKV_TRY(layout_of(tensor.shape, options));
-            geometry.dtype = *dtype;
+            geometry.dtype = dtype;
             geometry.kv_heads = geometry.q_heads = layout_.heads;
             geometry.head_dim = layout_.head_dim;
             return {};
         }
         auto const& first = *files_.front().find(kTensor);
         if (tensor.shape == first.shape && tensor.dtype == first.dtype) return {};
-        return corrupt(fmt::format("kv_cache is {} [{}], and {} [{}] in the first layer",
-                                   tensor.dtype, fmt::join(tensor.shape, ", "), first.dtype,
-                                   fmt::join(first.shape, ", ")));
+        return corrupt(fmt::format(
+            "kv_cache is {} [{}], and {} [{}] in {}", tensor.dtype, fmt::join(tensor.shape, ", "),
+            first.dtype, fmt::join(first.shape, ", "), files_.front().path.filename().string()));
     }
 
     std::vector<TensorFile> files_;
     Layout layout_;
 };
 
-/// The folder's layers, or those of the one folder in it.
-Result<std::vector<std::filesystem::path>> layers_of(std::filesystem::path const& path) {
-    auto files = DKV_TRY(files_of(path, ".safetensors"));
-    if (!files.empty()) return files;
+struct FolderEntries {
     std::vector<std::filesystem::path> folders;
+    std::vector<std::filesystem::path> others;
+};
+
+Result<FolderEntries> entries_of(std::filesystem::path const& path) {
+    FolderEntries entries;
     std::error_code problem;
     for (std::filesystem::directory_iterator entry(path, problem), end; !problem && entry != end;
-         entry.increment(problem))
-        if (entry->is_directory(problem)) folders.push_back(entry->path());
+         entry.increment(problem)) {
+        if (entry->path().filename().native().starts_with('.')) continue;
+        bool const folder = entry->is_directory(problem);
+        (folder ? entries.folders : entries.others).push_back(entry->path());
+    }
     if (problem) return Error{ErrorCode::Io, path.string() + ": " + problem.message()};
-    if (folders.size() == 1) files = DKV_TRY(files_of(folders.front(), ".safetensors"));
-    if (!files.empty()) return files;
+    return entries;
+}
+
+/// The folder's layers, or those of the one folder in it.
+Result<std::vector<std::filesystem::path>> layers_of(std::filesystem::path const& path) {
+    auto found = DKV_TRY(files_of(path, kLayerExtension));
+    auto const entries = DKV_TRY(entries_of(path));
+    auto const& folders = entries.folders;
+    if (found.files.empty() && folders.size() == 1)
+        found = DKV_TRY(files_of(folders.front(), kLayerExtension));
+    DKV_TRY(check_no_leftover(found));
+    if (!found.files.empty()) return std::move(found.files);
     if (folders.size() > 1)
         return located(path, unsupported(fmt::format(
                                  "{} folders: give one of them, such as {}", folders.size(),
                                  std::ranges::min(folders).filename().string())));
+    auto const inside =
+        entries.others.empty()
+            ? std::string("it is empty")
+            : fmt::format("it has {}", shown(std::ranges::min(entries.others).filename().string()));
     return Error{ErrorCode::Io,
-                 path.string() + ": a folder without the files of a vLLM or LMCache cache"};
+                 fmt::format("{}: a folder of none of the formats I know (vllm: one .safetensors "
+                             "per layer; lmcache: .data): {}",
+                             path.string(), inside)};
+}
+
+/// Whether its files are layers, but for a few that are not; nothing where none can be read.
+std::optional<bool> has_layers(std::filesystem::path const& folder) {
+    auto const found = files_of(folder, kLayerExtension);
+    if (!found) return false;
+    std::size_t layers = 0;
+    std::size_t others = 0;
+    for (auto const& path : found.value().files) {
+        auto mapped = MappedFile::open(path);
+        if (!mapped) continue;
+        auto const file = TensorFile::open(std::move(mapped).value(), path);
+        if (file) ++(file.value().find(kTensor) != nullptr ? layers : others);
+    }
+    return layers + others == 0 ? std::nullopt : std::optional(layers > others);
 }
 
 }  // namespace
+
+bool is_vllm_folder(std::filesystem::path const& path) {
+    if (auto const layers = has_layers(path)) return *layers;
+    auto const entries = entries_of(path);
+    return entries && entries.value().folders.size() == 1 &&
+           has_layers(entries.value().folders.front()).value_or(false);
+}
 
 Result<std::unique_ptr<SavedCache>> open_vllm_folder(std::filesystem::path const& path,
                                                      OpenOptions const& options) {
@@ -191,6 +251,7 @@ Result<std::unique_ptr<SavedCache>> open_vllm_folder(std::filesystem::path const
     if (files.size() > kLayersMax)
         return located(
             path, corrupt(fmt::format("{} files, more than {} layers", files.size(), kLayersMax)));
+    DKV_TRY(check_layer_files(files.front().parent_path(), files));
     return VllmFolder::open(files, options);
 }
 

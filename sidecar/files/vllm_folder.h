@@ -12,10 +12,15 @@
 
 namespace dkv {
 
+/// Whether that is what `path` is, readable or not: of the files that are safetensors, most have a
+/// kv_cache.
+bool is_vllm_folder(std::filesystem::path const& path);
+
 /// `path` holds the layers, or one folder that holds them. Rows are views into the files.
 ///
-/// Errors: as open_cache() says; Unsupported, naming --layout or --kv-heads, for a shape that can
-/// be read in two ways.
+/// Errors: as open_cache() says; CorruptData, naming it, for a layer that is missing or there
+/// twice; Unsupported, naming --layout or --kv-heads, for a shape that can be read in two ways, and
+/// for MLA's.
 Result<std::unique_ptr<SavedCache>> open_vllm_folder(std::filesystem::path const& path,
                                                      OpenOptions const& options);
 

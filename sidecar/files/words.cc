@@ -15,6 +15,16 @@ std::optional<Dtype> cache_dtype(std::string_view word) noexcept {
     return std::nullopt;
 }
 
+Result<Dtype> need_cache_dtype(std::string_view tensor, std::string_view word) {
+    if (auto const dtype = cache_dtype(word)) return *dtype;
+    bool const quantised = word.starts_with("F8_") || word.starts_with("F6_") || word == "F4" ||
+                           word == "I8" || word == "U8" || word == "U32";
+    return unsupported(fmt::format("{} is {}, not F32, F16 or BF16{}", tensor, word,
+                                   quantised ? ": rows that were quantised are not read; save the "
+                                               "cache without quantising it"
+                                             : ""));
+}
+
 std::string_view metadata_text(Metadata const& metadata, std::string_view key) {
     auto const found = metadata.find(key);
     return found == metadata.end() ? std::string_view() : found->second;

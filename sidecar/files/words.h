@@ -34,6 +34,10 @@ std::optional<T> number_of(std::string_view text) {
 /// Of the container's word: "F32", "F16", "BF16".
 std::optional<Dtype> cache_dtype(std::string_view word) noexcept;
 
+/// Errors: Unsupported "k_0 is I8, not F32, F16 or BF16", saying so where the dtype is that of
+/// quantised rows.
+Result<Dtype> need_cache_dtype(std::string_view tensor, std::string_view word);
+
 /// Empty where there is no such key.
 std::string_view metadata_text(Metadata const& metadata, std::string_view key);
 

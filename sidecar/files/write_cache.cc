@@ -61,6 +61,7 @@ private:
             DKV_TRY(write_keys(rows.source.keys_of(head), heads[head]));
         for (std::uint32_t head = 0; head < heads.size(); ++head)
             DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], plain_));
+        if (plan_.with_counts) DKV_TRY(write_count(lengths.front()));
         if (!plan_.with_queries) return {};
         DKV_TRY(write_queries(layer, rows.source.queries));
         return writer_.append(std::as_bytes(facts.sinks(layer)));
@@ -71,6 +72,10 @@ private:
         for (std::uint32_t const length : lengths)
             offsets.push_back(offsets.back() + static_cast<std::int32_t>(length));
         return writer_.append(bytes_in(offsets));
+    }
+
+    Result<void> write_count(std::uint32_t rows) {
+        return writer_.append(bytes_in(std::vector{static_cast<std::int32_t>(rows)}));
     }
 
     Result<void> write_positions(std::vector<HeadRows> const& heads) {

@@ -70,31 +70,42 @@ Result<FilePlan> plan_hf(WriteRequest const& request) {
 }
 
 /// mlx-lm's own programs want a model and a tokenizer's settings in there; what another mlx-lm file
-/// had goes along ("mlx.…" of the provenance).
-std::map<std::string, std::string> mlx_metadata(CacheFacts const& facts) {
+/// had goes along ("mlx.…" of the provenance). mlx_file.h has the two generations.
+std::map<std::string, std::string> mlx_metadata(CacheFacts const& facts, bool counted) {
+    std::string const user = counted ? "0." : "1.";
     std::map<std::string, std::string> metadata{
-        {"1.model", facts.model},
-        {"1.tokenizer_config", "{}"},
-        {"1.dkv_n_prompt", std::to_string(facts.prompt_tokens)}};
+        {user + "model", facts.model},
+        {user + "tokenizer_config", "{}"},
+        {user + "dkv_n_prompt", std::to_string(std::max(facts.prompt_tokens, facts.kept_of))}};
     for (auto const& [key, value] : facts.provenance) {
         if (key.starts_with("mlx.")) {
-            metadata["1." + key.substr(4)] = value;
+            metadata[user + key.substr(4)] = value;
             continue;
         }
-        std::string name = "1.dkv_" + key;  // A dot would make mlx-lm's metadata a tree.
+        std::string name = user + "dkv_" + key;  // A dot would make mlx-lm's metadata a tree.
         std::replace(name.begin() + 2, name.end(), '.', '_');
         metadata[name] = value;
     }
+    if (counted) metadata["2.0"] = "";
     for (std::uint32_t layer = 0; layer < facts.geometry.layers; ++layer) {
-        metadata[fmt::format("0.{}", layer)] = "";
-        metadata[fmt::format("2.{}", layer)] = "KVCache";
+        metadata[fmt::format("{}.{}", counted ? 1 : 2, layer)] = "KVCache";
+        if (!counted) {
+            metadata[fmt::format("0.{}", layer)] = "";
+            continue;
+        }
+        metadata[fmt::format("2.{}.0", layer + 1)] = fmt::format("{}.2", layer);
+        metadata[fmt::format("2.{}.1", layer + 1)] = "scalar";
     }
     return metadata;
 }
 
 Result<FilePlan> plan_mlx(WriteRequest const& request) {
     CacheFacts const& facts = request.facts;
-    FilePlan plan{.tensors = {}, .metadata = mlx_metadata(facts), .from_zero = true};
+    bool const counted = request.format == FileFormat::MlxLm;
+    FilePlan plan{.tensors = {},
+                  .metadata = mlx_metadata(facts, counted),
+                  .from_zero = true,
+                  .with_counts = counted};
     std::string const dtype(container_dtype(facts.geometry.dtype));
     for (std::uint32_t layer = 0; layer < facts.geometry.layers; ++layer) {
         std::uint64_t const rows = DKV_TRY(common_length(request, layer));
@@ -102,6 +113,7 @@ Result<FilePlan> plan_mlx(WriteRequest const& request) {
             plan.tensors.push_back({fmt::format("{}.{}", layer, part),
                                     dtype,
                                     {1, facts.geometry.kv_heads, rows, facts.geometry.head_dim}});
+        if (counted) plan.tensors.push_back({fmt::format("{}.2", layer), "I32", {}});
     }
     return plan;
 }
@@ -112,7 +124,8 @@ Result<FilePlan> file_plan(WriteRequest const& request) {
     switch (request.format) {
         case FileFormat::Dkv: return plan_dkv(request);
         case FileFormat::Hf: return plan_hf(request);
-        case FileFormat::MlxLm: return plan_mlx(request);
+        case FileFormat::MlxLm:
+        case FileFormat::MlxLm031: return plan_mlx(request);
         default:
             return Error{ErrorCode::Unsupported,
                          fmt::format("{} is read, not written", name_of(request.format))};

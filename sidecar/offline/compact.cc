@@ -21,13 +21,10 @@ unsigned cores() {
     return std::max(1U, std::thread::hardware_concurrency());
 }
 
-/// Whose message it is stands in front, unless it does already.
+/// Prefixes the input's path unless the message has it, or the output's.
 Error located(CompactRequest const& request, Error error) {
-    bool const own = error.message.starts_with(request.input.string()) ||
-                     error.message.starts_with(request.output.string());
-    if (!own && error.code != ErrorCode::Cancelled)
-        error.message = request.input.string() + ": " + error.message;
-    return error;
+    if (error.message.starts_with(request.output.string())) return error;
+    return naming(request.input, std::move(error));
 }
 
 Result<CompactOutcome> compact_with(Backend& backend,

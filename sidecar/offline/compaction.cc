@@ -80,7 +80,7 @@ Result<void> Compaction::check_output() const {
 
 Result<void> Compaction::open() {
     cache_ = DKV_TRY(open_cache(request_.input, request_.open));
-    if (facts().compacted)
+    if (!facts().is_whole())
         return Error{ErrorCode::Unsupported,
                      "tokens are missing from it already: compact the "
                      "cache that it was made of"};
@@ -89,7 +89,7 @@ Result<void> Compaction::open() {
     if (!is_writable(to_))
         return Error{ErrorCode::Unsupported,
                      fmt::format("{} is read and not written: choose dkv, hf, llama-state, "
-                                 "llama-slot or mlx-lm",
+                                 "llama-slot, mlx-lm or mlx-lm@0.31",
                                  name_of(to_))};
     outcome_.from = facts().format;
     outcome_.to = to_;
@@ -313,7 +313,7 @@ void Compaction::add_notes(Filled const& filled) {
     if (alike() != Alike::Nothing && filled.shortest != filled.longest)
         note(fmt::format("budgets of {} … {} were filled up with the next best tokens",
                          filled.shortest, filled.longest));
-    if (to_ == FileFormat::MlxLm)
+    if (is_mlx_lm(to_))
         note("keys were turned to positions 0 … of their own layer: mlx-lm knows no others");
 }
 

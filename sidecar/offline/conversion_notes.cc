@@ -22,6 +22,8 @@ std::vector<std::string> conversion_notes(WriteRequest const& request, FileForma
                         "token and head instead of {}",
                         facts.stored->type, name_of(facts.geometry.dtype),
                         2 * facts.geometry.row_bytes(), facts.stored_bytes()));
+    if (request.format == FileFormat::MlxLm && !is_mlx_lm(from))
+        notes.emplace_back("mlx-lm 0.32 and later read it: --format mlx-lm@0.31 is for older ones");
     auto const order = written_key_order(request);
     if (order && facts.rope.interleaved != (order.value() == KeyOrder::Pairs))
         notes.push_back(

@@ -37,12 +37,10 @@ CacheFacts written_facts(ConvertRequest const& request, CacheFacts facts, FileFo
     return facts;
 }
 
-}  // namespace
-
-Result<CompactOutcome> convert(Backend& backend,
-                               ConvertRequest const& request,
-                               Progress const& progress,
-                               std::size_t file) {
+Result<CompactOutcome> convert_file(Backend& backend,
+                                    ConvertRequest const& request,
+                                    Progress const& progress,
+                                    std::size_t file) {
     auto const begin = std::chrono::steady_clock::now();
     DKV_TRY(check_output(request));
     auto const cache = DKV_TRY(open_cache(request.input, request.open));
@@ -90,6 +88,17 @@ Result<CompactOutcome> convert(Backend& backend,
     outcome.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return outcome;
+}
+
+}  // namespace
+
+Result<CompactOutcome> convert(Backend& backend,
+                               ConvertRequest const& request,
+                               Progress const& progress,
+                               std::size_t file) {
+    auto outcome = convert_file(backend, request, progress, file);
+    if (outcome || outcome.error().message.starts_with(request.output.string())) return outcome;
+    return naming(request.input, outcome.error());
 }
 
 }  // namespace dkv::offline

@@ -71,6 +71,12 @@ Result<Diff> compare_files(Backend& backend,
                            SavedCache const& a,
                            SavedCache const& b,
                            std::array<std::string, 2> const& names) {
+    for (auto const* const side : {&a, &b})
+        if (side->facts().kept_of > 0)
+            return Error{ErrorCode::Unsupported,
+                         names[side == &a ? 0 : 1] +
+                             ": mlx-lm's files of a compacted cache do not say which tokens they "
+                             "have: compare the file that it was made of"};
     DKV_TRY(check_same_prompt(a.facts(), b.facts(), names));
     bool const known = has_attention(a.facts()) || has_attention(b.facts());
     auto const& whole = has_attention(a.facts()) || !known ? a : b;

@@ -121,7 +121,7 @@ Result<std::vector<SweepRow>> sweep(Backend& backend,
                                     std::span<PolicyRequest const> points,
                                     bool with_error,
                                     Progress const& progress) {
-    if (file.facts().compacted)
+    if (!file.facts().is_whole())
         return Error{ErrorCode::Unsupported,
                      "tokens are missing already: a sweep needs the whole cache"};
     return Sweep(backend, file, points, progress).run(points, with_error);

@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include "cli/files/progress_bar.h"
+#include "sidecar/files/saved_cache.h"
 #include "tests/cli/fakes.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -250,6 +251,45 @@ TEST_CASE("dkv convert: every row as it is, and the way back") {
           "dkv: " + folder / "b.safetensors" + " is there already; --force writes over it\n");
     CHECK(dkv_files({"convert", input, "-o", input, "--force"}).err ==
           "dkv: " + input + ": the output cannot be the input\n");
+}
+
+TEST_CASE("dkv convert writes what the named mlx-lm reads, else the newest") {
+    TempDir const folder;
+    auto const input = write_random_cache(folder / "a.safetensors", 1);
+    auto const written = [&](std::string const& from, std::vector<std::string> const& flags) {
+        std::vector<std::string> arguments{"convert", from, "-o", folder / "out", "--force"};
+        arguments.insert(arguments.end(), flags.begin(), flags.end());
+        auto const ran = dkv_files(arguments);
+        REQUIRE(ran.exit_code == 0);
+        auto const opened = open_cache(folder / "out");
+        REQUIRE(opened);
+        CHECK(contains(ran.out,
+                       "mlx-lm 0.32 and later read it: --format mlx-lm@0.31 is for older "
+                       "ones") ==
+              (flags.size() == 2 && file_format(flags[1]) == FileFormat::MlxLm));
+        return opened.value()->facts().format;
+    };
+    CHECK(written(input, {"--format", "mlx-lm"}) == FileFormat::MlxLm);
+    CHECK(written(input, {"--format", "mlx-lm@0.32.2"}) == FileFormat::MlxLm);
+    CHECK(written(input, {"--format", "mlx-lm@0.29.1"}) == FileFormat::MlxLm031);
+    std::filesystem::copy_file(folder / "out", folder / "old");
+    // A compacted one is not taken for a prompt of its own.
+    REQUIRE(compact({input, "-o", folder / "cut", "--policy", "knorm", "--capacity", "16",
+                     "--format", "mlx-lm", "--rope-theta", "10000"})
+                .exit_code == 0);
+    CHECK(
+        compact({folder / "cut", "-o", folder / "x", "--policy", "knorm", "--capacity", "9"}).err ==
+        "dkv: " + folder / "cut" +
+            ": tokens are missing from it already: compact the cache that it was "
+            "made of\n");
+    CHECK(contains(dkv_files({"diff", input, folder / "cut"}).err,
+                   "do not say which tokens they have"));
+    CHECK(contains(dkv_files({"inspect", folder / "cut"}).out, "16 tokens, kept of 80"));
+    // A file stays of its generation.
+    CHECK(written(folder / "old", {}) == FileFormat::MlxLm031);
+    auto const wrong = dkv_files({"convert", input, "-o", folder / "out", "--format", "mlx-lm@x"});
+    CHECK(wrong.exit_code == 2);
+    CHECK(contains(wrong.err, "mlx-lm@x not in {dkv,hf,"));
 }
 
 TEST_CASE("dkv convert keeps a compacted cache as it is, and dkv diff finds them the same") {

@@ -48,7 +48,8 @@ TEST_CASE("completion: the program's nodes are its commands, options and choices
     CHECK(node_at("/compact").positional.is_file);
     CHECK(option_of(node_at("/compact"), "--output").values.is_file);
     CHECK(option_of(node_at("/compact"), "--format").values.words ==
-          std::vector<std::string>{"dkv", "hf", "llama-state", "llama-slot", "mlx-lm"});
+          std::vector<std::string>{"dkv", "hf", "llama-state", "llama-slot", "mlx-lm",
+                                   "mlx-lm@0.31"});
     auto const policies = option_of(node_at("/sweep"), "--policy").values;
     CHECK(policies.list.empty());
     CHECK(std::ranges::find(policies.words, "dynamickv") != policies.words.end());

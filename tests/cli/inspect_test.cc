@@ -1,4 +1,6 @@
 // dkv inspect on files that are really there; no sidecar is asked.
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
 
 #include <doctest/doctest.h>
@@ -103,6 +105,39 @@ TEST_CASE("dkv inspect says in one line what it cannot open") {
     auto const empty = inspect({folder / ""});
     CHECK(empty.exit_code == 1);
     CHECK(contains(empty.err, "no saved cache is in this folder; with -r its folders count, too"));
+    write_file(folder / "notes.txt", "no cache");
+    CHECK(contains(inspect({folder / ""}).err,
+                   "no saved cache is in this folder, and 1 file of none of the formats I know; "));
+    // What would move a terminal's cursor does not come out of a name.
+    auto const moving = folder / "a\n\x1b[2Jb";
+    write_file(moving, "%PDF-1.7");
+    auto const named = inspect({moving});
+    CHECK(std::ranges::count(named.err, '\n') == 1);
+    CHECK(contains(named.err, "a ?[2Jb: none of the formats I know"));
+}
+
+TEST_CASE("dkv inspect takes a vLLM folder as one cache, if only to say what is wrong") {
+    TempDir const folder;
+    std::filesystem::create_directories(folder / "store/0abc");
+    for (int const layer : {0, 2}) {
+        SavedFile file;
+        file.add("kv_cache", "F32", {2, 3, 2, 2}, std::string(96, '\0'));
+        write_file(folder / ("store/0abc/model.layers." + std::to_string(layer) +
+                             ".self_attn.attn.safetensors"),
+                   file.text());
+    }
+    std::string const wanted =
+        "dkv: " + (folder / "store/0abc") + ": layer 1 is missing: the last one is 2\n";
+    CHECK(inspect({folder / "store"}).err == wanted);
+    CHECK(inspect({folder / "store/0abc"}).err == wanted);
+    CHECK(inspect({"-r", folder / ""}).err == wanted);
+    // Two prompts: each of them is a cache, and the folder around them is none.
+    std::filesystem::create_directories(folder / "store/1def");
+    std::filesystem::copy_file(folder / "store/0abc/model.layers.0.self_attn.attn.safetensors",
+                               folder / "store/1def/model.layers.0.self_attn.attn.safetensors");
+    auto const both = inspect({"-r", folder / "store", "--json"});
+    CHECK(both.err == wanted);
+    CHECK(Json::parse(both.out).at("files").size() == 2);
 }
 
 TEST_CASE("dkv inspect can be interrupted while it verifies") {

@@ -113,6 +113,10 @@ TEST_CASE("dkv sweep: what cannot be had stands below the tables, and the rest i
     CHECK(ran.exit_code == 0);
     CHECK(contains(ran.out, "\nNot to be had:\n- h2o needs the queries of the last 80 tokens"));
     CHECK(sweep({a, "--policy", "h2o", "--capacity", "16", "--window", "8"}).exit_code == 1);
+    // Of several files, which.
+    auto const b = write_random_cache(folder / "b.safetensors", 2);
+    auto const both = sweep({a, b, "--policy", "snapkv,h2o", "--capacity", "16", "--window", "8"});
+    CHECK(contains(both.out, "streamingllm need none (" + a + ", " + b + ")\n"));
 }
 
 TEST_CASE("dkv sweep: a file that is broken stops none of the others, and fails at the end") {
@@ -147,7 +151,8 @@ TEST_CASE("dkv sweep passes over compacted files, and names them") {
 
     CHECK(both.exit_code == 0);
     CHECK(both.err ==
-          "dkv: " + small + ": passed over: compacted already, and a sweep needs whole caches\n");
+          "dkv: " + small +
+              ": passed over: tokens are missing already, and a sweep needs whole caches\n");
     CHECK(contains(both.out, "1 file, 1 point each: 1 computed, 0 known before\n"));
     CHECK(a_folder.exit_code == 0);
     CHECK(contains(a_folder.err, small));

@@ -117,22 +117,30 @@ def test_an_hf_export_goes_there_and_back(saved, prompt, tmp_path):
         assert same(tensors[f"layers.{layer}.values"], values[layer])
 
 
-def test_mlx_lm_gets_keys_of_the_positions_that_it_will_count(saved, prompt, tmp_path):
+@pytest.mark.parametrize("version", ["mlx-lm", "mlx-lm@0.31"])
+def test_mlx_lm_gets_keys_of_the_positions_that_it_will_count(saved, prompt, tmp_path, version):
     plain, keys, values, _ = prompt
     small, cache = tmp_path / "small.safetensors", tmp_path / "mlx.safetensors"
     dkv("compact", saved, "-o", small, "--policy", "dynamickv", "--capacity", "32", "--window", WINDOW)
-    dkv("convert", small, "-o", cache, "--format", "mlx-lm", "--rope-theta", THETA)
+    dkv("convert", small, "-o", cache, "--format", version, "--rope-theta", THETA)
     kept, _ = read(small)
     tensors, words = read(cache)
-    assert set(words) >= {f"{part}.{layer}" for part in (0, 2) for layer in range(LAYERS)}
-    assert all(key.split(".")[0] in "012" and key.count(".") == 1 for key in words)
-    assert {words[f"2.{layer}"] for layer in range(LAYERS)} == {"KVCache"}
-    assert words["1.model"] == "made up" and json.loads(words["1.tokenizer_config"]) == {}
+    # As each generation's tree_unflatten() takes its metadata apart.
+    user, classes = (0, 1) if version == "mlx-lm" else (1, 2)
+    assert {words[f"{classes}.{layer}"] for layer in range(LAYERS)} == {"KVCache"}
+    assert words[f"{user}.model"] == "made up" and json.loads(words[f"{user}.tokenizer_config"]) == {}
+    if version == "mlx-lm":
+        scalars = [(words[f"2.{layer + 1}.0"], words[f"2.{layer + 1}.1"]) for layer in range(LAYERS)]
+        assert words["2.0"] == "" and scalars == [(f"{layer}.2", "scalar") for layer in range(LAYERS)]
+    else:
+        assert all(words[f"0.{layer}"] == "" for layer in range(LAYERS))
     tolerance = 1e-5 if keys[0].dtype == torch.float32 else 0.04  # The source's rows were rounded once already.
     for layer in range(LAYERS):
         positions = kept[f"layers.{layer}.positions"].long()
         count = positions.shape[1]
         assert tensors[f"{layer}.0"].shape == (1, HEADS, count, DIM)
+        assert f"{layer}.2" not in tensors or tensors[f"{layer}.2"].item() == count
+        assert (f"{layer}.2" in tensors) == (version == "mlx-lm")
         for head in range(HEADS):
             wanted = turned(plain[layer][head][positions[head]], torch.arange(count))
             torch.testing.assert_close(tensors[f"{layer}.0"][0, head].double(), wanted, atol=tolerance, rtol=0)

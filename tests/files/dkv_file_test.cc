@@ -155,10 +155,10 @@ TEST_CASE_FIXTURE(DkvFileFixture,
 
 TEST_CASE_FIXTURE(DkvFileFixture, "lying headers are refused in one line") {
     SavedFile const good = good_file();
-    check_refused("", "0 bytes are no safetensors file");
-    check_refused(std::string(8, '\xff') + "{}",
-                  "the header is said to have 18446744073709551615 bytes, in a file of 10");
-    check_refused(good.framed("[]"), "the header does not begin with {");
+    check_refused(
+        std::string("\xff\0\0\0\0\0\0\0{}", 10),
+        "not safetensors, or cut short: its header would have 255 bytes, and the file has "
+        "10");
     check_refused(good.framed("{\"a\": "), "the header is not JSON");
     check_refused(good.framed(R"({"a": {"dtype": "F32", "dtype": "F16"}})"),
                   "the header has \"dtype\" twice");
@@ -167,15 +167,16 @@ TEST_CASE_FIXTURE(DkvFileFixture, "lying headers are refused in one line") {
                   "the header is nested too deep");
     check_refused(good.framed(R"({"a": 3})"), "tensor \"a\" has no dtype");
     check_refused(good.framed(R"({"__metadata__": {"format": 3}})"),
-                  "__metadata__: \"format\" is no text");
+                  "__metadata__: \"format\" is not a string");
 }
 
 TEST_CASE_FIXTURE(DkvFileFixture, "offsets and sizes that cannot be are refused by name") {
     auto const keys = [](SavedFile& file) -> Header& { return file.header["layers.0.keys"]; };
     check_spoiled(
-        "tensor \"layers.0.keys\": data_offsets [0, 9999] do not lie in 672 bytes of data",
+        "tensor \"layers.0.keys\": data_offsets [0, 9999] do not lie in 672 bytes of data: the "
+        "file may be cut short",
         [&](SavedFile& file) { keys(file)["data_offsets"][1] = 9999; });
-    check_spoiled("tensor \"layers.0.keys\": data_offsets holds what is no count",
+    check_spoiled("tensor \"layers.0.keys\": data_offsets contains a value that is not a count",
                   [&](SavedFile& file) { keys(file)["data_offsets"][0] = -1; });
     check_spoiled("tensor \"layers.0.keys\": F32 [2, 5, 4] does not take 120 bytes",
                   [&](SavedFile& file) { keys(file)["shape"][2] = 4; });
@@ -204,10 +205,11 @@ TEST_CASE_FIXTURE(DkvFileFixture, "another file than a cache is refused by what 
     auto const set = [](char const* key, char const* value) {
         return [=](SavedFile& file) { file.header["__metadata__"][key] = value; };
     };
-    check_spoiled("the metadata's format is not \"dkv\"", set("format", "pt"));
-    check_spoiled("its version is not 1, the only one known here", set("version", "2"),
+    check_spoiled("the metadata's format is \"pt\", not \"dkv\"", set("format", "pt"));
+    check_spoiled("the metadata's version is \"2\", and this dkv reads 1", set("version", "2"),
                   ErrorCode::Unsupported);
-    check_spoiled("the metadata's n_prompt is no count of tokens", set("n_prompt", "5x"));
+    check_spoiled("the metadata's n_prompt is \"5x\", not a number of tokens",
+                  set("n_prompt", "5x"));
     check_spoiled("the metadata's scale is no number of at least 0", set("scale", "nan"));
     check_spoiled("layers.0.q_window is [4, 2, 3], of 1 tokens", set("n_prompt", "1"));
     check_spoiled("layers.0.keys has 5 of 9 tokens, and there is no layers.0.positions",
@@ -231,7 +233,9 @@ TEST_CASE_FIXTURE(DkvFileFixture, "what is no regular file is refused without wa
         return file.error().message;
     };
     CHECK(message(folder.path()) ==
-          folder.path() + ": a folder without the files of a vLLM or LMCache cache");
+          folder.path() +
+              ": a folder of none of the formats I know (vllm: one .safetensors per layer; "
+              "lmcache: .data): it is empty");
     CHECK(message(path) == path + ": No such file or directory");
     REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
     CHECK(message(path) == path + ": not a regular file");

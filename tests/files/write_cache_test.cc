@@ -200,12 +200,18 @@ TEST_CASE_FIXTURE(WriteCacheFixture,
 
 TEST_CASE_FIXTURE(WriteCacheFixture,
                   "mlx-lm's keys are turned to the positions that they will be given") {
-    auto request = numbers.request(path, FileFormat::MlxLm, kUniform);
-    request.facts.provenance = {{"mlx.chat_template", "null"}, {"policy", "snapkv"}};
-    for (bool const interleaved : {false, true}) {
+    struct Case {
+        FileFormat format;
+        bool interleaved;
+    };
+    for (auto const& [format, interleaved] :
+         {Case{FileFormat::MlxLm, false}, Case{FileFormat::MlxLm, true},
+          Case{FileFormat::MlxLm031, false}}) {
+        auto request = numbers.request(path, format, kUniform);
+        request.facts.provenance = {{"mlx.chat_template", "null"}, {"policy", "snapkv"}};
         request.facts.rope.interleaved = interleaved;
         auto const cache = written(request);
-        CHECK(cache->facts().format == FileFormat::MlxLm);
+        CHECK(cache->facts().format == format);
         CHECK(cache->facts().model == "numbers");
         CHECK(cache->facts().provenance.at("mlx.chat_template") == "null");
         CHECK(cache->facts().provenance.at("policy") == "snapkv");

@@ -80,7 +80,7 @@ TEST_CASE_FIXTURE(CompactFixture, "what cannot be compacted is refused by name")
     wish.format = FileFormat::Vllm;
     CHECK(refusal(wish) ==
           "unsupported: cache: vllm is read and not written: choose dkv, hf, llama-state, "
-          "llama-slot or mlx-lm");
+          "llama-slot, mlx-lm or mlx-lm@0.31");
     wish.format.reset();
     wish.policy.name = "snapkw";
     CHECK(refusal(wish).starts_with("not_found: cache: no policy is called \"snapkw\""));

@@ -269,8 +269,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(saved, tmp_path):
         return ran.stderr
 
     path = saved(queries=32)
-    needs = "dkv: h2o needs the queries of the last 300 tokens, and the file has 32\n"
+    needs = f"dkv: {path}: h2o needs the queries of the last 300 tokens, and the file has 32\n"
     assert error(path, "--policy", "h2o", "--against", "snapkv", "--capacity", 64) == needs
     assert error(tmp_path / "none", "--against", "snapkv") == f"dkv: {tmp_path}/none: No such file or directory\n"
     path.write_bytes(path.read_bytes()[:1000])
-    assert error(path, "--against", "snapkv").startswith(f"dkv: {path}: the header is said to have")
+    assert error(path, "--against", "snapkv").startswith(f"dkv: {path}: not safetensors, or cut short: its header")

@@ -76,11 +76,14 @@ def hf_seeds() -> dict[str, bytes]:
 
 
 def mlx_seeds() -> dict[str, bytes]:
-    tensors, metadata = {}, {"1.model": "m"}
+    tensors, counts = {}, {}
+    old, new = {"1.model": "m"}, {"0.model": "m", "2.0": ""}
     for layer in range(LAYERS):
         tensors |= {f"{layer}.{part}": ("BF16", [1, HEADS, TOKENS, DIM], None) for part in (0, 1)}
-        metadata |= {f"0.{layer}": "", f"2.{layer}": "KVCache"}
-    return {"whole": safetensors(tensors, metadata)}
+        counts |= {f"{layer}.2": ("I32", [], ints(TOKENS - 1))}
+        old |= {f"0.{layer}": "", f"2.{layer}": "KVCache"}
+        new |= {f"1.{layer}": "KVCache", f"2.{layer + 1}.0": f"{layer}.2", f"2.{layer + 1}.1": "scalar"}
+    return {"whole": safetensors(tensors, old), "counted": safetensors(tensors | counts, new)}
 
 
 def llama_body(transposed: bool, positions: tuple[int, ...], streams: int = 1, rotation: tuple[int, ...] = ()) -> bytes:
