@@ -19,7 +19,7 @@ Result<wire::PolicyListT> built_in() {
         auto info = std::make_unique<wire::PolicyInfoT>();
         info->name = entry.name;
         info->summary = entry.summary;
-        info->policy = std::make_unique<wire::PolicyT>(to_wire(DKV_TRY(resolve(request))));
+        info->policy = std::make_unique<wire::PolicyT>(cli::to_wire(DKV_TRY(resolve(request))));
         list.policies.push_back(std::move(info));
     }
     return list;
