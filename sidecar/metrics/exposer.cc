@@ -17,7 +17,8 @@ public:
     }
 
 private:
-    /// A connection that asks nothing keeps a thread: there are several, and each lets go of it soon.
+    /// A connection that asks nothing keeps a thread: there are several, and each lets go of it
+    /// soon.
     static std::vector<std::string> options(std::string const& address) {
         return {"listening_ports",    address, "num_threads",           "4",
                 "request_timeout_ms", "2000",  "keep_alive_timeout_ms", "500"};

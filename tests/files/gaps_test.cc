@@ -48,7 +48,7 @@ TEST_CASE_FIXTURE(ForeignFilesFixture, "a layer that is missing from a file is n
     };
     REQUIRE(open(hf({0, 1, 2}).text()));
     REQUIRE(open(dkv_layers({0, 1, 2}).text()));
-    for (auto const& layers : {hf, dkv_layers}) {
+    for (auto const layers : {+hf, &dkv_layers}) {
         check_refused(layers({0, 1, 2, 4}).text(), "layer 3 is missing: the last one is 4");
         check_refused(layers({1, 2}).text(), "layer 0 is missing: the last one is 2");
         check_refused(layers({0, 1, 5}).text(), "layers 2, 3, 4 are missing: the last one is 5");
