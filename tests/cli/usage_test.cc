@@ -53,9 +53,7 @@ TEST_CASE("dkv policy list and show NAME know their own policies where no sideca
     CHECK(list.err.empty());
     CHECK(test::contains(list.out, "  snapkv "));
     CHECK(test::contains(list.out, "capacity=512 window=32 kernel=7"));
-    CHECK(test::contains(list.out,
-                         "These are the defaults of this dkv: no sidecar listens at "
-                         "ipc:///tmp/x/dkvd.sock.\n"));
+    CHECK(test::contains(list.out, "These are the defaults of this dkv: no sidecar listens at"));
     CHECK(shown.exit_code == 0);
     CHECK(test::contains(shown.out, "--kernel\n"));
     CHECK(test::contains(shown.out, "    value   512\n"));

@@ -73,7 +73,8 @@ TEST_CASE_FIXTURE(ForeignFilesFixture,
          "zeros alone, it begins with 00 00 00 00 00 00 00 00; it may be a copy that was not "
          "finished",
          unsupported);
-    none("ggsq\0\0\0\3", "a llama.cpp slot of a big-endian machine, it begins with 67 67 73 71");
+    none("ggsq\0\0\0\3",
+         "a llama.cpp slot of a big-endian machine, it begins with 67 67 73 71 \"ggsq\"");
     none(std::string("\0\0\0\0\0\0\0\x02{}", 10),
          "safetensors with a big-endian length, which is against the format, it begins with 00 00 "
          "00 00 00 00 00 02");
@@ -99,7 +100,7 @@ TEST_CASE_FIXTURE(ForeignFilesFixture, "safetensors of something else are said t
     auto cut = hf_file().text();
     cut.resize(40);
     check_refused(cut,
-                  "not safetensors, or cut short: its header would have 256 bytes, and the "
+                  "not safetensors, or cut short: its header would have 257 bytes, and the "
                   "file has 40");
 }
 

@@ -45,7 +45,7 @@ def test_an_argument_with_a_value_is_refused_by_name_and_reaches_the_model(tiny_
     assert refusal(tiny_llama, tokens, position_bias=bias) == named
     assert refusal(tiny_llama, tokens, something=0).startswith("the attention of LlamaAttention is given something")
     assert "is_causal=False" in refusal(tiny_llama, tokens, is_causal=False)
-    assert "sliding_window 16: only a layer" in refusal(tiny_llama, tokens, sliding_window=16)
+    assert "sliding_window 16: only layers" in refusal(tiny_llama, tokens, sliding_window=16)
 
 
 def test_an_argument_without_a_value_hinders_nothing(tiny_llama, prompt):

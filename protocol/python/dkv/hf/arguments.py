@@ -12,6 +12,7 @@ import torch
 from .attention import Prefix, lower_right_causal, two_part_attention
 from .interface import Call
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _UNDERSTOOD = {"scaling", "softcap", "dropout", "is_causal", "sliding_window", "s_aux", "output_attentions"}
 # Bookkeeping of the layers around, which no attention function reads for a single sequence.
 _WITHOUT_EFFECT = {
@@ -37,10 +38,36 @@ def not_understood(call: Call, longest: int) -> str | None:
         return f"the attention of {name} is given is_causal=False: only causal attention is compressed"
     window = named.get("sliding_window")
     if window is not None and window < longest:
-        return f"the attention of {name} is given sliding_window {window}: only a layer that sees everything is compressed"
+        return f"the attention of {name} is given sliding_window {window}: only layers that see everything are compressed"
     sinks = call.sinks
     if sinks is not None and tuple(sinks.shape) != (call.query.shape[1],):
         return f"the attention of {name} is given s_aux of shape {list(sinks.shape)}, not [{call.query.shape[1]}]"
+    return None
+
+
+def changed(call: Call, given: tuple[torch.Tensor, torch.Tensor] | None) -> str | None:
+    """Why the rows attended to are not `given`, what the cache returned; None: those were attended to already."""
+    name = type(call.module).__name__
+    if given is None:
+        return f"{name} calls its attention more than once per layer"
+    if call.key is not given[0] or call.value is not given[1]:
+        return f"{name} changes K or V between the cache and its attention"
+    return None
+
+
+def differing(keys: torch.Tensor, values: torch.Tensor) -> str | None:
+    """Why K and V of these shapes and dtypes are not compressed."""
+    if keys.shape[0] != 1:
+        return f"a batch of {keys.shape[0]}: only batch 1 is compressed"
+    if keys.dtype not in DTYPES:
+        return f"K and V are {keys.dtype}: only float32, float16 and bfloat16 are supported"
+    if values.dtype != keys.dtype:
+        return f"K is {keys.dtype} and V is {values.dtype} (as under torch.autocast): they must have one dtype"
+    if values.shape != keys.shape:
+        return (
+            f"K is {list(keys.shape)} and V is {list(values.shape)} (as in multi-head latent attention): "
+            "they must have one shape"
+        )
     return None
 
 
@@ -86,12 +113,11 @@ def tail_mask(mask: object, prompt: int, tail: int) -> torch.Tensor | None:
         )
     if mask.dim() == 2:
         if not bool(mask.all()):
-            raise ValueError("the prompt is compressed, and the text is padded: only batch 1 without padding is possible")
+            raise ValueError("the prompt is compressed, and the text is padded: only unpadded text can follow it")
         return None
     if mask.dim() != 4 or mask.shape[-1] != prompt + tail or mask.shape[0] * mask.shape[1] != 1:
-        raise ValueError(
-            f"the prompt is compressed, and the mask is {list(mask.shape)}, not [1, 1, {mask.shape[-2]}, {prompt + tail}]"
-        )
+        wanted = f"[1, 1, {mask.shape[-2]}, {prompt + tail}]"
+        raise ValueError(f"the prompt is compressed, and the mask is {list(mask.shape)}, not {wanted}")
     if getattr(mask, "_dkv_sees", None) != prompt:
         of_prompt = mask[..., :prompt]
         if not bool(of_prompt.all() if mask.dtype == torch.bool else (of_prompt == 0).all()):
@@ -109,13 +135,15 @@ def computed_otherwise(call: Call, out: torch.Tensor) -> str | None:
     q_heads, q_length, kv_length = call.query.shape[1], call.query.shape[2], call.key.shape[2]
     rows = sorted({q_length // 2, q_length - 1})
     with torch.no_grad():
-        seen = torch.stack([torch.arange(kv_length, device=call.key.device) <= kv_length - q_length + row for row in rows])
+        tokens = torch.arange(kv_length, device=call.key.device)
+        seen = torch.stack([tokens <= kv_length - q_length + row for row in rows])
         nothing = Prefix([0] * call.key.shape[1], call.key[0, :, :0], call.value[0, :, :0])
         ours = two_part_attention(
             call.query[:, :, rows], nothing, call.key, call.value, call.scaling, call.softcap, seen, call.sinks
         ).transpose(1, 2)
         if out.shape[:2] != (1, q_length) or out[0, 0].numel() != ours[0, 0].numel():
-            return f"the attention of {type(call.module).__name__} returns {list(out.shape)}, not [1, {q_length}, {q_heads}, …]"
+            name, wanted = type(call.module).__name__, f"[1, {q_length}, {q_heads}, …]"
+            return f"the attention of {name} returns {list(out.shape)}, not {wanted}"
         theirs = out[:, rows].reshape(ours.shape).float()
         apart = float((theirs - ours.float()).norm() / theirs.norm().clamp_min(1e-20))
     if apart <= _APART_MAX.get(call.query.dtype, 0.1):

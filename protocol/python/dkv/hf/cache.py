@@ -24,7 +24,7 @@ import dkv
 
 from . import forks, options, profiles
 from .announce import announce_prompts, unknown_layers, why_left_alone
-from .arguments import computed_otherwise, masked_otherwise, not_understood, wants_weights
+from .arguments import DTYPES, changed, computed_otherwise, differing, masked_otherwise, not_understood, wants_weights
 from .copies import Copyable
 from .interface import Call, stand_in_front
 from .layer import DkvLayer
@@ -35,7 +35,6 @@ from .storage import Storage
 
 log = logging.getLogger("dkv.hf")
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ROOM_TOKENS = 4096  # For what comes after a prompt that is kept whole; only virtual until written.
 _warned: set[tuple[int, str]] = set()
 _engines: "weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, dkv.Engine]]" = weakref.WeakKeyDictionary()
@@ -236,7 +235,8 @@ class Cache(Copyable, TransformersCache):
         self._before_rows()
         if not self._in_prefill:
             return False
-        reason = self._refusal(keys, values)
+        shared = getattr(self._config, "num_kv_shared_layers", 0)
+        reason = "layers of this model share K and V" if shared else differing(keys, values)
         if reason is None and self._storage is None:
             reason = self._make_storage(keys)
         if reason is None and self._shape != (keys.shape[1], keys.shape[3], keys.dtype):
@@ -279,9 +279,9 @@ class Cache(Copyable, TransformersCache):
             self._report.prompt_tokens = self._report.prompt_tokens or layer.length
             self._go_plain(reason)
 
-    def _before_attention(self, layer: DkvLayer, call: Call, again: bool) -> None:
+    def _before_attention(self, layer: DkvLayer, call: Call, given: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         self._before_rows()
-        reason = self._misfit(layer, call, again)
+        reason = self._misfit(layer, call, given)
         if reason is not None:
             self._report.prompt_tokens = self._report.prompt_tokens or layer.length
             self._go_plain(reason)
@@ -291,16 +291,13 @@ class Cache(Copyable, TransformersCache):
         if layer.ordinal == 1:
             self._layer_done(self._dkv_layers[0])
 
-    def _misfit(self, layer: DkvLayer, call: Call, again: bool) -> str | None:
+    def _misfit(self, layer: DkvLayer, call: Call, given: tuple[torch.Tensor, torch.Tensor] | None) -> str | None:
         """Why dkv could not attend in place of this call once the layer is compressed."""
-        kind = type(call.module).__name__
         if layer.ordinal == 0 and self._prompt is None and not self._is_of_model(call.module):
+            kind = type(call.module).__name__
             return f"the cache was made for another model than that of this {kind}: make one with dkv.hf.Cache(model)"
-        if again:
-            return f"{kind} calls its attention more than once per layer"
-        if not layer.untouched(call):
-            return f"{kind} changes K or V between the cache and its attention"
-        return not_understood(call, max(self._longest, layer.length)) or masked_otherwise(call)
+        longest = max(self._longest, layer.length)
+        return changed(call, given) or not_understood(call, longest) or masked_otherwise(call)
 
     def _after_attention(self, layer: DkvLayer, call: Call, out: torch.Tensor, weights: torch.Tensor | None) -> None:
         prompt = self._prompt
@@ -417,22 +414,6 @@ class Cache(Copyable, TransformersCache):
 
     # ---------------------------------------------------------------- helpers
 
-    def _refusal(self, keys: torch.Tensor, values: torch.Tensor) -> str | None:
-        if keys.shape[0] != 1:
-            return f"a batch of {keys.shape[0]}: only batch 1 is compressed"
-        if keys.dtype not in _DTYPES:
-            return f"K and V are {keys.dtype}: only float32, float16 and bfloat16 are supported"
-        if values.dtype != keys.dtype:
-            return f"K is {keys.dtype} and V is {values.dtype} (as under torch.autocast): they must have one dtype"
-        if values.shape != keys.shape:
-            return (
-                f"K is {list(keys.shape)} and V is {list(values.shape)} (as in multi-head latent attention): "
-                "they must have one shape"
-            )
-        if getattr(self._config, "num_kv_shared_layers", 0):
-            return "layers of this model share K and V"
-        return None
-
     def _make_storage(self, keys: torch.Tensor) -> str | None:
         tokens = max(self._prompt_tokens or 0, self._announced or 0, keys.shape[2])
         most = self._longest = max(tokens, getattr(self._config, "max_position_embeddings", 0) or 0)
@@ -461,7 +442,7 @@ class Cache(Copyable, TransformersCache):
         dtype = getattr(model, "dtype", None)
         if not self._dkv_layers:
             return
-        if isinstance(kv_heads, int) and isinstance(head_dim, int) and dtype in _DTYPES:
+        if isinstance(kv_heads, int) and isinstance(head_dim, int) and dtype in DTYPES:
             self._shared_engine(q_heads, kv_heads, head_dim, dtype)
 
     def _engine(self, query: torch.Tensor) -> dkv.Engine | None:

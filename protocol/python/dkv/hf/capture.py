@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .announce import announce_prompts, why_left_alone
-from .arguments import computed_otherwise, masked_otherwise, not_understood
+from .arguments import changed, computed_otherwise, masked_otherwise, not_understood
 from .copies import Copyable
 from .interface import Call, mark, stand_in_front
 
@@ -59,11 +59,7 @@ class CaptureLayer(DynamicLayer):
 
     def _misfit(self, call: Call) -> str | None:
         given, self._given = self._given, None
-        if given is None:
-            return f"{type(call.module).__name__} calls its attention more than once per layer"
-        if call.key is not given[0] or call.value is not given[1]:
-            return f"{type(call.module).__name__} changes K or V between the cache and its attention"
-        return not_understood(call, call.key.shape[2]) or masked_otherwise(call)
+        return changed(call, given) or not_understood(call, call.key.shape[2]) or masked_otherwise(call)
 
     def copied(self, cache: "Capture") -> "CaptureLayer":
         """For a copy of the cache."""

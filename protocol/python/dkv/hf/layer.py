@@ -7,7 +7,7 @@ import weakref
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from .arguments import not_understood, tail_mask, wants_weights
+from .arguments import changed, not_understood, tail_mask, wants_weights
 from .attention import Prefix, two_part_attention
 from .interface import Call, mark
 
@@ -141,37 +141,32 @@ class DkvLayer(DynamicLayer):
 
     def attend(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         """In place of the model's own attention function (interface.py); returns what that returns."""
-        again, self.unattended = not self.unattended, False
+        given, self.unattended = self._given if self.unattended else None, False
         if self.prefix is not None:
-            return self._attend_kept(call, again), None
+            return self._attend_kept(call, given), None
         cache = self._cache()
         if cache is not None and cache._in_prefill:
-            cache._before_attention(self, call, again)
+            cache._before_attention(self, call, given)
         result = call.run()
         if cache is not None and cache._in_prefill:
             cache._after_attention(self, call, *result)
         return result
 
-    def untouched(self, call: Call) -> bool:
-        """Whether the model attends to the rows as update() returned them."""
-        return self._given is not None and call.key is self._given[0] and call.value is self._given[1]
-
     def unattended_reason(self, model: torch.nn.Module | None) -> str:
         reason = f"{type(model).__name__} does not attend to the cache's rows through transformers' attention interface"
         return reason if self.prefix is None else f"layer {self.index} is compressed, and {reason}: start a new cache"
 
-    def _attend_kept(self, call: Call, again: bool) -> torch.Tensor:
+    def _attend_kept(self, call: Call, given: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[1, q, Hq, D]. Raises ValueError when attention is wanted that the kept rows cannot give."""
-        reason = not_understood(call, self.length)
-        if reason is None and (again or not self.untouched(call)):
-            reason = f"{type(call.module).__name__} attends to other rows than the cache returned, or twice"
+        reason = not_understood(call, self.length) or changed(call, given)
         if reason is None and self.has_weights and wants_weights(call):
             reason = "output_attentions=True, and weights over the tokens that were dropped do not exist"
         if reason is not None:
             raise ValueError(f"layer {self.index} is compressed: {reason}")
         tail = call.key.shape[2]
         seen = tail_mask(call.mask, self.length - tail, tail)
-        out = two_part_attention(call.query, self.prefix, call.key, call.value, call.scaling, call.softcap, seen, call.sinks)
+        rows = (self.prefix, call.key, call.value)
+        out = two_part_attention(call.query, *rows, call.scaling, call.softcap, seen, call.sinks)
         return out.transpose(1, 2).contiguous()
 
     # ---------------------------------------------------------------- the cache's side
