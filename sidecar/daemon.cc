@@ -26,7 +26,7 @@ namespace dkv {
 namespace {
 
 constexpr std::uint32_t kTickMs = 500;
-/// Of answers and events that nobody has read yet.
+/// Of answers and events that their peers have not read yet.
 constexpr std::int64_t kBytesOutInAllMax = 256 << 20;
 
 std::uint64_t random_id() {

@@ -15,7 +15,7 @@ std::string default_endpoint();
 Result<void> check_endpoint(std::string const& endpoint);
 
 /// Before a client connects: the folder of the socket and the socket are this user's or root's, and
-/// nobody else can put another socket there. What is missing is fine: no sidecar listens then.
+/// no other user can put another socket there. What is missing is fine: no sidecar listens then.
 ///
 /// Errors: PermissionDenied, naming the folder or the socket, its owner or its mode.
 Result<void> check_socket_place(std::string const& endpoint);

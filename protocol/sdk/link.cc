@@ -85,8 +85,8 @@ LinkNews Link::wait(Clock::duration timeout, int wake_fd) {
     return news;
 }
 
-/// Whoever listens at a Unix socket must be this user or root, as the kernel says of the
-/// connection.
+/// A Unix socket is listened at by this user or by root, or it is refused: as the kernel says of
+/// the connection.
 std::optional<Error> Link::foreign_peer(int connection) const {
     if (path_.empty()) return std::nullopt;
     auto const peer = peer_of(connection);

@@ -102,7 +102,7 @@ Result<void> ZmqTransport::bind() {
     return place_->bound();
 }
 
-/// Somebody removed the socket, or its folder: what is connected stays, but nothing new comes.
+/// The socket, or its folder, was removed: what is connected stays, but nothing new comes.
 Result<void> ZmqTransport::listen_again() {
     spdlog::warn("the socket of {} was removed: listening again", endpoint_);
     try {
