@@ -16,7 +16,7 @@ namespace dkv {
 /// Everything that can grow has its bound here, and a test that reaches it.
 struct Limits {
     std::uint32_t instances_max = 256;
-    std::uint32_t instances_per_process_max = 64;
+    std::uint32_t instances_per_process_max = 192;  ///< Room is left for other processes.
     std::uint32_t connections_max = 1024;  ///< Open at once; fewer where descriptors are few.
     std::uint32_t sessions_max = 1024;     ///< Open at once, over all instances.
     std::uint32_t regions_max = 8192;      ///< Mapped at once, per instance.

@@ -28,6 +28,7 @@ class Architecture:
     reason: str = ""  # A part of the reason in the report, of what is not compressed.
     model: str | None = None  # The class, where AutoModelForCausalLM is not it.
     layers: int = 4  # Layers that are cut.
+    tolerance: float = 1e-5  # Of the largest logit. Experts that are near a tie make more of a rounding.
     sample: bool = False  # Also in the gate.
 
 
@@ -68,7 +69,7 @@ MAMBA = dict(
 
 
 def _of(config: str, outcome: str = COMPRESSED, reason: str = "", **options) -> Architecture:
-    known = {name: options.pop(name) for name in ("model", "layers", "sample") if name in options}
+    known = {name: options.pop(name) for name in ("model", "layers", "sample", "tolerance") if name in options}
     return Architecture(config, options, outcome, reason, **known)
 
 
@@ -130,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "OLMoE": _of("OlmoeConfig", **EXPERTS),
     "FlexOLMo": _of("FlexOlmoConfig", **EXPERTS),
     "GraniteMoE": _of("GraniteMoeConfig", attention_multiplier=0.2, **EXPERTS),
-    "GraniteMoEShared": _of("GraniteMoeSharedConfig", **EXPERTS),
+    "GraniteMoEShared": _of("GraniteMoeSharedConfig", tolerance=5e-5, **EXPERTS),
     "GraniteMoE-SWA": _of("GraniteMoeSWAConfig", layers=1, **SLIDING, **EXPERTS),
     "PhiMoE": _of("PhimoeConfig", **EXPERTS),
     "gpt-oss": _of("GptOssConfig", head_dim=32, layers=2, sample=True, **SLIDING, **EXPERTS),
@@ -206,8 +207,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mamba": _of("MambaConfig", REFUSED, "no past_key_values"),
     "Mamba2": _of("Mamba2Config", REFUSED, "no past_key_values", num_heads=4, head_dim=32, n_groups=1, state_size=16),
     "FalconMamba": _of("FalconMambaConfig", REFUSED, "no past_key_values"),
-    "xLSTM": _of("xLSTMConfig", REFUSED, "no rows", num_heads=4, qk_dim_factor=1.0),
-    "RWKV": _of("RwkvConfig", REFUSED, "no rows"),
+    "xLSTM": _of("xLSTMConfig", REFUSED, "class of its own", num_heads=4, qk_dim_factor=1.0),
+    "RWKV": _of("RwkvConfig", REFUSED, "class of its own"),
     "GPT": _of("OpenAIGPTConfig", REFUSED, "no past_key_values"),
     # Attention of their own.
     "Falcon": _of("FalconConfig", REFUSED, "attention interface", sample=True, multi_query=True, alibi=False),
