@@ -117,7 +117,7 @@ def test_a_model_whose_queries_cannot_be_seen_is_named(prompt, tmp_path):
     error = refusal(model, tmp_path / "falcon.safetensors", tmp_path)
 
     assert error.status == dkv.Status.UNSUPPORTED
-    wanted = "the attention of FalconForCausalLM does not go through transformers' attention interface"
+    wanted = "FalconForCausalLM does not attend to the cache's rows through transformers' attention interface"
     assert wanted in str(error) and not (tmp_path / "out.safetensors").exists()
 
 

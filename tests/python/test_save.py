@@ -178,8 +178,8 @@ MLA = dict(
 @pytest.mark.parametrize(
     ("kind", "more", "reason"),
     [
-        ("Falcon", {}, "the attention of FalconForCausalLM does not go through transformers' attention interface"),
-        ("Bloom", {}, "the attention of BloomForCausalLM does not go through transformers' attention interface"),
+        ("Falcon", {}, "FalconForCausalLM does not attend to the cache's rows through transformers' attention interface"),
+        ("Bloom", {}, "BloomForCausalLM does not attend to the cache's rows through transformers' attention interface"),
         ("DeepseekV3", MLA, "DeepseekV3ForCausalLM has multi-head latent attention (MLA): its K and V differ in width"),
         ("Mamba", {}, "MambaForCausalLM takes no past_key_values: it makes a cache of its own"),
         (
