@@ -26,13 +26,16 @@ TEST_CASE("dkv.h is C11 and means the same there") {
     CHECK(std::string(dkv_version()) == DKV_VERSION);
 }
 
-TEST_CASE("an arena is sparse, zeroed, and gives whole pages back") {
+TEST_CASE("an arena is sparse, but for one in /dev/shm, zeroed, and gives whole pages back") {
     for (auto const kind : {DKV_ARENA_MEMFD, DKV_ARENA_POSIX_SHM}) {
         CAPTURE(kind);
         dkv_arena* arena = nullptr;
         REQUIRE_MESSAGE(dkv_arena_create(8 * kPageBytes, kind, &arena) == DKV_OK, dkv_last_error());
         CHECK(dkv_arena_bytes(arena) == 8 * kPageBytes);
-        CHECK(dkv_arena_allocated_bytes(arena) == 0);
+        // In /dev/shm all of it is there at once: a page that is missing later would end the
+        // process.
+        CHECK(dkv_arena_allocated_bytes(arena) ==
+              (kind == DKV_ARENA_POSIX_SHM ? 8 * kPageBytes : 0));
         auto* const base = static_cast<char*>(dkv_arena_base(arena));
 
         std::memset(base, 1, 8 * kPageBytes);

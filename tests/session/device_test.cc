@@ -36,7 +36,7 @@ struct DeviceFixture : RunningTable {
         REQUIRE(welcomed);
         CHECK(welcomed.value().backend.find("cuda (") == 0);
     }
-    Caller caller() { return {"peer", now, ++last_request, test::own_process()}; }
+    Caller caller() { return {"peer", now, ++last_request, process}; }
     void give_events(std::vector<cuda::EventHandle> handles) {
         REQUIRE(table.register_events(caller(), kEngine, std::move(handles)));
         CHECK(await_answer() == "RegisterEvents " + std::to_string(last_request) + ": done");
@@ -224,7 +224,8 @@ TEST_CASE("a killed engine's memory is closed at once, though nobody said goodby
     Exporter engine;
     auto const memory = engine.ipc(4096, 5);
     DeviceFixture t;
-    auto hello = t.hello_of(t.kEngine, engine.pid());
+    t.process.pid = static_cast<pid_t>(engine.pid());
+    auto hello = t.hello_of(t.kEngine);
     hello.device = cuda::devices().value().front().uuid;
     REQUIRE(t.table.hello(t.caller(), hello));
     REQUIRE(t.table.register_region(

@@ -34,7 +34,7 @@ struct Lost : RunningTable {
         request.prompt_tokens = LentPrompt::kTokens;
         return request;
     }
-    Caller caller() { return {"peer", now, ++last_request, test::own_process()}; }
+    Caller caller() { return {"peer", now, ++last_request, process}; }
     std::string lend() {
         auto const before = ears.answers.size();
         REQUIRE(table.register_region(
