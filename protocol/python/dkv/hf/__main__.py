@@ -54,6 +54,8 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
 
     @functools.wraps(original)
     def generate(self, *args, **kwargs):
+        if setting(self, kwargs, "is_assistant"):  # Of another model's generate(), which has the report.
+            return original(self, *args, **kwargs)
         reason = _reason_to_leave_alone(self, kwargs)
         if reason is not None:
             log.info("dkv: generate() is left alone: %s", reason)
@@ -77,8 +79,6 @@ def _reason_to_leave_alone(model, kwargs: dict) -> str | None:
     implementation = setting(model, kwargs, "cache_implementation")
     if implementation is not None:
         return f"it wants a {implementation} cache"
-    if setting(model, kwargs, "is_assistant"):
-        return "it guesses tokens for another model"
     return why_left_alone(model) or repeats_rows(model, kwargs)
 
 
