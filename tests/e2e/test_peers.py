@@ -41,6 +41,7 @@ def test_connections_that_stay_open_leave_the_sidecar_its_descriptors(tmp_path):
             refused += len(one.recv(1)) == 0
         except ConnectionResetError:
             refused += 1
+    for one in held:
         one.close()
 
     assert 150 < refused < 200
