@@ -27,7 +27,7 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
 		$(if $(BACKEND),--backend '$(BACKEND)')
 
-test: test-asan test-e2e test-formats ## every unit test under sanitizers; then what is shipped, end to end
+test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
 
 deps:         ## Debian packages and the Python environment (.venv)
 	tools/dev/install_deps.sh
