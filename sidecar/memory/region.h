@@ -1,9 +1,9 @@
 // One region of an engine's memory, mapped here: shared memory, or a device's.
 //
-// An engine may cut a file that is mapped here, unless it is sealed against shrinking (the SDK's memfds
-// are), and /dev/shm may have no room for a page when it is touched. What is missing reads as zeros,
-// and what is written there is lost (guarded_memory.h): check_whole() asks before and after each
-// layer. The session then fails, and no other.
+// An engine may cut a file that is mapped here, unless it is sealed against shrinking (the SDK's
+// memfds are), and /dev/shm may have no room for a page when it is touched. What is missing reads
+// as zeros, and what is written there is lost (guarded_memory.h): check_whole() asks before and
+// after each layer. The session then fails, and no other.
 #pragma once
 
 #include <array>
@@ -33,8 +33,8 @@ public:
     /// Whether this and `other` are the same bytes, mapped the same way.
     bool same_as(MappedRegion const& other) const noexcept;
 
-    /// Errors: InvalidArgument when the engine has made the file shorter than the mapping; Io when the
-    /// system had no page for what was touched. Device memory stays as long as it is mapped.
+    /// Errors: InvalidArgument when the engine has made the file shorter than the mapping; Io when
+    /// the system had no page for what was touched. Device memory stays as long as it is mapped.
     virtual Result<void> check_whole() const { return {}; }
 
     /// Whether it costs this process a descriptor for as long as it is mapped.
