@@ -6,6 +6,7 @@ sinks, caps, experts and states are the model's.
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import contextmanager
 
@@ -49,14 +50,15 @@ class Reference:
 
     @contextmanager
     def _attending(self):
-        AttentionInterface.register(NAME, self._attend)
-        AttentionMaskInterface.register(NAME, eager_mask)
-        before = self.model.config._attn_implementation
+        global _running
+        _register()
+        before, _running = self.model.config._attn_implementation, self
         self.model.set_attn_implementation(NAME)
         try:
             yield
         finally:
             self.model.set_attn_implementation(before)
+            _running = None
 
     def _attend(self, module, query, key, value, attention_mask, *args, **kwargs):
         eager = sys.modules[type(module).__module__].eager_attention_forward
@@ -79,6 +81,16 @@ class Reference:
             rows.masked_fill_(dropped, torch.finfo(hidden.dtype).min)
         self.masked.add(layer)
         return hidden if mask is None else hidden + mask[..., : key.shape[2]]
+
+
+_running: Reference | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def _register() -> None:
+    """One function for all references: a registry keeps what it is given, and a method would keep its model."""
+    AttentionInterface.register(NAME, lambda *args, **kwargs: _running._attend(*args, **kwargs))
+    AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def best_by_attention(weights: torch.Tensor, kv_heads: int, window: int) -> torch.Tensor:
