@@ -25,10 +25,10 @@ _PAGE = """# Models tried
 `dkvd`, and writes this page. Versions: transformers {transformers}, torch {torch}. For every line:
 
 * with `fullkv` the text is the plain model's to the token;
-* a plain `generate()` afterwards gives the same logits to the bit, and the model's attention implementation is unchanged;
+* a plain `generate()` gives the same logits to the bit afterwards, and the attention implementation is the same;
 * *compressed*: snapkv and dynamickv keep their budget, the tokens kept are those that the model's own eager attention
   weighs most, and the logits of what follows are those of a full cache in which the dropped tokens are masked per head
-  (float32, within 1e-5 of the largest logit; 5e-5 for GraniteMoEShared, whose experts are near a tie);
+  (float32, within 1e-5 of the largest logit);
 * *whole* and *refused*: the text and the logits are the plain model's, and `cache.report()` has this reason;
 * *file*: `dkv.hf.save` writes a file that `dkv.hf.load` takes up to the same text, or refuses in one line.
 

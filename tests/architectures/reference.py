@@ -6,11 +6,12 @@ sinks, caps, experts and states are the model's.
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import contextmanager
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 NAME = "masked_reference"
@@ -21,19 +22,16 @@ Positions = dict[int, list[list[int]]]  # Layer → per KV head the prompt posit
 class Reference:
     """One prompt through the model, whole, then further tokens one by one, with what was dropped hidden.
 
-    inputs    tokens → what the model is called with
     weights   layer → [Hq, window, prompt], the attention of the prompt's last queries
     prefill   logits of the prompt's last token
     """
 
-    def __init__(self, model: torch.nn.Module, inputs, prompt: torch.Tensor, window: int):
-        self.model, self.inputs, self.count, self.window = model, inputs, prompt.shape[1], window
+    def __init__(self, model: torch.nn.Module, prompt: torch.Tensor, window: int):
+        self.model, self.count, self.window = model, prompt.shape[1], window
         self.weights: dict[int, torch.Tensor] = {}
         self.masked: set[int] = set()  # Layers whose mask was used: all that are to be, or the test compares nothing.
         self._kept: Positions = {}
         self._cache = DynamicCache(config=model.config)
-        if model.config.is_encoder_decoder:
-            self._cache = EncoderDecoderCache(self._cache, DynamicCache(config=model.config))
         with self._attending():
             self.prefill = self._logits(prompt)
 
@@ -45,28 +43,34 @@ class Reference:
 
     @torch.no_grad()
     def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(**self.inputs(tokens), past_key_values=self._cache).logits[0, -1]
+        return self.model(tokens, past_key_values=self._cache).logits[0, -1]
 
     @contextmanager
     def _attending(self):
-        AttentionInterface.register(NAME, self._attend)
-        AttentionMaskInterface.register(NAME, eager_mask)
-        before = self.model.config._attn_implementation
+        global _running
+        _register()
+        before, _running = self.model.config._attn_implementation, self
         self.model.set_attn_implementation(NAME)
         try:
             yield
         finally:
             self.model.set_attn_implementation(before)
+            _running = None
 
     def _attend(self, module, query, key, value, attention_mask, *args, **kwargs):
         eager = sys.modules[type(module).__module__].eager_attention_forward
-        layer = getattr(module, "layer_idx", None)
-        if layer in self._kept and key.shape[2] > self.count:
+        layer = self._layer_of(key)
+        if layer in self._kept:
             attention_mask = self._hiding(layer, query, key, attention_mask)
         out, weights = eager(module, query, key, value, attention_mask, *args, **kwargs)
-        if weights is not None and not self._kept and key.shape[2] == self.count:
+        if layer is not None and not self._kept:
             self.weights[layer] = weights[0, :, -self.window :].detach()
         return out, weights
+
+    def _layer_of(self, key: torch.Tensor) -> int | None:
+        """By the rows themselves: a module may fill several layers of a cache (HRM)."""
+        layers = enumerate(self._cache.layers)
+        return next((index for index, layer in layers if getattr(layer, "keys", None) is key), None)
 
     def _hiding(self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[1, Hq, 1, keys], added to the logits: the model's own mask, and what the heads of this layer dropped."""
@@ -79,6 +83,16 @@ class Reference:
             rows.masked_fill_(dropped, torch.finfo(hidden.dtype).min)
         self.masked.add(layer)
         return hidden if mask is None else hidden + mask[..., : key.shape[2]]
+
+
+_running: Reference | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def _register() -> None:
+    """One function for all references: a registry keeps what it is given, and a method would keep its model."""
+    AttentionInterface.register(NAME, lambda *args, **kwargs: _running._attend(*args, **kwargs))
+    AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def best_by_attention(weights: torch.Tensor, kv_heads: int, window: int) -> torch.Tensor:

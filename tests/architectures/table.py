@@ -28,7 +28,6 @@ class Architecture:
     reason: str = ""  # A part of the reason in the report, of what is not compressed.
     model: str | None = None  # The class, where AutoModelForCausalLM is not it.
     layers: int = 4  # Layers that are cut.
-    tolerance: float = 1e-5  # Of the largest logit. Experts that are near a tie make more of a rounding.
     sample: bool = False  # Also in the gate.
 
 
@@ -69,7 +68,7 @@ MAMBA = dict(
 
 
 def _of(config: str, outcome: str = COMPRESSED, reason: str = "", **options) -> Architecture:
-    known = {name: options.pop(name) for name in ("model", "layers", "sample", "tolerance") if name in options}
+    known = {name: options.pop(name) for name in ("model", "layers", "sample") if name in options}
     return Architecture(config, options, outcome, reason, **known)
 
 
@@ -112,6 +111,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "InternLM3": _of("InternLM3Config"),
     "Jais2": _of("Jais2Config"),
     "HyperCLOVA X": _of("HyperCLOVAXConfig"),
+    "HRM": _of("HrmTextConfig", layers=8, num_hidden_layers=2, H_cycles=2, L_cycles=1, head_dim=16),
     # Some layers see a window alone.
     "Gemma2": _of("Gemma2Config", head_dim=16, layers=2, sample=True, **SLIDING),
     "Gemma3": _of("Gemma3TextConfig", head_dim=16, layers=2, sliding_window_pattern=2, **SLIDING),
@@ -131,7 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "OLMoE": _of("OlmoeConfig", **EXPERTS),
     "FlexOLMo": _of("FlexOlmoConfig", **EXPERTS),
     "GraniteMoE": _of("GraniteMoeConfig", attention_multiplier=0.2, **EXPERTS),
-    "GraniteMoEShared": _of("GraniteMoeSharedConfig", tolerance=5e-5, **EXPERTS),
+    "GraniteMoEShared": _of("GraniteMoeSharedConfig", attention_multiplier=0.2, **EXPERTS),
     "GraniteMoE-SWA": _of("GraniteMoeSWAConfig", layers=1, **SLIDING, **EXPERTS),
     "PhiMoE": _of("PhimoeConfig", **EXPERTS),
     "gpt-oss": _of("GptOssConfig", head_dim=32, layers=2, sample=True, **SLIDING, **EXPERTS),
@@ -198,7 +198,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "AXK2": _of("AXK2Config", REFUSED, "DynamicIndexedLayer", **INDEXED),
     "DeepSeek-V3.2": _of("DeepseekV32Config", REFUSED, "DynamicIndexedLayer", **INDEXED),
     "DeepSeek-V4": _of("DeepseekV4Config", REFUSED, "DeepseekV4", **INDEXED),
-    "dots3": _of("Dots3NoteTextConfig", REFUSED, "DynamicIndexedLayer", **INDEXED | dict(num_key_value_heads=4)),
+    "dots3": _of("Dots3NoteTextConfig", REFUSED, "DynamicIndexedLayer", swa_num_attention_heads=4,
+                 swa_num_key_value_heads=4, swa_q_lora_rank=24, swa_kv_lora_rank=32, swa_head_dim=32,
+                 swa_qk_nope_head_dim=16, swa_v_head_dim=16, **INDEXED | dict(num_key_value_heads=4)),
     "GLM-MoE-DSA": _of("GlmMoeDsaConfig", REFUSED, "DynamicIndexedLayer", **INDEXED),
     "HY-V4": _of("HYV4Config", REFUSED, "DynamicIndexedLayer", **INDEXED | SLIDING),
     # Caches of their own, or none.
@@ -228,7 +230,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DiffLlama": _of("DiffLlamaConfig", REFUSED, "changes K or V", sample=True),
     "Doge": _of("DogeConfig", REFUSED, "the mask adds numbers", sample=True),
     "JetMoE": _of("JetMoeConfig", REFUSED, "attention interface", kv_channels=16, num_key_value_heads=2, **EXPERTS),
-    "HRM": _of("HrmTextConfig", REFUSED, "", head_dim=16),
     "Gemma3n": _of("Gemma3nTextConfig", REFUSED, "share", head_dim=16, num_kv_shared_layers=2,
                    layer_types=["sliding_attention", "full_attention"] * 2, hidden_size_per_layer_input=16,
                    vocab_size_per_layer_input=257, activation_sparsity_pattern=[0.0] * 4, **SLIDING),
