@@ -337,6 +337,8 @@ def kv_shape_of(config) -> tuple[int, int, int] | None:
     config = config.get_text_config(decoder=True)
     heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
     kv_heads = getattr(config, "num_key_value_heads", None) if _declares(config, "num_key_value_heads") else None
+    if kv_heads is None:  # DBRX.
+        kv_heads = getattr(getattr(config, "attn_config", None), "kv_n_heads", None)
     if kv_heads is None:  # Falcon and GPT-BigCode; Falcon's new decoders store a head per query head.
         single = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
         kv_heads = 1 if single else heads
