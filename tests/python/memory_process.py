@@ -2,7 +2,7 @@
 
     python memory_process.py ENDPOINT TOKENS POLICY [CAPACITY]
 
-Prints one JSON line: the cache's report, and the process's proportional set size after the
+Prints one JSON line: the cache's report, and the process's anonymous and shared memory after the
 allocator gave back what was freed.
 """
 

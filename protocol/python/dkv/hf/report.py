@@ -29,7 +29,7 @@ class Report:
     bytes_block_table: int = 0  # What a host with one block table for all layers would get back.
     peak_bytes: int = 0  # Measured: most blocks held at once, source, queries, staging and destination.
     final_bytes: int = 0  # Measured: blocks held for this prompt once prefill had ended.
-    pss_before: int = 0  # Of this process, when the last layer was done …
+    pss_before: int = 0  # Of this process, without mapped files, when the last layer was done …
     pss_after: int = 0  # … and when the packed rows had been adopted.
     engine_seconds: float = 0.0  # On the engine's thread, waiting at the end of prefill included.
     waiting_seconds: float = 0.0  # That wait alone.
@@ -73,12 +73,12 @@ def _mib(count: int) -> str:
 
 
 def process_pss() -> int:
-    """Bytes of this process's proportional set size; 0 where the system does not tell."""
+    """Bytes of this process's anonymous and shared memory, shared pages in proportion; 0 where the system does not tell.
+
+    Pages of files are left out: their share changes as other processes map the same libraries.
+    """
     try:
         with open("/proc/self/smaps_rollup", encoding="ascii") as rollup:
-            for line in rollup:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
+            return sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     except OSError:
-        pass
-    return 0
+        return 0
