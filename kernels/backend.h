@@ -1,6 +1,7 @@
 // The one seam between the host and the devices. No CUDA header is included here.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -86,6 +87,11 @@ public:
     virtual Result<void> tally(TallyArgs const& args) = 0;
     virtual Result<void> gather(GatherArgs const& args) = 0;
     virtual Result<void> synchronize() = 0;
+
+    /// Once `cancelled` is set, by any thread, the op under way ends after the tiles it is at, and
+    /// it and each after it fail with Cancelled. nullptr: never. On a device, ops end by
+    /// themselves.
+    virtual void cancel_by(std::atomic<bool> const* /*cancelled*/) noexcept {}
 
 protected:
     Backend() = default;

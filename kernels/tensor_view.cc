@@ -1,7 +1,9 @@
 #include "kernels/tensor_view.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
+#include <utility>
 
 namespace dkv {
 namespace {
@@ -59,6 +61,22 @@ Result<std::uint64_t> extent_bytes(RowsView const& view) {
                                      : "") +
                        " reach beyond 64 bits");
     return bytes;
+}
+
+bool may_overlap(RowsView const& view) noexcept {
+    std::array<std::pair<std::uint64_t, std::uint32_t>, 3> dimensions{{
+        {view.head_stride, view.heads},
+        {view.token_stride, view.tokens},
+        {view.dim_stride, view.head_dim},
+    }};
+    std::ranges::sort(dimensions);
+    std::uint64_t inner = 1;  // Elements from the first to the end of the last, so far.
+    for (auto const& [stride, extent] : dimensions) {
+        if (extent <= 1) continue;
+        if (stride < inner) return true;
+        inner += stride * (extent - 1);
+    }
+    return false;
 }
 
 Result<void> check_shape(char const* name,

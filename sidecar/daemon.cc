@@ -6,15 +6,17 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <random>
 
-#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
 #include "kernels/backend.h"
 #include "protocol/base/endpoint.h"
+#include "sidecar/log_sink.h"
+#include "sidecar/memory/left_behind.h"
 #include "sidecar/metrics/exposer.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
@@ -144,6 +146,14 @@ void divide_descriptors(Limits& limits) {
                        .bytes_out_in_all_max = kBytesOutInAllMax});
 }
 
+/// Every region of an engine is a mapping; half of what the system allows is for the sidecar's own
+/// threads and memory.
+void divide_mappings(Limits& limits) {
+    std::uint32_t most = 0;
+    if (std::ifstream("/proc/sys/vm/max_map_count") >> most)
+        limits.regions_in_all_max = std::clamp(most / 2, 1U, limits.regions_in_all_max);
+}
+
 /// The daemon that signals stop. A handler sees nothing but globals.
 std::atomic<Daemon*> signalled = nullptr;
 
@@ -177,6 +187,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     bool const has_gpu = backends.note().empty();
     Config divided = config;
     divide_descriptors(divided.limits);
+    divide_mappings(divided.limits);
     auto daemon = std::make_unique<DaemonImpl>(divided, std::move(backends), std::move(transport));
     if (has_gpu)
         if (auto const taken = daemon->take_descriptors(); !taken)
@@ -189,10 +200,18 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
 
 Result<void> run_daemon(Config const& config) {
     DKV_TRY(check(config));
-    spdlog::set_default_logger(spdlog::stderr_logger_mt("dkvd"));
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>("dkvd", make_log_sink()));
     spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
     spdlog::set_level(spdlog::level::from_str(config.log_level));
+    std::signal(SIGPIPE, SIG_IGN);  // Of a stderr that is not read any more.
     raise_file_limit();
+    if (::geteuid() == 0)
+        spdlog::warn(
+            "running as root: what reaches this process reaches the whole machine; an engine needs "
+            "a sidecar of its own user");
+    if (auto const left = unlink_left_behind(); left.objects > 0)
+        spdlog::info("{} names in /dev/shm that killed engines had left are gone, {} bytes",
+                     left.objects, left.bytes);
 
     auto const daemon = DKV_TRY(Daemon::start(config));
     signalled = daemon.get();

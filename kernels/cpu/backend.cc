@@ -56,27 +56,37 @@ public:
 
     Result<void> score(ScoreArgs const& args) override {
         DKV_TRY(check_table(args.keys));
-        return cpu::score(args, workers_);
+        return ended(cpu::score(args, workers_));
     }
     Result<void> accumulate(AccumulateArgs const& args) override {
         DKV_TRY(check_table(args.keys));
-        return cpu::accumulate(args, workers_);
+        return ended(cpu::accumulate(args, workers_));
     }
     Result<void> key_score(KeyScoreArgs const& args) override {
         DKV_TRY(check_table(args.keys));
-        return cpu::key_score(args, workers_);
+        return ended(cpu::key_score(args, workers_));
     }
-    Result<void> pool(PoolArgs const& args) override { return cpu::pool(args, workers_); }
-    Result<void> select(SelectArgs const& args) override { return cpu::select(args, workers_); }
-    Result<void> sum(SumArgs const& args) override { return cpu::sum(args, workers_); }
-    Result<void> tally(TallyArgs const& args) override { return cpu::tally(args, workers_); }
+    Result<void> pool(PoolArgs const& args) override { return ended(cpu::pool(args, workers_)); }
+    Result<void> select(SelectArgs const& args) override {
+        return ended(cpu::select(args, workers_));
+    }
+    Result<void> sum(SumArgs const& args) override { return ended(cpu::sum(args, workers_)); }
+    Result<void> tally(TallyArgs const& args) override { return ended(cpu::tally(args, workers_)); }
     Result<void> gather(GatherArgs const& args) override {
         DKV_TRY(check_table(args.source));
-        return cpu::gather(args, workers_);
+        return ended(cpu::gather(args, workers_));
     }
     Result<void> synchronize() override { return {}; }
+    void cancel_by(std::atomic<bool> const* cancelled) noexcept override {
+        workers_.cancel_by(cancelled);
+    }
 
 private:
+    /// What an op that was cancelled has written is a part, and must not be read.
+    Result<void> ended(Result<void> result) const {
+        if (workers_.cancelled()) return Error{ErrorCode::Cancelled, "the work was cancelled"};
+        return result;
+    }
     /// Behind this, every block of paged rows exists; a device's table is refused with its rows.
     static Result<void> check_table(RowsView const& rows) {
         return rows.place == Place::Host ? check_blocks(rows) : Result<void>();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <hwy/aligned_allocator.h>
 #include <oneapi/tbb/blocked_range.h>
@@ -34,13 +35,17 @@ public:
         return memory_.get();
     }
 
+    /// Once `cancelled` is set, for_each() leaves the rest of its items out; nullptr: never.
+    void cancel_by(std::atomic<bool> const* cancelled) noexcept { cancelled_ = cancelled; }
+    bool cancelled() const noexcept { return cancelled_ != nullptr && *cancelled_; }
+
     /// Calls body(item, worker) once for each item below `items`, with worker < count(); calls with
     /// the same worker never overlap. Which worker takes an item changes from run to run: what a
     /// body computes must not depend on it.
     template <class Body>
     void for_each(std::size_t items, Body const& body) {
         if (count() == 1 || items <= 1) {
-            for (std::size_t item = 0; item < items; ++item)
+            for (std::size_t item = 0; item < items && !cancelled(); ++item)
                 body(item, std::size_t{0});
             return;
         }
@@ -51,7 +56,8 @@ public:
                                   auto const worker = static_cast<std::size_t>(
                                       tbb::this_task_arena::current_thread_index());
                                   order.task_begins(worker);
-                                  for (std::size_t item = range.begin(); item < range.end(); ++item)
+                                  for (std::size_t item = range.begin();
+                                       item < range.end() && !cancelled(); ++item)
                                       body(item, worker);
                                   order.task_ends(worker);
                               });
@@ -68,6 +74,7 @@ private:
     tbb::task_arena arena_;
     hwy::AlignedFreeUniquePtr<float[]> memory_;
     std::size_t memory_floats_ = 0;
+    std::atomic<bool> const* cancelled_ = nullptr;
 };
 
 }  // namespace dkv::cpu

@@ -50,7 +50,8 @@ UniqueFd open_unnamed(std::filesystem::path const& folder) {
 
 }  // namespace
 
-Result<NewFile> NewFile::create(std::filesystem::path const& path) {
+Result<NewFile> NewFile::create(std::filesystem::path const& path,
+                                std::filesystem::path const& like) {
     NewFile file;
     file.name_ = file.path_ = path;
     if (!path.has_filename()) return file.refused(EISDIR);
@@ -63,8 +64,11 @@ Result<NewFile> NewFile::create(std::filesystem::path const& path) {
 
     file.descriptor_ = open_unnamed(folder_of(file.path_));
     if (!file.descriptor_) DKV_TRY(file.open_named());
-    // Who could not read the old one does not read the new one.
-    if (replaces && ::fchmod(file.descriptor_.get(), status.st_mode & 0777U) != 0)
+    // Who could not read the input, or the old one, does not read the new one.
+    mode_t mode = replaces ? status.st_mode & 0777U : 0777U;
+    bool const has_like = !like.empty() && ::stat(like.c_str(), &status) == 0;
+    if (has_like) mode &= status.st_mode & 0666U;
+    if ((replaces || has_like) && ::fchmod(file.descriptor_.get(), mode) != 0)
         return file.refused(errno);
     return file;
 }

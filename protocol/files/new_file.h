@@ -24,7 +24,11 @@ class NewFile {
 public:
     /// Errors: Io, naming the path and the reason; AlreadyExists for a folder, a FIFO or a device
     /// under that name.
-    static Result<NewFile> create(std::filesystem::path const& path);
+    ///
+    /// Its mode is that of `like`, where there is such a file, or what umask leaves; in place of a
+    /// file that stands under its name, only what that one's mode allows, too.
+    static Result<NewFile> create(std::filesystem::path const& path,
+                                  std::filesystem::path const& like = {});
 
     NewFile(NewFile&& other) noexcept;
     NewFile& operator=(NewFile&& other) noexcept;

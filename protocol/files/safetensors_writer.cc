@@ -83,9 +83,10 @@ std::span<std::byte const> bytes_of_text(std::string const& text) {
 Result<SafetensorsWriter> SafetensorsWriter::create(std::filesystem::path const& path,
                                                     std::vector<TensorPlan> tensors,
                                                     std::map<std::string, std::string> metadata,
-                                                    bool with_crcs) {
+                                                    bool with_crcs,
+                                                    std::filesystem::path const& like) {
     auto sizes = DKV_TRY(sizes_of(tensors));
-    SafetensorsWriter writer(DKV_TRY(NewFile::create(path)));
+    SafetensorsWriter writer(DKV_TRY(NewFile::create(path, like)));
     writer.tensors_ = std::move(tensors);
     writer.tensor_bytes_ = std::move(sizes);
     writer.metadata_ = with_room(std::move(metadata), writer.tensors_, with_crcs);

@@ -30,7 +30,8 @@ public:
     static Result<SafetensorsWriter> create(std::filesystem::path const& path,
                                             std::vector<TensorPlan> tensors,
                                             std::map<std::string, std::string> metadata,
-                                            bool with_crcs = true);
+                                            bool with_crcs = true,
+                                            std::filesystem::path const& like = {});
 
     /// The next bytes of the tensors, one tensor after another, in pieces of any size.
     /// Errors: those of NewFile::append(); BadState for more bytes than the tensors have.

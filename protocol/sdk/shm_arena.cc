@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <utility>
 
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -56,6 +57,8 @@ Result<std::shared_ptr<Arena>> ShmArena::create(std::uint64_t bytes, dkv_arena_k
     UniqueFd fd(named ? ::shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)
                       : ::memfd_create("dkv", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd.get() < 0) return refused(named ? "shared memory" : "a memfd", bytes);
+    // For as long as this process has it: a sidecar that starts unlinks names that no one holds.
+    if (named) ::flock(fd.get(), LOCK_SH);
 
     struct stat info {};
     void* base = MAP_FAILED;

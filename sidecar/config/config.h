@@ -17,9 +17,10 @@ namespace dkv {
 struct Limits {
     std::uint32_t instances_max = 256;
     std::uint32_t instances_per_process_max = 192;  ///< Room is left for other processes.
-    std::uint32_t connections_max = 1024;  ///< Open at once; fewer where descriptors are few.
-    std::uint32_t sessions_max = 1024;     ///< Open at once, over all instances.
-    std::uint32_t regions_max = 8192;      ///< Mapped at once, per instance.
+    std::uint32_t connections_max = 1024;      ///< Open at once; fewer where descriptors are few.
+    std::uint32_t sessions_max = 1024;         ///< Open at once, over all instances.
+    std::uint32_t regions_max = 8192;          ///< Mapped at once, per instance.
+    std::uint32_t regions_in_all_max = 16384;  ///< Fewer where the system allows few mappings.
     /// Regions that can shrink cost a descriptor each; fewer of them where descriptors are few.
     std::uint32_t region_descriptors_max = 8192;
     std::uint32_t region_descriptors_per_engine_max = 4096;

@@ -252,8 +252,8 @@ Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked) {
     auto turner = DKV_TRY(turner_of(asked, plan));
     auto reorder = DKV_TRY(reorder_of(asked, request));
     auto stream = DKV_TRY(RowStream::create(backend));
-    auto writer = DKV_TRY(
-        SafetensorsWriter::create(request.path, plan.tensors, plan.metadata, plan.with_crcs));
+    auto writer = DKV_TRY(SafetensorsWriter::create(request.path, plan.tensors, plan.metadata,
+                                                    plan.with_crcs, request.like));
     return ContainerWriter(request, plan, std::move(writer), std::move(stream), std::move(turner),
                            std::move(reorder))
         .write();

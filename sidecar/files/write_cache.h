@@ -20,6 +20,7 @@ struct RowsToWrite {
 
 struct WriteRequest {
     std::filesystem::path path;
+    std::filesystem::path like = {};  ///< A file or folder whose mode it gets; empty: umask's.
     FileFormat format = FileFormat::Dkv;
     /// What the file will say: geometry, lengths (final), model, tokens, rope, provenance …;
     /// query_rows 0 leaves the queries out. format, format_words, file_bytes are not read.

@@ -40,6 +40,12 @@ public:
     /// Whether it costs this process a descriptor for as long as it is mapped.
     virtual bool holds_descriptor() const noexcept { return false; }
 
+    /// How many bytes of the range (widened to whole pages) the system has pages for. What is
+    /// swapped out does not count. Of a device: all of them.
+    virtual std::uint64_t bytes_there(std::size_t /*offset*/, std::size_t bytes) const noexcept {
+        return bytes;
+    }
+
     /// Lets go of this process's pages of the range (widened to whole pages), so that they do not
     /// count as shared with the engine. The bytes stay; touching them maps them again. Of a device:
     /// nothing happens.

@@ -33,8 +33,24 @@ Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& re
     if (end > region.bytes().size())
         return wrong("end at byte " + std::to_string(end) + ", past the region's " +
                      std::to_string(region.bytes().size()));
+    if (may_overlap(view))
+        return wrong("have strides [" + std::to_string(at.head_stride) + ", " +
+                     std::to_string(at.token_stride) + ", " + std::to_string(at.dim_stride) +
+                     "], with which elements of the shape [" + std::to_string(at.heads) + ", " +
+                     std::to_string(at.tokens) + ", " + std::to_string(at.head_dim) + "] overlap");
     view.data = region.bytes().data() + at.offset;
     return view;
+}
+
+Result<void> check_written(char const* name, RowsView const& view, MappedRegion const& region) {
+    auto const bytes = view.row_bytes() * view.heads * view.tokens;
+    auto const extent = DKV_TRY(extent_bytes(view));
+    auto const there =
+        region.bytes_there(static_cast<std::size_t>(view.data - region.bytes().data()), extent);
+    if (there >= bytes) return {};
+    return Error{ErrorCode::InvalidArgument,
+                 std::string(name) + " have " + std::to_string(bytes) + " bytes, of which the " +
+                     "region has " + std::to_string(there) + ": the rest was never written"};
 }
 
 void drop(RowsView const& view, MappedRegion const& region) noexcept {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <fcntl.h>
 #include <limits>
@@ -95,6 +96,7 @@ public:
 
     Result<void> check_whole() const override;
     bool holds_descriptor() const noexcept override { return static_cast<bool>(file_); }
+    std::uint64_t bytes_there(std::size_t offset, std::size_t bytes) const noexcept override;
     void drop(std::size_t offset, std::size_t bytes) const noexcept override;
     void when_closed(std::function<void()> told) const override { told_ = std::move(told); }
 
@@ -157,6 +159,21 @@ Result<void> ShmRegion::check_whole() const {
                      "a region of " + std::to_string(bytes_) + " bytes was cut to " +
                          std::to_string(info.st_size) + " while it was registered"};
     return {};
+}
+
+std::uint64_t ShmRegion::bytes_there(std::size_t offset, std::size_t bytes) const noexcept {
+    auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    std::array<unsigned char, 4096> resident{};
+    std::uint64_t pages = 0;
+    std::size_t const end = offset + bytes;
+    for (std::size_t at = offset / page * page; at < end; at += resident.size() * page) {
+        std::size_t const some = std::min(resident.size() * page, end - at);
+        if (::mincore(data_ + at, some, resident.data()) != 0) return 0;
+        auto const last = resident.begin() + static_cast<std::ptrdiff_t>((some + page - 1) / page);
+        pages += static_cast<std::uint64_t>(
+            std::count_if(resident.begin(), last, [](auto flags) { return (flags & 1U) != 0; }));
+    }
+    return pages * page;
 }
 
 void ShmRegion::drop(std::size_t offset, std::size_t bytes) const noexcept {

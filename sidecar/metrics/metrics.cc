@@ -70,15 +70,16 @@ Metrics::Metrics()
       families_(std::make_unique<Families>(*registry_)) {}
 Metrics::~Metrics() = default;
 
-void Metrics::request(std::string_view name, std::string_view code) {
-    families_->requests.Add({{"request", std::string(name)}, {"code", std::string(code)}})
-        .Increment();
+void Metrics::request(std::string_view type, std::string_view code) {
+    families_->requests.Add({{"type", std::string(type)}, {"code", std::string(code)}}).Increment();
 }
 void Metrics::message_lost(std::string_view why) {
     families_->lost.Add({{"why", std::string(why)}}).Increment();
 }
-void Metrics::session(std::string_view outcome) {
-    families_->sessions.Add({{"outcome", std::string(outcome)}}).Increment();
+void Metrics::session(std::string_view policy, std::string_view outcome, std::string_view reason) {
+    prometheus::Labels labels{{"policy", std::string(policy)}, {"outcome", std::string(outcome)}};
+    if (!reason.empty()) labels.emplace("reason", reason);
+    families_->sessions.Add(labels).Increment();
 }
 void Metrics::bytes_dropped(std::uint64_t bytes) {
     families_->dropped.Increment(static_cast<double>(bytes));

@@ -18,12 +18,13 @@ public:
     Metrics();
     ~Metrics();
 
-    /// A request was answered. `code` is "ok" or an error's name.
-    void request(std::string_view name, std::string_view code);
+    /// A request was answered. `type` is the message's, `code` is "ok" or an error's name.
+    void request(std::string_view type, std::string_view code);
     /// A message could not be sent: the peer reads too slowly, or went away.
     void message_lost(std::string_view why);
-    /// A session ended: "committed", "adopted", "failed", "whole" or "closed".
-    void session(std::string_view outcome);
+    /// A session of this policy was "committed", "adopted", kept "whole", or "failed", which has a
+    /// reason: an error's name, or "engine_gone".
+    void session(std::string_view policy, std::string_view outcome, std::string_view reason = {});
     void bytes_dropped(std::uint64_t bytes);
     void bytes_returned(std::uint64_t bytes);
     /// Time in the pipeline: "open", "layer", "pack".

@@ -264,6 +264,7 @@ Result<void> Compaction::verify_whole() {
 
 WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
     WriteRequest request{.path = request_.output,
+                         .like = request_.input,
                          .format = to_,
                          .facts = facts(),
                          .key_order = request_.key_order,

@@ -48,6 +48,7 @@ Result<CompactOutcome> convert_file(Backend& backend,
     auto const to = target_format(request, facts);
 
     WriteRequest writing{.path = request.output,
+                         .like = request.input,
                          .format = to,
                          .facts = written_facts(request, facts, to),
                          .key_order = request.key_order,

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "protocol/base/without_throwing.h"
 #include "sidecar/rpc/convert.h"
 
 namespace dkv::rpc {
@@ -46,14 +47,18 @@ void Server::on_message(Peer const& peer,
                         std::optional<PeerCredentials> process) {
     now_ = now;
     std::uint64_t id = 0;
-    auto request = decode(bytes, &id);
-    if (!request) {
-        fail("undecodable", 0, request.error());
-        return send(peer, id, body_of(to_wire(request.error())));
-    }
-    auto reply = answer({peer, now, id, process}, *request.value());
-    if (reply && reply.value().type == wire::Body::NONE) return;
-    send(peer, id, reply ? std::move(reply).value() : body_of(to_wire(reply.error())));
+    auto const answered = without_throwing([&]() -> Result<void> {
+        auto request = decode(bytes, &id);
+        if (!request) {
+            fail("undecodable", 0, request.error());
+            return request.error();
+        }
+        auto reply = answer({peer, now, id, process}, *request.value());
+        if (!reply) return reply.error();
+        if (reply.value().type != wire::Body::NONE) send(peer, id, std::move(reply).value());
+        return {};
+    });
+    if (!answered) send(peer, id, body_of(to_wire(answered.error())));
 }
 
 Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
@@ -88,7 +93,7 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
                     .file_jobs = file_jobs_,
                     .stopping = stopping_};
     if (request.body.type == wire::Body::Subscribe && subscribers_.full()) forget_departed();
-    auto reply = command->run(context, caller, request.body);
+    auto reply = without_throwing([&] { return command->run(context, caller, request.body); });
     if (reply && reply.value().type == wire::Body::NONE) return reply;
     if (reply)
         metrics_.request(command->name, "ok");
@@ -102,8 +107,10 @@ void Server::fail(char const* name, std::uint64_t instance, Error const& error) 
     metrics_.request(name, name_of(error.code));
     // An engine that outlived a sidecar finds out this way: part of the protocol, not a fault.
     if (error.code == ErrorCode::UnknownInstance) return;
-    table_.count_error(instance, error);
-    spdlog::warn("{} refused: {}", name, error.message);
+    auto const text = printable(error.message, kErrorTextBytesMax);
+    table_.count_error(instance, {error.code, text});
+    log_.say(spdlog::level::warn, fmt::format("{} refused: {}", name, name_of(error.code)), now_,
+             fmt::format("{} refused: {}", name, text));
 }
 
 void Server::send(Peer const& peer, std::uint64_t id, wire::BodyUnion body) {
@@ -124,6 +131,7 @@ void Server::on_wake(Millis now) {
 void Server::on_tick(Millis now) {
     now_ = now;
     table_.tick(now);
+    log_.tick(now);
 }
 
 void Server::say_stopping(Millis now) {

@@ -11,6 +11,7 @@
 #include "protocol/schema/envelope.h"
 #include "sidecar/rpc/command.h"
 #include "sidecar/rpc/subscribers.h"
+#include "sidecar/session/log_limit.h"
 #include "sidecar/session/table.h"
 
 namespace dkv::rpc {
@@ -88,6 +89,7 @@ private:
     Outbox& outbox_;
     Subscribers subscribers_;
     FileJobs file_jobs_;
+    LogLimit log_;
     bool stopping_ = false;
     Millis now_ = 0;  ///< Of the call under way.
     Table table_;     // Last: it talks to this while it lives.

@@ -197,4 +197,7 @@ std::string instance_name(std::uint64_t instance);
 /// terminal.
 std::string printable(std::string_view text, std::size_t bytes_max);
 
+/// Of an error's message, which may quote what a peer sent.
+inline constexpr std::size_t kErrorTextBytesMax = 1000;
+
 }  // namespace dkv

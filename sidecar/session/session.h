@@ -56,6 +56,7 @@ public:
     std::uint64_t op() const noexcept { return spec_.op; }
     std::uint32_t generation() const noexcept { return spec_.generation; }
     SessionState state() const noexcept { return state_; }
+    std::string const& policy() const noexcept { return spec_.job.params.name; }
     JobNeeds const& needs() const noexcept { return needs_; }
     std::string const& error() const noexcept { return error_; }
     SessionFacts facts(Millis now) const;

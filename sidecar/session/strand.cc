@@ -1,6 +1,9 @@
 #include "sidecar/session/strand.h"
 
+#include <spdlog/spdlog.h>
+
 #include "protocol/base/assert.h"
+#include "protocol/base/without_throwing.h"
 
 namespace dkv {
 
@@ -39,6 +42,15 @@ bool Strand::finished() const {
     return finished_;
 }
 
+/// Work ends its own errors. What still comes out of it had no memory to say so with.
+void Strand::run(Work const& work, Backend& backend) noexcept {
+    auto const done = without_throwing([&]() -> Result<void> {
+        work(backend);
+        return {};
+    });
+    if (!done) spdlog::critical("a worker's step is lost: {}", done.error().message);
+}
+
 void Strand::run(std::function<std::unique_ptr<Backend>()> const& make_backend) {
     {
         auto const backend = make_backend();
@@ -49,7 +61,7 @@ void Strand::run(std::function<std::unique_ptr<Backend>()> const& make_backend) 
             Work work = std::move(queue_.front());
             queue_.pop_front();
             lock.unlock();
-            work(*backend);
+            run(work, *backend);
             work = nullptr;  // What it held goes before the lock is taken: unmapping takes time.
             lock.lock();
         }

@@ -16,7 +16,8 @@ namespace dkv {
 class Strand {
 public:
     using Work = std::function<void(Backend&)>;
-    /// The backend is made, used and destroyed by the strand's own thread.
+    /// The backend is made, used and destroyed by the strand's own thread. Throws
+    /// std::system_error when the system gives no thread.
     explicit Strand(std::function<std::unique_ptr<Backend>()> make_backend);
     Strand(Strand const&) = delete;
     Strand& operator=(Strand const&) = delete;
@@ -35,6 +36,7 @@ public:
 
 private:
     void run(std::function<std::unique_ptr<Backend>()> const& make_backend);
+    static void run(Work const& work, Backend& backend) noexcept;
 
     mutable std::mutex mutex_;
     std::condition_variable changed_;

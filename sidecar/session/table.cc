@@ -99,6 +99,8 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
                                                    " engines attached, which is the limit"};
 
     auto backend = DKV_TRY(backends_.for_engine(hello.device));
+    // First of all, since there may be no thread for it.
+    auto strand = std::make_unique<Strand>(backend.make);
     std::uint64_t const id = hello.instance;
     Instance& added = instances_
                           .try_emplace(id, std::move(hello), caller.peer, *caller.process,
@@ -112,10 +114,12 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
     }
     added.process = deaths_.watch(added.hello.pid, id);
     added.backend = std::move(backend);
-    added.strand = std::make_unique<Strand>(added.backend.make);
+    added.strand = std::move(strand);
     auto const line = fmt::format("pid {}, {}, {}, {}", added.hello.pid, added.hello.engine,
                                   added.hello.model, describe(added.hello.geometry));
-    spdlog::info("engine {} attached: {}; {}", instance_name(id), line, added.backend.name);
+    log_.say(
+        spdlog::level::info, "attached", caller.now,
+        fmt::format("engine {} attached: {}; {}", instance_name(id), line, added.backend.name));
     tell(NoticeKind::InstanceAttached, added, line);
     update_gauges();
     return Welcomed{choose(&added), added.backend.name};
@@ -123,6 +127,9 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
 
 Result<void> Table::reattach(Instance& instance, EngineHello hello) {
     auto backend = DKV_TRY(backends_.for_engine(hello.device));
+    // Another device is another worker. There may be no thread for it: nothing has changed yet.
+    auto strand =
+        hello.device == instance.hello.device ? nullptr : std::make_unique<Strand>(backend.make);
     Millis const now = instance.seen_at;
     while (!instance.sessions.empty()) {
         Session& session = instance.sessions.begin()->second;
@@ -131,17 +138,16 @@ Result<void> Table::reattach(Instance& instance, EngineHello hello) {
         end_session(instance, instance.sessions.begin()->first, now);
     }
     release_regions(instance);
-    // Another device is another worker.
-    if (hello.device != instance.hello.device) {
+    if (strand != nullptr) {
         instance.strand->stop();
-        retired_.push_back(std::move(instance.strand));
+        retired_.push_back(std::exchange(instance.strand, std::move(strand)));
         instance.backend = std::move(backend);
-        instance.strand = std::make_unique<Strand>(instance.backend.make);
     }
     instance.hello = std::move(hello);
     instance.process = deaths_.watch(instance.hello.pid, instance.hello.instance);
-    spdlog::info("engine {} attached again, generation {}", instance_name(instance.hello.instance),
-                 instance.hello.generation);
+    log_.say(spdlog::level::info, "attached again", now,
+             fmt::format("engine {} attached again, generation {}",
+                         instance_name(instance.hello.instance), instance.hello.generation));
     update_gauges();
     return {};
 }
@@ -175,7 +181,7 @@ void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) 
             ++instance.sessions_failed;
             ++instance.savings.sessions_failed;
             ++savings_.sessions_failed;
-            metrics_.session("failed");
+            metrics_.session(session.policy(), "failed", "engine_gone");
         }
         end_session(instance, instance.sessions.begin()->first, now);
     }
@@ -189,7 +195,7 @@ void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) 
     auto const line =
         fmt::format("{} (pid {}, {}, {}) {}; {} open sessions dropped", instance_name(id),
                     facts.hello.pid, facts.hello.engine, facts.hello.model, why, open);
-    spdlog::info("engine gone: {}", line);
+    log_.say(spdlog::level::info, "engine gone", now, fmt::format("engine gone: {}", line));
     tell(NoticeKind::InstanceGone, instance, line);
     instances_.erase(found);
     history_.add_instance(std::move(facts), line, now);
@@ -205,6 +211,7 @@ void Table::tick(Millis now) {
         drop_instance(id, fmt::format("was silent for {} ms", silence_max), now);
     std::erase_if(retired_, [](auto const& strand) { return strand->finished(); });
     descriptors_.expire();
+    log_.tick(now);
 }
 
 ChosenPolicy Table::choose(Instance const* instance) const {

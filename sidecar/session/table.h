@@ -17,6 +17,7 @@
 #include "sidecar/session/facts.h"
 #include "sidecar/session/history.h"
 #include "sidecar/session/instance.h"
+#include "sidecar/session/log_limit.h"
 
 namespace dkv {
 
@@ -153,6 +154,7 @@ private:
     Result<void> reattach(Instance& instance, EngineHello hello);
     void release_regions(Instance& instance);
     Result<void> check_queue(Instance const& instance) const;
+    Result<void> check_regions_in_all() const;
     std::uint32_t descriptors_left(Instance const& engine) const;
     void drop_instance(std::uint64_t instance, std::string const& why, Millis now);
     void end_session(Instance& instance, std::uint64_t session, Millis now);
@@ -179,6 +181,7 @@ private:
     std::vector<std::unique_ptr<Strand>>
         retired_;  ///< Of dropped engines, until they have finished.
     std::map<std::uint64_t, Instance> instances_;
+    LogLimit log_;
     std::uint64_t last_op_ = 0;
     std::uint64_t errors_total_ = 0;
     std::string last_error_;

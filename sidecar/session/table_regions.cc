@@ -47,6 +47,7 @@ Result<std::variant<std::uint64_t, Later>> Table::register_region(Caller const& 
                                                                   bool writable) {
     using Answer = std::variant<std::uint64_t, Later>;
     Instance& engine = *DKV_TRY(find(caller, instance));
+    DKV_TRY(check_regions_in_all());
     bool const is_own = std::holds_alternative<InprocSource>(source);
     if (is_own && engine.owner.pid != ::getpid())
         return Error{ErrorCode::Unsupported, describe(source) + ": the engine is another process"};
@@ -134,6 +135,17 @@ Result<Later> Table::register_events(Caller const& caller,
                        .what = RequestDone{asker, std::move(opened)}});
     });
     return Later{};
+}
+
+/// Each is a mapping, of which a process has a bounded number: its own threads and memory need
+/// some.
+Result<void> Table::check_regions_in_all() const {
+    std::size_t in_all = 0;
+    for (auto const& [id, instance] : instances_)
+        in_all += instance.regions.count();
+    if (in_all < config_.limits.regions_in_all_max) return {};
+    return Error{ErrorCode::LimitExceeded, "engines have " + std::to_string(in_all) +
+                                               " regions registered, which is the limit"};
 }
 
 /// For regions of this engine, its own included.

@@ -134,7 +134,7 @@ Result<void> Table::adopted(Caller const& caller,
     auto const facts = found.facts(caller.now);
     add_savings(engine.savings, facts);
     add_savings(savings_, facts);
-    metrics_.session("adopted");
+    metrics_.session(found.policy(), "adopted");
     metrics_.bytes_dropped(facts.bytes_full - facts.bytes_kept);
     metrics_.bytes_returned(bytes.returned);
     tell(NoticeKind::SessionAdopted, found,
@@ -162,7 +162,7 @@ Result<void> Table::close_session(Caller const& caller,
         facts.bytes_kept = facts.bytes_full;
         add_savings(engine.savings, facts);
         add_savings(savings_, facts);
-        metrics_.session("whole");
+        metrics_.session(found.policy(), "whole");
     }
     tell(NoticeKind::SessionClosed, found, found.error().empty() ? "closed" : found.error(),
          caller.now);
@@ -180,17 +180,19 @@ void Table::end_session(Instance& instance, std::uint64_t session, Millis now) {
     instance.sessions.erase(found);
 }
 
-void Table::fail_session(Instance& instance, Session& session, Error const& error, Millis now) {
+void Table::fail_session(Instance& instance, Session& session, Error const& why, Millis now) {
+    Error const error{why.code, printable(why.message, kErrorTextBytesMax)};
     // A session that is committed or failed already is not failed once more.
     if (!session.fail(error.message)) return;
     ++instance.sessions_failed;
     ++instance.savings.sessions_failed;
     ++savings_.sessions_failed;
-    metrics_.session("failed");
+    metrics_.session(session.policy(), "failed", name_of(error.code));
     count_error(instance.hello.instance, error);
     auto const facts = session.facts(now);
-    spdlog::warn("engine {}, session {}: not compressed: {}",
-                 instance_name(instance.hello.instance), facts.session, error.message);
+    log_.say(spdlog::level::warn, fmt::format("not compressed: {}", name_of(error.code)), now,
+             fmt::format("engine {}, session {}: not compressed: {}",
+                         instance_name(instance.hello.instance), facts.session, error.message));
     listener_.session_failed(instance.peer, facts.session, error);
     tell(NoticeKind::SessionFailed, session, error.message, now);
 }
@@ -233,7 +235,7 @@ void Table::tell_commit(Instance& instance,
                         Session& session,
                         WorkReport const& report,
                         Millis now) {
-    metrics_.session("committed");
+    metrics_.session(session.policy(), "committed");
     auto const& outcome = std::get<WorkCommitted>(report.what).outcome;
     listener_.committed(instance.peer, report.session, session.op(), outcome, report.spent);
     auto const text = kept_text(session.facts(now));

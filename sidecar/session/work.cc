@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "protocol/base/without_throwing.h"
+
 namespace dkv {
 namespace {
 
@@ -45,19 +47,37 @@ auto SessionWork::timed(char const* name, Step const& step) {
 }
 
 void SessionWork::open(Backend& backend) {
-    if (cancelled_) return;
     backend_ = &backend;
-    auto job = timed("open", [&] {
-        return Job::open(backend, spec_.job, bytes_in(spec_.staging), bytes_in(spec_.destination));
-    });
-    if (!job) return fail(std::move(job).error());
-    job_ = std::move(job).value();
-    packed_.assign(spec_.job.geometry.layers, false);
 }
 
 void SessionWork::layer(LayerWork work) {
-    if (cancelled_ || job_ == nullptr) return;
-    if (auto done = take_layer(work); !done) fail(std::move(done).error());
+    if (cancelled_ || backend_ == nullptr) return;
+    backend_->cancel_by(&cancelled_);
+    auto const done = without_throwing([&] { return take_layer(work); });
+    backend_->cancel_by(nullptr);
+    if (!done) fail(done.error());
+}
+
+/// Not before there are rows: a prompt's length alone is a claim.
+Result<void> SessionWork::find_memory() {
+    if (job_ != nullptr) return {};
+    job_ = DKV_TRY(timed("open", [&] {
+        return Job::open(*backend_, spec_.job, bytes_in(spec_.staging),
+                         bytes_in(spec_.destination));
+    }));
+    packed_.assign(spec_.job.geometry.layers, false);
+    return {};
+}
+
+Result<void> SessionWork::check_written(LayerWork const& work) const {
+    auto const check = [](char const* name, LeasedRows const& rows) -> Result<void> {
+        if (rows.lease == nullptr) return {};
+        return dkv::check_written(name, rows.view, *rows.lease);
+    };
+    DKV_TRY(check("keys", work.keys));
+    DKV_TRY(check("values", work.values));
+    DKV_TRY(check("queries", work.queries));
+    return check("scores", work.scores);
 }
 
 Result<void> SessionWork::check_whole(LayerWork const& work) const {
@@ -106,6 +126,8 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
     // ends.
     DKV_TRY(await(work));
     DKV_TRY(check_whole(work));
+    DKV_TRY(check_written(work));
+    DKV_TRY(find_memory());
     LayerSource const source{.keys = work.keys.view,
                              .values = work.values.view,
                              .queries = work.queries.view,

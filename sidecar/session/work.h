@@ -121,18 +121,21 @@ public:
     SessionWork(SessionWork const&) = delete;
     SessionWork& operator=(SessionWork const&) = delete;
 
-    /// The calls in the queue do nothing from now on; the one under way ends after its current
-    /// step.
+    /// The calls in the queue do nothing from now on; the one under way ends after the tiles that
+    /// it is at (on a device: after its current step).
     void cancel() noexcept { cancelled_ = true; }
 
     void open(Backend& backend);
-    /// The last layer also packs every layer and reports the outcome.
+    /// The first layer also finds the memory for all of them; the last also packs every layer and
+    /// reports the outcome.
     void layer(LayerWork work);
 
 private:
+    Result<void> find_memory();
     Result<void> take_layer(LayerWork& work);
     Result<void> await(LayerWork const& work);
     Result<void> await(LayerSignal const& signal);
+    Result<void> check_written(LayerWork const& work) const;
     Result<void> check_whole(LayerWork const& work) const;
     Result<void> check_buffers() const;
     Result<void> pack_all();

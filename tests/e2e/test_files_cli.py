@@ -223,3 +223,16 @@ def test_no_sidecar_at_the_endpoint_that_was_given(cache, tmp_path):
     line = refusal("compact", cache, "-o", tmp_path / "out", "--endpoint", f"ipc://{tmp_path}/none.sock", code=3)
     assert "no sidecar answers" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["dkv", "hf"])
+def test_an_output_has_the_mode_of_its_input(tmp_path, to):
+    cache = write_cache(tmp_path / "cache.safetensors")
+    cache.chmod(0o600)
+    out = tmp_path / "out.safetensors"
+    command = ["compact", cache, "-o", out, "--policy", "snapkv", "--capacity", "32", "--to", to]
+    assert dkv(*command).returncode == 0
+    assert out.stat().st_mode & 0o777 == 0o600
+
+    assert dkv("convert", cache, "-o", tmp_path / "copy.safetensors", "--to", to).returncode == 0
+    assert (tmp_path / "copy.safetensors").stat().st_mode & 0o777 == 0o600

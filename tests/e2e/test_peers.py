@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import urllib.request
+from pathlib import Path
 
 import pytest
 from engines import DEVICE, CEngine, run
@@ -164,3 +166,88 @@ def test_idle_connections_to_the_metrics_stop_no_scrape(tmp_path):
     for one in idle:
         one.close()
     sidecar.stop()
+
+
+def test_a_log_that_is_not_read_does_not_stop_the_sidecar(tmp_path):
+    """What a full pipe does not take is dropped, and counted in the next line that it takes."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    endpoint = f"ipc://{tmp_path}/dkvd.sock"
+    process = subprocess.Popen([program("dkvd"), "--endpoint", endpoint], stderr=write)
+    dkv = [program("dkv"), "--endpoint", endpoint]
+    try:
+        waited_for(lambda: subprocess.run([*dkv, "status"], capture_output=True).returncode == 0, "the sidecar")
+
+        for _ in range(60):  # Each is a line of some 80 bytes.
+            refused = subprocess.run([*dkv, "detach", "0x123"], capture_output=True, timeout=60)
+            assert refused.returncode == 1
+        assert process.poll() is None
+
+        os.set_blocking(read, False)
+        os.read(read, 65536)
+        subprocess.run([*dkv, "detach", "0x123"], capture_output=True, timeout=60)
+        text = waited_for(lambda: os.read(read, 65536).decode(), "a line")
+        assert "lines were dropped: stderr was not read" in text
+        assert "Detach refused: no engine 0000000000000123 is attached" in text
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
+def test_a_sidecar_of_root_says_so(sidecar):
+    assert "running as root" in sidecar.log.read_text()
+
+
+def test_names_that_killed_engines_left_in_dev_shm_go_when_a_sidecar_starts(tmp_path):
+    left = Path("/dev/shm/dkv-1-left-by-a-test")
+    left.write_bytes(bytes(8192))
+
+    sidecar = Sidecar(tmp_path).start()
+
+    assert not left.exists()
+    assert "names in /dev/shm that killed engines had left are gone" in sidecar.log.read_text()
+    sidecar.stop()
+
+
+def address_space(sidecar, limit: str) -> None:
+    subprocess.run(["prlimit", f"--pid={sidecar.process.pid}", f"--as={limit}:"], check=True)
+
+
+def no_more_address_space(sidecar) -> None:
+    """Neither a mapping nor a thread, which has its stack in one; small pieces of memory there are."""
+    text = Path(f"/proc/{sidecar.process.pid}/status").read_text()
+    kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmSize:"))
+    address_space(sidecar, str((kib + 1024) * 1024))
+
+
+def test_a_sidecar_without_a_thread_for_an_engine_refuses_it_and_serves_the_next(sidecar):
+    no_more_address_space(sidecar)
+
+    code, line = run(sidecar)
+
+    assert line["status"] == "limit_exceeded"
+    assert "the system gives no more threads: see RLIMIT_NPROC" in line["error"]
+    assert not attached(sidecar)
+    address_space(sidecar, "unlimited")
+    code, line = run(sidecar)
+    assert line["committed"], line
+
+
+def test_a_sidecar_without_memory_for_a_prompt_refuses_it_and_serves_the_next(sidecar):
+    engine = CEngine(sidecar, "--pause-at-layer", "1", tokens=2000)
+    engine.line()
+    no_more_address_space(sidecar)
+    engine.go_on()
+
+    _, lines = engine.end()
+
+    assert not lines[-1]["committed"] or lines[-1]["rows_wrong"] == 0
+    code, line = run(sidecar, tokens=2000)
+    assert line["status"] in ("limit_exceeded", "io"), line
+    assert line["rows_wrong"] == 0
+    address_space(sidecar, "unlimited")
+    code, line = run(sidecar, tokens=2000)
+    assert line["committed"], line

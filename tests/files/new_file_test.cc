@@ -200,6 +200,31 @@ TEST_CASE_FIXTURE(NewFileFixture, "what is replaced keeps its permissions, and a
     CHECK((status.st_mode & 0777U) == 0600U);
 }
 
+TEST_CASE_FIXTURE(NewFileFixture, "a new file has the mode of the one it was made from") {
+    auto const mode_of = [](std::string const& file) {
+        struct stat status {};
+        REQUIRE(::stat(file.c_str(), &status) == 0);
+        return status.st_mode & 0777U;
+    };
+    auto const input = folder / "input";
+    test::write_file(input, "in");
+    REQUIRE(::chmod(input.c_str(), 0640) == 0);
+    REQUIRE(NewFile::create(path, input).value().commit());
+    CHECK(mode_of(path) == 0640U);
+
+    SUBCASE("and where it replaces another, what both allow") {
+        REQUIRE(::chmod(path.c_str(), 0604) == 0);
+        REQUIRE(NewFile::create(path, input).value().commit());
+        CHECK(mode_of(path) == 0600U);
+    }
+    SUBCASE("of a folder, what a file can have of it") {
+        REQUIRE(::chmod(folder.path().c_str(), 0700) == 0);
+        auto const other = folder / "other";
+        REQUIRE(NewFile::create(other, folder.path()).value().commit());
+        CHECK(mode_of(other) == 0600U);
+    }
+}
+
 TEST_CASE_FIXTURE(NewFileFixture, "what is no file is not replaced") {
     auto const message = [&](std::string const& where, ErrorCode code) {
         auto const file = NewFile::create(where);

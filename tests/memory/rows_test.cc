@@ -1,5 +1,7 @@
 #include "sidecar/memory/rows.h"
 
+#include <algorithm>
+
 #include <doctest/doctest.h>
 
 #include "sidecar/memory/region_table.h"
@@ -59,6 +61,53 @@ TEST_CASE("rows past the region are refused, naming both ends") {
     at = small_rows();
     at.head_stride = 1000;
     CHECK(refusal(at, *lent.region) == "keys end at byte 4128, past the region's 4096");
+}
+
+TEST_CASE(
+    "rows of which elements overlap are refused: a small region would pass for a large cache") {
+    Lent lent;
+    auto at = small_rows();
+    at.head_stride = 0;
+    CHECK(refusal(at, *lent.region) ==
+          "keys have strides [0, 8, 1], with which elements of the shape [2, 4, 8] overlap");
+    at = small_rows();
+    at.token_stride = 7;
+    CHECK(refusal(at, *lent.region) ==
+          "keys have strides [32, 7, 1], with which elements of the shape [2, 4, 8] overlap");
+    at = small_rows();
+    at.heads = 1;
+    at.head_stride = 0;  // Of one head it says nothing.
+    CHECK(rows("keys", at, *lent.region));
+}
+
+TEST_CASE("strides in any order are rows, as long as each lies outside the one before") {
+    Lent lent;
+    auto at = small_rows();
+    at.head_stride = 8;  // [tokens, heads, head_dim]
+    at.token_stride = 16;
+    CHECK(rows("keys", at, *lent.region));
+    at.head_stride = 32;  // [heads, head_dim, tokens]
+    at.token_stride = 1;
+    at.dim_stride = 4;
+    CHECK(rows("keys", at, *lent.region));
+}
+
+TEST_CASE("rows that were never written are refused before they are read") {
+    EngineMemory memory(1 << 20);
+    auto const region =
+        attach(MemfdSource{test::own_pid(), memory.fd(), memory.inode()}, 1 << 20, false).value();
+    auto at = small_rows();
+    at.tokens = 2048;
+    at.head_stride = 2048 * 8;  // 128 KiB.
+    auto const view = rows("keys", at, *region).value();
+    auto const refused = check_written("keys", view, *region);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().message ==
+          "keys have 131072 bytes, of which the region has 0: the rest was never written");
+
+    std::ranges::fill(memory.bytes().first(131072), std::byte{1});
+
+    CHECK(check_written("keys", view, *region));
 }
 
 TEST_CASE("rows whose end does not fit in 64 bits are refused") {

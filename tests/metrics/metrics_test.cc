@@ -17,7 +17,8 @@ TEST_CASE("metrics are rendered as Prometheus reads them") {
     metrics.request("Hello", "ok");
     metrics.request("Hello", "ok");
     metrics.request("OpenSession", "invalid_argument");
-    metrics.session("adopted");
+    metrics.session("dynamickv", "adopted");
+    metrics.session("snapkv", "failed", "limit_exceeded");
     metrics.bytes_dropped(1000);
     metrics.bytes_returned(900);
     metrics.busy("layer", 2'000'000);
@@ -28,9 +29,11 @@ TEST_CASE("metrics are rendered as Prometheus reads them") {
 
     auto const text = render(metrics);
 
-    CHECK(has_line(text, R"(dkv_requests_total{code="ok",request="Hello"} 2)"));
-    CHECK(has_line(text, R"(dkv_requests_total{code="invalid_argument",request="OpenSession"} 1)"));
-    CHECK(has_line(text, R"(dkv_sessions_total{outcome="adopted"} 1)"));
+    CHECK(has_line(text, R"(dkv_requests_total{code="ok",type="Hello"} 2)"));
+    CHECK(has_line(text, R"(dkv_requests_total{code="invalid_argument",type="OpenSession"} 1)"));
+    CHECK(has_line(text, R"(dkv_sessions_total{outcome="adopted",policy="dynamickv"} 1)"));
+    CHECK(has_line(
+        text, R"(dkv_sessions_total{outcome="failed",policy="snapkv",reason="limit_exceeded"} 1)"));
     CHECK(has_line(text, "dkv_bytes_dropped_total 1000"));
     CHECK(has_line(text, "dkv_bytes_returned_total 900"));
     CHECK(has_line(text, R"(dkv_busy_seconds_bucket{step="layer",le="0.001"} 0)"));

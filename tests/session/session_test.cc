@@ -47,6 +47,17 @@ TEST_CASE("a dynamickv session: layers are staged, planned, packed, adopted, clo
     CHECK(closed.value().at(0).mass_kept.size() == LentPrompt::kLayers);
 }
 
+TEST_CASE("rows that were never written fail the session before any memory is found for them") {
+    TableFixture t;
+    t.open(5);
+    test::EngineMemory const sparse(t.prompt.memory.bytes().size());
+    auto const region = t.lend(sparse, false).value();
+    REQUIRE(t.table.layer_ready(t.caller(), kEngine, 5, TableFixture::layer_in(region, 0)));
+    t.await([&] { return t.ears.heard(NoticeKind::SessionFailed); });
+    CHECK(t.ears.lines.back().starts_with("peer/5: failed: keys have "));
+    CHECK(t.ears.lines.back().ends_with("of which the region has 0: the rest was never written"));
+}
+
 TEST_CASE("two sessions of one engine and a policy that knows its budgets") {
     TableFixture t;
     t.open(1, {.wish = PolicyRequest{.name = "snapkv", .capacity = 32, .window = 8}});
