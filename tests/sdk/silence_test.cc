@@ -128,6 +128,7 @@ TEST_CASE("after one deadline sessions are refused without waiting, until the si
     Quiet quiet(300);
     quiet.sidecar.on(wire::Body::OpenSession, silent());
     quiet.sidecar.on(wire::Body::Heartbeat, silent());
+    quiet.sidecar.on(wire::Body::CloseSession, silent());
 
     CHECK(quiet.open() == DKV_DEADLINE_EXCEEDED);
     CHECK(quiet.attached() == 0);
@@ -149,6 +150,7 @@ TEST_CASE("a refusal says since when, and when the sidecar is asked next") {
     Harness harness(300);
     harness.sidecar->on(wire::Body::OpenSession, silent());
     harness.sidecar->on(wire::Body::Heartbeat, silent());
+    harness.sidecar->on(wire::Body::CloseSession, silent());
     harness.sidecar->on(wire::Body::Hello, silent());
     REQUIRE(harness.open() != DKV_OK);  // At its deadline, or after five heartbeats.
 
@@ -255,6 +257,7 @@ TEST_CASE("a hung sidecar that ends is gone, and its successor is found at once"
     harness.sidecar->on(wire::Body::Hello, silent());
     harness.sidecar->on(wire::Body::OpenSession, silent());
     harness.sidecar->on(wire::Body::Heartbeat, silent());
+    harness.sidecar->on(wire::Body::CloseSession, silent());
     REQUIRE(harness.open() != DKV_OK);  // At its deadline, or after five heartbeats.
 
     harness.sidecar.reset();
