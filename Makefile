@@ -98,6 +98,9 @@ fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECO
 
 soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
+	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 \
+		DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
+		$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/python/test_killed.py
 	tools/fuzz/run.sh 600
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch

@@ -156,7 +156,7 @@ dkv_status dkv_engine_get_state(dkv_engine* engine, dkv_engine_state* state) {
         DKV_TRY(check_process(*engine->engine));
         auto& connection = engine->engine->connection();
         auto const tally = engine->engine->tally();
-        state->attached = connection.attachment() ? 1 : 0;
+        state->attached = connection.is_answered() ? 1 : 0;
         state->instance = engine->engine->instance();
         state->boot_id = connection.boot_id();
         state->sessions_opened = tally.sessions_opened;

@@ -83,6 +83,11 @@ std::optional<Attachment> Connection::attachment() const {
     return attachment_;
 }
 
+bool Connection::is_answered() const {
+    std::lock_guard const lock(mutex_);
+    return is_usable();
+}
+
 std::uint64_t Connection::boot_id() const {
     std::lock_guard const lock(mutex_);
     return boot_id_;
@@ -90,13 +95,15 @@ std::uint64_t Connection::boot_id() const {
 
 Result<Attachment> Connection::attach(Deadline deadline) {
     std::unique_lock lock(mutex_);
+    if (auto const now = Clock::now(); silence_.holds(now)) return silence_.reason(endpoint_, now);
     if (attachment_) return *attachment_;
     // One that began before says nothing of a sidecar that was started just now.
     auto const begun_before = attempts_begun_;
     try_now_ = true;
     wake();
-    bool const settled = changed_.wait_until(
-        lock, deadline, [&] { return attachment_ || stopping_ || attempt_failed_ > begun_before; });
+    bool const settled = changed_.wait_until(lock, deadline, [&] {
+        return attachment_ || stopping_ || attempt_failed_ > begun_before || silence_.is_hung();
+    });
     if (stopping_) return closed();
     if (attachment_) return *attachment_;
     return settled && attempt_error_ ? *attempt_error_ : no_answer(endpoint_, "a hello");
@@ -111,9 +118,10 @@ Result<Attachment> Connection::wait_attached(Deadline deadline) {
     };
     try_now_ = !attachment_;
     wake();
-    changed_.wait_until(lock, deadline, [&] { return attachment_ || stopping_ || hopeless(); });
+    changed_.wait_until(lock, deadline, [&] { return is_usable() || stopping_ || hopeless(); });
     if (stopping_) return closed();
-    if (attachment_) return *attachment_;
+    if (is_usable()) return *attachment_;
+    if (attachment_) return silence_.reason(endpoint_, Clock::now());
     return attempt_error_ ? *attempt_error_ : no_answer(endpoint_, "a hello");
 }
 
@@ -131,6 +139,8 @@ void Connection::enqueue(Request request) {
     {
         std::lock_guard const lock(mutex_);
         refused = stopping_;
+        if (attachment_ && attachment_->epoch == request.epoch && request.on_reply)
+            silence_.ask(Clock::now());
         if (!refused) outbox_.push_back(std::move(request));
     }
     if (!refused)
@@ -143,7 +153,7 @@ Reply Connection::call(std::uint64_t epoch,
                        wire::BodyUnion body,
                        Deadline deadline,
                        OnReply on_late) {
-    auto const what = name_of(body.type);
+    auto const kind = body.type;
     auto const answer = std::make_shared<Answer>();
     enqueue(request(epoch, std::move(body), [answer, on_late](Reply reply) {
         std::unique_lock lock(answer->mutex);
@@ -155,11 +165,37 @@ Reply Connection::call(std::uint64_t epoch,
         answer->reply = std::move(reply);
         answer->came.notify_one();
     }));
+    auto const begin = Clock::now();
+    auto const hung = hung_reason();
     std::unique_lock lock(answer->mutex);
-    answer->came.wait_until(lock, deadline, [&] { return answer->reply.has_value(); });
+    answer->came.wait_until(lock, hung ? begin : deadline,
+                            [&] { return answer->reply.has_value(); });
     if (answer->reply) return std::move(*answer->reply);
     answer->given_up = true;
-    return no_answer(endpoint_, what);
+    lock.unlock();
+    if (hung) return *hung;
+    // UnregisterRegion is answered when work lets go of the region, however long that takes.
+    run_out(begin, kind == wire::Body::UnregisterRegion ? std::string() : name_of(kind));
+    return no_answer(endpoint_, name_of(kind));
+}
+
+std::optional<Error> Connection::hung_reason() const {
+    std::lock_guard const lock(mutex_);
+    if (!silence_.is_hung()) return std::nullopt;
+    return silence_.reason(endpoint_, Clock::now());
+}
+
+void Connection::run_out(Deadline begin, std::string request) {
+    {
+        std::lock_guard const lock(mutex_);
+        auto const now = Clock::now();
+        bool const was_hung = silence_.is_hung();
+        bool const hung = request.empty()
+                              ? silence_.run_out(begin, now)
+                              : silence_.run_out_unanswered(std::move(request), begin, now);
+        probe_now_ = probe_now_ || (hung && !was_hung);
+    }
+    wake();
 }
 
 void Connection::post(std::uint64_t epoch, wire::BodyUnion body, OnReply on_reply) {

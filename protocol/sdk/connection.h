@@ -21,6 +21,7 @@
 #include "protocol/sdk/clock.h"
 #include "protocol/sdk/inbox.h"
 #include "protocol/sdk/link.h"
+#include "protocol/sdk/silence.h"
 
 namespace dkv::sdk {
 
@@ -51,20 +52,29 @@ public:
     void stop();
 
     /// The attachment as it is, or as soon as an attempt that is under way or made now succeeds.
-    /// Errors: why that attempt failed; DeadlineExceeded.
+    /// Errors: why that attempt failed; DeadlineExceeded, without waiting where the sidecar is
+    /// known not to answer.
     Result<Attachment> attach(Deadline deadline);
-    /// Waits through failed attempts, except where only another sidecar would help.
+    /// Waits through failed attempts and silence, except where only another sidecar would help.
     /// Errors: why the last attempt failed; VersionMismatch at once.
     Result<Attachment> wait_attached(Deadline deadline);
     std::optional<Attachment> attachment() const;
+    /// Attached, and the sidecar answers.
+    bool is_answered() const;
     /// Of the last sidecar that answered; 0: none has.
     std::uint64_t boot_id() const;
 
-    /// Sends and waits. Errors: Unavailable when the epoch is over, or ends meanwhile;
-    /// DeadlineExceeded, after which `on_late` gets the reply if it still comes; the sidecar's own.
+    /// Sends and waits, but not for a sidecar that is known not to answer. Errors: Unavailable when
+    /// the epoch is over, or ends meanwhile; DeadlineExceeded, after which `on_late` gets the reply
+    /// if it still comes; the sidecar's own.
     Reply call(std::uint64_t epoch, wire::BodyUnion body, Deadline deadline, OnReply on_late = {});
     /// Sends. `on_reply` runs on the connection's thread and must not wait.
     void post(std::uint64_t epoch, wire::BodyUnion body, OnReply on_reply = {});
+
+    /// Tells that a wait which began at `begin` ran into its deadline: whether the sidecar was
+    /// silent or only busy follows from what was heard meanwhile. `request`: its answer was waited
+    /// for.
+    void run_out(Deadline begin, std::string request = {});
 
     /// From now on what the sidecar says of `session` goes to the inbox, and so does the epoch's
     /// end.
@@ -83,7 +93,9 @@ private:
     Connection(std::string endpoint, wire::HelloT hello, milliseconds timeout, int wake_fd);
     Request request(std::uint64_t epoch, wire::BodyUnion body, OnReply on_reply);
     void enqueue(Request request);
+    std::optional<Error> hung_reason() const;
     void wake() const noexcept;
+    bool is_usable() const { return attachment_ && !silence_.is_hung(); }  // Under the lock.
 
     // On the thread.
     void run();
@@ -98,6 +110,8 @@ private:
     void greet();
     void end_epoch(Error const& reason);
     void fail_attempt(Error reason, Phase phase);
+    void give_up_hello();
+    void hear();
     void look_at_clock();
     void beat();
     bool say_goodbye();
@@ -121,6 +135,8 @@ private:
     std::uint64_t epochs_ = 0;
     std::uint64_t boot_id_ = 0;
     bool try_now_ = false;
+    Silence silence_;
+    bool probe_now_ = false;  // The sidecar was found to be hung: ask it.
     bool stopping_ = false;
 
     // The thread's own.
@@ -133,7 +149,6 @@ private:
     std::uint64_t goodbye_id_ = 0;
     milliseconds heartbeat_{1000};
     Deadline next_step_at_{};  // Of the phase: a retry, an expected Welcome, a heartbeat.
-    std::optional<Deadline> silent_since_;  // When the oldest unanswered heartbeat was sent.
     Deadline last_look_{};
 
     std::mutex stop_mutex_;

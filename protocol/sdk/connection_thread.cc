@@ -74,6 +74,10 @@ void Connection::handle(LinkNews news) {
         receive(message);
     if (news.down) {
         end_epoch(went_away());
+        {
+            std::lock_guard const lock(mutex_);
+            silence_.clear();
+        }
         open_link();
     } else if (news.up) {
         greet();
@@ -86,11 +90,11 @@ void Connection::handle(LinkNews news) {
 }
 
 void Connection::receive(zmq::message_t const& message) {
+    hear();
     std::uint64_t id = 0;
     auto decoded = decode({static_cast<std::byte const*>(message.data()), message.size()}, &id);
     if (decoded && decoded.value()->id == 0) {
         if (phase_ != Phase::Attached) return;
-        silent_since_.reset();
         return receive_unasked(std::move(decoded.value()->body));
     }
     std::uint64_t const boot_id = decoded ? decoded.value()->boot_id : 0;
@@ -105,13 +109,14 @@ void Connection::receive(zmq::message_t const& message) {
     }
     if (phase_ != Phase::Attached) return;  // A reply of an attachment that is over.
 
-    silent_since_.reset();
     OnReply on_reply;
     bool expected = id == heartbeat_id_;
     if (auto const found = pending_.find(id); found != pending_.end()) {
         expected = true;
         on_reply = std::move(found->second);
         pending_.erase(found);
+        std::lock_guard const lock(mutex_);
+        silence_.answer();
     }
     bool const forgotten = expected && !reply && reply.error().code == ErrorCode::UnknownInstance;
     bool const restarted = decoded && boot_id != attachment_->boot_id;
@@ -130,7 +135,6 @@ void Connection::receive_hello(Reply reply, std::uint64_t boot_id) {
     if (!welcome) return fail_attempt(std::move(welcome).error(), Phase::Rejected);
     auto const& said = welcome.value();
     heartbeat_ = std::clamp(milliseconds(said.heartbeat_ms), kHeartbeatMin, kHeartbeatMax);
-    silent_since_.reset();
     phase_ = Phase::Attached;
     next_step_at_ = Clock::now() + heartbeat_;
     {
@@ -199,6 +203,7 @@ void Connection::end_epoch(Error const& reason) {
     {
         std::lock_guard const lock(mutex_);
         attachment_.reset();
+        silence_.forget_questions();
         inboxes.swap(inboxes_);
         unsent.swap(outbox_);
     }
@@ -209,16 +214,18 @@ void Connection::end_epoch(Error const& reason) {
         if (request.on_reply) request.on_reply(reason);
     for (auto const& [session, inbox] : inboxes)
         inbox->end(reason);
-    silent_since_.reset();
     heartbeat_id_ = 0;
 }
 
 void Connection::fail_attempt(Error reason, Phase phase) {
     phase_ = phase;
     // Where nobody accepts, ZeroMQ itself goes on trying; only an impatient caller makes it sooner.
-    next_step_at_ = Clock::now() + (phase == Phase::Refused ? kNoTimer : kRetryAfter);
+    auto const now = Clock::now();
+    next_step_at_ = now + (phase == Phase::Refused ? kNoTimer : kRetryAfter);
     {
         std::lock_guard const lock(mutex_);
+        if (phase == Phase::Refused) silence_.clear();
+        if (silence_.is_hung()) next_step_at_ = silence_.next_probe(now);
         attempt_error_ = std::move(reason);
         attempt_failed_ = attempts_begun_;
     }
@@ -227,11 +234,11 @@ void Connection::fail_attempt(Error reason, Phase phase) {
 
 void Connection::look_at_clock() {
     auto const now = Clock::now();
-    // This process was stopped for a while: that was not the sidecar's silence.
-    if (now - last_look_ > 2 * heartbeat_ && silent_since_) silent_since_ = now;
-    last_look_ = now;
+    bool const was_stopped = now - std::exchange(last_look_, now) > 2 * heartbeat_;
     {
         std::lock_guard const lock(mutex_);
+        if (was_stopped) silence_.excuse(now);
+        if (std::exchange(probe_now_, false) && phase_ == Phase::Attached) next_step_at_ = now;
         bool const idle = phase_ == Phase::Refused || phase_ == Phase::Rejected;
         if (idle && std::exchange(try_now_, false)) next_step_at_ = now;
     }
@@ -243,19 +250,34 @@ void Connection::look_at_clock() {
         case Phase::Connecting:
         case Phase::Greeting: break;
     }
-    // Over TCP a silent host is no sidecar; one that accepts and says nothing hangs.
-    if (link_->is_connected())
-        fail_attempt(Error{ErrorCode::DeadlineExceeded,
-                           "the sidecar at " + endpoint_ + " did not answer a hello in " +
-                               std::to_string(timeout_.count()) + " ms"},
-                     Phase::Rejected);
-    else
-        fail_attempt(Error{ErrorCode::Unavailable, no_sidecar()}, Phase::Refused);
+    give_up_hello();
+}
+
+/// Over TCP a silent host is no sidecar; one that accepts and says nothing hangs.
+void Connection::give_up_hello() {
+    if (!link_->is_connected())
+        return fail_attempt(Error{ErrorCode::Unavailable, no_sidecar()}, Phase::Refused);
+    {
+        std::lock_guard const lock(mutex_);
+        auto const now = Clock::now();
+        silence_.hang(now - timeout_, now);
+    }
+    fail_attempt(Error{ErrorCode::DeadlineExceeded, "the sidecar at " + endpoint_ +
+                                                        " did not answer a hello in " +
+                                                        std::to_string(timeout_.count()) + " ms"},
+                 Phase::Rejected);
 }
 
 void Connection::beat() {
     auto const now = Clock::now();
-    if (silent_since_ && now - *silent_since_ > kHeartbeatsMissedMax * heartbeat_) {
+    bool gave_up = false;
+    {
+        std::lock_guard const lock(mutex_);
+        auto const since = silence_.asked_at();
+        gave_up = since && now - *since > kHeartbeatsMissedMax * heartbeat_;
+        if (gave_up) silence_.hang(*since, now);
+    }
+    if (gave_up) {
         end_epoch(went_away("no answer to a heartbeat in " +
                             std::to_string((kHeartbeatsMissedMax * heartbeat_).count()) + " ms"));
         return open_link();
@@ -263,8 +285,19 @@ void Connection::beat() {
     wire::HeartbeatT heartbeat;
     heartbeat.instance = hello_.instance;
     send_control(body_of(heartbeat), &heartbeat_id_);
-    if (!silent_since_) silent_since_ = now;
-    next_step_at_ = now + heartbeat_;
+    std::lock_guard const lock(mutex_);
+    silence_.ask(now);
+    next_step_at_ = silence_.is_hung() ? silence_.next_probe(now, heartbeat_) : now + heartbeat_;
+}
+
+/// A sidecar that was hung is used again at once.
+void Connection::hear() {
+    bool is_back = false;
+    {
+        std::lock_guard const lock(mutex_);
+        is_back = silence_.hear();
+    }
+    if (is_back) changed_.notify_all();
 }
 
 bool Connection::say_goodbye() {

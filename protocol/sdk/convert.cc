@@ -41,19 +41,8 @@ std::optional<std::uint64_t> end_of(dkv_rows const& rows, std::uint64_t element_
 
 }  // namespace
 
-Error corrupt_answer(std::string const& message) {
-    return corrupt("the sidecar " + message);
-}
-
 dkv_status status_of(ErrorCode code) noexcept {
     return static_cast<dkv_status>(code);
-}
-
-Error error_of(wire::FailureT const& failure) {
-    auto const number = static_cast<std::uint16_t>(failure.code);
-    bool const known =
-        number >= 1 && number <= static_cast<std::uint16_t>(ErrorCode::PermissionDenied);
-    return Error{known ? static_cast<ErrorCode>(number) : ErrorCode::Internal, failure.message};
 }
 
 Result<Geometry> geometry_of(dkv_geometry const& geometry) {

@@ -6,17 +6,12 @@
 #include "protocol/base/geometry.h"
 #include "protocol/base/result.h"
 #include "protocol/schema/dkv_generated.h"
+#include "protocol/sdk/answers.h"
 #include "protocol/sdk/dkv.h"
 
 namespace dkv::sdk {
 
 dkv_status status_of(ErrorCode code) noexcept;
-
-/// CorruptData, "the sidecar MESSAGE".
-Error corrupt_answer(std::string const& message);
-
-/// A foreign code that is none becomes Internal.
-Error error_of(wire::FailureT const& failure);
 
 /// Errors: InvalidArgument, naming the field.
 Result<Geometry> geometry_of(dkv_geometry const& geometry);

@@ -131,7 +131,7 @@ dkv_status dkv_engine_wait_attached(dkv_engine* engine, uint32_t timeout_ms);
 
 typedef struct dkv_engine_state {
     uint32_t struct_bytes;
-    int32_t attached;  /* 1: a sidecar answered the last hello and heartbeat */
+    int32_t attached;  /* 1: a sidecar answered the last hello, and answers still */
     uint64_t instance; /* what `dkv instances` shows, there in hexadecimal */
     uint64_t boot_id;  /* of the sidecar; 0: never attached */
     uint64_t sessions_opened;
@@ -204,9 +204,10 @@ typedef struct dkv_session_plan {
 /* Opens a session, gives it staging and destination memory, and tells what will be done.
  * On failure *session is NULL, and the engine goes on with its full cache.
  *
- * DKV_UNAVAILABLE, DKV_DEADLINE_EXCEEDED, DKV_VERSION_MISMATCH; DKV_INVALID_ARGUMENT with the
- * sidecar's words (capacity below the window, an even kernel, …); DKV_NOT_FOUND: unknown policy;
- * DKV_LIMIT_EXCEEDED. */
+ * DKV_UNAVAILABLE; DKV_DEADLINE_EXCEEDED, without waiting while a sidecar that did not answer
+ * before is being asked again in the background; DKV_VERSION_MISMATCH; DKV_INVALID_ARGUMENT with
+ * the sidecar's words (capacity below the window, an even kernel, …); DKV_NOT_FOUND: unknown
+ * policy; DKV_LIMIT_EXCEEDED. */
 dkv_status dkv_session_open(dkv_engine* engine,
                             dkv_session_options const* options,
                             dkv_session** session,

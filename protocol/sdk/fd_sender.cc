@@ -11,6 +11,7 @@
 #include <sys/un.h>
 
 #include "protocol/base/fd_message.h"
+#include "protocol/base/peer.h"
 
 namespace dkv::sdk {
 namespace {
@@ -49,6 +50,11 @@ Result<UniqueFd> connected(std::string const& socket, Deadline deadline) {
     DKV_TRY(set_deadline(line, socket, deadline));
     if (::connect(line.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
         return failed(socket, "connect");
+    auto const peer = peer_of(line.get());
+    if (!peer || !is_trusted(peer->uid))
+        return Error{ErrorCode::PermissionDenied,
+                     "the sidecar's descriptor socket " + socket +
+                         " is not this user's: no descriptor was sent to it"};
     return line;
 }
 

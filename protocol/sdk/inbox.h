@@ -9,6 +9,7 @@
 
 #include "protocol/base/error.h"
 #include "protocol/schema/dkv_generated.h"
+#include "protocol/sdk/answers.h"
 #include "protocol/sdk/clock.h"
 
 namespace dkv::sdk {
@@ -16,11 +17,19 @@ namespace dkv::sdk {
 /// Messages in the order of their arrival; then, at most once, the reason why no more will come.
 class Inbox {
 public:
+    /// `words_max`: the most that messages may have in all (answers.h).
+    explicit Inbox(std::uint64_t words_max) : words_max_(words_max) {}
+
     void put(wire::BodyUnion message) {
         {
             std::lock_guard const lock(mutex_);
             if (end_) return;
-            messages_.push_back(std::move(message));
+            words_ += words_of(message);
+            if (words_ > words_max_)
+                end_ = corrupt_answer("said more of this session than there is to say: over " +
+                                      std::to_string(words_max_) + " words");
+            else
+                messages_.push_back(std::move(message));
         }
         news_.notify_one();
     }
@@ -48,6 +57,8 @@ public:
     }
 
 private:
+    std::uint64_t const words_max_;
+    std::uint64_t words_ = 0;
     mutable std::mutex mutex_;
     std::condition_variable news_;
     std::deque<wire::BodyUnion> messages_;

@@ -35,27 +35,14 @@ Result<void> Layers::apply(wire::LayerProgressT const& progress) {
                           ", which there is not");
 }
 
-Result<void> Layers::check_lengths(wire::LayerProgressT const& progress,
-                                   std::uint32_t rows_max) const {
-    auto const name = layer_name(progress.layer);
-    if (progress.lengths.size() != spec_.geometry.kv_heads)
-        return corrupt_answer("gave " + name + " " + std::to_string(progress.lengths.size()) +
-                              " lengths for " + std::to_string(spec_.geometry.kv_heads) +
-                              " KV heads");
-    for (std::uint32_t const length : progress.lengths)
-        if (length > rows_max)
-            return corrupt_answer("gave " + name + " " + std::to_string(length) +
-                                  " rows in a head; the most is " + std::to_string(rows_max));
-    return {};
-}
-
 Result<void> Layers::stage(wire::LayerProgressT const& progress) {
     auto& layer = layers_[progress.layer];
     if (!spec_.progressive || layer.form != DKV_LAYER_FULL) return {};
     if (!spec_.staging)
         return corrupt_answer("staged " + layer_name(progress.layer) +
                               " where nothing is to be staged");
-    DKV_TRY(check_lengths(progress, std::min(spec_.stage_rows, spec_.prompt_tokens)));
+    DKV_TRY(check_lengths(progress, spec_.geometry.kv_heads,
+                          std::min(spec_.stage_rows, spec_.prompt_tokens)));
 
     layer.form = DKV_LAYER_STAGED;
     layer.lengths = progress.lengths;
@@ -70,7 +57,7 @@ Result<void> Layers::stage(wire::LayerProgressT const& progress) {
 Result<void> Layers::trim(wire::LayerProgressT const& progress) {
     auto& layer = layers_[progress.layer];
     if (layer.form != DKV_LAYER_STAGED) return {};
-    DKV_TRY(check_lengths(progress, spec_.stage_rows));
+    DKV_TRY(check_lengths(progress, spec_.geometry.kv_heads, spec_.stage_rows));
     for (std::size_t head = 0; head < progress.lengths.size(); ++head)
         if (progress.lengths[head] > layer.lengths[head])
             return corrupt_answer("trimmed " + layer_name(progress.layer) + " from " +
@@ -91,7 +78,7 @@ Result<void> Layers::trim(wire::LayerProgressT const& progress) {
 Result<void> Layers::pack(wire::LayerProgressT const& progress) {
     auto& layer = layers_[progress.layer];
     if (layer.form == DKV_LAYER_PACKED) return {};
-    DKV_TRY(check_lengths(progress, spec_.prompt_tokens));
+    DKV_TRY(check_lengths(progress, spec_.geometry.kv_heads, spec_.prompt_tokens));
     // Compared before the layout is computed, which adds to it; the lengths are small by now.
     std::uint64_t const room = spec_.destination ? spec_.destination->bytes() : 0;
     auto const begin = std::min(progress.destination_offset, room);
@@ -100,6 +87,7 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
         return corrupt_answer("packed " + layer_name(progress.layer) + " at byte " +
                               std::to_string(progress.destination_offset) +
                               ", beyond a destination of " + std::to_string(room));
+    DKV_TRY(check_place(progress, packed));
     auto positions = DKV_TRY(read_positions(progress.layer, packed));
 
     bool const was_staged = layer.form == DKV_LAYER_STAGED;
@@ -107,6 +95,7 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
     layer.lengths = progress.lengths;
     layer.keys_offset = packed.keys_offset;
     layer.values_offset = packed.values_offset;
+    layer.end_offset = packed.end_offset;
     layer.positions = std::move(positions);
     layer.head_offset.clear();
     for (std::uint32_t head = 0; head < spec_.geometry.kv_heads; ++head)
@@ -117,6 +106,20 @@ Result<void> Layers::pack(wire::LayerProgressT const& progress) {
     return {};
 }
 
+/// Layers lie apart. One that overlaps another has lost rows, or the other has.
+Result<void> Layers::check_place(wire::LayerProgressT const& progress,
+                                 PackedLayer const& packed) const {
+    for (std::uint32_t index = 0; index < layers_.size(); ++index) {
+        auto const& other = layers_[index];
+        if (other.form == DKV_LAYER_PACKED && packed.keys_offset < other.end_offset &&
+            other.keys_offset < packed.end_offset)
+            return corrupt_answer("packed " + layer_name(progress.layer) + " at byte " +
+                                  std::to_string(progress.destination_offset) + ", over " +
+                                  layer_name(index));
+    }
+    return {};
+}
+
 /// To this process's own memory: a device's cannot be read here, and a region that is shared could
 /// change after it was checked.
 Result<std::vector<std::int32_t>> Layers::read_positions(std::uint32_t layer,
@@ -124,17 +127,12 @@ Result<std::vector<std::int32_t>> Layers::read_positions(std::uint32_t layer,
     std::vector<std::int32_t> positions(packed.head_rows.back());
     DKV_TRY(spec_.destination->read(packed.positions_offset,
                                     std::as_writable_bytes(std::span(positions))));
+    auto const all = std::span<std::int32_t const>(positions);
     for (std::uint32_t head = 0; head < spec_.geometry.kv_heads; ++head) {
-        std::int64_t before = -1;
-        for (auto row = packed.head_rows[head]; row < packed.head_rows[head + 1]; ++row) {
-            auto const position = positions[row];
-            if (position <= before || position >= std::int64_t{spec_.prompt_tokens})
-                return corrupt_answer("packed position " + std::to_string(position) + " after " +
-                                      std::to_string(before) + " in head " + std::to_string(head) +
-                                      " of " + layer_name(layer) + ", of a prompt of " +
-                                      std::to_string(spec_.prompt_tokens));
-            before = position;
-        }
+        auto const begin = packed.head_rows[head];
+        DKV_TRY(check_positions(all.subspan(begin, packed.head_rows[head + 1] - begin),
+                                spec_.prompt_tokens,
+                                "head " + std::to_string(head) + " of " + layer_name(layer)));
     }
     return positions;
 }
@@ -146,9 +144,6 @@ Result<void> Layers::apply(wire::CommittedT const& committed) {
         return corrupt_answer("committed " + std::to_string(committed.lengths.size()) +
                               " lengths for " + std::to_string(layers_.size() * kv_heads) +
                               " heads");
-    if (!committed.mass_kept.empty() && committed.mass_kept.size() != layers_.size())
-        return corrupt_answer("committed " + std::to_string(committed.mass_kept.size()) +
-                              " shares of mass for " + std::to_string(layers_.size()) + " layers");
     for (std::uint32_t index = 0; index < layers_.size(); ++index) {
         auto const lengths = std::span(committed.lengths).subspan(index * kv_heads, kv_heads);
         auto const& layer = layers_[index];
@@ -157,6 +152,7 @@ Result<void> Layers::apply(wire::CommittedT const& committed) {
         if (!std::equal(lengths.begin(), lengths.end(), layer.lengths.begin()))
             return corrupt_answer("committed other lengths than it packed in " + layer_name(index));
     }
+    DKV_TRY(check_totals(committed, spec_.geometry, spec_.prompt_tokens, spec_.opened_at));
 
     committed_ = true;
     for (std::size_t index = 0; index < committed.mass_kept.size(); ++index)

@@ -13,6 +13,7 @@
 #include "protocol/base/result.h"
 #include "protocol/schema/dkv_generated.h"
 #include "protocol/sdk/arena.h"
+#include "protocol/sdk/clock.h"
 #include "protocol/sdk/dkv.h"
 
 namespace dkv::sdk {
@@ -22,6 +23,7 @@ struct LayersSpec {
     std::uint32_t prompt_tokens = 0;
     std::uint32_t stage_rows = 0;
     bool progressive = true;
+    Deadline opened_at{};                // Of the session.
     std::shared_ptr<Arena> staging;      // Null when stage_rows is 0.
     std::shared_ptr<Arena> destination;  // Null when the prompt is kept whole.
 };
@@ -67,10 +69,11 @@ private:
         std::vector<std::uint64_t> head_offset;
         std::uint64_t keys_offset = 0;
         std::uint64_t values_offset = 0;
+        std::uint64_t end_offset = 0;  // In the destination.
         std::vector<std::int32_t> positions;
     };
 
-    Result<void> check_lengths(wire::LayerProgressT const& progress, std::uint32_t rows_max) const;
+    Result<void> check_place(wire::LayerProgressT const& progress, PackedLayer const& packed) const;
     Result<std::vector<std::int32_t>> read_positions(std::uint32_t layer,
                                                      PackedLayer const& packed) const;
     Result<void> stage(wire::LayerProgressT const& progress);

@@ -12,30 +12,6 @@ namespace {
 // Far beyond any model, and small enough that no size computed from it overflows.
 constexpr std::uint32_t kPromptTokensMax = 1U << 26U;
 
-/// A wrong sidecar must not make the engine allocate or read what the prompt cannot need.
-Result<void> check_opened(wire::SessionOpenedT const& opened,
-                          Geometry const& geometry,
-                          std::uint32_t prompt_tokens) {
-    if (!opened.compress) return {};
-    auto const tokens = std::to_string(prompt_tokens);
-    if (opened.window > prompt_tokens || opened.stage_rows > prompt_tokens)
-        return corrupt_answer("wants a window of " + std::to_string(opened.window) + " and " +
-                              std::to_string(opened.stage_rows) + " staged rows of " + tokens +
-                              " tokens");
-    StagingLayout const layout{.geometry = geometry, .rows_max = opened.stage_rows};
-    StagingLayout const most{.geometry = geometry, .rows_max = prompt_tokens};
-    std::uint64_t const needed = opened.stage_rows == 0 ? 0 : layout.region_bytes();
-    if (opened.staging_bytes < needed || opened.staging_bytes > most.region_bytes())
-        return corrupt_answer("wants " + std::to_string(opened.staging_bytes) + " bytes to stage " +
-                              std::to_string(opened.stage_rows) + " rows in");
-    auto const rows = std::uint64_t{geometry.layers} * geometry.kv_heads * prompt_tokens;
-    if (opened.destination_bytes == 0 ||
-        opened.destination_bytes > packed_bytes_max(geometry, rows))
-        return corrupt_answer("wants " + std::to_string(opened.destination_bytes) +
-                              " bytes of destination for " + tokens + " tokens");
-    return {};
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Session>> Session::open(std::shared_ptr<Engine> engine,
@@ -75,7 +51,8 @@ Session::Session(std::shared_ptr<Engine> engine,
       attachment_(std::move(attachment)),
       id_(random_id()),
       prompt_tokens_(options.prompt_tokens),
-      progressive_(options.progressive != 0) {}
+      progressive_(options.progressive != 0),
+      inbox_(std::make_shared<Inbox>(session_words_max(engine_->options().geometry))) {}
 
 Session::~Session() {
     close({});
@@ -100,6 +77,7 @@ Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
                                .prompt_tokens = prompt_tokens_,
                                .stage_rows = opened_.stage_rows,
                                .progressive = progressive_,
+                               .opened_at = Clock::now(),
                                .staging = staging_,
                                .destination = destination_});
     return {};
@@ -221,7 +199,8 @@ Result<void> Session::layer_ready(LayerRows const& rows, std::optional<Stream> s
     layers_->report();
     engine_->connection().post(attachment_.epoch, body_of(std::move(message)),
                                [inbox = inbox_](Reply reply) {
-                                   if (!reply) inbox->end(std::move(reply).error());
+                                   auto done = expect<wire::DoneT>(std::move(reply));
+                                   if (!done) inbox->end(std::move(done).error());
                                });
     return {};
 }
@@ -281,17 +260,20 @@ LayerEvent Session::poll(milliseconds timeout) {
 }
 
 Result<SessionTotals> Session::finish(milliseconds timeout) {
-    auto const deadline = Clock::now() + timeout;
+    auto const begin = Clock::now();
+    auto const deadline = begin + timeout;
     auto const layers = engine_->options().geometry.layers;
     look();
     if (opened_.compress && !is_over() && layers_->reported() < layers)
         return Error{ErrorCode::BadState, std::to_string(layers_->reported()) + " of " +
                                               std::to_string(layers) + " layers were reported"};
     while (opened_.compress && !is_over()) {
-        if (!inbox_->wait(deadline))
+        if (!inbox_->wait(deadline)) {
+            engine_->connection().run_out(begin);
             abandon(Error{
                 ErrorCode::DeadlineExceeded,
                 "the sidecar did not commit within " + std::to_string(timeout.count()) + " ms"});
+        }
         look();
     }
     if (failure_) return *failure_;

@@ -89,7 +89,7 @@ private:
     std::uint64_t const id_;
     std::uint32_t const prompt_tokens_;
     bool const progressive_;
-    std::shared_ptr<Inbox> const inbox_ = std::make_shared<Inbox>();
+    std::shared_ptr<Inbox> const inbox_;
     wire::SessionOpenedT opened_;
     std::shared_ptr<Arena> staging_;
     std::shared_ptr<Arena> destination_;

@@ -15,11 +15,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// What DKV_INVALID_ARGUMENT and its like have to say.
-std::string why() {
-    return dkv_last_error();
-}
-
 }  // namespace
 
 TEST_CASE("hello tells who the engine is, and its generation counts hellos") {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,15 @@ constexpr std::uint32_t kTokens = 128;
 constexpr std::uint32_t kStageRows = 64;  // 256 bytes each: four pages a head.
 inline StagingLayout const kStaging{.geometry = kGeometry, .rows_max = kStageRows};
 constexpr std::uint64_t kDestinationBytes = 256 * 1024;
+
+/// What DKV_INVALID_ARGUMENT and its like have to say.
+inline std::string why() {
+    return dkv_last_error();
+}
+
+inline std::vector<std::uint32_t> lengths_of(dkv_layer_view const& view) {
+    return {view.lengths, view.lengths + 2};
+}
 
 inline dkv_engine* open_engine(std::string const& endpoint, std::uint32_t timeout_ms = 5000) {
     auto options = sized<dkv_engine_options>();
@@ -132,14 +142,18 @@ struct Harness {
         progress(layer, wire::LayerStage::Committed, std::move(lengths), begin);
         return packed.end_offset;
     }
-    void commit(std::vector<std::uint32_t> lengths) {
+    void commit(
+        std::vector<std::uint32_t> lengths,
+        std::function<void(wire::CommittedT&)> const& change = [](auto&) {}) {
         wire::CommittedT message;
         message.session = session_id();
         message.op = 1;
+        for (auto const length : lengths)
+            message.bytes_kept += length * 2 * kGeometry.row_bytes();
         message.lengths = std::move(lengths);
         message.mass_kept = {0.5F, 0.25F};
-        message.bytes_full = 1000;
-        message.bytes_kept = 100;
+        message.bytes_full = kGeometry.cache_bytes(kTokens);
+        change(message);
         sidecar->say(body(std::move(message)));
     }
 

@@ -16,10 +16,6 @@ namespace {
 
 constexpr std::uint64_t kPage = 4096;
 
-std::vector<std::uint32_t> lengths_of(dkv_layer_view const& view) {
-    return {view.lengths, view.lengths + 2};
-}
-
 }  // namespace
 
 TEST_CASE("a progressive session: release, trim, pack, commit, each once and in this order") {
@@ -48,8 +44,8 @@ TEST_CASE("a progressive session: release, trim, pack, commit, each once and in 
     auto result = sized<dkv_result>();
     REQUIRE_MESSAGE(dkv_session_finish(harness.session, 5000, &result) == DKV_OK, dkv_last_error());
     CHECK(result.committed == 1);
-    CHECK(result.bytes_full == 1000);
-    CHECK(result.bytes_kept == 100);
+    CHECK(result.bytes_full == kGeometry.cache_bytes(kTokens));
+    CHECK(result.bytes_kept == (16 + 20 + 30 + 30) * 2 * kGeometry.row_bytes());
     CHECK(harness.event() == "PACKED 0");
     CHECK(harness.event() == "PACKED 1");
     CHECK(harness.event() == "COMMITTED");
@@ -206,80 +202,6 @@ TEST_CASE("finish gives up at its deadline, and what comes later changes nothing
     CHECK(harness.view(0).form == DKV_LAYER_FULL);
 }
 
-TEST_CASE("lengths, places and positions that cannot be are refused") {
-    struct Wild {
-        char const* name;
-        std::function<void(Harness&)> act;
-        char const* words;
-    };
-    using Lengths = std::vector<std::uint32_t>;
-    auto const wild = std::vector<Wild>{
-        {"more rows than staged",
-         [](Harness& h) {
-             h.progress(0, wire::LayerStage::Staged, {65, 64});
-         },
-         "the sidecar gave layer 0 65 rows in a head; the most is 64"},
-        {"a length too few", [](Harness& h) { h.progress(0, wire::LayerStage::Staged, {4}); },
-         "the sidecar gave layer 0 1 lengths for 2 KV heads"},
-        {"a layer that was not reported",
-         [](Harness& h) {
-             h.progress(1, wire::LayerStage::Staged, {4, 4});
-         },
-         "the sidecar speaks of layer 1; 1 were reported"},
-        {"a place beyond the destination",
-         [](Harness& h) {
-             h.progress(0, wire::LayerStage::Committed, Lengths{4, 4}, kDestinationBytes);
-         },
-         "the sidecar packed layer 0 at byte 262144, beyond a destination of 262144"},
-        {"a place that overflows",
-         [](Harness& h) {
-             h.progress(0, wire::LayerStage::Committed, Lengths{4, 4}, UINT64_MAX);
-         },
-         "the sidecar packed layer 0 at byte 18446744073709551615, beyond a destination of 262144"},
-        {"rows beyond the prompt",
-         [](Harness& h) {
-             h.progress(0, wire::LayerStage::Committed, Lengths{4, 129}, 0);
-         },
-         "the sidecar gave layer 0 129 rows in a head; the most is 128"},
-        {"positions that do not rise",
-         [](Harness& h) {
-             h.progress(0, wire::LayerStage::Committed, Lengths{2, 2}, 0);
-         },
-         "the sidecar packed position 0 after 0 in head 0 of layer 0, of a prompt of 128"},
-        {"a commit of layers that were not packed",
-         [](Harness& h) {
-             h.commit({4, 4, 4, 4});
-         },
-         "the sidecar committed without packing layer 0"},
-        {"a commit of too few lengths",
-         [](Harness& h) {
-             h.commit({4, 4});
-         },
-         "the sidecar committed 2 lengths for 4 heads"},
-    };
-    for (auto const& [name, act, words] : wild) {
-        CAPTURE(name);
-        Harness harness;
-        REQUIRE(harness.open() == DKV_OK);
-        REQUIRE(harness.report(0) == DKV_OK);
-        act(harness);
-        CHECK(harness.event() == std::string("FAILED: ") + words);
-        CHECK(dkv_session_failure(harness.session) == DKV_CORRUPT_DATA);
-        CHECK(harness.view(0).form == DKV_LAYER_FULL);
-    }
-}
-
-TEST_CASE("trimming cannot make a layer longer") {
-    Harness harness;
-    REQUIRE(harness.open() == DKV_OK);
-    REQUIRE(harness.report(0) == DKV_OK);
-    harness.progress(0, wire::LayerStage::Staged, {10, 10});
-    CHECK(harness.event() == "RELEASE 0");
-    harness.progress(0, wire::LayerStage::Trimmed, {10, 11});
-    CHECK(harness.event() == "FAILED: the sidecar trimmed layer 0 from 10 rows up to 11");
-    CHECK(lengths_of(harness.view(0)) == std::vector<std::uint32_t>{10, 10});
-}
-
 TEST_CASE("late and repeated messages are no-ops") {
     Harness harness;
     REQUIRE(harness.open() == DKV_OK);
@@ -293,37 +215,6 @@ TEST_CASE("late and repeated messages are no-ops") {
     CHECK(harness.event() == "PACKED 0");
     CHECK(harness.event(100) == "NONE");
     CHECK(lengths_of(harness.view(0)) == std::vector<std::uint32_t>{4, 4});
-}
-
-TEST_CASE("a sidecar that wants buffers which the prompt cannot need is refused") {
-    Harness harness;
-    auto opened = compressing();
-    opened.staging_bytes = UINT64_MAX;
-    harness.sidecar->set_opened(opened);
-    CHECK(harness.open() == DKV_CORRUPT_DATA);
-    opened = compressing();
-    opened.staging_bytes = kStaging.region_bytes() - 1;
-    harness.sidecar->set_opened(opened);
-    CHECK(harness.open() == DKV_CORRUPT_DATA);
-    opened = compressing();
-    opened.destination_bytes = std::uint64_t{1} << 40U;
-    harness.sidecar->set_opened(opened);
-    CHECK(harness.open() == DKV_CORRUPT_DATA);
-    CHECK(std::string(dkv_last_error()) ==
-          "the sidecar wants 1099511627776 bytes of destination for 128 tokens");
-    opened = compressing();
-    opened.window = kTokens + 1;
-    harness.sidecar->set_opened(opened);
-    CHECK(harness.open() == DKV_CORRUPT_DATA);
-    CHECK(harness.sidecar->wait_for(wire::Body::CloseSession, 4));
-}
-
-TEST_CASE("a reply of the wrong kind is refused") {
-    Harness harness;
-    harness.sidecar->on(wire::Body::OpenSession, [](auto const&) { return body(wire::DoneT{}); });
-    CHECK(harness.open() == DKV_CORRUPT_DATA);
-    CHECK(std::string(dkv_last_error()) ==
-          "the sidecar answered with Done where SessionOpened was due");
 }
 
 TEST_CASE("the sidecar's refusal of a policy reaches the engine word for word") {

@@ -90,8 +90,9 @@ class Engine:
     ) -> Session:
         """Opens a session for one prompt of `prompt_tokens` tokens, all chunks together.
 
-        Raises DkvError, and then the engine goes on with its full cache: UNAVAILABLE,
-        DEADLINE_EXCEEDED, VERSION_MISMATCH; INVALID_ARGUMENT or NOT_FOUND for the policy.
+        Raises DkvError, and then the engine goes on with its full cache: UNAVAILABLE, VERSION_MISMATCH;
+        DEADLINE_EXCEEDED, without waiting while a sidecar that did not answer is being asked again in the
+        background; INVALID_ARGUMENT or NOT_FOUND for the policy.
         """
         return Session(self, prompt_tokens, policy, progressive)
 

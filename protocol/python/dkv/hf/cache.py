@@ -488,7 +488,7 @@ class Cache(Copyable, TransformersCache):
         if reason is None:
             return
         model = self._model()
-        known = (id(model), reason)
+        known = (id(model), "".join(each for each in reason if not each.isdigit()))  # Times in it count down.
         if known not in _warned:
             _warned.add(known)
             log.warning("dkv: generation goes on without compression: %s", reason)
