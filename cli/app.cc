@@ -110,6 +110,12 @@ Program::Program(Environment const& environment)
     app.add_option("--endpoint", globals.endpoint,
                    "where the sidecar listens [DKV_ENDPOINT, else " + globals.endpoint + "]")
         ->type_name("ENDPOINT");
+    app.add_option("--secret-key", globals.keys.secret,
+                   "for a tcp:// endpoint: your key pair [dkv.key_secret where dkv keys puts it]")
+        ->type_name("FILE");
+    app.add_option("--sidecar-key", globals.keys.sidecar,
+                   "for a tcp:// endpoint: the sidecar's public key [sidecars/HOST.key beside it]")
+        ->type_name("FILE");
     app.add_flag("--json", globals.json, "print JSON: exact numbers, ids as hex strings");
     app.add_option("--timeout-ms", globals.timeout_ms, "longest wait for an answer [3000]")
         ->check(CLI::Range(1U, kTimeoutMsMax))
@@ -117,7 +123,9 @@ Program::Program(Environment const& environment)
     app.add_flag("--no-color", globals.no_color, "plain text; so does a non-empty NO_COLOR");
     for (Command const& command : commands()) {
         CLI::App* const sub = app.add_subcommand(command.name, command.summary);
-        sub->footer("Options of every command: --endpoint --json --timeout-ms --no-color");
+        sub->footer(
+            "Options of every command: --endpoint --secret-key --sidecar-key --json --timeout-ms "
+            "--no-color");
         runs.emplace_back(sub, command.setup(*sub, context));
     }
 }

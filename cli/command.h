@@ -28,7 +28,8 @@ using Json = nlohmann::ordered_json;
 
 /// What a command touches beyond its own flags. main.cc fills in the real world, tests a fake one.
 struct Environment {
-    std::function<Result<std::unique_ptr<sdk::Controller>>(std::string, std::chrono::milliseconds)>
+    std::function<Result<std::unique_ptr<sdk::Controller>>(
+        std::string, std::chrono::milliseconds, sdk::KeyFiles const&)>
         connect;
     std::function<void(CLI::App&, Config&)> add_daemon_flags;
     std::function<Result<void>(Config const&)> run_daemon;
@@ -50,6 +51,7 @@ struct Environment {
 struct Globals {
     std::string endpoint;         ///< Never empty once parsed.
     bool endpoint_given = false;  ///< On the command line, not by the environment.
+    sdk::KeyFiles keys;           ///< Of a tcp:// endpoint.
     bool json = false;
     bool no_color = false;
     std::uint32_t timeout_ms = 3000;
@@ -61,7 +63,8 @@ struct Context {
     Globals globals;
 
     Result<std::unique_ptr<sdk::Controller>> connect() const {
-        return environment.connect(globals.endpoint, std::chrono::milliseconds(globals.timeout_ms));
+        return environment.connect(globals.endpoint, std::chrono::milliseconds(globals.timeout_ms),
+                                   globals.keys);
     }
     Style style() const {
         Style style = environment.style;

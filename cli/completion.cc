@@ -55,7 +55,8 @@ CompletionValues values_of(std::string const& path, std::string const& name, CLI
     CompletionValues values{closed_choice(o), {}, false};
     if (values.words.empty()) values.words = own_words(path, name);
     if (values.words.empty()) values.list = asked_list(path, name);
-    values.is_file = name == "FILE" || o.get_type_name() == "FILE";
+    auto const& type = o.get_type_name();
+    values.is_file = name == "FILE" || type == "FILE" || type == "FOLDER";
     return values;
 }
 

@@ -81,7 +81,16 @@ public:
         return result;
     }
     void stop() noexcept override { transport_->stop(); }
-    std::string const& endpoint() const noexcept { return transport_->endpoint(); }
+    void say_where() const {
+        spdlog::info("dkvd {} listens at {}", DKV_VERSION, transport_->endpoint());
+        if (auto const control = transport_->control_endpoint(); !control.empty())
+            spdlog::info("controllers with keys: {}", control);
+        if (transport_->endpoint().starts_with("tcp://"))
+            spdlog::warn(
+                "{} serves no engine and no command: engines need --endpoint ipc://PATH, "
+                "controllers elsewhere --control tcp://HOST:PORT",
+                transport_->endpoint());
+    }
 
 private:
     void on_message(PeerId const& peer,
@@ -179,7 +188,10 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     auto transport = DKV_TRY(Transport::listen(
         {.endpoint = config.endpoint.empty() ? default_endpoint() : config.endpoint,
          .message_bytes_max = config.limits.message_bytes_max,
-         .tick_ms = std::min(kTickMs, config.heartbeat_ms)}));
+         .tick_ms = std::min(kTickMs, config.heartbeat_ms),
+         .control = {.endpoint = config.control,
+                     .secret_key_file = config.secret_key_file,
+                     .clients_folder = config.clients_folder}}));
     if (backends.note().empty())
         spdlog::info("backend: {}", backends.name());
     else
@@ -194,7 +206,7 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
             spdlog::warn("memory that only a descriptor names cannot be lent: {}",
                          taken.error().message);
     if (!config.metrics_address.empty()) DKV_TRY(daemon->serve_metrics(config.metrics_address));
-    spdlog::info("dkvd {} listens at {}", DKV_VERSION, daemon->endpoint());
+    daemon->say_where();
     return std::unique_ptr<Daemon>(std::move(daemon));
 }
 

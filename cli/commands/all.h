@@ -17,6 +17,7 @@ Run setup_convert(CLI::App& app, Context const& context);
 Run setup_sweep(CLI::App& app, Context const& context);
 Run setup_plan(CLI::App& app, Context const& context);
 Run setup_diff(CLI::App& app, Context const& context);
+Run setup_keys(CLI::App& app, Context const& context);
 Run setup_doctor(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
 Run setup_detach(CLI::App& app, Context const& context);

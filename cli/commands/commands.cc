@@ -23,6 +23,7 @@ constexpr Command kCommands[] = {
      setup_plan},
     {"diff", "where two saved caches, or two policies over one, differ: tokens, budgets, bytes",
      setup_diff},
+    {"keys", "make the keys that a sidecar and its controllers on other machines need", setup_keys},
     {"doctor", "what this machine can do, in words", setup_doctor},
     {"serve", "run a sidecar here, in the foreground: the same as dkvd", setup_serve},
     {"detach", "let go of an engine: its memory is unmapped, its place is free", setup_detach},

@@ -9,6 +9,7 @@ Run setup_serve(CLI::App& app, Context const& context) {
         // `dkv --endpoint X serve`: the option before the command is the program's, not the
         // daemon's.
         if (config->endpoint.empty()) config->endpoint = context.globals.endpoint;
+        if (config->secret_key_file.empty()) config->secret_key_file = context.globals.keys.secret;
         DKV_TRY(context.environment.run_daemon(*config));
         return Output{};
     };

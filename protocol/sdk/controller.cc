@@ -14,10 +14,44 @@
 namespace dkv::sdk {
 namespace {
 
+/// "gpu1" of tcp://gpu1:9465, "::1" of tcp://[::1]:9465.
+std::string host_of(std::string const& endpoint) {
+    auto host = endpoint.substr(6, endpoint.rfind(':') - 6);
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    return host;
+}
+
+Result<LinkKeys> read_keys(std::string const& endpoint, KeyFiles const& files) {
+    auto const where = [](std::string const& given,
+                          std::string const& name) -> Result<std::filesystem::path> {
+        if (!given.empty()) return std::filesystem::path(given);
+        return DKV_TRY(keys::folder()) / name;
+    };
+    DKV_TRY(keys::require_curve());
+    LinkKeys keys;
+    auto const secret = DKV_TRY(where(files.secret, keys::kSecretFile));
+    auto pair = keys::read_pair(secret);
+    if (!pair && pair.error().code == ErrorCode::NotFound)
+        return Error{ErrorCode::NotFound, endpoint + " takes a key of yours, and '" +
+                                              secret.string() +
+                                              "' is not there: dkv keys makes it"};
+    keys.own = DKV_TRY(std::move(pair));
+    keys.sidecar_file = DKV_TRY(where(files.sidecar, "sidecars/" + host_of(endpoint) + ".key"));
+    auto sidecar = keys::read_public_key(keys.sidecar_file);
+    if (!sidecar && sidecar.error().code == ErrorCode::NotFound)
+        return Error{ErrorCode::NotFound, "the public key of the sidecar at " + endpoint +
+                                              " is not known: copy its "
+                                              "dkv.key to '" +
+                                              keys.sidecar_file.string() +
+                                              "', or name the file with --sidecar-key"};
+    keys.sidecar = DKV_TRY(std::move(sidecar));
+    return keys;
+}
+
 class DealerController : public Controller {
 public:
-    DealerController(std::string endpoint, milliseconds timeout)
-        : endpoint_(std::move(endpoint)), timeout_(timeout) {}
+    DealerController(std::string endpoint, milliseconds timeout, KeyFiles keys)
+        : endpoint_(std::move(endpoint)), timeout_(timeout), key_files_(std::move(keys)) {}
 
     Result<wire::StatusInfoT> status() override {
         return ask<wire::StatusInfoT>(wire::GetStatusT{});
@@ -111,7 +145,9 @@ private:
     Result<void> reach(Deadline deadline) {
         if (link_) return {};
         subscribed_ = false;
-        auto link = DKV_TRY(Link::open(context_, endpoint_));
+        std::optional<LinkKeys> keys;
+        if (endpoint_.starts_with("tcp://")) keys = DKV_TRY(read_keys(endpoint_, key_files_));
+        auto link = DKV_TRY(Link::open(context_, endpoint_, std::move(keys)));
         while (true) {
             auto const now = Clock::now();
             if (now >= deadline) return link->is_connected() ? no_answer() : nobody();
@@ -173,6 +209,7 @@ private:
 
     std::string const endpoint_;
     milliseconds const timeout_;
+    KeyFiles const key_files_;
     zmq::context_t context_;
     std::unique_ptr<Link> link_;
     std::uint64_t last_id_ = 0;
@@ -184,9 +221,10 @@ private:
 }  // namespace
 
 Result<std::unique_ptr<Controller>> Controller::connect(std::string endpoint,
-                                                        std::chrono::milliseconds timeout) {
+                                                        std::chrono::milliseconds timeout,
+                                                        KeyFiles const& keys) {
     DKV_TRY(check_endpoint(endpoint));
-    return std::unique_ptr<Controller>(new DealerController(std::move(endpoint), timeout));
+    return std::unique_ptr<Controller>(new DealerController(std::move(endpoint), timeout, keys));
 }
 
 }  // namespace dkv::sdk

@@ -13,16 +13,26 @@
 
 namespace dkv::sdk {
 
+/// The keys for a tcp:// endpoint. Empty: the files where `dkv keys` and the operator put them, in
+/// keys::folder().
+struct KeyFiles {
+    std::string secret = {};   ///< dkv.key_secret
+    std::string sidecar = {};  ///< sidecars/HOST.key
+};
+
 /// A connection for requests, one after another, from one thread. Every method waits at most
 /// `timeout`.
 ///
-/// Errors of every method: Unavailable when nobody listens at the endpoint; DeadlineExceeded when
-/// somebody does and does not answer; VersionMismatch; otherwise what the sidecar replied.
+/// Errors of every method: over tcp://, what keys::read_pair() and read_public_key() say, and
+/// PermissionDenied when the sidecar does not take the key or has another one; Unavailable when
+/// nobody listens at the endpoint; DeadlineExceeded when somebody does and does not answer;
+/// VersionMismatch; otherwise what the sidecar replied.
 class Controller {
 public:
     /// Errors: InvalidArgument for an endpoint that is none. Connecting itself never fails.
     static Result<std::unique_ptr<Controller>> connect(std::string endpoint,
-                                                       std::chrono::milliseconds timeout);
+                                                       std::chrono::milliseconds timeout,
+                                                       KeyFiles const& keys = {});
     virtual ~Controller() = default;
 
     virtual Result<wire::StatusInfoT> status() = 0;

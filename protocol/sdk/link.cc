@@ -32,14 +32,27 @@ void configure(zmq::socket_t& socket) {
 
 }  // namespace
 
-Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string const& endpoint) {
+Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context,
+                                         std::string const& endpoint,
+                                         std::optional<LinkKeys> keys) {
     if (endpoint.starts_with("inproc://"))
         return Error{ErrorCode::Unsupported,
                      "endpoint '" + endpoint + "' reaches nobody outside its own ZeroMQ context"};
+    if (endpoint.starts_with("tcp://") && !keys)
+        return Error{ErrorCode::Unsupported, "endpoint '" + endpoint +
+                                                 "' can be another machine: engines attach over "
+                                                 "ipc:// alone, where memory can be lent"};
     DKV_TRY(check_socket_place(endpoint));
     try {
         zmq::socket_t socket(context, zmq::socket_type::dealer);
         configure(socket);
+        if (keys) {
+            // Only where it is asked for: with it, "localhost" would be ::1 alone.
+            if (endpoint.starts_with("tcp://[")) socket.set(zmq::sockopt::ipv6, true);
+            socket.set(zmq::sockopt::curve_serverkey, keys->sidecar);
+            socket.set(zmq::sockopt::curve_publickey, keys->own.public_key);
+            socket.set(zmq::sockopt::curve_secretkey, keys->own.secret_key);
+        }
         zmq::socket_t monitor(context, zmq::socket_type::pair);
         monitor.set(zmq::sockopt::linger, 0);
         auto const address = "inproc://dkv-link-" + hex(random_id());
@@ -48,7 +61,7 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context, std::string co
         monitor.connect(address);
         socket.connect(endpoint);
         return std::unique_ptr<Link>(
-            new Link(std::move(socket), std::move(monitor), ipc_path(endpoint)));
+            new Link(std::move(socket), std::move(monitor), endpoint, std::move(keys)));
     } catch (zmq::error_t const& error) {
         return Error{ErrorCode::Io, "no socket to '" + endpoint + "': " + error.what()};
     }
@@ -88,14 +101,36 @@ LinkNews Link::wait(Clock::duration timeout, int wake_fd) {
 /// A Unix socket is listened at by this user or by root, or it is refused: as the kernel says of
 /// the connection.
 std::optional<Error> Link::foreign_peer(int connection) const {
-    if (path_.empty()) return std::nullopt;
+    auto const path = ipc_path(endpoint_);
+    if (path.empty()) return std::nullopt;
     auto const peer = peer_of(connection);
     if (peer && is_trusted(peer->uid)) return std::nullopt;
     auto const whose =
         peer ? "user " + std::to_string(peer->uid) : std::string("a process unknown");
     return Error{ErrorCode::PermissionDenied,
-                 "the sidecar at " + path_ + " is run by " + whose + ", not by this user (" +
+                 "the sidecar at " + path + " is run by " + whose + ", not by this user (" +
                      std::to_string(::geteuid()) + "): nothing was sent to it"};
+}
+
+/// What a handshake that failed says of the keys. A sidecar with another key just hangs up, and so
+/// may one that takes none.
+std::optional<Error> Link::refused_keys(std::uint16_t event, std::int32_t value) const {
+    if (!keys_ || !connected_ || up_) return std::nullopt;
+    auto const refused = [&](std::string const& why) {
+        return Error{ErrorCode::PermissionDenied, "the sidecar at " + endpoint_ + " " + why};
+    };
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        return refused("does not let this key in (" + keys_->own.public_key +
+                       "): its operator copies your dkv.key to its clients folder, as NAME.key");
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL &&
+        value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+        return refused("takes no keys: controllers connect where dkvd --control listens");
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ||
+        event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_DISCONNECTED)
+        return refused("ended the handshake: its key is not the one in '" +
+                       keys_->sidecar_file.string() +
+                       "', it takes no keys, or it has as many connections as it takes");
+    return std::nullopt;
 }
 
 void Link::drain_monitor(LinkNews& news) {
@@ -123,6 +158,7 @@ void Link::drain_monitor(LinkNews& news) {
                 break;
             case ZMQ_EVENT_CONNECT_RETRIED: news.refused = !up_; break;
             default:  // Lost, or somebody there does not speak ZeroMQ.
+                if (auto refused = refused_keys(number, value)) news.foreign = std::move(refused);
                 news.down = news.down || up_;
                 news.refused = news.refused || !up_;
                 up_ = connected_ = false;

@@ -34,11 +34,26 @@ Result<void> check_listen(Config const& config) {
     if (endpoint.starts_with("inproc://"))
         return Error{ErrorCode::Unsupported,
                      "--endpoint '" + endpoint + "' cannot be reached from another process"};
-    if (!endpoint.starts_with("tcp://") || config.allow_tcp) return {};
+    if (!endpoint.starts_with("tcp://")) return {};
     auto const host = std::string_view(endpoint).substr(6, endpoint.rfind(':') - 6);
     if (is_loopback(host)) return {};
     return wrong("--endpoint '" + endpoint +
-                 "' is open to other machines, without a password; --allow-tcp permits it");
+                 "' is open to other machines, and engines attach over ipc:// alone; for "
+                 "controllers with keys: --control " +
+                 endpoint);
+}
+
+Result<void> check_control(Config const& config) {
+    if (config.control.empty()) {
+        if (!config.secret_key_file.empty())
+            return wrong("--secret-key is for --control, which is not given");
+        if (!config.clients_folder.empty())
+            return wrong("--clients is for --control, which is not given");
+        return {};
+    }
+    if (!config.control.starts_with("tcp://") || !check_endpoint(config.control))
+        return wrong("--control '" + config.control + "' is not tcp://HOST:PORT");
+    return {};
 }
 
 Result<void> check_metrics(std::string const& address) {
@@ -75,8 +90,18 @@ Result<void> check_limits(Limits const& limits) {
 
 void add_flags(CLI::App& app, Config& config) {
     app.add_option("--endpoint", config.endpoint,
-                   "where to listen: ipc://PATH or tcp://HOST:PORT [DKV_ENDPOINT, else a socket of "
-                   "this user]");
+                   "where to listen for engines and controllers: ipc://PATH [DKV_ENDPOINT, else a "
+                   "socket of this user]");
+    app.add_option("--control", config.control,
+                   "also listen for controllers of other machines, which prove a key: "
+                   "tcp://HOST:PORT")
+        ->type_name("ENDPOINT");
+    app.add_option("--secret-key", config.secret_key_file,
+                   "of --control: the sidecar's key pair [dkv.key_secret where dkv keys puts it]")
+        ->type_name("FILE");
+    app.add_option("--clients", config.clients_folder,
+                   "of --control: the controllers' public keys, NAME.key each [clients beside it]")
+        ->type_name("FOLDER");
     app.add_option("--policy", config.policy.name, "policy of engines that ask for none")
         ->capture_default_str();
     add_policy_flags(app, config.policy);
@@ -97,13 +122,12 @@ void add_flags(CLI::App& app, Config& config) {
         ->option_text("ADDRESS");
     app.add_option("--log-level", config.log_level, "trace, debug, info, warn, error or off")
         ->capture_default_str();
-    app.add_flag("--allow-tcp", config.allow_tcp,
-                 "permit tcp:// endpoints that other machines can reach");
     app.set_config("--config", "", "read flags from this TOML file");
 }
 
 Result<void> check(Config const& config) {
     DKV_TRY(check_listen(config));
+    DKV_TRY(check_control(config));
     DKV_TRY(resolve(config.policy));
     if (std::find(kBackends.begin(), kBackends.end(), config.backend) == kBackends.end())
         return wrong("--backend '" + config.backend + "' is none of auto, cpu, cuda");

@@ -38,7 +38,10 @@ struct Limits {
 };
 
 struct Config {
-    std::string endpoint;  ///< Empty: default_endpoint().
+    std::string endpoint;         ///< Empty: default_endpoint().
+    std::string control;          ///< tcp:// for controllers elsewhere, with keys; empty: none.
+    std::string secret_key_file;  ///< Of control; empty: dkv.key_secret in keys::folder().
+    std::string clients_folder;   ///< Of control; empty: clients/ beside that file.
     PolicyRequest policy{.name = "auto"};
     std::string backend =
         "auto";            ///< "auto": GPUs where there are any; "cpu"; "cuda": or no start.
@@ -47,7 +50,6 @@ struct Config {
     std::uint32_t heartbeat_ms = 1000;
     std::string metrics_address;  ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.
     std::string log_level = "info";
-    bool allow_tcp = false;  ///< tcp:// endpoints beyond loopback are refused without it.
     Limits limits;
 };
 

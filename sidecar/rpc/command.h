@@ -30,18 +30,27 @@ struct Context {
 /// A body of type NONE: the answer comes later, when a worker has it.
 using Reply = Result<wire::BodyUnion>;
 
+/// Who may ask. Over TCP there are controllers alone, and what they may ask touches no memory and
+/// no file of the sidecar's machine. The tables of commands say which is which.
+enum class Reach : std::uint8_t {
+    Engine,      ///< Engines, over ipc://. A failure is the engine's `last error`.
+    Local,       ///< Controllers over ipc://: it works on this machine's files.
+    Controller,  ///< Also controllers over tcp:// that proved a key.
+    Anyone       ///< Also over tcp:// without keys, where the answer says little.
+};
+
 struct Command {
     wire::Body body;
     char const* name;
-    bool from_engine;  ///< Its failures are the engine's `last error`.
+    Reach reach;
     Reply (*run)(Context& context, Caller const& caller, wire::BodyUnion const& body);
     std::uint64_t (*instance)(wire::BodyUnion const& body);  ///< 0 where the message names none.
 };
 
 /// A line of the table out of a handler that takes the message's own struct.
 template <class Message, Reply (*handler)(Context&, Caller const&, Message const&)>
-constexpr Command command(char const* name, bool from_engine) {
-    return {wire::BodyUnionTraits<Message>::enum_value, name, from_engine,
+constexpr Command command(char const* name, Reach reach) {
+    return {wire::BodyUnionTraits<Message>::enum_value, name, reach,
             [](Context& context, Caller const& caller, wire::BodyUnion const& body) {
                 return handler(context, caller, *static_cast<Message const*>(body.value));
             },

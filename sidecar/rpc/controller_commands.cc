@@ -99,15 +99,15 @@ Reply stop(Context& context, Caller const&, wire::StopT const& message) {
 }
 
 constexpr std::array kControllerCommands{
-    command<wire::GetStatusT, get_status>("GetStatus", false),
-    command<wire::ListInstancesT, list_instances>("ListInstances", false),
-    command<wire::ListSessionsT, list_sessions>("ListSessions", false),
-    command<wire::GetSavingsT, get_savings>("GetSavings", false),
-    command<wire::ListPoliciesT, list_policies>("ListPolicies", false),
-    command<wire::SetPolicyT, set_policy>("SetPolicy", false),
-    command<wire::SubscribeT, subscribe>("Subscribe", false),
-    command<wire::DetachT, detach>("Detach", false),
-    command<wire::StopT, stop>("Stop", false),
+    command<wire::GetStatusT, get_status>("GetStatus", Reach::Anyone),
+    command<wire::ListInstancesT, list_instances>("ListInstances", Reach::Controller),
+    command<wire::ListSessionsT, list_sessions>("ListSessions", Reach::Controller),
+    command<wire::GetSavingsT, get_savings>("GetSavings", Reach::Controller),
+    command<wire::ListPoliciesT, list_policies>("ListPolicies", Reach::Controller),
+    command<wire::SetPolicyT, set_policy>("SetPolicy", Reach::Controller),
+    command<wire::SubscribeT, subscribe>("Subscribe", Reach::Controller),
+    command<wire::DetachT, detach>("Detach", Reach::Controller),
+    command<wire::StopT, stop>("Stop", Reach::Controller),
 };
 
 }  // namespace

@@ -100,17 +100,17 @@ Reply heartbeat(Context& context, Caller const& caller, wire::HeartbeatT const& 
 }
 
 constexpr std::array kEngineCommands{
-    command<wire::HelloT, hello>("Hello", true),
-    command<wire::RegisterRegionT, register_region>("RegisterRegion", true),
-    command<wire::UnregisterRegionT, unregister_region>("UnregisterRegion", true),
-    command<wire::RegisterEventsT, register_events>("RegisterEvents", true),
-    command<wire::OpenSessionT, open_session>("OpenSession", true),
-    command<wire::BindBuffersT, bind_buffers>("BindBuffers", true),
-    command<wire::LayerReadyT, layer_ready>("LayerReady", true),
-    command<wire::AdoptedT, adopted>("Adopted", true),
-    command<wire::CloseSessionT, close_session>("CloseSession", true),
-    command<wire::GoodbyeT, goodbye>("Goodbye", true),
-    command<wire::HeartbeatT, heartbeat>("Heartbeat", true),
+    command<wire::HelloT, hello>("Hello", Reach::Engine),
+    command<wire::RegisterRegionT, register_region>("RegisterRegion", Reach::Engine),
+    command<wire::UnregisterRegionT, unregister_region>("UnregisterRegion", Reach::Engine),
+    command<wire::RegisterEventsT, register_events>("RegisterEvents", Reach::Engine),
+    command<wire::OpenSessionT, open_session>("OpenSession", Reach::Engine),
+    command<wire::BindBuffersT, bind_buffers>("BindBuffers", Reach::Engine),
+    command<wire::LayerReadyT, layer_ready>("LayerReady", Reach::Engine),
+    command<wire::AdoptedT, adopted>("Adopted", Reach::Engine),
+    command<wire::CloseSessionT, close_session>("CloseSession", Reach::Engine),
+    command<wire::GoodbyeT, goodbye>("Goodbye", Reach::Engine),
+    command<wire::HeartbeatT, heartbeat>("Heartbeat", Reach::Engine),
 };
 
 }  // namespace

@@ -84,10 +84,6 @@ Result<wire::BodyUnion> reply_of(Context& context, std::uint64_t job) {
 }
 
 Reply compact_file(Context& context, Caller const&, wire::CompactFileT const& message) {
-    // Whoever reaches a port need not be whoever owns the files.
-    if (context.endpoint.starts_with("tcp://"))
-        return Error{ErrorCode::Unsupported,
-                     "files are compacted over ipc:// alone, not over " + context.endpoint};
     auto const job = DKV_TRY(context.file_jobs.start(DKV_TRY(from_wire(message))));
     return reply_of(context, job);
 }
@@ -98,8 +94,8 @@ Reply get_file_job(Context& context, Caller const&, wire::GetFileJobT const& mes
 }
 
 constexpr std::array kFileCommands{
-    command<wire::CompactFileT, compact_file>("CompactFile", false),
-    command<wire::GetFileJobT, get_file_job>("GetFileJob", false),
+    command<wire::CompactFileT, compact_file>("CompactFile", Reach::Local),
+    command<wire::GetFileJobT, get_file_job>("GetFileJob", Reach::Local),
 };
 
 }  // namespace

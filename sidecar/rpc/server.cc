@@ -16,15 +16,39 @@ Command const* find_command(wire::Body body) noexcept {
 }
 
 /// Who may ask this at all. An engine's requests move memory: the kernel has to say whose.
-Result<void> admit(Caller const& caller, Command const& command) {
-    if (caller.process && !is_trusted(caller.process->uid))
-        return Error{ErrorCode::PermissionDenied,
-                     fmt::format("user {} is not the user of this sidecar", caller.process->uid)};
-    if (!caller.process && command.from_engine)
-        return Error{ErrorCode::PermissionDenied,
-                     fmt::format("{} comes from an engine, and engines attach over ipc:// alone",
-                                 command.name)};
+Result<void> admit(Sender const& sender, Command const& command) {
+    auto const denied = [](std::string why) {
+        return Error{ErrorCode::PermissionDenied, std::move(why)};
+    };
+    if (sender.process && is_trusted(sender.process->uid)) return {};
+    if (sender.process)
+        return denied(fmt::format("user {} is not the user of this sidecar", sender.process->uid));
+    switch (command.reach) {
+        case Reach::Engine:
+            return denied(fmt::format(
+                "{} comes from an engine, and engines attach over ipc:// alone", command.name));
+        case Reach::Local:
+            return denied(
+                fmt::format("{} works on files of the sidecar's machine, and is taken "
+                            "over ipc:// alone",
+                            command.name));
+        case Reach::Controller:
+            if (!sender.key.empty()) return {};
+            return denied(
+                fmt::format("{} over tcp:// takes a key: dkvd --control listens for "
+                            "controllers with keys (dkv keys)",
+                            command.name));
+        case Reach::Anyone: return {};
+    }
     return {};
+}
+
+/// For those of whom nothing is known: that a sidecar is here, and which.
+Reply short_status() {
+    wire::StatusInfoT info;
+    info.version = DKV_VERSION;
+    info.protocol = kProtocolVersion;
+    return body_of(std::move(info));
 }
 
 }  // namespace
@@ -44,7 +68,7 @@ Server::Server(Options options,
 void Server::on_message(Peer const& peer,
                         std::span<std::byte const> bytes,
                         Millis now,
-                        std::optional<PeerCredentials> process) {
+                        Sender const& sender) {
     now_ = now;
     std::uint64_t id = 0;
     auto const answered = without_throwing([&]() -> Result<void> {
@@ -53,7 +77,7 @@ void Server::on_message(Peer const& peer,
             fail("undecodable", 0, request.error());
             return request.error();
         }
-        auto reply = answer({peer, now, id, process}, *request.value());
+        auto reply = answer({peer, now, id, sender.process}, sender, *request.value());
         if (!reply) return reply.error();
         if (reply.value().type != wire::Body::NONE) send(peer, id, std::move(reply).value());
         return {};
@@ -61,7 +85,7 @@ void Server::on_message(Peer const& peer,
     if (!answered) send(peer, id, body_of(to_wire(answered.error())));
 }
 
-Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
+Reply Server::answer(Caller const& caller, Sender const& sender, wire::EnvelopeT const& request) {
     auto const* const command = find_command(request.body.type);
     if (command == nullptr) {
         auto const number = static_cast<unsigned>(request.body.type);
@@ -72,9 +96,13 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
         fail("unknown", 0, error);
         return error;
     }
-    if (auto const admitted = admit(caller, *command); !admitted) {
+    if (auto const admitted = admit(sender, *command); !admitted) {
         fail(command->name, 0, admitted.error());
         return admitted.error();
+    }
+    if (sender.is_anyone()) {
+        metrics_.request(command->name, "ok");
+        return short_status();
     }
     // The verifier lets a union pass that names a type and holds nothing.
     if (request.body.value == nullptr) {
@@ -98,7 +126,7 @@ Reply Server::answer(Caller const& caller, wire::EnvelopeT const& request) {
     if (reply)
         metrics_.request(command->name, "ok");
     else
-        fail(command->name, command->from_engine ? command->instance(request.body) : 0,
+        fail(command->name, command->reach == Reach::Engine ? command->instance(request.body) : 0,
              reply.error());
     return reply;
 }

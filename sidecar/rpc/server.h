@@ -42,11 +42,11 @@ public:
            std::function<void()> wake);
 
     /// Sends exactly one answer to `peer`, now or, for what waits for a worker, from on_wake(), and
-    /// perhaps events. `process`: the peer's, as the kernel tells it; nothing over TCP.
+    /// perhaps events.
     void on_message(Peer const& peer,
                     std::span<std::byte const> bytes,
                     Millis now,
-                    std::optional<PeerCredentials> process);
+                    Sender const& sender);
     void on_wake(Millis now);
     void on_tick(Millis now);
 
@@ -60,7 +60,7 @@ public:
     Descriptors& descriptors() noexcept { return table_.descriptors(); }
 
 private:
-    Reply answer(Caller const& caller, wire::EnvelopeT const& request);
+    Reply answer(Caller const& caller, Sender const& sender, wire::EnvelopeT const& request);
     void fail(char const* name, std::uint64_t instance, Error const& error);
     void send(Peer const& peer, std::uint64_t id, wire::BodyUnion body);
     void forget_departed();

@@ -35,17 +35,19 @@ public:
         std::lock_guard const lock(mutex_);
         return limits_.connections_max != 0;
     }
-    /// Whether the connection may stay.
-    bool admit(int connection) {
+    /// Whether the connection may stay. What comes over TCP proves itself later, with a key.
+    bool admit(int connection, bool is_tcp) {
         std::lock_guard const lock(mutex_);
         if (limits_.connections_max == 0) return true;
-        auto const peer = peer_of(connection);
-        if (!peer || !is_trusted(peer->uid)) return false;
+        if (!is_tcp) {
+            auto const peer = peer_of(connection);
+            if (!peer || !is_trusted(peer->uid)) return false;
+        }
         if (connection >= std::min(limits_.descriptors_end, kDescriptorsEnd)) return false;
-        if (admitted_.size() >= limits_.connections_max)
+        if (is_full(is_tcp))
             std::erase_if(admitted_, [](Admitted const& one) { return !one.is_open(); });
-        if (admitted_.size() >= limits_.connections_max) return false;
-        admitted_.push_back(Admitted::of(connection));
+        if (is_full(is_tcp)) return false;
+        admitted_.push_back(Admitted::of(connection, is_tcp));
         auto& waiting = waiting_[static_cast<std::size_t>(connection)];
         waiting.in = 0;
         out_in_all_ -= waiting.out.exchange(0);
@@ -92,14 +94,15 @@ private:
     struct Admitted {
         int descriptor = -1;
         ino_t inode = 0;
+        bool is_tcp = false;
 
-        static Admitted of(int descriptor) {
+        static Admitted of(int descriptor, bool is_tcp) {
             struct stat info {};
             ::fstat(descriptor, &info);
-            return {descriptor, info.st_ino};
+            return {descriptor, info.st_ino, is_tcp};
         }
         /// libzmq closes without telling: the number is then nothing, or another file's.
-        bool is_open() const { return of(descriptor).inode == inode; }
+        bool is_open() const { return of(descriptor, is_tcp).inode == inode; }
     };
     struct Waiting {
         std::atomic<bool> admitted{false};  ///< Else it is not ours to count.
@@ -107,6 +110,14 @@ private:
         std::atomic<std::int64_t> out{0};
     };
 
+    /// All connections share one bound, and those over TCP have a smaller one of their own: anyone
+    /// who reaches the port holds one until its handshake fails, and engines keep the rest.
+    bool is_full(bool is_tcp) const {
+        if (admitted_.size() >= limits_.connections_max) return true;
+        if (!is_tcp) return false;
+        auto const tcp = std::ranges::count_if(admitted_, &Admitted::is_tcp);
+        return static_cast<std::size_t>(tcp) >= tcp_connections_max(limits_.connections_max);
+    }
     /// Not below nothing: greetings are not counted, and the descriptor may be another connection's
     /// by now. Returns what was taken off.
     static std::int64_t take_off(std::atomic<std::int64_t>& count, std::int64_t bytes) noexcept {
@@ -137,10 +148,10 @@ Gate& gate() {
     return *the_gate;
 }
 
-bool is_unix(int socket) noexcept {
+int family_of(int socket) noexcept {
     int family = 0;
     socklen_t size = sizeof family;
-    return ::getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 && family == AF_UNIX;
+    return ::getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 ? family : -1;
 }
 
 }  // namespace
@@ -155,6 +166,10 @@ void note_handled(int connection, std::size_t bytes) noexcept {
 
 bool take_room(int connection, std::size_t bytes) noexcept {
     return gate().take_room(connection, static_cast<std::int64_t>(bytes));
+}
+
+std::size_t tcp_connections_max(std::size_t connections_max) noexcept {
+    return std::max<std::size_t>(connections_max / 16, 1);
 }
 
 std::size_t connections_refused() noexcept {
@@ -173,8 +188,10 @@ extern "C" int accept4(int socket, sockaddr* address, socklen_t* length, int fla
     bool const exhausted =
         connection < 0 && dkv::gate().is_bounded() &&
         (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM);
-    if ((connection < 0 && !exhausted) || !dkv::is_unix(socket) ||
-        (connection >= 0 && dkv::gate().admit(connection))) {
+    int const family = dkv::family_of(socket);
+    bool const is_tcp = family == AF_INET || family == AF_INET6;
+    if ((connection < 0 && !exhausted) || (family != AF_UNIX && !is_tcp) ||
+        (connection >= 0 && dkv::gate().admit(connection, is_tcp))) {
         errno = error;
         return connection;
     }

@@ -1,8 +1,8 @@
-// What this process takes over Unix sockets: how many connections, whose, and how many bytes wait
-// in each, either way. libzmq has no such bounds: it ends the process when accept() finds no
-// descriptor left, keeps a message of endless frames until memory ends, and counts what its peers
-// do not read in messages. So its accept4(), recv() and send() are ours (connection_gate.cc), and
-// it sees a connection that its peer has closed.
+// What this process takes over sockets: how many connections, whose (of a Unix socket), and how
+// many bytes wait in each, either way. libzmq has no such bounds: it ends the process when accept()
+// finds no descriptor left, keeps a message of endless frames until memory ends, and counts what
+// its peers do not read in messages. So its accept4(), recv() and send() are ours
+// (connection_gate.cc), and it sees a connection that its peer has closed.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace dkv {
 
 struct ConnectionLimits {
     std::size_t connections_max =
-        0;  ///< Open at once. 0: no bounds at all, the state at the start.
+        0;  ///< Open at once, of both kinds. 0: no bounds at all, the state at the start.
     /// A connection whose descriptor would have this number or a higher one is closed: the numbers
     /// behind it stay free for the sidecar's own work.
     int descriptors_end = 0;
@@ -23,8 +23,11 @@ struct ConnectionLimits {
     std::int64_t bytes_out_in_all_max = 0;
 };
 
-/// For every Unix socket that this process accepts from now on.
+/// For every socket that this process accepts from now on.
 void bound_connections(ConnectionLimits const& limits);
+
+/// How many of all connections may be over TCP.
+std::size_t tcp_connections_max(std::size_t connections_max) noexcept;
 
 /// `bytes` that came over the connection were handled, headers of frames included.
 void note_handled(int connection, std::size_t bytes) noexcept;

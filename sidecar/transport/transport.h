@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 
@@ -37,19 +36,29 @@ enum class SendResult : std::uint8_t {
 
 class Transport {
 public:
+    /// A second socket, tcp:// for controllers that prove a key (CURVE).
+    struct Control {
+        std::string endpoint;              ///< Empty: there is none.
+        std::string secret_key_file = {};  ///< Empty: dkv.key_secret in keys::folder().
+        std::string clients_folder = {};   ///< Empty: clients/ beside that file.
+    };
     struct Options {
         std::string endpoint;
         std::size_t message_bytes_max = 0;  ///< A peer that sends more is disconnected.
         int messages_queued_max = 4096;     ///< Per peer, towards it.
         std::uint32_t tick_ms = 1000;
+        Control control = {};
     };
 
-    /// Binds. Errors: InvalidArgument; AlreadyExists when somebody listens there; Io.
+    /// Binds. Errors: InvalidArgument; AlreadyExists when somebody listens there; Io; for control
+    /// also Unsupported without CURVE, and what keys::read_pair() and ClientKeys::open() say.
     static Result<std::unique_ptr<Transport>> listen(Options const& options);
     virtual ~Transport() = default;
 
     /// Where it listens: the endpoint, with its port where that was chosen by the system.
     virtual std::string const& endpoint() const noexcept = 0;
+    /// Likewise, for controllers elsewhere; "" where there is none.
+    virtual std::string control_endpoint() const = 0;
 
     /// Serves until stop(). `watched_fd` (-1: none) is waited for too.
     virtual Result<void> run(TransportHandler& handler, int watched_fd) = 0;
@@ -58,8 +67,8 @@ public:
     virtual SendResult send(PeerId const& peer, std::span<std::uint8_t const> bytes) = 0;
 
     /// Of the message that on_message() is being given: who sent it, as the kernel said when the
-    /// connection was made. Over ipc:// only; nothing otherwise.
-    virtual std::optional<PeerCredentials> sender() const noexcept = 0;
+    /// connection was made, or as its key says.
+    virtual Sender const& sender() const noexcept = 0;
 
     /// From any thread.
     virtual void wake() noexcept = 0;

@@ -44,6 +44,9 @@ TEST_CASE("completion: the program's nodes are its commands, options and choices
     CHECK(option_of(set, "--capacity").takes_value);
     CHECK_FALSE(option_of(set, "--all").takes_value);
     CHECK(option_of(set, "--profile").values.is_file);
+    CHECK(option_of(set, "--secret-key").values.is_file);
+    CHECK(option_of(node_at("/keys"), "--out").values.is_file);
+    CHECK(option_of(node_at("/serve"), "--clients").values.is_file);
     CHECK(node_at("/profile/show").positional.is_file);
     CHECK(node_at("/compact").positional.is_file);
     CHECK(option_of(node_at("/compact"), "--output").values.is_file);
@@ -71,9 +74,9 @@ TEST_CASE("dkv completion prints a script for each shell") {
     CHECK(contains(bash, "'/policy/set --pool'"));
     CHECK(contains(bash, "--pool') COMPREPLY=($(compgen -W \"avg max\""));
     CHECK(contains(bash, "'/policy/set --profile'"));
-    CHECK(contains(bash, "--profile') COMPREPLY=($(compgen -f -- \"$word\")); return"));
+    CHECK(contains(bash, "--sidecar-key') COMPREPLY=($(compgen -f -- \"$word\")); return"));
     auto const zsh = run_dkv({"completion", "zsh"}, sidecar).out;
-    CHECK(contains(zsh, "--profile') _files; return ;;"));
+    CHECK(contains(zsh, "--sidecar-key') _files; return ;;"));
     CHECK(zsh.starts_with("#compdef dkv\n"));
     CHECK(contains(zsh, "'status:the sidecar at a glance: engines, sessions, errors, savings'"));
     auto const fish = run_dkv({"completion", "fish"}, sidecar).out;
@@ -121,7 +124,8 @@ TEST_CASE("the man pages name every command and every option") {
             CAPTURE(node.path);
             CAPTURE(option.name);
             bool const is_daemons = node.path == "/serve" && option.name != "--json" &&
-                                    option.name != "--timeout-ms" && option.name != "--no-color";
+                                    option.name != "--timeout-ms" && option.name != "--no-color" &&
+                                    option.name != "--sidecar-key";
             CHECK(contains(is_daemons ? dkvd : dkv, option.name));
         }
     }

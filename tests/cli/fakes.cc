@@ -200,9 +200,8 @@ Ran run_dkv(std::vector<std::string> arguments,
     std::ostringstream out;
     std::ostringstream err;
     cli::Environment environment;
-    environment.connect =
-        [&](std::string const&,
-            std::chrono::milliseconds) -> Result<std::unique_ptr<sdk::Controller>> {
+    environment.connect = [&](std::string const&, std::chrono::milliseconds,
+                              sdk::KeyFiles const&) -> Result<std::unique_ptr<sdk::Controller>> {
         ++sidecar.connects;
         return std::unique_ptr<sdk::Controller>(std::make_unique<FakeController>(sidecar));
     };

@@ -198,26 +198,32 @@ TEST_CASE("dkv: usage errors are JSON too when --json is there") {
 
 TEST_CASE("dkv: global options go before or after the command") {
     for (auto const& arguments :
-         {std::vector<std::string>{"--endpoint", "ipc:///tmp/a", "--timeout-ms", "7", "status"},
-          std::vector<std::string>{"status", "--endpoint", "ipc:///tmp/a", "--timeout-ms", "7"},
-          std::vector<std::string>{"policy", "list", "--timeout-ms", "7", "--endpoint",
-                                   "ipc:///tmp/a"}}) {
+         {std::vector<std::string>{"--endpoint", "ipc:///tmp/a", "--timeout-ms", "7",
+                                   "--secret-key", "mine", "status"},
+          std::vector<std::string>{"status", "--endpoint", "ipc:///tmp/a", "--timeout-ms", "7",
+                                   "--secret-key", "mine"},
+          std::vector<std::string>{"policy", "list", "--timeout-ms", "7", "--secret-key", "mine",
+                                   "--endpoint", "ipc:///tmp/a"}}) {
         auto sidecar = FakeSidecar::running();
         std::string endpoint;
+        std::string secret_key;
         std::chrono::milliseconds timeout{};
 
         auto const ran = run_dkv(arguments, sidecar, [&](cli::Environment& environment) {
             environment.connect = [&, old = environment.connect](std::string where,
-                                                                 std::chrono::milliseconds wait) {
+                                                                 std::chrono::milliseconds wait,
+                                                                 sdk::KeyFiles const& keys) {
                 endpoint = where;
                 timeout = wait;
-                return old(where, wait);
+                secret_key = keys.secret;
+                return old(where, wait, keys);
             };
         });
 
         CHECK(ran.exit_code == 0);
         CHECK(endpoint == "ipc:///tmp/a");
         CHECK(timeout == std::chrono::milliseconds(7));
+        CHECK(secret_key == "mine");
     }
 }
 

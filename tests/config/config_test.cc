@@ -29,7 +29,8 @@ TEST_CASE("flags fill the configuration; what is left out keeps its default") {
     auto const config = parse(
         "--endpoint ipc:///run/x.sock --policy snapkv --capacity 256 --window 16 --kernel 5 "
         "--pool avg --reduce max --r-max 4 --r-min 0.2 --update-interval 2 --sinks 8 --beta 10 "
-        "--threads 3 --heartbeat-ms 200 --metrics 9464 --log-level debug --allow-tcp");
+        "--threads 3 --heartbeat-ms 200 --metrics 9464 --log-level debug "
+        "--control tcp://0.0.0.0:9465 --secret-key /k/dkv.key_secret --clients /k/clients");
 
     CHECK(config.endpoint == "ipc:///run/x.sock");
     CHECK(config.policy.name == "snapkv");
@@ -47,7 +48,9 @@ TEST_CASE("flags fill the configuration; what is left out keeps its default") {
     CHECK(config.heartbeat_ms == 200);
     CHECK(config.metrics_address == "9464");
     CHECK(config.log_level == "debug");
-    CHECK(config.allow_tcp);
+    CHECK(config.control == "tcp://0.0.0.0:9465");
+    CHECK(config.secret_key_file == "/k/dkv.key_secret");
+    CHECK(config.clients_folder == "/k/clients");
     REQUIRE(check(config));
 
     auto const plain = parse("");
@@ -148,19 +151,36 @@ TEST_CASE("check refuses what cannot work, naming the flag and the value") {
     CHECK(refusal(config) == "limit sessions_max is 0");
 }
 
-TEST_CASE("a tcp endpoint beyond loopback has to be permitted") {
+TEST_CASE("a tcp endpoint beyond loopback is refused, and --control named for it") {
     Config config;
     for (auto const* const endpoint :
          {"tcp://127.0.0.1:5555", "tcp://localhost:5555", "tcp://[::1]:5555"}) {
         config.endpoint = endpoint;
         CHECK(check(config));
     }
-    config.endpoint = "tcp://0.0.0.0:5555";
-    CHECK(refusal(config) ==
-          "--endpoint 'tcp://0.0.0.0:5555' is open to other machines, without a password; "
-          "--allow-tcp permits it");
-    config.allow_tcp = true;
+    for (std::string const endpoint :
+         {"tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://gpu1:5555", "tcp://[::]:5555"}) {
+        config.endpoint = endpoint;
+        CHECK(refusal(config) == "--endpoint '" + endpoint +
+                                     "' is open to other machines, and engines attach over ipc:// "
+                                     "alone; for controllers with keys: --control " +
+                                     endpoint);
+    }
+}
+
+TEST_CASE("control is tcp, and keys without it are refused") {
+    Config config;
+    config.control = "tcp://0.0.0.0:5555";
     CHECK(check(config));
+    for (std::string const endpoint : {"ipc:///tmp/s", "0.0.0.0:5555", "tcp://5555"}) {
+        config.control = endpoint;
+        CHECK(refusal(config) == "--control '" + endpoint + "' is not tcp://HOST:PORT");
+    }
+    config.control = "";
+    config.clients_folder = "/k";
+    CHECK(refusal(config) == "--clients is for --control, which is not given");
+    config.secret_key_file = "/k";
+    CHECK(refusal(config) == "--secret-key is for --control, which is not given");
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ struct FileServer {
         envelope.id = 9;
         envelope.body.Set(std::move(message));
         auto const bytes = encode(envelope);
-        server.on_message("peer", std::as_bytes(std::span(bytes)), 2000, test::own_process());
+        server.on_message("peer", std::as_bytes(std::span(bytes)), 2000, sender);
         REQUIRE(outbox.letter != nullptr);
         return outbox.letter->body;
     }
@@ -64,6 +64,7 @@ struct FileServer {
         return *job;
     }
 
+    Sender sender = {.process = test::own_process()};
     Metrics metrics;
     LastLetter outbox;
     Server server;
@@ -121,9 +122,9 @@ TEST_CASE("requests for files that make no sense are refused, naming the value")
     wire::GetFileJobT unknown;
     unknown.job = 7;
     CHECK(s.refusal(unknown) == "no file job has the number 7");
-    FileServer over_tcp("tcp://127.0.0.1:5555");
-    CHECK(over_tcp.refusal(request_for("/in", "/out")) ==
-          "files are compacted over ipc:// alone, not over tcp://127.0.0.1:5555");
+    s.sender = {.key = "alice"};
+    CHECK(s.refusal(request_for("/in", "/out")) ==
+          "CompactFile works on files of the sidecar's machine, and is taken over ipc:// alone");
 }
 
 TEST_CASE("a file job that is told to stop before it begins leaves no output") {

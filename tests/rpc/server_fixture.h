@@ -57,7 +57,7 @@ struct ServerFixture {
     /// The one answer to these bytes.
     wire::EnvelopeT& answer(std::span<std::uint8_t const> bytes, Peer const& peer = "peer") {
         outbox.letters.clear();
-        server.on_message(peer, std::as_bytes(bytes), now, process);
+        server.on_message(peer, std::as_bytes(bytes), now, sender);
         return only_answer(peer);
     }
     template <class Message>
@@ -70,7 +70,7 @@ struct ServerFixture {
     template <class Message>
     void deliver(Message message, std::uint64_t id, Peer const& peer) {
         auto const bytes = encoded(std::move(message), id);
-        server.on_message(peer, std::as_bytes(std::span(bytes)), now, process);
+        server.on_message(peer, std::as_bytes(std::span(bytes)), now, sender);
     }
     /// Asks what is answered later: nothing is, yet.
     template <class Message>
@@ -157,7 +157,7 @@ struct ServerFixture {
     }
 
     Millis now = 3000;
-    std::optional<PeerCredentials> process = test::own_process();  ///< Behind every peer.
+    Sender sender = {.process = test::own_process()};  ///< Behind every peer.
     Metrics metrics;
     FakeOutbox outbox;
     test::Wakes wakes;

@@ -1,10 +1,13 @@
 #include "protocol/sdk/controller.h"
 
 #include <chrono>
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include <doctest/doctest.h>
 
+#include "protocol/keys/key_files.h"
 #include "tests/support/fake_sidecar.h"
 #include "tests/support/results.h"
 
@@ -70,10 +73,57 @@ TEST_CASE("without a sidecar a controller knows at once") {
     CHECK(nobody.error().code == ErrorCode::Unavailable);
     CHECK(nobody.error().message ==
           "no sidecar answers at " + endpoint.name() + "; start one with dkvd");
-    auto const tcp = controller("tcp://127.0.0.1:9", 60'000ms)->status();
-    REQUIRE(!tcp);
-    CHECK(tcp.error().code == ErrorCode::Unavailable);
     CHECK(std::chrono::steady_clock::now() - begin < 20s);
+}
+
+TEST_CASE("over TCP a controller has keys, and says what it lacks") {
+    TempDir const folder;
+    auto const pair = keys::make_pair();
+    REQUIRE(pair);
+    sdk::KeyFiles const files{folder / "dkv.key_secret", folder / "dkv.key"};
+    auto const refusal = [&](std::string const& endpoint) {
+        auto const answer = Controller::connect(endpoint, 60'000ms, files).value()->status();
+        REQUIRE(!answer);
+        return answer.error();
+    };
+    CHECK(refusal("tcp://127.0.0.1:9").message == "tcp://127.0.0.1:9 takes a key of yours, and '" +
+                                                      files.secret +
+                                                      "' is not there: dkv keys makes it");
+    REQUIRE(keys::write_pair(folder.path(), pair.value()));
+    CHECK(refusal("tcp://127.0.0.1:9").message ==
+          "no sidecar answers at tcp://127.0.0.1:9; start one with dkvd");
+    std::filesystem::remove(files.sidecar);
+    CHECK(refusal("tcp://127.0.0.1:9").message ==
+          "the public key of the sidecar at tcp://127.0.0.1:9 is not known: copy its dkv.key to '" +
+              files.sidecar + "', or name the file with --sidecar-key");
+
+    ::setenv("XDG_CONFIG_HOME", folder.path().c_str(), 1);
+    REQUIRE(keys::write_pair(folder / "dkv", pair.value()));
+    auto const by_host = Controller::connect("tcp://[::1]:9", 60'000ms).value()->status();
+    ::unsetenv("XDG_CONFIG_HOME");
+    CHECK(by_host.error().message ==
+          "the public key of the sidecar at tcp://[::1]:9 is not known: copy its dkv.key to '" +
+              (folder / "dkv/sidecars/::1.key") + "', or name the file with --sidecar-key");
+}
+
+TEST_CASE("a sidecar over TCP that takes no keys is named") {
+    TempDir const folder;
+    REQUIRE(keys::write_pair(folder.path(), keys::make_pair().value()));
+    zmq::context_t context;
+    zmq::socket_t open(context, zmq::socket_type::router);
+    open.bind("tcp://127.0.0.1:*");
+    auto const endpoint = open.get(zmq::sockopt::last_endpoint);
+
+    auto const answer =
+        Controller::connect(endpoint, 60'000ms, {folder / "dkv.key_secret", folder / "dkv.key"})
+            .value()
+            ->status();
+
+    REQUIRE(!answer);
+    CHECK(answer.error().code == ErrorCode::PermissionDenied);
+    // Either side may be the first to hang up.
+    CHECK(answer.error().message.starts_with("the sidecar at " + endpoint + " "));
+    CHECK(answer.error().message.find(" takes no keys") != std::string::npos);
 }
 
 TEST_CASE("a sidecar that does not answer runs into the controller's deadline") {

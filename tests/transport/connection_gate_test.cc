@@ -1,6 +1,7 @@
 #include "sidecar/transport/connection_gate.h"
 
 #include <cstring>
+#include <netinet/in.h>
 #include <poll.h>
 #include <vector>
 
@@ -14,6 +15,35 @@
 
 namespace dkv {
 namespace {
+
+/// A socket of 127.0.0.1 whose connections go through the gate, as libzmq's do.
+class TcpListener {
+public:
+    TcpListener() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+        address_.sin_family = AF_INET;
+        address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t size = sizeof address_;
+        auto* const address = reinterpret_cast<sockaddr*>(&address_);
+        REQUIRE(::bind(socket_.get(), address, size) == 0);
+        REQUIRE(::listen(socket_.get(), 64) == 0);
+        REQUIRE(::getsockname(socket_.get(), address, &size) == 0);
+    }
+    UniqueFd connect() const {
+        UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        REQUIRE(::connect(client.get(), reinterpret_cast<sockaddr const*>(&address_),
+                          sizeof address_) == 0);
+        return client;
+    }
+    UniqueFd accept() const {
+        pollfd polled{.fd = socket_.get(), .events = POLLIN, .revents = 0};
+        REQUIRE(::poll(&polled, 1, 10'000) == 1);
+        return UniqueFd(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    }
+
+private:
+    sockaddr_in address_{};
+    UniqueFd socket_;
+};
 
 /// A Unix socket whose connections go through the gate, as libzmq's do.
 class Listener {
@@ -76,6 +106,45 @@ TEST_CASE(
     taken.reset();  // As libzmq does: without telling.
     auto const fourth = listener.connect();
     CHECK(listener.accept());
+}
+
+TEST_CASE("connections over TCP share the bound, and have at most a sixteenth of it") {
+    Listener local;
+    TcpListener tcp;
+    Bounds const bounds({.connections_max = 32, .descriptors_end = 1000});
+    std::vector<UniqueFd> held;
+    auto const take = [&](auto const& listener) {
+        held.push_back(listener.connect());
+        auto taken = listener.accept();
+        bool const is_taken = static_cast<bool>(taken);
+        held.push_back(std::move(taken));
+        return is_taken;
+    };
+
+    CHECK(take(tcp));
+    CHECK(take(tcp));
+    CHECK(!take(tcp));
+    CHECK(is_closed_by_peer(held[4]));
+    for (int i = 0; i < 30; ++i)
+        REQUIRE(take(local));
+    CHECK(!take(local));
+
+    held[1].reset();
+    CHECK(take(tcp));
+    CHECK(tcp_connections_max(1) == 1);
+}
+
+TEST_CASE("a connection over TCP whose bytes are not handled ends at the bound, too") {
+    TcpListener listener;
+    Bounds const bounds({.connections_max = 100, .descriptors_end = 1000, .bytes_in_max = 100});
+    auto const client = listener.connect();
+    auto const taken = listener.accept();
+    std::vector<char> bytes(101);
+
+    REQUIRE(::write(client.get(), bytes.data(), bytes.size()) == 101);
+
+    CHECK(::recv(taken.get(), bytes.data(), bytes.size(), MSG_WAITALL) == 0);
+    CHECK(is_closed_by_peer(client));
 }
 
 TEST_CASE("descriptors behind the end stay free for the process itself") {

@@ -33,9 +33,9 @@ public:
         last_peer = peer;
         std::string const text(reinterpret_cast<char const*>(bytes.data()), bytes.size());
         say(peer, std::to_string(bytes.size()) + ":" + text);
-        auto const sender = transport_.sender();
-        senders_here += sender && sender->pid == ::getpid() ? 1 : 0;
-        senders_unknown += sender ? 0 : 1;
+        auto const& sender = transport_.sender();
+        senders_here += sender.process && sender.process->pid == ::getpid() ? 1 : 0;
+        senders_unknown += sender.is_anyone() ? 1 : 0;
         if (text == "stop") transport_.stop();
     }
     void on_wake(std::uint64_t /*now*/) override {
@@ -298,7 +298,7 @@ TEST_CASE("which process a message comes from is what the kernel says of its soc
         running.stop();
         CHECK(running.echo.senders_here == 2);
         CHECK(running.echo.senders_unknown == 0);
-        CHECK(!running.transport->sender());
+        CHECK(running.transport->sender().is_anyone());
     }
     Running running("tcp://127.0.0.1:*");
     Dealer dealer(running.transport->endpoint());
