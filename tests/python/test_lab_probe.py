@@ -55,12 +55,42 @@ def make_tiny_gemma2():
     return Gemma2ForCausalLM(config).eval()
 
 
+def make_tiny_gpt_oss(layer_types=("sliding_attention", "full_attention") * 2):
+    """With sinks that count."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(3)
+    config = GptOssConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=12,
+        layer_types=list(layer_types),
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    model = GptOssForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(torch.tensor([3.0, 0.0, -1.0, 6.0]))
+    return model
+
+
 MODELS = {
     "llama": lambda: make_tiny_llama(kv_heads=2),
     "llama without groups": lambda: make_tiny_llama(kv_heads=6),
     "gemma3": make_tiny_gemma,
     "gemma3 whose sliding window covers the prompt": lambda: make_tiny_gemma(64),
     "gemma2 with capped logits": make_tiny_gemma2,
+    "gpt-oss with learned sinks": make_tiny_gpt_oss,
 }
 
 
@@ -72,13 +102,16 @@ def dense_logits(model, tokens, masks, slidings):
     """Every layer with its own [Hq, n, n] mask, through an attention function of the test's own."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs):
+    def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
         group = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         logits = query @ key.transpose(2, 3) * scaling
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        weights = logits.masked_fill(~masks[module.layer_idx], float("-inf")).softmax(-1)
+        logits = logits.masked_fill(~masks[module.layer_idx], float("-inf"))
+        if s_aux is not None:
+            logits = torch.cat([logits, s_aux[None, :, None, None].expand(*logits.shape[:3], 1)], -1)
+        weights = logits.softmax(-1)[..., : key.shape[2]]
         return (weights @ value).transpose(1, 2), None
 
     AttentionInterface.register("test_dense", attend)
@@ -151,7 +184,7 @@ def test_greedy_tokens_are_the_models_own(name):
     assert torch.equal(probe.greedy(probe.prefill(ids(40)), 16), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss with learned sinks"])
 def test_the_accumulated_attention_is_that_of_all_queries(name):
     model = MODELS[name]()
     model.set_attn_implementation("eager")
@@ -200,3 +233,33 @@ def test_a_model_whose_layers_all_slide_is_refused():
 
     with pytest.raises(ProbeError, match="no layer with full attention"):
         Probe(model, WINDOW)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"position_bias": torch.zeros(1)}, "the attention of LlamaAttention is given position_bias, which dkv does not"),
+        ({"s_aux": torch.zeros(4)}, r"the attention of LlamaAttention is given s_aux of shape \[4\], not \[6\]"),
+    ],
+)
+def test_arguments_of_attention_that_are_not_understood_are_refused_by_name(given, words):
+    probe = Probe(make_tiny_llama(), WINDOW)
+
+    with pytest.raises(ProbeError, match=f"this model cannot be probed: {words}"):
+        probe._forward(ids(30)[None], 0, object(), **given)
+
+
+def test_models_that_attend_otherwise_are_refused():
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM
+
+    tiny = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                pad_token_id=0, eos_token_id=None)  # fmt: skip
+    latent = dict(num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=16,
+                  v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+                  moe_intermediate_size=32, first_k_dense_replace=1)  # fmt: skip
+    twice = DiffLlamaForCausalLM(DiffLlamaConfig(num_key_value_heads=2, **tiny)).eval()
+    shapes = DeepseekV3ForCausalLM(DeepseekV3Config(**latent, **tiny)).eval()
+
+    for model, words in ((twice, "cannot be probed: "), (shapes, "K is .* they must have one shape")):
+        with pytest.raises(ProbeError, match=words):
+            Probe(model, WINDOW).prefill(ids(30))

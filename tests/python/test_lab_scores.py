@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_tiny_llama
+from test_lab_probe import make_tiny_gpt_oss
 
 from dkv.lab import scores
 from dkv.lab.probe import Probe
@@ -14,18 +15,36 @@ def probed():
     return Probe(make_tiny_llama(), 8).prefill(ids, accumulate=True)
 
 
-def test_scores_are_the_mean_attention_of_the_window(probed):
-    layer = probed.layers[1]
+@pytest.fixture(scope="module")
+def probed_with_sinks():
+    ids = torch.randint(2, 512, (60,), generator=torch.Generator().manual_seed(4))
+    return Probe(make_tiny_gpt_oss(["full_attention"] * 4), 8).prefill(ids, accumulate=True)
+
+
+@pytest.fixture(params=["probed", "probed_with_sinks"])
+def prompt_of(request):
+    return request.getfixturevalue(request.param)
+
+
+def shares(layer, query_head: int, w: int, seen: torch.Tensor) -> torch.Tensor:
+    """What a query of the window gives each token seen, by hand."""
+    logits = layer.keys[query_head // layer.group, seen] @ layer.queries[query_head, w] * layer.scale
+    if layer.sinks is not None:
+        logits = torch.cat([logits, layer.sinks[query_head : query_head + 1]])
+    return logits.softmax(0)[: seen.numel()]
+
+
+def test_scores_are_the_mean_attention_of_the_window(prompt_of):
+    layer = prompt_of.layers[1]
 
     made = scores.window_scores(layer)
 
     for head in range(2):
         total = torch.zeros(52)
-        for query_head in range(head * 3, head * 3 + 3):
+        for query_head in range(head * layer.group, (head + 1) * layer.group):
             for w in range(8):
-                logits = layer.keys[head, : 52 + w + 1] @ layer.queries[query_head, w] * layer.scale
-                total += logits.softmax(0)[:52]
-        torch.testing.assert_close(made[head], total / 24, atol=1e-6, rtol=1e-5)
+                total += shares(layer, query_head, w, torch.arange(52 + w + 1))[:52]
+        torch.testing.assert_close(made[head], total / (8 * layer.group), atol=1e-6, rtol=1e-5)
 
 
 def test_the_group_is_reduced_as_asked(probed):
@@ -66,22 +85,18 @@ def test_streaming_keeps_the_sinks_and_then_the_latest(probed):
     assert order[1].sort().values.tolist() == list(range(52))
 
 
-def test_error_curves_are_those_of_a_cache_cut_by_hand(probed):
-    order = scores.rank(scores.pool(scores.window_scores(probed.layers[0])))
-    curves = scores.error_curves(probed, [order] * 4, [0, 5, 20, 52])
+def test_error_curves_are_those_of_a_cache_cut_by_hand(prompt_of):
+    order = scores.rank(scores.pool(scores.window_scores(prompt_of.layers[0])))
+    curves = scores.error_curves(prompt_of, [order] * 4, [0, 5, 20, 52])
 
-    layer, head = probed.layers[0], 1
+    layer, head = prompt_of.layers[0], 1
     for column, budget in enumerate([0, 5, 20, 52]):
         error, norm = 0.0, 0.0
-        for query_head in range(3, 6):
+        for query_head in range(layer.group, 2 * layer.group):
             for w in range(8):
                 seen = torch.arange(52 + w + 1)
                 kept = torch.tensor([i for i in seen.tolist() if i >= 52 or i in order[head, :budget].tolist()])
-                full, cut = (
-                    (layer.keys[head, ids] @ layer.queries[query_head, w] * layer.scale).softmax(0)
-                    @ layer.values[head, ids]
-                    for ids in (seen, kept)
-                )
+                full, cut = (shares(layer, query_head, w, ids) @ layer.values[head, ids] for ids in (seen, kept))
                 error += float((full - cut).square().sum())
                 norm += float(full.square().sum())
         assert float(curves[0, head, column]) == pytest.approx(error / norm, rel=1e-3, abs=1e-6)

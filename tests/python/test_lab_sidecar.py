@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT, make_tiny_llama
+from test_lab_probe import make_tiny_gpt_oss
 from test_lab_run import calibrated, tiny  # noqa: F401
 
 import dkv
@@ -88,6 +89,15 @@ def test_both_paths_keep_the_same_positions_of_a_random_models_prompt(name, capa
     tokens = torch.randint(2, 512, (300,), generator=torch.Generator().manual_seed(4))
 
     odd, total = differences(facts_of(make_tiny_llama(), tokens), name, capacity, chooser)
+
+    assert odd <= 0.01 * total
+
+
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "dynamickv/m=0/r_min=0.3"])
+def test_both_paths_put_learned_sinks_into_the_sum(name, chooser):
+    tokens = torch.randint(2, 512, (300,), generator=torch.Generator().manual_seed(4))
+
+    odd, total = differences(facts_of(make_tiny_gpt_oss(), tokens), name, 48, chooser)
 
     assert odd <= 0.01 * total
 

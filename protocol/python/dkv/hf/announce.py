@@ -24,11 +24,24 @@ _BOUNDED = {
 }
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model of transformers in a wrapper (torch.compile, PEFT, DataParallel), whose generate() runs in the end;
+    `model` itself where there is none."""
+    if isinstance(model, PreTrainedModel) or not isinstance(model, torch.nn.Module):
+        return model
+    config = getattr(model, "config", None)
+    if config is None:
+        inner = getattr(model, "module", None)
+        return model if inner is None else unwrapped(inner)
+    inside = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next((module for module in inside if module.config is config), model)
+
+
 def announce_prompts(model: torch.nn.Module) -> None:
     """Wraps this one model's generate(); nothing else about it changes."""
     if not hasattr(model, "generate") or getattr(model.generate, "_announces_dkv", False):
         return
-    original = type(model).generate
+    original = _method(model, "generate")
 
     @functools.wraps(original)
     def generate(self, *args, **kwargs):
@@ -38,6 +51,14 @@ def announce_prompts(model: torch.nn.Module) -> None:
     generate._announces_dkv = True
     model.generate = generate.__get__(model)
     _guess_after_prompts(model)
+
+
+def _method(model: torch.nn.Module, name: str):
+    """A function of (self, …): what was put on this one model under the name, else its class's, else None."""
+    own = vars(model).get(name)
+    if own is None:
+        return getattr(type(model), name, None)
+    return functools.wraps(own)(lambda _, *args, **kwargs: own(*args, **kwargs))
 
 
 @contextmanager
@@ -51,15 +72,17 @@ def announced(cache, args: tuple, kwargs: dict, model: torch.nn.Module):
         yield
         return
     reason, keep_whole = repeats_rows(model, kwargs), getattr(cache, "_keep_whole", None)
+    if kwargs.setdefault("use_cache", True) is False:  # A config may say so, too; an argument goes before it.
+        if cache.get_seq_length() > 0:
+            raise ValueError("use_cache=False was given with a cache that has a prompt: leave one of them out")
+        del kwargs["past_key_values"]  # generate() would give it the whole text with every token.
+        reason = "generate() was given use_cache=False"
     if reason is not None and keep_whole is not None:
         keep_whole(reason)
-    # A config may say so, too. generate() reads rows that a cache has wrongly then.
-    if kwargs.setdefault("use_cache", True) is False and cache.get_seq_length() > 0:
-        raise ValueError("use_cache=False was given with a cache that has a prompt: leave one of them out")
     note = getattr(cache, "_note_prompt", None)
     if note is not None:
         note(prompt_ids(args, kwargs))
-    begin(prompt_length(args, kwargs))
+    begin(prompt_length(args, kwargs, cache.get_seq_length()))
     try:
         yield
     finally:
@@ -99,6 +122,13 @@ def setting(model: torch.nn.Module, kwargs: dict, name: str):
     return given if given is not None else getattr(getattr(model, "generation_config", None), name, None)
 
 
+def too_short(count: int, length: int) -> ValueError:
+    return ValueError(
+        f"generate() was given {count} tokens, and the cache has {length} already: give it the ids of the whole text, "
+        "those in the cache and what follows; for another text reset() the cache"
+    )
+
+
 def repeats_rows(model: torch.nn.Module, kwargs: dict) -> str | None:
     """Why generate(**kwargs) would turn one prompt's rows into a batch after the prompt; None when it would not."""
     alpha, top_k, samples = (setting(model, kwargs, name) for name in ("penalty_alpha", "top_k", "do_sample"))
@@ -114,13 +144,16 @@ def prompt_ids(args: tuple, kwargs: dict) -> torch.Tensor | None:
     return None
 
 
-def prompt_length(args: tuple, kwargs: dict) -> int | None:
-    """Tokens of the prompt that generate(*args, **kwargs) was given; None when it cannot be told."""
+def prompt_length(args: tuple, kwargs: dict, cached: int) -> int | None:
+    """Tokens of the text that generate(*args, **kwargs) goes on from; None when it cannot be told. `cached`: of the
+    cache. Where the mask is longer than the ids these are only what follows the cached tokens."""
     given = [kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1]]
-    for tensor in given:
-        if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2:
-            return tensor.shape[1]
-    return None
+    found = next((tensor for tensor in given if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2), None)
+    if found is None:
+        return None
+    mask = kwargs.get("attention_mask")
+    only_new = cached and kwargs.get("inputs_embeds") is None and isinstance(mask, torch.Tensor)
+    return max(found.shape[1], mask.shape[-1]) if only_new else found.shape[1]
 
 
 # ---------------------------------------------------------------- guessed tokens
@@ -128,8 +161,8 @@ def prompt_length(args: tuple, kwargs: dict) -> int | None:
 
 def _guess_after_prompts(model: torch.nn.Module) -> None:
     """With a dkv cache the first step of assisted decoding makes no guesses, and reads no row again."""
-    make = getattr(type(model), "_get_candidate_generator", None)
-    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    make = _method(model, "_get_candidate_generator")
+    prepare = _method(model, "prepare_inputs_for_generation")
     if make is None or prepare is None:
         return
 

@@ -26,6 +26,17 @@ _ROWS = 256  # Of a mask looked at together: bounds the memory.
 
 def not_understood(call: Call, longest: int) -> str | None:
     """Why dkv cannot attend in place of `call.own`, by the arguments. `longest`: the text's length at most."""
+    window = call.named.get("sliding_window")
+    if window is not None and window < longest:
+        return (
+            f"the attention of {type(call.module).__name__} is given sliding_window {window}: only layers that see "
+            "everything are compressed"
+        )
+    return foreign(call)
+
+
+def foreign(call: Call) -> str | None:
+    """What of the arguments has no place in softmax(scale · QKᵀ) · V with a cap, sinks and a causal or sliding mask."""
     named, name = call.named, type(call.module).__name__
     if len(call.arguments) > 5:
         return f"{name} calls its attention with {len(call.arguments)} positional arguments: dkv understands the first 5"
@@ -36,9 +47,6 @@ def not_understood(call: Call, longest: int) -> str | None:
         return f"the attention of {name} has a dropout of {named['dropout']}: only 0 is compressed (call model.eval())"
     if named.get("is_causal") is False:
         return f"the attention of {name} is given is_causal=False: only causal attention is compressed"
-    window = named.get("sliding_window")
-    if window is not None and window < longest:
-        return f"the attention of {name} is given sliding_window {window}: only layers that see everything are compressed"
     sinks = call.sinks
     if sinks is not None and tuple(sinks.shape) != (call.query.shape[1],):
         return f"the attention of {name} is given s_aux of shape {list(sinks.shape)}, not [{call.query.shape[1]}]"

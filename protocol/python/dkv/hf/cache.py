@@ -16,28 +16,27 @@ import sys
 import weakref
 
 import torch
-import transformers
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import dkv
 
 from . import forks, options, profiles
-from .announce import announce_prompts, unknown_layers, why_left_alone
+from .announce import announce_prompts, too_short, unknown_layers, unwrapped, why_left_alone
 from .arguments import DTYPES, changed, computed_otherwise, differing, masked_otherwise, not_understood, wants_weights
 from .copies import Copyable
+from .engines import engine_of
 from .interface import Call, stand_in_front
 from .layer import DkvLayer
 from .place import place_of
 from .prompt import Prompt
-from .report import Report
+from .report import Report, mean
 from .storage import Storage
 
 log = logging.getLogger("dkv.hf")
 
 _ROOM_TOKENS = 4096  # For what comes after a prompt that is kept whole; only virtual until written.
 _warned: set[tuple[int, str]] = set()
-_engines: "weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple, dkv.Engine]]" = weakref.WeakKeyDictionary()
 
 
 class Cache(Copyable, TransformersCache):
@@ -72,6 +71,8 @@ class Cache(Copyable, TransformersCache):
     goes on alone, too; in the child a cache whose prompt was not complete can only be reset().
     """
 
+    max_cache_len = -1  # No bound. PEFT's prefix tuning asks, before it brings a cache of its own instead.
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -90,6 +91,7 @@ class Cache(Copyable, TransformersCache):
         device: object = None,
         **policy_options,
     ):
+        model = unwrapped(model)
         wish = {"capacity": capacity, "window": window, **options.policy_options(type(self), policy_options)}
         options.check(
             model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine,
@@ -158,7 +160,7 @@ class Cache(Copyable, TransformersCache):
         kv_heads, head_dim, dtype = self._shape
         row_bytes = 2 * head_dim * dtype.itemsize
         report.kept_per_head = [layer.kept_lengths(tokens, kv_heads) for layer in self._dkv_layers]
-        report.kept_per_layer = [_mean(lengths) for lengths in report.kept_per_head]
+        report.kept_per_layer = [mean(lengths) for lengths in report.kept_per_head]
         report.mass_kept_per_layer = [1.0 if layer.prefix is None else layer.mass_kept for layer in self._dkv_layers]
         report.bytes_full = len(self._dkv_layers) * kv_heads * tokens * row_bytes
         report.bytes_kept = sum(map(sum, report.kept_per_head)) * row_bytes
@@ -209,6 +211,17 @@ class Cache(Copyable, TransformersCache):
         """generate() is about to run this prompt, in one piece or in chunks."""
         if self._in_prefill and self._prompt is None:
             self._announced = prompt_tokens
+        length = self.get_seq_length()
+        if prompt_tokens is None or length == 0 or prompt_tokens > length:
+            return
+        if prompt_tokens < length or len(self._dkv_layers) < len(self.layers):
+            raise too_short(prompt_tokens, length)
+        # The last token is asked again: generate() would append it a second time.
+        if all(layer.can_replay for layer in self._dkv_layers):
+            for layer in self._dkv_layers:
+                layer.replay()
+        else:
+            self.crop(-1)
 
     def _keep_whole(self, reason: str) -> None:
         """The next prompt is not to be compressed; one that was begun goes on."""
@@ -217,10 +230,12 @@ class Cache(Copyable, TransformersCache):
 
     def _takes_guesses(self) -> bool:
         """Whether generate() may run guessed tokens now: not together with the prompt, which is scored at its end."""
-        return self.get_seq_length() > 0
+        return self.get_seq_length() > 0 and not any(layer.replays for layer in self._dkv_layers)
 
     def _generate_ended(self) -> None:
         self._announced = None
+        for layer in self._dkv_layers:
+            layer.replay(False)
         if self._newest is not None and sys.exc_info()[0] is None:
             self._look_at(self._newest)
         if self._prompt is not None:
@@ -456,32 +471,12 @@ class Cache(Copyable, TransformersCache):
         if model is None:
             self._report.failure = "the model that the cache was made for is gone"
             return None
-        geometry = dkv.Geometry(
-            layers=len(self._dkv_layers), q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
-        )
-        endpoint = self._endpoint or os.environ.get("DKV_ENDPOINT")
         try:
             device = place_of(self._device, model.device).device
+            return engine_of(model, self._endpoint, device, len(self._dkv_layers), q_heads, kv_heads, head_dim, dtype)
         except dkv.DkvError as error:
             self._report.failure = f"{error.status.name.lower()}: {error}"
             return None
-        key = (os.getpid(), endpoint, device, q_heads, kv_heads, head_dim, dtype)
-        known = _engines.setdefault(model, {})
-        if key not in known:
-            name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-            try:
-                known[key] = dkv.Engine(
-                    geometry,
-                    endpoint=self._endpoint,
-                    engine=f"transformers {transformers.__version__}",
-                    model=os.path.basename(str(name).rstrip("/")),
-                    device=device,
-                )
-            except dkv.DkvError as error:
-                self._report.failure = f"{error.status.name.lower()}: {error}"
-                return None
-            weakref.finalize(model, known[key].close)
-        return known[key]
 
     def _warn_once(self) -> None:
         reason = self._report.failure
@@ -492,8 +487,3 @@ class Cache(Copyable, TransformersCache):
         if known not in _warned:
             _warned.add(known)
             log.warning("dkv: generation goes on without compression: %s", reason)
-
-
-def _mean(lengths: list[int]) -> float:
-    total = sum(lengths)
-    return total // len(lengths) if total % len(lengths) == 0 else total / len(lengths)

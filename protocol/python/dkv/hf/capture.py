@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from .announce import announce_prompts, why_left_alone
+from .announce import announce_prompts, unwrapped, why_left_alone
 from .arguments import changed, computed_otherwise, masked_otherwise, not_understood
 from .copies import Copyable
 from .interface import Call, mark, stand_in_front
@@ -92,9 +92,12 @@ class Capture(Copyable, TransformersCache):
     can say.
     """
 
+    max_cache_len = -1  # No bound; see Cache.
+
     def __init__(self, model: torch.nn.Module, queries: int | None = 32, *, prompt_tokens: int | None = None):
         if queries is not None and queries < 1:
             raise ValueError(f"queries is {queries}: at least 1, or None for all")
+        model = unwrapped(model)
         self._left_alone = why_left_alone(model)  # Read by announce.py, too.
         layers = [] if self._left_alone else DynamicCache(config=model.config).layers
         for index, layer in enumerate(layers):

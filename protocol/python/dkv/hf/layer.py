@@ -73,6 +73,11 @@ class DkvLayer(DynamicLayer):
                 self._whole_keys, self._whole_values = cache._storage_of(self.ordinal)
         if self.heap:
             return super().update(key_states, value_states, *args, **kwargs)
+        if key_states.shape[0] != 1:
+            raise ValueError(
+                f"a batch of {key_states.shape[0]} came to a cache that has one sequence: start a new cache, "
+                "or give each sequence a copy.deepcopy of this one"
+            )
         if self.prefix is not None:
             return self._append_tail(key_states, value_states)
         return self._append_whole(key_states, value_states)
@@ -101,9 +106,16 @@ class DkvLayer(DynamicLayer):
         length = self.get_seq_length()
         return min(-crop, length) if crop <= 0 else max(0, length - crop)
 
+    @property
+    def can_replay(self) -> bool:
+        return self.prefix is not None and self._tail_length == 0
+
+    def can_crop(self, tokens: int) -> bool:
+        return self.prefix is None or tokens <= self._tail_length
+
     def check_crop(self, crop: int) -> None:
         remove = self.to_remove(crop)
-        if self.prefix is not None and remove > self._tail_length:
+        if not self.can_crop(remove):
             raise ValueError(
                 f"cannot crop {remove} tokens: layer {self.index} is compressed, and only the {self._tail_length} "
                 "tokens after its prompt can be taken away: reset() the cache and run the shorter text"
@@ -246,7 +258,7 @@ class DkvLayer(DynamicLayer):
         self._whole_values[:, :, self.length : end].copy_(value_states.detach())
         self.length = end
         self._show_whole()
-        return self._give(self.keys, self.values)
+        return self._give(_recorded(self.keys, key_states), _recorded(self.values, value_states))
 
     def _append_tail(self, key_states: torch.Tensor, value_states: torch.Tensor):
         end = self._tail_length + key_states.shape[2]
@@ -258,7 +270,7 @@ class DkvLayer(DynamicLayer):
         self._tail_length = end
         self.length += key_states.shape[2]
         self._show_tail()
-        return self._give(self.keys, self.values)
+        return self._give(_recorded(self.keys, key_states), _recorded(self.values, value_states))
 
     def _replayed(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if key_states.shape[2] != 1:
@@ -293,3 +305,21 @@ class DkvLayer(DynamicLayer):
         if self.prefix is not None:
             raise RuntimeError(f"{operation} is not possible: layer {self.index} is compressed (batch 1 only)")
         self.to_heap()
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """The cache's rows, where `states` wants a gradient: a backward pass ends here, instead of going on without it."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        return rows.data  # Rows written later must not count as changes of these.
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError(
+            "a dkv cache keeps no gradients of K and V: run the backward pass without one, or with a DynamicCache"
+        )
+
+
+def _recorded(rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    return _WithoutGradient.apply(rows, states) if torch.is_grad_enabled() and states.requires_grad else rows

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from dkv.words import DkvError, Status
 
-from .announce import announce_prompts
+from .announce import announce_prompts, too_short, unwrapped
 from .attention import Prefix
 from .copies import Copyable
 from .files import SavedFile, SavedLayer, kv_shape_of, reordered, rope_of
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike, model: torch.nn.Module) -> "LoadedCache":
     with layers that no file has (sliding windows, linear attention), and for keys whose order of dims is not known;
     INVALID_ARGUMENT for a cache that is not this model's: other layers, heads, head_dim or rope theta.
     """
-    file = SavedFile.open(path)
+    file, model = SavedFile.open(path), unwrapped(model)
     check_fit(file, model)
     if not file.rope.order_known:
         raise DkvError(
@@ -75,7 +75,7 @@ def generate(
         raise ValueError(f"{cache.path} has no token ids: give prompt=, the ids that were saved")
     if tuple(ids.shape) != (1, cache.n_prompt):
         raise ValueError(f"prompt is {list(ids.shape)}, not [1, {cache.n_prompt}]")
-    ids = ids.to(model.device)
+    ids = ids.to(unwrapped(model).device)
     if tokens is not None:
         if tokens.dim() != 2 or tokens.shape[0] != 1:
             raise ValueError(f"tokens are {list(tokens.shape)}, not [1, m]")
@@ -133,10 +133,7 @@ class LoadedCache(Copyable, TransformersCache):
             self._pristine = False
             return
         if count < length or not self._pristine or length != self.n_prompt:
-            raise ValueError(
-                f"generate() was given {count} tokens, and the cache has {length} already: "
-                "give it the ids of the whole text, those in the cache and what follows"
-            )
+            raise too_short(count, length)
         self._pristine = False
         for layer in self.layers:
             layer.replay()
@@ -173,6 +170,7 @@ class LoadedCache(Copyable, TransformersCache):
     # ---------------------------------------------------------------- helpers
 
     def _use_with(self, model: torch.nn.Module) -> None:
+        model = unwrapped(model)
         self._model = weakref.ref(model)
         stand_in_front(model)
         announce_prompts(model)

@@ -15,7 +15,6 @@ import torch
 
 import dkv
 from dkv.lab import profile as files
-from dkv.lab.probe import sliding_windows
 
 from .weights import cache_root
 
@@ -80,7 +79,7 @@ def describe(model: torch.nn.Module) -> dict:
     Of the two fingerprints only that of the weights counts: a config's changes with transformers' version.
     """
     if model not in _fingerprints:
-        slidings = sliding_windows(model.config.get_text_config(decoder=True))
+        slidings = files.sliding_windows(model.config.get_text_config(decoder=True))
         _fingerprints[model] = files.describe_model(model, slidings, type(model).__name__)
     return _fingerprints[model]
 

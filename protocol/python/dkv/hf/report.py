@@ -68,6 +68,11 @@ class Report:
             self.engine_seconds += time.perf_counter() - begin
 
 
+def mean(lengths: list[int]) -> float:
+    total = sum(lengths)
+    return total // len(lengths) if total % len(lengths) == 0 else total / len(lengths)
+
+
 def _mib(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from .probe import Layer, Probe, Prompt, Rankings, Variant, _cap, check_variants
+from dkv.hf.interface import Call
+
+from .probe import Layer, Probe, Prompt, Rankings, Variant, _cap, check_variants, softmax
 
 
 @torch.inference_mode()
@@ -85,8 +87,8 @@ class _Decoder:
             for head, budget in enumerate(budgets)
         ]
 
-    def attend(self, index, query, key, value, scale, softcap):
-        layer = self.prompt.layers[index]
+    def attend(self, index: int, call: Call) -> torch.Tensor:
+        layer, query, key, value = self.prompt.layers[index], call.query, call.key, call.value
         if index in self.tails:
             key = torch.cat([self.tails[index][0], key], dim=2)
             value = torch.cat([self.tails[index][1], value], dim=2)
@@ -94,13 +96,13 @@ class _Decoder:
             key, value = key[:, :, -layer.sliding :], value[:, :, -layer.sliding :]
         self.tails[index] = (key, value)
         heads = layer.keys.shape[0]
-        rows = (query * scale).reshape(query.shape[0], heads, layer.group, -1)
+        rows = (query * layer.scale).reshape(query.shape[0], heads, layer.group, -1)
         out = torch.empty(*rows.shape[:3], value.shape[-1], dtype=value.dtype, device=value.device)
         for number, kept in enumerate(self.kept[index]):
-            out[number] = self._one(layer, kept, rows[number], key[number], value[number], softcap)
+            out[number] = self._one(layer, kept, rows[number], key[number], value[number])
         return out.reshape(query.shape[0], 1, heads * layer.group, -1)
 
-    def _one(self, layer: Layer, kept: _Kept, rows, key, value, softcap) -> torch.Tensor:
+    def _one(self, layer: Layer, kept: _Kept, rows, key, value) -> torch.Tensor:
         """[heads, group, D] of one variant."""
         keys, values = kept.keys, kept.values
         if layer.sliding is not None:
@@ -110,8 +112,8 @@ class _Decoder:
         logits = rows.new_empty(*rows.shape[:2], shared + key.shape[1], dtype=torch.float32)
         logits[..., :shared] = rows @ keys.transpose(1, 2)
         logits[..., shared:] = rows @ key.transpose(1, 2)
-        logits = _cap(logits, softcap)
+        logits = _cap(logits, layer.softcap)
         if kept.hidden is not None:
             logits[..., :shared].masked_fill_(kept.hidden, float("-inf"))
-        weights = logits.softmax(-1).to(rows.dtype)
+        weights = softmax(logits, layer.row_sinks(1)).to(rows.dtype)
         return weights[..., :shared] @ values + weights[..., shared:] @ value

@@ -14,6 +14,11 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from dkv.hf.arguments import differing, foreign
+from dkv.hf.interface import Call
+
+from .profile import sliding_windows
+
 NAME = "dkv_probe"
 _QUERY_BLOCK = 256  # Bounds the logits of a prefill whose attention is computed by hand.
 _CHUNK_FLOATS = 1 << 22  # Logits held at a time in the batched forward.
@@ -35,10 +40,17 @@ class Layer:
     softcap: float | None
     sliding: int | None  # The sliding window, or None for full attention.
     accumulated: torch.Tensor | None = None  # [Hkv, n]: attention of all queries, mean over the group
+    sinks: torch.Tensor | None = None  # [Hq]: a logit of each head in the softmax's sum, without a value
 
     @property
     def group(self) -> int:
         return self.queries.shape[0] // self.keys.shape[0]
+
+    def row_sinks(self, rows: int) -> torch.Tensor | None:
+        """For logits [Hkv, group * rows, tokens], `rows` queries of each query head: [Hkv, group * rows, 1] f32."""
+        if self.sinks is None:
+            return None
+        return self.sinks.float().repeat_interleave(rows).view(self.keys.shape[0], -1, 1)
 
 
 @dataclass
@@ -99,12 +111,15 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
-def probe_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, probe_pass=None, **kwargs):
+def probe_attention(*arguments, probe_pass=None, **options):
     """What transformers calls. Everything is in `probe_pass`, which came through the model's kwargs."""
     if probe_pass is None:
         raise ProbeError(f'attention "{NAME}" serves dkv.lab only; choose another with set_attn_implementation')
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return probe_pass.attend(module.layer_idx, query, key, value, scale, softcap), None
+    call = Call(probe_attention, arguments, options)
+    reason = foreign(call)
+    if reason is not None:
+        raise ProbeError(f"this model cannot be probed: {reason}")
+    return probe_pass.attend(call.module.layer_idx, call), None
 
 
 class Probe:
@@ -126,6 +141,12 @@ class Probe:
             raise ProbeError(f"the prompt has {ids.numel()} tokens and the window {window}: nothing to compress")
         recorder = _Prefill(self.slidings, window, accumulate)
         logits = self._forward(ids[None], 0, recorder, logits_to_keep=1)
+        if len(recorder.layers) != len(self.slidings):
+            seen, name = len(recorder.layers), type(self.model).__name__
+            raise ProbeError(
+                f"this model cannot be probed: {seen} of the {len(self.slidings)} layers of {name} call their attention "
+                "through transformers' attention interface"
+            )
         return Prompt(ids.numel(), window, recorder.layers, logits[0, -1].float())
 
     @torch.inference_mode()
@@ -179,18 +200,6 @@ class Probe:
         return out.logits
 
 
-def sliding_windows(config) -> list[int | None]:
-    """Per layer the sliding window, or None for full attention."""
-    kinds = getattr(config, "layer_types", None)
-    sliding = getattr(config, "sliding_window", None)
-    if kinds is None:
-        return [sliding] * config.num_hidden_layers
-    unknown = set(kinds) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ProbeError(f"layers of type {', '.join(sorted(unknown))} cannot be probed")
-    return [sliding if kind == "sliding_attention" else None for kind in kinds]
-
-
 def check_variants(prompt: Prompt, variants: list[Variant], rankings: Rankings) -> None:
     shape = (len(prompt.compressed), prompt.kv_heads)
     for variant in variants:
@@ -212,7 +221,15 @@ class _Prefill:
         self.slidings, self.window, self.accumulate = slidings, window, accumulate
         self.layers: list[Layer] = []
 
-    def attend(self, index, query, key, value, scale, softcap):
+    def attend(self, index: int, call: Call) -> torch.Tensor:
+        query, key, value, softcap = call.query, call.key, call.value, call.softcap
+        scale = query.shape[-1] ** -0.5 if call.scaling is None else call.scaling
+        sinks = None if call.sinks is None else call.sinks.detach()
+        reason = differing(key, value)
+        if index != len(self.layers):
+            reason = f"{type(call.module).__name__} calls its attention for layer {index} after {len(self.layers)} layers"
+        if reason is not None:
+            raise ProbeError(f"this model cannot be probed: {reason}")
         sliding = self.slidings[index]
         if sliding is not None and sliding >= key.shape[2]:
             mask = None
@@ -220,14 +237,14 @@ class _Prefill:
             mask = None if sliding is None else _band(key.shape[2], sliding, key.device)
         wants_sums = self.accumulate and sliding is None
         sums = None
-        if softcap is None and not wants_sums:
+        if softcap is None and sinks is None and not wants_sums:
             out = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
             )[0].transpose(0, 1)
         else:
-            out, sums = _tiled_attention(query[0], key[0], value[0], scale, softcap, mask, wants_sums)
-        queries = query[0, :, -self.window :].clone()
-        self.layers.append(Layer(key[0].contiguous(), value[0].contiguous(), queries, scale, softcap, sliding, sums))
+            out, sums = _tiled_attention(query[0], key[0], value[0], scale, softcap, mask, sinks, wants_sums)
+        rows = key[0].contiguous(), value[0].contiguous(), query[0, :, -self.window :].clone()
+        self.layers.append(Layer(*rows, scale, softcap, sliding, sums, sinks))
         return out[None]
 
 
@@ -238,8 +255,8 @@ class _Decode:
         self.prompt = prompt
         self.tails: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def attend(self, index, query, key, value, scale, softcap):
-        layer = self.prompt.layers[index]
+    def attend(self, index: int, call: Call) -> torch.Tensor:
+        layer, query, key, value = self.prompt.layers[index], call.query, call.key, call.value
         if index in self.tails:
             key = torch.cat([self.tails[index][0], key], dim=2)
             value = torch.cat([self.tails[index][1], value], dim=2)
@@ -247,9 +264,9 @@ class _Decode:
         keys, values = torch.cat([layer.keys[None], key], 2), torch.cat([layer.values[None], value], 2)
         if layer.sliding is not None:
             keys, values = keys[:, :, -layer.sliding :], values[:, :, -layer.sliding :]
-        rows = query[0].reshape(layer.keys.shape[0], -1, query.shape[-1]) * scale
-        logits = _cap(rows @ keys[0].transpose(1, 2), softcap)
-        out = logits.float().softmax(-1).to(query.dtype) @ values[0]
+        rows = query[0].reshape(layer.keys.shape[0], -1, query.shape[-1]) * layer.scale
+        logits = _cap(rows @ keys[0].transpose(1, 2), layer.softcap)
+        out = softmax(logits.float(), layer.row_sinks(1)).to(query.dtype) @ values[0]
         return out.reshape(1, 1, query.shape[1], -1)
 
 
@@ -260,18 +277,18 @@ class _Forced:
         self.prompt, self.variants, self.rankings, self.tokens = prompt, variants, rankings, tokens
         self.ordinals = {index: ordinal for ordinal, index in enumerate(prompt.compressed)}
 
-    def attend(self, index, query, key, value, scale, softcap):
-        layer = self.prompt.layers[index]
+    def attend(self, index: int, call: Call) -> torch.Tensor:
+        layer, query, key, value = self.prompt.layers[index], call.query, call.key, call.value
         heads, count = layer.keys.shape[0], query.shape[0]
-        rows = (query * scale).reshape(count, heads, layer.group * self.tokens, -1)
+        rows = (query * layer.scale).reshape(count, heads, layer.group * self.tokens, -1)
         out = query.new_empty(count, heads, layer.group * self.tokens, value.shape[-1])
         for head in range(heads):
             tail = (key[:, head], value[:, head])
             part = self._sliding if layer.sliding is not None else self._ranked
-            part(index, head, rows[:, head], tail, softcap, out[:, head])
+            part(index, head, rows[:, head], tail, out[:, head])
         return out.reshape(count, heads * layer.group, self.tokens, -1).transpose(1, 2)
 
-    def _sliding(self, index, head, rows, tail, softcap, out) -> None:
+    def _sliding(self, index, head, rows, tail, out) -> None:
         layer, n = self.prompt.layers[index], self.prompt.tokens
         seen = min(layer.sliding - 1, n)
         reach = torch.arange(self.tokens, device=rows.device)[:, None] + n - layer.sliding
@@ -279,14 +296,14 @@ class _Forced:
         keys, values = layer.keys[head, n - seen :], layer.values[head, n - seen :]
         for part in _chunks(range(rows.shape[0]), rows.shape[1] * (seen + self.tokens)):
             part = list(part)
-            self._joint(rows, tail, part, keys, values, hidden.repeat(layer.group, 1), softcap, layer.sliding, out)
+            self._joint(layer, head, rows, tail, part, keys, values, hidden.repeat(layer.group, 1), out)
 
-    def _ranked(self, index, head, rows, tail, softcap, out) -> None:
+    def _ranked(self, index, head, rows, tail, out) -> None:
         layer, ordinal = self.prompt.layers[index], self.ordinals[index]
         prefix = self.prompt.prefix
         budgets = [int(variant.budgets[ordinal, head]) for variant in self.variants]
         whole = [i for i, budget in enumerate(budgets) if budget == prefix]
-        self._visible(layer, head, None, whole, budgets, rows, tail, softcap, out)
+        self._visible(layer, head, None, whole, budgets, rows, tail, out)
         by_ranking: dict[str, list[int]] = {}
         for i, budget in enumerate(budgets):
             if budget < prefix:
@@ -294,9 +311,9 @@ class _Forced:
         for name, members in by_ranking.items():
             order = self.rankings.orders[name][ordinal][head]
             members.sort(key=lambda i: -budgets[i])
-            self._visible(layer, head, order, members, budgets, rows, tail, softcap, out)
+            self._visible(layer, head, order, members, budgets, rows, tail, out)
 
-    def _visible(self, layer, head, order, members, budgets, rows, tail, softcap, out) -> None:
+    def _visible(self, layer, head, order, members, budgets, rows, tail, out) -> None:
         """Variants of one ranking, largest budget first: a chunk reads no more columns than its first needs."""
         prefix = self.prompt.prefix
         while members:
@@ -314,19 +331,20 @@ class _Forced:
             if any(budgets[i] != longest for i in part):
                 limits = torch.tensor([budgets[i] for i in part], device=rows.device) + self.prompt.window
                 hidden = (torch.arange(keys.shape[0], device=rows.device)[None] >= limits[:, None])[:, None]
-            self._joint(rows, tail, part, keys, values, hidden, softcap, None, out)
+            self._joint(layer, head, rows, tail, part, keys, values, hidden, out)
 
-    def _joint(self, rows, tail, part, keys, values, hidden, softcap, sliding, out) -> None:
+    def _joint(self, layer, head, rows, tail, part, keys, values, hidden, out) -> None:
         """One softmax over the shared rows and each variant's own tail."""
         chosen, shared = rows[part], keys.shape[0]
         logits = rows.new_empty(*chosen.shape[:2], shared + self.tokens, dtype=torch.float32)
         logits[..., :shared] = (chosen.reshape(-1, chosen.shape[-1]) @ keys.T).view(*chosen.shape[:2], -1)
         logits[..., shared:] = chosen @ tail[0][part].transpose(1, 2)
-        logits = _cap(logits, softcap)
+        logits = _cap(logits, layer.softcap)
         if hidden is not None:
             logits[..., :shared].masked_fill_(hidden, float("-inf"))
-        logits[..., shared:].masked_fill_(self._future(rows, sliding), float("-inf"))
-        weights = logits.softmax(-1).to(rows.dtype)
+        logits[..., shared:].masked_fill_(self._future(rows, layer.sliding), float("-inf"))
+        sinks = layer.row_sinks(self.tokens)
+        weights = softmax(logits, None if sinks is None else sinks[head]).to(rows.dtype)
         mixed = weights[..., :shared].reshape(-1, shared) @ values
         out[part] = mixed.view(*chosen.shape[:2], -1) + weights[..., shared:] @ tail[1][part]
 
@@ -363,6 +381,13 @@ def _score(logprobs: torch.Tensor, answer: torch.Tensor, reference: torch.Tensor
     return scored
 
 
+def softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Over the last dimension; `sinks` [..., 1] take part in the sum, so that the weights add up to less than 1."""
+    if sinks is None:
+        return logits.softmax(-1)
+    return (logits - torch.logaddexp(logits.logsumexp(-1, keepdim=True), sinks)).exp()
+
+
 def _cap(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
@@ -379,8 +404,8 @@ def _band(tokens: int, sliding: int, device) -> torch.Tensor:
     return seen & ~torch.ones_like(seen).tril(-sliding)
 
 
-def _tiled_attention(query, key, value, scale, softcap, mask, wants_sums):
-    """By hand in blocks of queries, for capped logits and for sums over all queries; never n × n at once.
+def _tiled_attention(query, key, value, scale, softcap, mask, sinks, wants_sums):
+    """By hand in blocks of queries, for capped logits, sinks and sums over all queries; never n × n at once.
 
     Returns [n, Hq, Dv] and, if wanted, [Hkv, n].
     """
@@ -397,7 +422,8 @@ def _tiled_attention(query, key, value, scale, softcap, mask, wants_sums):
             seen = torch.ones(end - begin, end, dtype=torch.bool, device=key.device).tril(begin)
         else:
             seen = mask[begin:end, :end]
-        weights = logits.masked_fill_(~seen, float("-inf")).softmax(-1)
+        of_heads = None if sinks is None else sinks.float().view(heads, group, 1, 1)
+        weights = softmax(logits.masked_fill_(~seen, float("-inf")), of_heads)
         if wants_sums:
             sums[:, :end] += weights.sum((1, 2)) / group
         mixed = weights.view(heads, -1, end).to(value.dtype) @ value[:, :end]

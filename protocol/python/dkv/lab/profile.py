@@ -95,6 +95,18 @@ def load(path: Path, geometry: Geometry | None = None) -> Profile:
     return profile
 
 
+def sliding_windows(config) -> list[int | None]:
+    """Per layer the sliding window, or None for full attention. Raises ProfileError for a layer of another type."""
+    kinds = getattr(config, "layer_types", None)
+    sliding = getattr(config, "sliding_window", None)
+    if kinds is None:
+        return [sliding] * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ProfileError(f"layers of type {', '.join(sorted(unknown))} cannot be probed")
+    return [sliding if kind == "sliding_attention" else None for kind in kinds]
+
+
 def describe_model(model, slidings: list[int | None], name: str) -> dict:
     """Name, geometry, and hashes of the config and of a sample of the weights."""
     config = model.config.get_text_config()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .probe import Layer, Prompt, Rankings
+from .probe import Layer, Prompt, Rankings, softmax
 
 _TOKEN_BLOCK = 8192  # Bounds the logits when a prompt is long.
 
@@ -26,7 +26,7 @@ def window_scores(layer: Layer, reduce: str = "mean") -> torch.Tensor:
 
 
 def window_weights(layer: Layer) -> torch.Tensor:
-    """softmax(scale · q·k) over all tokens, causal inside the window. [Hkv, group * window, n] f32"""
+    """softmax(scale · q·k) over all tokens and the sinks, causal inside the window. [Hkv, group * window, n] f32"""
     heads, tokens, head_dim = layer.keys.shape
     window = layer.queries.shape[1]
     rows = layer.queries.float().reshape(heads, layer.group * window, head_dim) * layer.scale
@@ -37,7 +37,7 @@ def window_weights(layer: Layer) -> torch.Tensor:
     logits = torch.nan_to_num(logits, nan=finite.min, posinf=finite.max, neginf=finite.min)
     future = ~torch.ones(window, window, dtype=torch.bool, device=rows.device).tril()
     logits[..., tokens - window :].masked_fill_(future.repeat(layer.group, 1), float("-inf"))
-    return logits.softmax(-1)
+    return softmax(logits, layer.row_sinks(window))
 
 
 def pool(scores: torch.Tensor, kernel: int = 7, kind: str = "max") -> torch.Tensor:
@@ -115,6 +115,8 @@ def _layer_errors(layer: Layer, order: torch.Tensor, grid: list[int]) -> torch.T
     ranked = weights.gather(2, order[:, None].expand(-1, weights.shape[1], -1))
     ranked_values = values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
     share = weights[..., prefix:].sum(-1, keepdim=True)
+    if layer.sinks is not None:  # They are never dropped.
+        share = share + 1 - weights.sum(-1, keepdim=True)
     mixed = weights[..., prefix:] @ values[:, prefix:]
     errors, begin = [], 0
     for end in [min(b, prefix) for b in grid]:

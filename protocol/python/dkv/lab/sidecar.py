@@ -156,7 +156,9 @@ class Loan:
             keys, values = self._storage.rows(ordinal, self._prompt.tokens)
             queries = self._queries.rows(ordinal) if session.plan.window == self._prompt.window else None
             sums = self._sums.rows(ordinal) if wants_sums else None
-            session.layer_ready(ordinal, keys, values, queries, sums, scale=layer.scale, softcap=layer.softcap or 0.0)
+            session.layer_ready(
+                ordinal, keys, values, queries, sums, scale=layer.scale, softcap=layer.softcap or 0.0, sink_logits=layer.sinks
+            )
             while session.poll(0).kind != dkv.EventKind.NONE:  # Rows that may be released are not: others read them.
                 pass
 
