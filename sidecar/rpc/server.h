@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "protocol/schema/envelope.h"
+#include "sidecar/metrics/log_limit.h"
 #include "sidecar/rpc/command.h"
 #include "sidecar/rpc/subscribers.h"
-#include "sidecar/session/log_limit.h"
 #include "sidecar/session/table.h"
 
 namespace dkv::rpc {

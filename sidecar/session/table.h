@@ -12,12 +12,12 @@
 #include "protocol/base/peer.h"
 #include "sidecar/config/config.h"
 #include "sidecar/memory/descriptors.h"
+#include "sidecar/metrics/log_limit.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/session/death_watch.h"
 #include "sidecar/session/facts.h"
 #include "sidecar/session/history.h"
 #include "sidecar/session/instance.h"
-#include "sidecar/session/log_limit.h"
 
 namespace dkv {
 

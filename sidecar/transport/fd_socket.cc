@@ -18,7 +18,9 @@
 #include "protocol/base/endpoint.h"
 #include "protocol/base/fd_message.h"
 #include "protocol/base/peer.h"
+#include "sidecar/metrics/log_limit.h"
 #include "sidecar/transport/socket_place.h"
+#include "sidecar/transport/transport.h"
 
 namespace dkv {
 namespace {
@@ -89,6 +91,7 @@ private:
     UniqueFd const stop_;
     Sink const sink_;
     std::vector<UniqueFd> connections_;
+    LogLimit log_;
     bool pausing_ = false;  // Who waits stays in the backlog; polling for them would spin.
     std::thread thread_;    // Last: it uses the others from its first moment.
 };
@@ -124,10 +127,13 @@ void Listening::accept_one() {
         return;
     }
     if (!is_own_user(connection.get())) {
-        spdlog::warn("a connection for descriptors refused: it is another user's");
+        log_.say(spdlog::level::warn, "a connection for descriptors refused", steady_ms(),
+                 "a connection for descriptors refused: it is another user's");
     } else if (connections_.size() >= kConnectionsMax) {
-        spdlog::warn("a connection for descriptors refused: {} are open, which is the limit",
-                     connections_.size());
+        log_.say(
+            spdlog::level::warn, "a connection for descriptors refused", steady_ms(),
+            fmt::format("a connection for descriptors refused: {} are open, which is the limit",
+                        connections_.size()));
     } else {
         connections_.push_back(std::move(connection));
     }
@@ -139,13 +145,16 @@ bool Listening::serve(int connection) {
     if (!received) {
         if (received.error().code == ErrorCode::DeadlineExceeded) return true;
         if (received.error().code != ErrorCode::Unavailable)
-            spdlog::warn("a connection for descriptors ended: {}", received.error().message);
+            log_.say(
+                spdlog::level::warn, "a connection for descriptors ended", steady_ms(),
+                fmt::format("a connection for descriptors ended: {}", received.error().message));
         return false;
     }
     auto& [message, file] = received.value();
     auto const taken = sink_(message.instance, message.ticket, std::move(file));
     if (taken) return true;
-    spdlog::warn("a descriptor refused: {}", taken.error().message);
+    log_.say(spdlog::level::warn, "a descriptor refused", steady_ms(),
+             fmt::format("a descriptor refused: {}", taken.error().message));
     return false;
 }
 

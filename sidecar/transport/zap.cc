@@ -5,7 +5,9 @@
 #include <string_view>
 #include <vector>
 
-#include <spdlog/spdlog.h>
+#include <fmt/format.h>
+
+#include "sidecar/transport/transport.h"
 
 namespace dkv {
 namespace {
@@ -46,10 +48,14 @@ void Zap::answer_all() {
         frames.resize(std::max<std::size_t>(frames.size(), kRequest + 1));
         auto const name = admit(clients_, frames);
         if (name)
-            spdlog::info("controller '{}' connects from {}", name.value(), frames[kAddress]);
+            log_.say(
+                spdlog::level::info, "a controller connects", steady_ms(),
+                fmt::format("controller '{}' connects from {}", name.value(), frames[kAddress]));
         else
-            spdlog::warn("a controller at {} is not let in: {}",
-                         frames.size() > kAddress ? frames[kAddress] : "?", name.error().message);
+            log_.say(spdlog::level::warn, "a controller is not let in", steady_ms(),
+                     fmt::format("a controller at {} is not let in: {}",
+                                 frames.size() > kAddress ? frames[kAddress] : "?",
+                                 name.error().message));
         // The reason stays here: who is not let in learns that it is not.
         std::string const user = name ? name.value() : "";
         for (std::string_view const part :

@@ -4,6 +4,7 @@
 
 #include <zmq.hpp>
 
+#include "sidecar/metrics/log_limit.h"
 #include "sidecar/transport/client_keys.h"
 
 namespace dkv {
@@ -22,6 +23,7 @@ public:
 private:
     zmq::socket_t socket_;
     ClientKeys clients_;
+    LogLimit log_;
 };
 
 }  // namespace dkv

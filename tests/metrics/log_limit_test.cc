@@ -1,4 +1,4 @@
-#include "sidecar/session/log_limit.h"
+#include "sidecar/metrics/log_limit.h"
 
 #include <memory>
 #include <sstream>

@@ -9,20 +9,18 @@
 
 #include <spdlog/spdlog.h>
 
-#include "sidecar/session/facts.h"
-
 namespace dkv {
 
 /// For one thread.
 class LogLimit {
 public:
-    static constexpr Millis kPeriod = 10'000;
-    static constexpr std::uint32_t kLinesMax = 100;  ///< Of one cause in a period.
+    static constexpr std::uint64_t kPeriod = 10'000;  ///< Milliseconds, as all times here.
+    static constexpr std::uint32_t kLinesMax = 100;   ///< Of one cause in a period.
 
     /// `cause` is one of a few: it is remembered.
     void say(spdlog::level::level_enum level,
              std::string_view cause,
-             Millis now,
+             std::uint64_t now,
              std::string_view text) {
         auto found = causes_.find(cause);
         if (found == causes_.end())
@@ -41,7 +39,7 @@ public:
     }
 
     /// Says how many lines were left out in periods that are over.
-    void tick(Millis now) {
+    void tick(std::uint64_t now) {
         for (auto& [cause, known] : causes_) {
             if (known.left_out == 0 || now - known.begun < kPeriod) continue;
             count(cause, known);
@@ -51,7 +49,7 @@ public:
 
 private:
     struct Cause {
-        Millis begun = 0;
+        std::uint64_t begun = 0;
         std::uint32_t said = 0;
         std::uint64_t left_out = 0;
     };
