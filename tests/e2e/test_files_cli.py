@@ -230,7 +230,7 @@ def test_an_output_has_the_mode_of_its_input(tmp_path, to):
     cache = write_cache(tmp_path / "cache.safetensors")
     cache.chmod(0o600)
     out = tmp_path / "out.safetensors"
-    command = ["compact", cache, "-o", out, "--policy", "snapkv", "--capacity", "32", "--format", to]
+    command = ["compact", cache, "-o", out, "--policy", "keydiff", "--capacity", "64", "--format", to]
     assert dkv(*command).returncode == 0
     assert out.stat().st_mode & 0o777 == 0o600
 
