@@ -172,7 +172,7 @@ wire::FailureT to_wire(Error const& error) {
     wire::FailureT failure;
     failure.code = static_cast<wire::ErrorCode>(error.code);
     failure.retryable = is_retryable(error.code);
-    failure.message = error.message;
+    failure.message = printable(error.message, kErrorBytesMax);
     return failure;
 }
 

@@ -17,6 +17,9 @@ Result<RegionSource> from_wire(wire::RegionSourceUnion const& source);
 Result<std::vector<cuda::EventHandle>> from_wire(wire::RegisterEventsT const& message);
 Result<LayerRequest> from_wire(wire::LayerReadyT const& ready);
 
+/// What an error quotes of a peer's message is cut, and made fit for a terminal.
+constexpr std::size_t kErrorBytesMax = 1000;
+
 /// The one way from an error of ours to the wire.
 wire::FailureT to_wire(Error const& error);
 std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params);

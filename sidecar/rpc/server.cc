@@ -102,8 +102,10 @@ void Server::fail(char const* name, std::uint64_t instance, Error const& error) 
     metrics_.request(name, name_of(error.code));
     // An engine that outlived a sidecar finds out this way: part of the protocol, not a fault.
     if (error.code == ErrorCode::UnknownInstance) return;
-    table_.count_error(instance, error);
-    spdlog::warn("{} refused: {}", name, error.message);
+    // It may quote what the peer sent: a log's line stays a line, a terminal's colours its own.
+    Error const told{error.code, printable(error.message, kErrorBytesMax)};
+    table_.count_error(instance, told);
+    spdlog::warn("{} refused: {}", name, told.message);
 }
 
 void Server::send(Peer const& peer, std::uint64_t id, wire::BodyUnion body) {
