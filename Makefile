@@ -96,8 +96,11 @@ gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine 
 fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
 	tools/fuzz/run.sh $(or $(SECONDS),30)
 
-soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
+soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
+	cmake --preset asan --log-level=WARNING
+	cmake --build --preset asan --target message_fuzz_test
+	DKV_FUZZ_MESSAGES=$${DKV_FUZZ_MESSAGES:-1000000} build/asan/bin/message_fuzz_test
 	tools/fuzz/run.sh 600
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
