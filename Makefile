@@ -96,11 +96,14 @@ gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine 
 fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
 	tools/fuzz/run.sh $(or $(SECONDS),30)
 
-soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10)
+soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
 	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 \
 		DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
 		$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/python/test_killed.py
+	cmake --preset asan --log-level=WARNING
+	cmake --build --preset asan --target message_fuzz_test
+	DKV_FUZZ_SEED=$${DKV_FUZZ_SEED:-$$(date +%s)} DKV_FUZZ_MESSAGES=$${DKV_FUZZ_MESSAGES:-1000000} build/asan/bin/message_fuzz_test
 	tools/fuzz/run.sh 600
 
 bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch

@@ -218,6 +218,23 @@ TEST_CASE("numbers that are no words of the protocol are refused") {
     CHECK(status.AsStatusInfo()->last_error.find("no policy is called") == 0);
 }
 
+TEST_CASE("a refusal quotes what a peer sent, cut and fit for a terminal") {
+    ServerFixture s;
+    wire::CompactFileT compact;
+    compact.input = "/in";
+    compact.output = "/out";
+    compact.policy = std::make_unique<wire::PolicyT>();
+    compact.policy->name = "snapkv";
+    compact.format = "\x1b[31mred\nforged";
+    CHECK(s.ask_in_vain(compact).message == "no format is called \"?[31mred?forged\"");
+    CHECK(s.ask(wire::GetStatusT()).AsStatusInfo()->last_error ==
+          "no format is called \"?[31mred?forged\"");
+
+    compact.format = std::string(100'000, 'x');
+    CHECK(s.ask_in_vain(compact).message.size() == 1000);
+    CHECK(s.ask(wire::GetStatusT()).AsStatusInfo()->last_error.size() == 1000);
+}
+
 TEST_CASE("what an operator sets goes before an engine's wish") {
     ServerFixture s;
     s.attach();
