@@ -38,7 +38,7 @@ def refusal(model, tokens, **options) -> str:
 
 def test_an_argument_with_a_value_is_refused_by_name_and_reaches_the_model(tiny_llama, prompt):
     tokens, bias = prompt(30), torch.randn(1, 6, 30, 30)
-    with torch.no_grad():
+    if int(transformers.__version__.split(".")[0]) >= 5:  # Before, sdpa took no such argument, and dropped it.
         assert not torch.equal(tiny_llama(tokens, position_bias=bias).logits, tiny_llama(tokens).logits)
 
     named = "the attention of LlamaAttention is given position_bias, which dkv does not understand"
