@@ -65,7 +65,7 @@ def test_a_model_of_one_layer_is_noticed_when_its_forward_is_over(prompt):
     "config, more, words",
     [
         ("MiniMaxConfig", {"num_local_experts": 2, "block_size": 16}, "has a cache of a class of its own"),
-        ("MambaConfig", {"state_size": 8}, "a cache of its own"),
+        ("MambaConfig", {"state_size": 8}, "of its own"),
         ("OpenAIGPTConfig", {"n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 2048}, "takes no past_key_values"),
     ],
 )
