@@ -217,15 +217,15 @@ Result<void> run_daemon(Config const& config) {
     spdlog::set_level(spdlog::level::from_str(config.log_level));
     std::signal(SIGPIPE, SIG_IGN);  // Of a stderr that is not read any more.
     raise_file_limit();
-    if (::geteuid() == 0)
-        spdlog::warn(
-            "running as root: what reaches this process reaches the whole machine; an engine needs "
-            "a sidecar of its own user");
     if (auto const left = unlink_left_behind(); left.objects > 0)
         spdlog::info("{} names in /dev/shm that killed engines had left are gone, {} bytes",
                      left.objects, left.bytes);
 
     auto const daemon = DKV_TRY(Daemon::start(config));
+    if (::geteuid() == 0)
+        spdlog::warn(
+            "running as root: what reaches this process reaches the whole machine; an engine needs "
+            "a sidecar of its own user");
     signalled = daemon.get();
     set_signal_handler(on_signal);
     auto result = daemon->run();

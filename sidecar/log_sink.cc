@@ -10,6 +10,7 @@
 
 #include <spdlog/sinks/base_sink.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "protocol/base/unique_fd.h"
 #include "sidecar/session/facts.h"
@@ -20,11 +21,14 @@ namespace {
 /// With the time and the count of what was dropped below PIPE_BUF: a pipe takes a line whole.
 constexpr std::size_t kTextBytesMax = 3500;
 
-/// Another open file, so that only this process does not wait: others have stderr, too. None for a
-/// socket, and where the file is not this user's.
+/// Another open file for a pipe or a terminal, so that only this process does not wait: others have
+/// stderr, too. None where it is not this user's; a socket has a way of its own, and a file on a
+/// disk is not waited for: there, another open file would write over what this one has written.
 UniqueFd open_stderr_again() {
-    return UniqueFd(
-        ::open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+    struct stat info {};
+    if (::fstat(STDERR_FILENO, &info) != 0 || !(S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode)))
+        return {};
+    return UniqueFd(::open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
 }
 
 class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
