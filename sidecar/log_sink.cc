@@ -12,8 +12,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "protocol/base/printable.h"
 #include "protocol/base/unique_fd.h"
-#include "sidecar/session/facts.h"
 
 namespace dkv {
 namespace {
@@ -36,9 +36,10 @@ protected:
     void sink_it_(spdlog::details::log_msg const& message) override {
         auto const text =
             printable({message.payload.data(), message.payload.size()}, kTextBytesMax);
-        auto const count = std::to_string(dropped_) + " lines were dropped: stderr was not read";
         std::string lines;
-        if (dropped_ > 0) lines += formatted(message, count);
+        if (dropped_ > 0)
+            lines = formatted(
+                message, std::to_string(dropped_) + " lines were dropped: stderr was not read");
         lines += formatted(message, text);
         if (write(lines))
             dropped_ = 0;

@@ -4,26 +4,19 @@
 #include <numeric>
 
 #include "protocol/base/kv_layout.h"
+#include "protocol/base/printable.h"
 
 namespace dkv::sdk {
 namespace {
 
-constexpr std::size_t kTextBytesMax = 1000;
 constexpr std::size_t kPolicyNameMax = 63;
 constexpr float kMassMax = 1 + 1e-3F;           // The sum of many rounded shares.
 constexpr std::uint64_t kThreadsMax = 4096;     // That could all have been busy since the opening.
 constexpr std::uint32_t kBlockTokensMax = 256;  // Of a host's block table.
 
-std::string readable(std::string text) {
-    if (text.size() > kTextBytesMax) text = text.substr(0, kTextBytesMax - 3) + "...";
-    unsigned char before = 0;
-    for (char& letter : text) {
-        auto const byte = static_cast<unsigned char>(letter);
-        // C0 and DEL, and C1 as UTF-8 has it.
-        if (byte < 0x20 || byte == 0x7F || (before == 0xC2 && byte < 0xA0)) letter = '?';
-        before = byte;
-    }
-    return text;
+std::string readable(std::string const& text) {
+    if (text.size() <= kErrorTextBytesMax) return printable(text, kErrorTextBytesMax);
+    return printable(text, kErrorTextBytesMax - 3) + "...";
 }
 
 bool is_name(std::string const& name) {

@@ -25,7 +25,7 @@ struct KeyFiles {
 ///
 /// Errors of every method: over tcp://, what keys::read_pair() and read_public_key() say, and
 /// PermissionDenied when the sidecar does not take the key or has another one; Unavailable when
-/// nobody listens at the endpoint; DeadlineExceeded when somebody does and does not answer;
+/// no sidecar listens at the endpoint; DeadlineExceeded when one does and does not answer;
 /// VersionMismatch; otherwise what the sidecar replied.
 class Controller {
 public:

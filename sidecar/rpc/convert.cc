@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "protocol/base/printable.h"
 #include "sidecar/policy/numbers.h"
 
 namespace dkv::rpc {

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "protocol/base/printable.h"
 #include "protocol/base/without_throwing.h"
 #include "sidecar/rpc/convert.h"
 

@@ -193,11 +193,4 @@ public:
 /// 16 hexadecimal digits: how people see an instance.
 std::string instance_name(std::uint64_t instance);
 
-/// `text` cut to bytes_max, whatever is not printable UTF-8 replaced by '?': fit for a log or a
-/// terminal.
-std::string printable(std::string_view text, std::size_t bytes_max);
-
-/// Of an error's message, which may quote what a peer sent.
-inline constexpr std::size_t kErrorTextBytesMax = 1000;
-
 }  // namespace dkv

@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 
 #include "protocol/base/geometry.h"
+#include "protocol/base/printable.h"
 #include "sidecar/policy/numbers.h"
 
 namespace dkv {
@@ -81,9 +82,10 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
                                                   " of engine " + instance_name(hello.instance) +
                                                   " comes after generation " +
                                                   std::to_string(known.hello.generation)};
+        if (hello.generation > known.hello.generation)
+            DKV_TRY(reattach(known, std::move(hello), caller));
         known.peer = caller.peer;
         known.seen_at = caller.now;
-        if (hello.generation > known.hello.generation) DKV_TRY(reattach(known, std::move(hello)));
         return Welcomed{choose(&known), known.backend.name};
     }
     if (instances_.size() >= config_.limits.instances_max)
@@ -125,12 +127,14 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
     return Welcomed{choose(&added), added.backend.name};
 }
 
-Result<void> Table::reattach(Instance& instance, EngineHello hello) {
+Result<void> Table::reattach(Instance& instance, EngineHello hello, Caller const& caller) {
     auto backend = DKV_TRY(backends_.for_engine(hello.device));
     // Another device is another worker. There may be no thread for it: nothing has changed yet.
     auto strand =
         hello.device == instance.hello.device ? nullptr : std::make_unique<Strand>(backend.make);
-    Millis const now = instance.seen_at;
+    // Nothing is refused from here on; what ends is told over the new connection.
+    auto const now = caller.now;
+    instance.peer = caller.peer;
     while (!instance.sessions.empty()) {
         Session& session = instance.sessions.begin()->second;
         fail_session(instance, session, {ErrorCode::UnknownInstance, "the engine attached again"},

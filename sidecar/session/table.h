@@ -151,7 +151,7 @@ private:
                                             std::string_view model) const;
     std::uint32_t sessions_open() const noexcept;
 
-    Result<void> reattach(Instance& instance, EngineHello hello);
+    Result<void> reattach(Instance& instance, EngineHello hello, Caller const& caller);
     void release_regions(Instance& instance);
     Result<void> check_queue(Instance const& instance) const;
     Result<void> check_regions_in_all() const;

@@ -4,6 +4,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "protocol/base/printable.h"
 #include "sidecar/session/table.h"
 
 namespace dkv {

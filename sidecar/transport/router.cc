@@ -142,7 +142,7 @@ SendResult Router::send(PeerId const& peer, std::span<std::uint8_t const> bytes)
         int const flags = ZMQ_DONTWAIT | (frame.data() == bytes.data() ? 0 : ZMQ_SNDMORE);
         while (zmq_send(socket_.handle(), frame.data(), frame.size(), flags) < 0) {
             if (zmq_errno() == EINTR) continue;
-            // Nobody has the identity, or the process is shutting down.
+            // No peer has the identity, or the process is shutting down.
             if (zmq_errno() == EAGAIN) return SendResult::Full;
             connections_.erase(peer);
             return SendResult::Gone;

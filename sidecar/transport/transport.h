@@ -50,7 +50,7 @@ public:
         Control control = {};
     };
 
-    /// Binds. Errors: InvalidArgument; AlreadyExists when somebody listens there; Io; for control
+    /// Binds. Errors: InvalidArgument; AlreadyExists when a sidecar listens there; Io; for control
     /// also Unsupported without CURVE, and what keys::read_pair() and ClientKeys::open() say.
     static Result<std::unique_ptr<Transport>> listen(Options const& options);
     virtual ~Transport() = default;

@@ -117,12 +117,12 @@ def test_a_controller_watches_and_detaches_over_tcp(control):
 def test_what_is_missing_on_the_controllers_side_is_said(control, tmp_path):
     control.sidecar.start(*control.flags)
 
-    nobody = control.dkv("status", home=tmp_path / "nobody")
-    secret = tmp_path / "nobody" / "dkv" / "dkv.key_secret"
-    assert nobody.stderr == (
+    keyless = control.dkv("status", home=tmp_path / "keyless")
+    secret = tmp_path / "keyless" / "dkv" / "dkv.key_secret"
+    assert keyless.stderr == (
         f"dkv: {control.endpoint} takes a key of yours, and '{secret}' is not there: dkv keys makes it\n"
     )
-    assert nobody.returncode == 1
+    assert keyless.returncode == 1
 
     control.known_sidecar.unlink()
     assert control.dkv("status").stderr == (

@@ -2,7 +2,7 @@
 
 #include <doctest/doctest.h>
 
-#include "sidecar/session/facts.h"
+#include "protocol/base/printable.h"
 
 namespace dkv::fuzz {
 namespace {

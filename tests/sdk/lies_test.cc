@@ -251,7 +251,7 @@ TEST_CASE("a failure's text is cut, and cannot steer a terminal; its unknown cod
 
     auto const event = harness.event();
 
-    CHECK(event.starts_with("FAILED: ?[31m?red\xc2?zzz"));
+    CHECK(event.starts_with("FAILED: ?[31m?red??zzz"));
     CHECK(event.ends_with("zzz..."));
     CHECK(event.size() == 1000 + std::string("FAILED: ").size());
     CHECK(dkv_session_failure(harness.session) == DKV_INTERNAL);

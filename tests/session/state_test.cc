@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include "protocol/base/printable.h"
 #include "sidecar/session/facts.h"
 
 namespace dkv {

@@ -28,6 +28,21 @@ TEST_CASE("a repeated hello changes nothing; an earlier generation is refused") 
     CHECK(error.message == "generation 0 of engine 0000000000000007 comes after generation 1");
 }
 
+TEST_CASE("a later generation that is refused leaves the earlier one attached as it was") {
+    TableFixture t;
+    REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(7)));
+    auto later = TableFixture::hello_of(7);
+    later.generation = 2;
+    later.device = "GPU-0";
+    auto elsewhere = t.caller();
+    elsewhere.peer = "another connection";
+
+    CHECK(refused(t.table.hello(elsewhere, later)).code == ErrorCode::Unsupported);
+
+    CHECK(t.table.heartbeat(t.caller(), 7));
+    CHECK_FALSE(t.table.heartbeat(elsewhere, 7));
+}
+
 TEST_CASE("a later generation drops what the earlier one had") {
     TableFixture t;
     t.open(1);
