@@ -50,7 +50,7 @@ Result<std::filesystem::path> made_file(std::filesystem::path const& folder, std
                                 .prompt_tokens = tokens,
                                 .query_rows = kWindow,
                                 .lengths = lengths,
-                                .with_sinks = false,
+                                .with_sinks = {},
                                 .rope = {},
                                 .provenance = {}});
     auto writer = DKV_TRY(SafetensorsWriter::create(path, plan.tensors, plan.metadata));
