@@ -21,6 +21,8 @@ comma := ,
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# What a demo runs, and not benchmarks; on a GPU or its emulation, whatever there is.
+demo: TARGETS = $(if $(BACKEND),,dkvd dkv_program dkv)
 demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE= BACKEND=cuda)
 	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
 		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
@@ -35,7 +37,7 @@ deps:         ## Debian packages and the Python environment (.venv)
 # What a user runs is linked into .venv; libdkv is then found beside it. A sanitizer's cannot be loaded into Python.
 build: deps   ## configure and compile (PRESET=release|dev|asan|tsan); dkv and dkvd are then in .venv/bin
 	cmake --preset $(PRESET) --log-level=WARNING
-	cmake --build --preset $(PRESET)
+	cmake --build --preset $(PRESET) $(if $(TARGETS),--target $(TARGETS))
 	@case $(PRESET) in release|dev) ln -sf ../../$(BUILD)/bin/dkv ../../$(BUILD)/bin/dkvd .venv/bin/;; esac
 
 test-unit: deps ## the unit tests alone
