@@ -160,13 +160,14 @@ def test_a_child_outlives_its_parents_cache(tiny_llama, prompt, prefix, answer, 
     assert child.result() == expected
 
 
-def test_rows_are_copied_once_and_only_after_a_fork(tiny_llama, prefix, answer):
+def test_rows_are_copied_once_and_only_after_a_fork(tiny_llama, prompt, prefix):
     cache = prefilled(tiny_llama, prefix, "whole")
-    answer(1, cache)
+    text = torch.cat([prefix, prompt(6, seed=1)], dim=1)
+    said = greedy(tiny_llama, text, 10, past_key_values=cache)
     assert not cache.layers[0].heap
 
     Child(lambda: None).result()
-    answer(1, cache)
+    greedy(tiny_llama, torch.tensor([said]), 10, past_key_values=cache)
     rows = cache.layers[0].keys.data_ptr()
     assert cache.layers[0].heap and cache._storage is None
 
