@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "cli/files/models.h"
+#include "cli/saved/models.h"
 #include "sidecar/policy/policy.h"
 
 namespace dkv::cli {

@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
-#include "cli/files/batch.h"
-#include "cli/files/open_flags.h"
-#include "cli/files/paths.h"
-#include "cli/files/remote.h"
 #include "cli/render/text.h"
+#include "cli/saved/batch.h"
+#include "cli/saved/offline/convert.h"
+#include "cli/saved/open_flags.h"
+#include "cli/saved/paths.h"
+#include "cli/saved/remote.h"
 #include "sidecar/config/policy_flags.h"
-#include "sidecar/offline/convert.h"
 
 namespace dkv::cli {
 namespace {

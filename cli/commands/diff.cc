@@ -1,9 +1,9 @@
 #include "cli/render/diff.h"
 
 #include "cli/commands/all.h"
-#include "cli/files/open_flags.h"
+#include "cli/saved/offline/diff_files.h"
+#include "cli/saved/open_flags.h"
 #include "sidecar/config/policy_flags.h"
-#include "sidecar/offline/diff_files.h"
 
 namespace dkv::cli {
 namespace {

@@ -1,10 +1,10 @@
 #include "cli/render/inspect.h"
 
 #include "cli/commands/all.h"
-#include "cli/files/open_flags.h"
-#include "cli/files/paths.h"
-#include "cli/files/progress_bar.h"
 #include "cli/render/text.h"
+#include "cli/saved/open_flags.h"
+#include "cli/saved/paths.h"
+#include "cli/saved/progress_bar.h"
 
 namespace dkv::cli {
 namespace {

@@ -5,13 +5,13 @@
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
-#include "cli/files/open_flags.h"
-#include "cli/files/paths.h"
-#include "cli/files/progress_bar.h"
 #include "cli/render/text.h"
-#include "cli/sweep/config.h"
-#include "cli/sweep/results.h"
-#include "protocol/files/new_file.h"
+#include "cli/saved/open_flags.h"
+#include "cli/saved/paths.h"
+#include "cli/saved/progress_bar.h"
+#include "cli/saved/sweep/config.h"
+#include "cli/saved/sweep/results.h"
+#include "protocol/container/new_file.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {

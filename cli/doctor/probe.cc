@@ -19,7 +19,7 @@
 
 #include "cli/doctor/parse.h"
 #include "protocol/base/endpoint.h"
-#include "protocol/cuda/sharing.h"
+#include "protocol/device/sharing.h"
 
 namespace dkv::cli::doctor {
 namespace {

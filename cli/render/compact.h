@@ -6,7 +6,7 @@
 
 #include "cli/render/json.h"
 #include "cli/render/style.h"
-#include "sidecar/offline/compact.h"
+#include "cli/saved/offline/compact.h"
 
 namespace dkv::cli {
 

@@ -5,7 +5,7 @@
 
 #include "cli/render/json.h"
 #include "cli/render/style.h"
-#include "sidecar/offline/diff.h"
+#include "cli/saved/offline/diff.h"
 
 namespace dkv::cli {
 

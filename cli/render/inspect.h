@@ -7,7 +7,7 @@
 
 #include "cli/render/json.h"
 #include "cli/render/style.h"
-#include "sidecar/files/saved_cache.h"
+#include "cli/saved/formats/saved_cache.h"
 
 namespace dkv::cli {
 

@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "cli/files/models.h"
 #include "cli/render/json.h"
 #include "cli/render/style.h"
-#include "sidecar/offline/estimate.h"
+#include "cli/saved/models.h"
+#include "cli/saved/offline/estimate.h"
 
 namespace dkv::cli {
 

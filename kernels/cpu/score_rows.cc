@@ -4,8 +4,8 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/cpu/elements.h"
 #include "kernels/cpu/score_tiles.h"
+#include "kernels/host.h"
 
 namespace dkv::cpu {
 namespace {

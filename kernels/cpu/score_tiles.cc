@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/elements.h"
+#include "kernels/host.h"
 
 // Left out: what SSE4 is next to anyway, and vectors without a size, which arrays cannot hold.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)

@@ -12,7 +12,7 @@
 #include <hwy/highway.h>
 #include <limits>
 
-#include "kernels/cpu/elements.h"
+#include "kernels/host.h"
 #include "kernels/tensor_view.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -7,8 +7,8 @@
 
 #include "kernels/cuda/backend_first_cause.h"
 #include "kernels/cuda/ops.h"
-#include "protocol/cuda/cuda_try.h"
-#include "protocol/cuda/device.h"
+#include "protocol/device/cuda_try.h"
+#include "protocol/device/device.h"
 
 namespace dkv {
 namespace {

@@ -8,7 +8,7 @@
 
 #include <cuda_runtime.h>
 
-#include "protocol/cuda/cuda_try.h"
+#include "protocol/device/cuda_try.h"
 
 // Dynamic shared memory, by name; the emulation hands out its own.
 #ifndef CUDAEMU

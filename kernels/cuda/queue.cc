@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "protocol/base/assert.h"
-#include "protocol/cuda/cuda_try.h"
+#include "protocol/device/cuda_try.h"
 
 namespace dkv::cuda {
 namespace {

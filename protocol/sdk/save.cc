@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "protocol/base/sink_logits.h"
-#include "protocol/files/dkv_plan.h"
-#include "protocol/files/safetensors_writer.h"
+#include "protocol/container/dkv_plan.h"
+#include "protocol/container/safetensors_writer.h"
 #include "protocol/sdk/abi.h"
 
 namespace dkv::sdk {

@@ -1,6 +1,6 @@
 #include "sidecar/memory/device_region.h"
 
-#include "protocol/cuda/memory.h"
+#include "protocol/device/memory.h"
 
 namespace dkv {
 namespace {

@@ -22,7 +22,7 @@ struct MemfdSource {
     std::uint64_t inode = 0;
 };
 
-/// Device memory of another process, as protocol/cuda/memory.h has it, less its length and the
+/// Device memory of another process, as protocol/device/memory.h has it, less its length and the
 /// descriptor: that comes another way, under the ticket.
 struct CudaIpcSource {
     std::array<std::byte, 64> handle{};

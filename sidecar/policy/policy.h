@@ -118,7 +118,7 @@ struct PolicyEntry {
 /// Every policy, in the order in which `dkv policy list` shows them.
 std::span<PolicyEntry const> policies() noexcept;
 
-/// The published codes' forms, in sidecar/policy/reference: nothing that a sidecar runs.
+/// The published codes' forms, in cli/saved/reference: nothing that a sidecar runs.
 std::span<std::string_view const> reference_forms() noexcept;
 
 /// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <=

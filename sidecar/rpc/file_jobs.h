@@ -9,7 +9,7 @@
 #include <mutex>
 #include <optional>
 
-#include "sidecar/offline/compact.h"
+#include "cli/saved/offline/compact.h"
 #include "sidecar/session/strand.h"
 
 namespace dkv::rpc {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 #include "sidecar/config/config.h"
 
 namespace dkv {

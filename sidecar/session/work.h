@@ -9,7 +9,7 @@
 #include <variant>
 #include <vector>
 
-#include "protocol/cuda/events.h"
+#include "protocol/device/events.h"
 #include "sidecar/memory/rows.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/pipeline/job.h"

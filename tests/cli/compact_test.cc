@@ -5,8 +5,8 @@
 
 #include <doctest/doctest.h>
 
-#include "cli/files/progress_bar.h"
-#include "sidecar/files/saved_cache.h"
+#include "cli/saved/formats/saved_cache.h"
+#include "cli/saved/progress_bar.h"
 #include "tests/cli/fakes.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"

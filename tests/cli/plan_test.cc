@@ -1,7 +1,7 @@
 // dkv plan: geometries by name, by config.json, by flags; no data, no sidecar.
 #include <doctest/doctest.h>
 
-#include "cli/files/models.h"
+#include "cli/saved/models.h"
 #include "tests/cli/fakes.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"

@@ -5,8 +5,8 @@
 #include <doctest/doctest.h>
 
 #include "cli/render/sweep.h"
-#include "cli/sweep/config.h"
-#include "cli/sweep/results.h"
+#include "cli/saved/sweep/config.h"
+#include "cli/saved/sweep/results.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"

@@ -1,4 +1,4 @@
-"""The budgets that the sidecar is held against (tests/config) are still those of dkv.lab.budgets."""
+"""The budgets that the sidecar is held against (tests/sidecar/config) are still those of dkv.lab.budgets."""
 
 from __future__ import annotations
 

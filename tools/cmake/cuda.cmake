@@ -1,4 +1,4 @@
-# CUDA, three ways, chosen where a program is linked; nothing above protocol/cuda and kernels/cuda
+# CUDA, three ways, chosen where a program is linked; nothing above protocol/device and kernels/cuda
 # knows which it got:
 #
 #   dkv_gpu            what is shipped: compiled by nvcc, or, without a toolkit, refusals

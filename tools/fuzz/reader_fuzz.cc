@@ -10,8 +10,8 @@
 
 #include <sys/mman.h>
 
+#include "cli/saved/formats/saved_cache.h"
 #include "protocol/base/assert.h"
-#include "sidecar/files/saved_cache.h"
 
 namespace {
 

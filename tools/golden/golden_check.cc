@@ -7,8 +7,8 @@
 
 #include <fmt/format.h>
 
-#include "sidecar/policy/reference/dynamickv_ref.h"
-#include "sidecar/policy/reference/torch_ops.h"
+#include "cli/saved/reference/dynamickv_ref.h"
+#include "cli/saved/reference/torch_ops.h"
 
 namespace dkv::golden {
 namespace {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes golden cases for tools/golden/check: DynamicKV's released rules, transcribed once more.
 
-The C++ in sidecar/policy/reference and this page were written from the same definition
+The C++ in cli/saved/reference and this page were written from the same definition
 (docs/POLICIES.md, "Reference forms") and share no code: here torch itself pools, ranks and divides.
 Cases are drawn from a seed: ordinary prompts, prompts shorter than the budget, layers that no
 update reaches, updates that raise.

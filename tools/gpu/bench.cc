@@ -12,7 +12,7 @@
 #include <string>
 #include <string_view>
 
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 #include "tools/gpu/measure.h"
 
 namespace {

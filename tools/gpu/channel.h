@@ -13,8 +13,8 @@
 
 #include "protocol/base/fd_message.h"
 #include "protocol/base/result.h"
-#include "protocol/cuda/events.h"
-#include "protocol/cuda/memory.h"
+#include "protocol/device/events.h"
+#include "protocol/device/memory.h"
 
 namespace dkv::gpu {
 

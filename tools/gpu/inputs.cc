@@ -6,7 +6,7 @@
 #include <numeric>
 #include <random>
 
-#include "protocol/cuda/copy.h"
+#include "protocol/device/copy.h"
 
 namespace dkv::gpu {
 namespace {

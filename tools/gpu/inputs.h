@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "protocol/cuda/memory.h"
+#include "protocol/device/memory.h"
 #include "tools/gpu/measure.h"
 
 namespace dkv::gpu {

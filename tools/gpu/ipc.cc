@@ -19,8 +19,8 @@
 #include <sys/wait.h>
 
 #include "kernels/backend.h"
-#include "protocol/cuda/copy.h"
-#include "protocol/cuda/device.h"
+#include "protocol/device/copy.h"
+#include "protocol/device/device.h"
 #include "tools/gpu/channel.h"
 #include "tools/gpu/pool_memory.h"
 

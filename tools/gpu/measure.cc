@@ -7,7 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/ops.h"
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 #include "tools/gpu/inputs.h"
 #include "tools/gpu/timing.h"
 

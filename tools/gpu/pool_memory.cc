@@ -2,7 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "protocol/cuda/cuda_try.h"
+#include "protocol/device/cuda_try.h"
 
 namespace dkv::gpu {
 namespace {

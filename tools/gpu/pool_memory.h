@@ -1,7 +1,7 @@
 // Memory as engines take it that use cudaMallocAsync. No CUDA header is included here.
 #pragma once
 
-#include "protocol/cuda/memory.h"
+#include "protocol/device/memory.h"
 
 namespace dkv::gpu {
 

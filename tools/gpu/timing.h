@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/cuda/queue.h"
-#include "protocol/cuda/cuda_try.h"
+#include "protocol/device/cuda_try.h"
 
 namespace dkv::gpu {
 

@@ -1,8 +1,8 @@
 // dkv_cuda.h's functions: thin, for the work is done elsewhere.
 #include <algorithm>
 
-#include "protocol/cuda/copy.h"
-#include "protocol/cuda/device_guard.h"
+#include "protocol/device/copy.h"
+#include "protocol/device/device_guard.h"
 #include "protocol/sdk/cuda/engine_device.h"
 #include "protocol/sdk/cuda/guarded.h"
 #include "protocol/sdk/cuda/memory.h"

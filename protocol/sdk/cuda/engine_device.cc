@@ -6,8 +6,8 @@
 #include <mutex>
 #include <vector>
 
-#include "protocol/cuda/device_guard.h"
-#include "protocol/cuda/events.h"
+#include "protocol/device/device_guard.h"
+#include "protocol/device/events.h"
 #include "protocol/sdk/cuda/guarded.h"
 #include "protocol/sdk/cuda/memory.h"
 

@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "protocol/cuda/copy.h"
-#include "protocol/cuda/device_guard.h"
-#include "protocol/cuda/memory.h"
+#include "protocol/device/copy.h"
+#include "protocol/device/device_guard.h"
+#include "protocol/device/memory.h"
 #include "protocol/sdk/cuda/guarded.h"
 
 namespace dkv::sdk_cuda {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "protocol/base/result.h"
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 #include "protocol/sdk/device_abi.h"
 #include "protocol/sdk/dkv_cuda.h"
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "protocol/files/dkv_plan.h"
+#include "protocol/container/dkv_plan.h"
 
 namespace dkv::bench {
 namespace {

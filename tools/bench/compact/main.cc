@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "sidecar/offline/compact.h"
-#include "sidecar/offline/sweep.h"
+#include "cli/saved/offline/compact.h"
+#include "cli/saved/offline/sweep.h"
 #include "tools/bench/compact/machine.h"
 #include "tools/bench/compact/made_file.h"
 

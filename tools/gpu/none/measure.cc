@@ -1,6 +1,6 @@
 #include "tools/gpu/measure.h"
 
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 
 namespace dkv::gpu {
 

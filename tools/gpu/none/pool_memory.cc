@@ -1,6 +1,6 @@
 #include "tools/gpu/pool_memory.h"
 
-#include "protocol/cuda/device.h"
+#include "protocol/device/device.h"
 
 namespace dkv::gpu {
 

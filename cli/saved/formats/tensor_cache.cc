@@ -1,0 +1,146 @@
+#include "cli/saved/formats/tensor_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "cli/saved/formats/check_bytes.h"
+
+namespace dkv {
+
+Result<TensorFile> TensorFile::open(MappedFile mapped, std::filesystem::path const& path) {
+    auto table = parse_safetensors(mapped.bytes());
+    if (!table) return located(path, table.error());
+    return TensorFile{std::move(mapped), path, std::move(table).value()};
+}
+
+FileTensor const* TensorFile::find(std::string_view name) const {
+    auto const found = table.tensors.find(name);
+    return found == table.tensors.end() ? nullptr : &found->second;
+}
+
+Result<FileTensor const*> TensorFile::need(std::string_view name) const {
+    FileTensor const* const found = find(name);
+    if (found == nullptr) return corrupt(fmt::format("there is no {}", name));
+    return found;
+}
+
+std::string NamedTensor::shape() const {
+    return fmt::format("{} [{}]", tensor->dtype, fmt::join(tensor->shape, ", "));
+}
+
+RowsView rows_in(FileTensor const& tensor,
+                 Dtype dtype,
+                 std::uint32_t heads,
+                 std::uint32_t tokens,
+                 std::uint32_t head_dim,
+                 std::vector<std::vector<std::byte>>& held) {
+    auto const* data = tensor.bytes.data();
+    // Only files of writers that do not pad their header.
+    if (reinterpret_cast<std::uintptr_t>(data) % bytes_of(dtype) != 0) {
+        held.emplace_back(tensor.bytes.begin(), tensor.bytes.end());
+        data = held.back().data();
+    }
+    return dense_rows(const_cast<std::byte*>(data), dtype, heads, tokens, head_dim);
+}
+
+Result<void> check_tensor(NamedTensor const& tensor, bool numbers, std::uint32_t const* crc) {
+    auto const report =
+        check_bytes(tensor.tensor->bytes,
+                    numbers ? cache_dtype(tensor.tensor->dtype) : std::nullopt, crc != nullptr);
+    if (crc != nullptr && report.crc != *crc)
+        return corrupt(
+            fmt::format("{}: its CRC-32 is {:08x}, not {:08x}", tensor.name, report.crc, *crc));
+    if (!report.not_finite) return {};
+    return corrupt(
+        fmt::format("{}: element {} is a NaN or an infinity", tensor.name, *report.not_finite));
+}
+
+TensorCache::TensorCache(TensorFile file,
+                         CacheFacts facts,
+                         std::vector<LayerTensors> layers,
+                         std::map<std::string, std::uint32_t, std::less<>> crcs)
+    : file_(std::move(file)), layers_(std::move(layers)), crcs_(std::move(crcs)) {
+    facts_ = std::move(facts);
+    DKV_ASSERT(layers_.size() == facts_.geometry.layers);
+    for (LayerTensors const& layer : layers_)
+        for (std::uint32_t head = 0; head < facts_.geometry.kv_heads; ++head)
+            facts_.lengths.push_back(layer.rows_of(head));
+    facts_.compacted = std::ranges::any_of(
+        facts_.lengths, [&](std::uint32_t rows) { return rows < facts_.prompt_tokens; });
+    facts_.file_bytes = file_.mapped.bytes().size();
+    facts_.has_checksums = !crcs_.empty();
+}
+
+Result<std::vector<std::int32_t>> TensorCache::positions(LayerTensors const& layer) const {
+    if (layer.positions.tensor == nullptr) return std::vector<std::int32_t>();
+    auto values = read_elements<std::int32_t>(*layer.positions.tensor);
+    std::size_t at = 0;
+    for (std::uint32_t head = 0; head < facts_.geometry.kv_heads; ++head) {
+        std::int64_t before = -1;
+        for (std::uint32_t row = 0; row < layer.rows_of(head); ++row, ++at) {
+            std::int64_t const position = values[at];
+            if (position <= before || position >= facts_.prompt_tokens)
+                return corrupt(fmt::format("{}: head {} has position {} after {}, of {} tokens",
+                                           layer.positions.name, head, position, before,
+                                           facts_.prompt_tokens));
+            before = position;
+        }
+    }
+    return values;
+}
+
+Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
+    LayerTensors const& layer = layers_.at(index);
+    Geometry const& geometry = facts_.geometry;
+    bool const ragged = !layer.head_rows.empty();
+    std::uint32_t const heads = ragged ? 1 : geometry.kv_heads;
+    std::uint32_t const rows = ragged ? layer.head_rows.back() : layer.rows;
+    auto found = positions(layer);
+    if (!found) return located(file_.path, found.error());
+
+    auto const held = std::make_shared<std::vector<std::vector<std::byte>>>();
+    held->reserve(3);  // What is in it stays where it is.
+    auto const view = [&](NamedTensor const& tensor, std::uint32_t tensor_heads,
+                          std::uint32_t tokens) {
+        return rows_in(*tensor.tensor, geometry.dtype, tensor_heads, tokens, geometry.head_dim,
+                       *held);
+    };
+    SavedLayer saved;
+    std::uint32_t const room = layer.room == 0 ? rows : layer.room;
+    saved.keys = view(layer.keys, heads, room);
+    saved.values = view(layer.values, heads, room);
+    saved.keys.tokens = saved.values.tokens = rows;  // What is behind them are not tokens.
+    if (layer.queries.tensor != nullptr)
+        saved.queries = view(layer.queries, geometry.q_heads, facts_.query_rows);
+    saved.sink_logits = facts_.sinks(index);
+    saved.head_rows = layer.head_rows;
+    saved.positions = std::move(found).value();
+    saved.hold = held;
+    return saved;
+}
+
+Result<void> TensorCache::verify_tensor(NamedTensor const& tensor, bool numbers) const {
+    if (tensor.tensor == nullptr) return {};
+    auto const crc = crcs_.find(tensor.name);
+    auto const checked = check_tensor(tensor, numbers, crc == crcs_.end() ? nullptr : &crc->second);
+    if (!checked) return located(file_.path, checked.error());
+    return {};
+}
+
+Result<void> TensorCache::verify(std::uint32_t index) const {
+    LayerTensors const& layer = layers_.at(index);
+    for (NamedTensor const* tensor : {&layer.keys, &layer.values, &layer.queries})
+        DKV_TRY(verify_tensor(*tensor, true));
+    DKV_TRY(verify_tensor(layer.positions, false));
+    DKV_TRY(verify_tensor(layer.head_offsets, false));
+    DKV_TRY(verify_tensor(layer.sink_logits, false));
+    auto const ascending = positions(layer);
+    if (!ascending) return located(file_.path, ascending.error());
+    if (index > 0) return {};
+    // What belongs to no layer is checked with the first.
+    return verify_tensor({"tokens", file_.find("tokens")}, false);
+}
+
+}  // namespace dkv

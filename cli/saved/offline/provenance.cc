@@ -1,0 +1,93 @@
+#include "cli/saved/offline/provenance.h"
+
+#include <algorithm>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "protocol/container/crc32.h"
+#include "protocol/container/mapped_file.h"
+
+namespace dkv::offline {
+namespace {
+
+constexpr std::size_t kSamples = 64;
+constexpr std::size_t kSampleBytes = 16 << 10;
+
+/// Of the samples, spread over the file from its first to its last byte.
+Result<void> add_file(std::filesystem::path const& path, SourcePrint& print) {
+    auto const file = DKV_TRY(MappedFile::open(path));
+    auto const bytes = file.bytes();
+    print.bytes += bytes.size();
+    if (bytes.size() <= kSamples * kSampleBytes) {
+        print.crc = crc32(print.crc, bytes);
+        return {};
+    }
+    std::size_t const step = (bytes.size() - kSampleBytes) / (kSamples - 1);
+    for (std::size_t sample = 0; sample + 1 < kSamples; ++sample)
+        print.crc = crc32(print.crc, bytes.subspan(sample * step, kSampleBytes));
+    print.crc = crc32(print.crc, bytes.last(kSampleBytes));
+    return {};
+}
+
+/// Weights are many numbers: what tells them from others is enough.
+std::uint32_t crc_of(Profile const& profile) {
+    return crc32(0, std::as_bytes(std::span(profile.weights)));
+}
+
+}  // namespace
+
+void describe_policy(PolicyParams const& params, Provenance& provenance) {
+    auto const say = [&](char const* name, auto const& value) {
+        provenance[name] = fmt::format("{}", value);
+    };
+    say("policy", params.name);
+    if (params.keep_mass)
+        say("keep_mass", *params.keep_mass);
+    else if (params.bytes)
+        say("bytes", *params.bytes);
+    else
+        say("capacity", params.capacity);
+    say("window", params.window);
+    say("kernel", params.kernel);
+    say("pool", name_of(params.pool));
+    say("reduce", name_of(params.reduce));
+    say("r_max", params.r_max);
+    say("r_min", params.r_min);
+    say("update_interval", params.update_interval);
+    say("sinks", params.sinks);
+    say("beta", params.beta);
+    say("granularity", name_of(params.granularity));
+    say("score_norm", name_of(params.score_norm));
+    say("query_norm", params.query_norm ? "on" : "off");
+    if (!params.profile) return;
+    say("profile", params.profile->name);
+    say("profile_alpha", params.profile->alpha);
+    say("profile_floor", params.profile->floor);
+    provenance["profile_crc32"] = fmt::format("{:08x}", crc_of(*params.profile));
+}
+
+Result<SourcePrint> source_print(std::filesystem::path const& path) {
+    SourcePrint print;
+    std::error_code problem;
+    if (!std::filesystem::is_directory(path, problem)) {
+        DKV_TRY(add_file(path, print));
+        return print;
+    }
+    std::vector<std::filesystem::path> files;
+    std::filesystem::recursive_directory_iterator entry(path, problem);
+    for (; !problem && entry != std::filesystem::recursive_directory_iterator();
+         entry.increment(problem))
+        if (entry->is_regular_file(problem)) files.push_back(entry->path());
+    if (problem)
+        return Error{ErrorCode::Io, fmt::format("{}: {}", path.string(), problem.message())};
+    std::ranges::sort(files);
+    for (auto const& file : files) {
+        std::string const name = file.lexically_relative(path).generic_string();
+        print.crc = crc32(print.crc, std::as_bytes(std::span(name)));
+        DKV_TRY(add_file(file, print));
+    }
+    return print;
+}
+
+}  // namespace dkv::offline

@@ -1,0 +1,46 @@
+// Which files a command works on, and where their outputs go.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cli/saved/formats/saved_cache.h"
+#include "protocol/base/result.h"
+
+namespace dkv::cli {
+
+/// A file, or a folder that is one cache.
+struct InputFile {
+    std::filesystem::path path;
+    std::filesystem::path name;  ///< Under the folder of the outputs.
+};
+
+struct InputFiles {
+    std::vector<InputFile> files;
+    /// In folders: what is no cache. Files that a message should name are among `files`.
+    std::size_t skipped = 0;
+    bool in_folder = false;  ///< The outputs go into a folder: several files, or a folder of them.
+};
+
+/// `paths` as given: files stand for themselves, whatever they are, and folders for the caches in
+/// them, in the order of their names; with `recursive` also in the folders below.
+///
+/// Errors: NotFound, naming it, for a folder without a cache; Io for one that cannot be read.
+Result<InputFiles> find_inputs(std::vector<std::string> const& paths,
+                               bool recursive,
+                               OpenOptions const& options);
+
+/// Where each goes. `out` is the output of one file; a folder, which is made when `make_folders`,
+/// for several, or when it is one already or ends with a slash.
+///
+/// Errors: InvalidArgument, naming both, when two would have the same name; Io.
+Result<std::vector<std::filesystem::path>> outputs_of(InputFiles const& inputs,
+                                                      std::string const& out,
+                                                      bool make_folders);
+
+/// Bytes of a file, or of a folder's files; 0 where that cannot be known.
+std::uint64_t bytes_at(std::filesystem::path const& path);
+
+}  // namespace dkv::cli

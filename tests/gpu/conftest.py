@@ -1,5 +1,0 @@
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools" / "gpu"), str(ROOT / "tests" / "support"), str(ROOT / "tools" / "ptxas")]
