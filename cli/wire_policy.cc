@@ -1,12 +1,10 @@
 #include "cli/wire_policy.h"
 
-#include "sidecar/policy/numbers.h"
-
 namespace dkv::cli {
 namespace {
 
-/// What is not said keeps its default.
-constexpr auto kTake = []<class To>(auto const& from, To& to) {
+/// Fields left out keep their defaults.
+constexpr auto kTake = []<class To>(char const*, auto const& from, To& to) {
     if (!from) return;
     if constexpr (requires { typename To::value_type; })
         to = static_cast<typename To::value_type>(*from);
@@ -19,11 +17,8 @@ constexpr auto kTake = []<class To>(auto const& from, To& to) {
 wire::PolicyT to_wire(PolicyRequest const& request) {
     wire::PolicyT policy;
     policy.name = request.name;
-    each_size(kTake, request, policy);
-    each_number(kTake, request, policy);
+    each_value(kTake, request, policy);
     policy.preset = request.preset;
-    kTake(request.profile_alpha, policy.profile_alpha);
-    kTake(request.profile_floor, policy.profile_floor);
     if (request.profile) {
         policy.profile = std::make_unique<wire::ProfileT>();
         policy.profile->name = request.profile->name;
@@ -39,15 +34,15 @@ wire::PolicyT to_wire(PolicyRequest const& request) {
 
 wire::PolicyT to_wire(PolicyParams const& params) {
     PolicyRequest request{.name = params.name, .capacity = params.capacity};
-    each_number([](auto const& value, auto& out) { out = value; }, params, request);
+    each_number([](char const*, auto const& value, auto& out) { out = value; }, params, request);
     return to_wire(request);
 }
 
 PolicyParams params_of(wire::PolicyT const& policy) {
     PolicyParams params;
     params.name = policy.name;
-    kTake(policy.capacity, params.capacity);
-    kTake(policy.keep_mass, params.keep_mass);
+    kTake("capacity", policy.capacity, params.capacity);
+    kTake("keep_mass", policy.keep_mass, params.keep_mass);
     each_number(kTake, policy, params);
     if (policy.profile) {
         Profile profile;

@@ -10,7 +10,6 @@
 #include "cli/render/text.h"
 #include "cli/wire_policy.h"
 #include "sidecar/config/policy_flags.h"
-#include "sidecar/policy/numbers.h"
 
 namespace dkv::cli {
 namespace {
@@ -24,10 +23,8 @@ struct PolicyOptions {
 };
 
 bool has_parameters(PolicyRequest const& r) {
-    bool any = !r.preset.empty() || r.profile || r.profile_alpha || r.profile_floor;
-    auto const look = [&any](auto const& field) { any = any || field; };
-    each_number(look, r);
-    each_size(look, r);
+    bool any = !r.preset.empty() || r.profile;
+    each_value([&any](char const*, auto const& field) { any = any || field; }, r);
     return any;
 }
 
@@ -40,13 +37,13 @@ Result<Output> list(Context const& context) {
 Json explained(wire::PolicyInfoT const& policy) {
     Json json = to_json(policy);
     json["explained"] = Json::array();
-    for (ParameterWords const& words : parameter_words())
-        if (uses(policy.name, words))
-            json["explained"].push_back({{"name", words.name},
-                                         {"flag", words.flag},
-                                         {"what", words.what},
-                                         {"range", words.range},
-                                         {"source", words.source}});
+    for (Parameter const& row : parameters())
+        if (uses(policy.name, row))
+            json["explained"].push_back({{"name", row.name},
+                                         {"flag", row.flag()},
+                                         {"what", row.what},
+                                         {"range", row.allowed()},
+                                         {"source", row.source}});
     return json;
 }
 

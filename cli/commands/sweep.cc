@@ -12,7 +12,7 @@
 #include "cli/saved/sweep/config.h"
 #include "cli/saved/sweep/results.h"
 #include "protocol/container/new_file.h"
-#include "sidecar/config/policy_flags.h"
+#include "sidecar/config/policy_option.h"
 
 namespace dkv::cli {
 namespace {
@@ -65,17 +65,13 @@ Result<SweepWork> work_of(SweepOptions const& options) {
                    .with_error = !options.no_error && config.error.value_or(true)};
     auto grid = options.grid;
     fill_in(grid.policies, config.grid.policies);
-    bool const sized = !grid.capacities.empty() || !grid.ratios.empty() || !grid.bytes.empty() ||
-                       !grid.masses.empty();
-    if (!sized) {
-        grid.capacities = config.grid.capacities;
-        grid.ratios = config.grid.ratios;
-        grid.bytes = config.grid.bytes;
-        grid.masses = config.grid.masses;
-    }
-    fill_in(grid.windows, config.grid.windows);
-    fill_in(grid.kernels, config.grid.kernels);
-    fill_in(grid.pools, config.grid.pools);
+    bool sized = false;
+    each_size([&sized](char const*, auto const& values) { sized = sized || !values.empty(); },
+              grid);
+    auto const fill = [](char const*, auto& mine, auto const& others) { fill_in(mine, others); };
+    if (!sized) each_size(fill, grid, config.grid);
+    each_number(fill, grid, config.grid);
+    each_of_profile(fill, grid, config.grid);
     work.points = DKV_TRY(grid_points(grid));
 
     if (!options.files.empty()) config.files.clear();
@@ -240,37 +236,14 @@ Result<Output> sweep(Context const& context, SweepOptions const& options) {
     return SweepRun(context, work, options.open).run();
 }
 
-/// A list instead of the one value that other commands take.
-template <class T>
-void add_list(CLI::App& app, char const* flag, std::vector<T>& values, char const* help) {
-    if (auto* const single = app.get_option_no_throw(flag)) app.remove_option(single);
-    app.add_option(flag, values, help)->delimiter(',')->type_name("LIST")->group("Grid");
-}
-
 void add_grid_flags(CLI::App& app, Grid& grid) {
-    add_policy_flags(app, grid.fixed);
-    add_list(app, "--policy", grid.policies, "policies, with commas between them");
-    add_list(app, "--capacity", grid.capacities, "capacities: 64,128,256");
-    add_list(app, "--ratio", grid.ratios, "instead, or beside: shares of the prompt's tokens");
-    add_list(app, "--keep-mass", grid.masses, "… shares of the window's attention");
-    add_list(app, "--window", grid.windows, "windows");
-    add_list(app, "--kernel", grid.kernels, "pooling kernels, odd");
-    add_list(app, "--pool", grid.pools, "max, avg or both");
-    app.get_option("--pool")->check(CLI::IsMember({"max", "avg"}));
-    app.remove_option(app.get_option("--bytes"));
-    app.add_option_function<std::vector<std::string>>(
-           "--bytes",
-           [&grid](std::vector<std::string> const& sizes) {
-               for (auto const& text : sizes) {
-                   auto const size = parse_size(text);
-                   if (!size) throw CLI::ValidationError("--bytes", size.error().message);
-                   grid.bytes.push_back(size.value());
-               }
-           },
-           "… bytes of K and V: 16MiB,64MiB")
+    app.add_option("--policy", grid.policies, "policies, with commas between them")
         ->delimiter(',')
         ->type_name("LIST")
         ->group("Grid");
+    each_field([&app](char const* name,
+                      auto& values) { add_option(app, parameter(name), values)->group("Grid"); },
+               grid);
 }
 
 }  // namespace

@@ -109,10 +109,10 @@ std::string taken(std::map<std::string, std::string>& words, std::string_view ke
 /// "dynamickv, capacity 512, window 32 …": the numbers that it looks at, the size first.
 std::string policy_words(std::string policy, std::map<std::string, std::string>& left) {
     std::string words = policy;
-    for (ParameterWords const& parameter : parameter_words()) {
+    for (Parameter const& parameter : parameters()) {
         auto const value = taken(left, parameter.name);
         if (value.empty() || !uses(policy, parameter)) continue;
-        words += fmt::format(", {} {}", parameter.flag.substr(2), value);
+        words += fmt::format(", {} {}", parameter.flag().substr(2), value);
     }
     return words;
 }

@@ -1,44 +1,41 @@
 #include "cli/render/json.h"
 
 #include "cli/render/text.h"
-#include "protocol/base/score_options.h"
+#include "protocol/policy/parameters.h"
 
 namespace dkv::cli {
 namespace {
 
-template <class T>
-void put(Json& json, char const* name, flatbuffers::Optional<T> const& value) {
-    if (value) json[name] = *value;
+Json value_json(auto const& value) {
+    return value;
+}
+Json value_json(wire::Pool value) {
+    return name_of(static_cast<Pool>(value));
+}
+Json value_json(wire::GroupReduce value) {
+    return name_of(static_cast<GroupReduce>(value));
+}
+Json value_json(wire::Granularity value) {
+    return name_of(static_cast<Granularity>(value));
+}
+Json value_json(wire::ScoreNorm value) {
+    return name_of(static_cast<ScoreNorm>(value));
 }
 
 }  // namespace
 
 Json to_json(wire::PolicyT const& policy) {
     Json json{{"name", policy.name}};
-    put(json, "capacity", policy.capacity);
-    put(json, "window", policy.window);
-    put(json, "kernel", policy.kernel);
-    if (policy.pool) json["pool"] = lower(EnumNamePool(*policy.pool));
-    if (policy.reduce) json["reduce"] = lower(EnumNameGroupReduce(*policy.reduce));
-    put(json, "r_max", policy.r_max);
-    put(json, "r_min", policy.r_min);
-    put(json, "update_interval", policy.update_interval);
-    put(json, "sinks", policy.sinks);
-    put(json, "beta", policy.beta);
-    if (policy.granularity)
-        json["granularity"] = name_of(static_cast<Granularity>(*policy.granularity));
-    if (policy.score_norm) json["score_norm"] = name_of(static_cast<ScoreNorm>(*policy.score_norm));
-    put(json, "query_norm", policy.query_norm);
-    put(json, "ratio", policy.ratio);
-    put(json, "bytes", policy.bytes);
-    put(json, "keep_mass", policy.keep_mass);
+    each_value(
+        [&json](char const* name, auto const& value) {
+            if (value) json[name] = value_json(*value);
+        },
+        policy);
     if (!policy.preset.empty()) json["preset"] = policy.preset;
     if (policy.profile)
         json["profile"] = {{"name", policy.profile->name},   {"layers", policy.profile->layers},
                            {"heads", policy.profile->heads}, {"alpha", policy.profile->alpha},
                            {"floor", policy.profile->floor}, {"kernel", policy.profile->kernel}};
-    put(json, "profile_alpha", policy.profile_alpha);
-    put(json, "profile_floor", policy.profile_floor);
     return json;
 }
 

@@ -10,21 +10,19 @@
 namespace dkv::cli {
 namespace {
 
-/// Every number, whether the policy looks at it or not.
+template <class T>
+void put(Json& json, char const* name, T const& value) {
+    if constexpr (std::is_enum_v<T>)
+        json[name] = name_of(value);
+    else
+        json[name] = value;
+}
+
+/// Every value, whether the policy looks at it or not.
 Json all_params(PolicyParams const& params) {
-    Json json{{"capacity", params.capacity},
-              {"window", params.window},
-              {"kernel", params.kernel},
-              {"pool", name_of(params.pool)},
-              {"reduce", name_of(params.reduce)},
-              {"r_max", params.r_max},
-              {"r_min", params.r_min},
-              {"update_interval", params.update_interval},
-              {"sinks", params.sinks},
-              {"beta", params.beta},
-              {"granularity", name_of(params.granularity)},
-              {"score_norm", name_of(params.score_norm)},
-              {"query_norm", params.query_norm}};
+    Json json;
+    json["capacity"] = params.capacity;
+    each_number([&json](char const* name, auto const& value) { put(json, name, value); }, params);
     if (params.keep_mass) {
         json.erase("capacity");  // It follows from the prompt.
         json["keep_mass"] = *params.keep_mass;
@@ -48,9 +46,9 @@ std::string param_text(Json const& value) {
 Json params_json(PolicyParams const& params) {
     Json const all = all_params(params);
     Json used = Json::object();
-    for (ParameterWords const& words : parameter_words()) {
-        auto const found = all.find(std::string(words.name));
-        if (found != all.end() && uses(params.name, words)) used[found.key()] = *found;
+    for (Parameter const& row : parameters()) {
+        auto const found = all.find(std::string(row.name));
+        if (found != all.end() && uses(params.name, row)) used[found.key()] = *found;
     }
     return used;
 }

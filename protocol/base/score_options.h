@@ -1,8 +1,11 @@
 // How scores are made: words that policies, kernels and the wire share.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 namespace dkv {
 
@@ -22,35 +25,27 @@ enum class Granularity : std::uint8_t { Layer = 0, Head = 1, LayerHead = 2 };
 /// of the wire protocol.
 enum class ScoreNorm : std::uint8_t { None = 0, Layer = 1, LayerNoSink = 2 };
 
-constexpr std::string_view name_of(Pool pool) noexcept {
-    return pool == Pool::Max ? "max" : "avg";
-}
+/// The words of an enumeration that may be asked for, in the order of their numbers.
+template <class Word>
+inline constexpr std::array<std::string_view, 0> kWordsOf{};
+template <>
+inline constexpr std::array<std::string_view, 2> kWordsOf<Pool>{"max", "avg"};
+template <>
+inline constexpr std::array<std::string_view, 3> kWordsOf<GroupReduce>{"mean", "max", "sum"};
+template <>
+inline constexpr std::array<std::string_view, 3> kWordsOf<Granularity>{"layer", "head",
+                                                                       "layer-head"};
+template <>
+inline constexpr std::array<std::string_view, 3> kWordsOf<ScoreNorm>{"none", "layer",
+                                                                     "layer-nosink"};
 
-constexpr std::string_view name_of(GroupReduce reduce) noexcept {
-    switch (reduce) {
-        case GroupReduce::Mean: return "mean";
-        case GroupReduce::Max: return "max";
-        case GroupReduce::Sum: return "sum";
-        case GroupReduce::None: return "none";
-    }
-    return "unknown";
-}
-
-constexpr std::string_view name_of(Granularity granularity) noexcept {
-    switch (granularity) {
-        case Granularity::Layer: return "layer";
-        case Granularity::Head: return "head";
-        case Granularity::LayerHead: return "layer-head";
-    }
-    return "unknown";
-}
-
-constexpr std::string_view name_of(ScoreNorm norm) noexcept {
-    switch (norm) {
-        case ScoreNorm::None: return "none";
-        case ScoreNorm::Layer: return "layer";
-        case ScoreNorm::LayerNoSink: return "layer-nosink";
-    }
+/// "unknown" for a number that has no word; "none" for GroupReduce::None.
+template <class Word>
+requires(kWordsOf<Word>.size() > 0) constexpr std::string_view name_of(Word word) noexcept {
+    auto const index = static_cast<std::size_t>(word);
+    if (index < kWordsOf<Word>.size()) return kWordsOf<Word>[index];
+    if constexpr (std::is_same_v<Word, GroupReduce>)
+        if (word == GroupReduce::None) return "none";
     return "unknown";
 }
 

@@ -1,8 +1,13 @@
 // dkv.h's functions on sessions.
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <utility>
+#include <vector>
 
+#include <fmt/format.h>
+
+#include "protocol/policy/parameters.h"
 #include "protocol/sdk/abi.h"
 
 using dkv::Error;
@@ -35,6 +40,25 @@ Result<dkv_policy> policy_of(dkv_policy const& given) {
     return whole("options->policy", given, offsetof(dkv_policy, granularity), defaults);
 }
 
+/// "max,avg", for as long as the process lives.
+char const* joined(std::span<std::string_view const> words) {
+    static std::deque<std::string> kept;
+    return kept.emplace_back(fmt::format("{}", fmt::join(words, ","))).c_str();
+}
+
+std::vector<dkv_policy_parameter> rows_of_the_table() {
+    std::vector<dkv_policy_parameter> rows;
+    for (dkv::Parameter const& row : dkv::parameters())
+        rows.push_back({.name = row.name.data(),
+                        .kind = static_cast<dkv_parameter_kind>(row.kind),
+                        .words = joined(row.words),
+                        .least = row.range.least,
+                        .most = row.range.most,
+                        .without_least = row.range.without_least ? 1 : 0,
+                        .brief = row.brief.data()});
+    return rows;
+}
+
 void describe_plan(Session const& session, dkv_session_plan& plan) {
     auto const& policy = session.policy();
     plan.compress = session.is_compressing() ? 1 : 0;
@@ -65,11 +89,18 @@ void dkv_policy_init(dkv_policy* policy) {
     if (policy == nullptr) return;
     *policy = dkv_policy{};
     policy->struct_bytes = sizeof *policy;
-    for (auto* const count : {&policy->capacity, &policy->window, &policy->kernel,
-                              &policy->update_interval, &policy->sinks})
-        *count = DKV_DEFAULT;
-    policy->r_max = policy->r_min = policy->beta = policy->ratio = policy->keep_mass = -1;
-    policy->query_norm = -1;
+    dkv::each_value(
+        []<class T>(char const*, T& field) {
+            if constexpr (std::is_same_v<T, std::uint32_t>) field = DKV_DEFAULT;
+            if constexpr (std::is_same_v<T, double> || std::is_same_v<T, std::int32_t>) field = -1;
+        },
+        *policy);
+}
+
+dkv_policy_parameter const* dkv_policy_parameters(std::size_t* count) {
+    static std::vector<dkv_policy_parameter> const kRows = rows_of_the_table();
+    if (count != nullptr) *count = kRows.size();
+    return kRows.data();
 }
 
 dkv_status dkv_session_open(dkv_engine* engine,

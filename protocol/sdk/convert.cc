@@ -1,26 +1,51 @@
 #include "protocol/sdk/convert.h"
 
-#include <array>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <string_view>
 
-#include "protocol/base/score_options.h"
+#include <fmt/format.h>
+
+#include "protocol/policy/parameters.h"
 
 namespace dkv::sdk {
 namespace {
 
 constexpr std::size_t kProfileWeightsMax = std::size_t{1} << 20U;
 
-template <class Word, std::size_t n>
-Result<Word> word_of(char const* what, char const* given, std::array<Word, n> const& known) {
-    std::string names;
-    for (Word const word : known) {
-        if (name_of(word) == given) return word;
-        names += names.empty() ? "" : ", ";
-        names += name_of(word);
-    }
-    return invalid(std::string(what) + " is '" + given + "', none of " + names);
+// One for each type that a field of dkv_policy has; nothing where it has its default.
+
+Result<void> take(char const*, std::uint32_t given, flatbuffers::Optional<std::uint32_t>& field) {
+    if (given != DKV_DEFAULT) field = given;
+    return {};
+}
+
+/// NaN is not negative: it travels, and the sidecar refuses it by name.
+Result<void> take(char const*, double given, flatbuffers::Optional<double>& field) {
+    if (!(given < 0)) field = given;
+    return {};
+}
+
+Result<void> take(char const*, std::uint64_t given, flatbuffers::Optional<std::uint64_t>& field) {
+    if (given != 0) field = given;
+    return {};
+}
+
+Result<void> take(char const*, std::int32_t given, flatbuffers::Optional<bool>& field) {
+    if (given >= 0) field = given != 0;
+    return {};
+}
+
+template <class Word>
+Result<void> take(char const* name, char const* given, flatbuffers::Optional<Word>& field) {
+    if (given == nullptr) return {};
+    auto const words = parameter(name).words;
+    auto const found = std::ranges::find(words, std::string_view(given));
+    if (found == words.end())
+        return invalid(fmt::format("{} is '{}', none of {}", name, given, fmt::join(words, ", ")));
+    field = static_cast<Word>(found - words.begin());
+    return {};
 }
 
 /// One past the last byte of the rows, or nothing when that overflows.
@@ -96,46 +121,15 @@ Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
 Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name) {
     wire::PolicyT result;
     result.name = policy.name != nullptr ? policy.name : name;
-    auto const count = [](std::uint32_t given, auto& field) {
-        if (given != DKV_DEFAULT) field = given;
-    };
-    count(policy.capacity, result.capacity);
-    count(policy.window, result.window);
-    count(policy.kernel, result.kernel);
-    count(policy.update_interval, result.update_interval);
-    count(policy.sinks, result.sinks);
-    // NaN is not negative: it travels, and the sidecar refuses it by name.
-    auto const ratio = [](double given, auto& field) {
-        if (!(given < 0)) field = given;
-    };
-    ratio(policy.r_max, result.r_max);
-    ratio(policy.r_min, result.r_min);
-    ratio(policy.beta, result.beta);
-    ratio(policy.ratio, result.ratio);
-    ratio(policy.keep_mass, result.keep_mass);
-    if (policy.bytes != 0) result.bytes = policy.bytes;
-    if (policy.query_norm >= 0) result.query_norm = policy.query_norm != 0;
+    Result<void> taken;
+    each_value(
+        [&taken](char const* parameter, auto const& given, auto& field) {
+            if (taken) taken = take(parameter, given, field);
+        },
+        policy, result);
+    DKV_TRY(std::move(taken));
     if (policy.preset != nullptr) result.preset = policy.preset;
-    if (policy.granularity != nullptr) {
-        constexpr std::array kKnown{Granularity::Layer, Granularity::Head, Granularity::LayerHead};
-        result.granularity = static_cast<wire::Granularity>(
-            DKV_TRY(word_of("granularity", policy.granularity, kKnown)));
-    }
-    if (policy.score_norm != nullptr) {
-        constexpr std::array kKnown{ScoreNorm::None, ScoreNorm::Layer, ScoreNorm::LayerNoSink};
-        result.score_norm =
-            static_cast<wire::ScoreNorm>(DKV_TRY(word_of("score_norm", policy.score_norm, kKnown)));
-    }
     if (policy.profile != nullptr) result.profile = DKV_TRY(wire_of(*policy.profile));
-    if (policy.pool != nullptr) {
-        constexpr std::array kKnown{Pool::Max, Pool::Avg};
-        result.pool = static_cast<wire::Pool>(DKV_TRY(word_of("pool", policy.pool, kKnown)));
-    }
-    if (policy.reduce != nullptr) {
-        constexpr std::array kKnown{GroupReduce::Mean, GroupReduce::Max, GroupReduce::Sum};
-        result.reduce =
-            static_cast<wire::GroupReduce>(DKV_TRY(word_of("reduce", policy.reduce, kKnown)));
-    }
     return result;
 }
 

@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 
-#include "sidecar/policy/numbers.h"
 #include "sidecar/policy/policy.h"
 #include "sidecar/policy/presets.h"
 #include "sidecar/policy/rounding.h"
@@ -14,8 +13,6 @@ namespace dkv {
 namespace {
 
 constexpr std::uint32_t kKernelOfAuto = 15;  // docs/eval/README.md, "What does what".
-constexpr std::uint32_t kWindowMax = 1024;
-constexpr std::uint32_t kKernelMax = 63;
 
 template <class T>
 Error refusal(char const* name, T value, std::string const& expected) {
@@ -38,19 +35,10 @@ Result<void> check_name(std::string const& name) {
     return Error{ErrorCode::NotFound, "no policy is called \"" + name + "\"; there are " + known};
 }
 
-/// A size other than a capacity, in 0 … 1.
-Result<void> check_share(char const* name, std::optional<double> const& share) {
-    if (share && !(*share > 0 && *share <= 1))
-        return refusal(name, *share, "not above 0 and at most 1");
-    return {};
-}
-
 /// Only what ranks by the window's attention can be told to keep a share of it.
 Result<void> check_ranks_by_attention(PolicyParams const& params) {
-    constexpr std::array kOthers{"streamingllm", "knorm", "keydiff"};
-    bool const by_other =
-        std::ranges::find(kOthers, std::string_view(params.name)) != kOthers.end();
-    if (!params.keep_mass || !by_other) return {};
+    Traits const can = entry_of(params.name).traits;
+    if (!params.keep_mass || can.has(Trait::Attention) || !can.has(Trait::Sized)) return {};
     return Error{ErrorCode::InvalidArgument,
                  "keep_mass is " + text(*params.keep_mass) + ", and " + params.name +
                      " does not rank by attention: h2o, snapkv, pyramidkv and dynamickv do"};
@@ -58,53 +46,60 @@ Result<void> check_ranks_by_attention(PolicyParams const& params) {
 
 Result<void> check_one_size(PolicyRequest const& request) {
     std::string given;
-    auto const note = [&given](char const* name, bool is_given) {
-        if (is_given) given += (given.empty() ? "" : " and ") + std::string(name);
-    };
-    note("capacity", request.capacity.has_value());
-    note("ratio", request.ratio.has_value());
-    note("bytes", request.bytes.has_value());
-    note("keep_mass", request.keep_mass.has_value());
+    each_size(
+        [&given](char const* name, auto const& size) {
+            if (size) given += (given.empty() ? "" : " and ") + std::string(name);
+        },
+        request);
     if (given.find(' ') == std::string::npos) return {};
     return Error{ErrorCode::InvalidArgument, given + " are given: one size is enough"};
 }
 
 Result<void> check_has_profile(PolicyRequest const& request) {
     if (request.profile) return {};
-    if (request.profile_alpha)
-        return refusal("profile_alpha", *request.profile_alpha, "and there is no profile");
-    if (request.profile_floor)
-        return refusal("profile_floor", *request.profile_floor, "and there is no profile");
-    return {};
+    Result<void> result;
+    each_of_profile(
+        [&result](char const* name, auto const& value) {
+            if (result && value) result = refusal(name, *value, "and there is no profile");
+        },
+        request);
+    return result;
+}
+
+/// Every value by itself.
+Result<void> check_ranges(PolicyParams const& params) {
+    Result<void> result;
+    auto const look = [&result]<class T>(char const* name, T const& value) {
+        if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
+            Parameter const& row = parameter(name);
+            if (result && !row.range.holds(static_cast<double>(value)))
+                result = refusal(name, value, "not " + row.expected());
+        }
+    };
+    auto const look_if_given = [&look]<class T>(char const* name, T const& value) {
+        if constexpr (requires { *value; }) {
+            if (value) look(name, *value);
+        } else {
+            look(name, value);
+        }
+    };
+    each_size(look_if_given, params);
+    each_number(look, params);
+    return result;
 }
 
 Result<void> check(PolicyParams const& params) {
-    if (params.window < 1 || params.window > kWindowMax)
-        return refusal("window", params.window, "not in 1 … " + text(kWindowMax));
+    DKV_TRY(check_ranges(params));
     if (params.capacity < params.window)
         return refusal(
             "capacity", params.capacity,
             "below the window of " + text(params.window) + " tokens that are always kept");
-    if (params.kernel % 2 == 0 || params.kernel > kKernelMax)
-        return refusal("kernel", params.kernel, "not an odd number in 1 … " + text(kKernelMax));
     if (params.reduce == GroupReduce::None)
         return Error{ErrorCode::InvalidArgument, "reduce is none, not mean, max or sum"};
-    if (!std::isfinite(params.r_max) || params.r_max < 1)
-        return refusal("r_max", params.r_max, "not a number of at least 1");
-    if (!(params.r_min >= 0 && params.r_min <= 1))
-        return refusal("r_min", params.r_min, "not in 0 … 1");
-    if (params.update_interval == 0)
-        return refusal("update_interval", params.update_interval, "not at least 1");
     if (params.sinks > params.base())
         return refusal("sinks", params.sinks,
                        "above capacity - window, which is " + text(params.base()));
-    if (!std::isfinite(params.beta) || params.beta < 1)
-        return refusal("beta", params.beta, "not a number of at least 1");
-    DKV_TRY(check_share("ratio", params.ratio));
-    DKV_TRY(check_share("keep_mass", params.keep_mass));
     DKV_TRY(check_ranks_by_attention(params));
-    if (params.bytes && *params.bytes == 0)
-        return Error{ErrorCode::InvalidArgument, "bytes is 0: nothing could be kept"};
     return {};
 }
 
@@ -142,18 +137,17 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
 
     PolicyParams params;
     params.name = request.name;
-    params.capacity = request.capacity.value_or(params.capacity);
     params.profile = DKV_TRY(resolve_profile(request));
     // Published policies keep their published kernel; what is best has the one that was best.
     if (params.name == "auto") params.kernel = kKernelOfAuto;
     // A profile was measured with a kernel: other tokens would be the best ones with another.
     if (params.profile && params.profile->kernel != 0) params.kernel = params.profile->kernel;
-    each_number([](auto& number, auto const& asked) { number = asked.value_or(number); }, params,
-                request);
-    params.ratio = request.ratio;
-    params.bytes = request.bytes;
-    params.keep_mass = request.keep_mass;
-    // A size that is no capacity says nothing of one: it must not fail for the window's sake.
+    auto const take = [](char const*, auto& value, auto const& asked) {
+        if (asked) value = *asked;
+    };
+    each_size(take, params, request);
+    each_number(take, params, request);
+    // Another size says nothing of the capacity, which must not be refused for it.
     if (params.ratio || params.bytes || params.keep_mass)
         params.capacity = std::max(params.capacity, params.window);
     // Nobody who asks for a small cache should have to know of sinks.

@@ -110,6 +110,7 @@ public:
 /// A line of the registry: what `dkv policy list` shows.
 struct PolicyEntry {
     std::string_view name;
+    Traits traits;
     std::string_view summary;
     /// For a prompt longer than the capacity. Makes nullptr when everything is kept (fullkv).
     std::unique_ptr<Policy> (*make)(PolicyParams const&, PromptShape const&);
@@ -117,6 +118,9 @@ struct PolicyEntry {
 
 /// Every policy, in the order in which `dkv policy list` shows them.
 std::span<PolicyEntry const> policies() noexcept;
+
+/// `name` is one of theirs.
+PolicyEntry const& entry_of(std::string_view name) noexcept;
 
 /// The published codes' forms, in cli/saved/reference: nothing that a sidecar runs.
 std::span<std::string_view const> reference_forms() noexcept;

@@ -5,8 +5,6 @@
 #include <cctype>
 #include <string>
 
-#include "sidecar/policy/numbers.h"
-
 namespace dkv {
 namespace {
 
@@ -50,7 +48,7 @@ Result<PolicyRequest> with_preset(PolicyRequest const& request, std::string_view
                      "no preset is called \"" + request.preset + "\"; there is paper"};
 
     PolicyRequest result = request;
-    auto const fill = [](auto& field, auto const& published) {
+    auto const fill = [](char const*, auto& field, auto const& published) {
         if (!field) field = published;
     };
     each_number(fill, result, found->settings);

@@ -8,25 +8,30 @@
 namespace dkv {
 namespace {
 
+using enum Trait;
+
 constexpr std::array kPolicies{
-    PolicyEntry{"auto",
+    PolicyEntry{"auto", Traits(Sized, Attention, Pooled, Profiled),
                 "the best that was measured: dynamickv with a profile, snapkv without, kernel 15",
                 make_auto},
-    PolicyEntry{"fullkv", "keep every token", make_fullkv},
-    PolicyEntry{"streamingllm", "the first tokens and the most recent ones; needs no queries",
-                make_streamingllm},
+    PolicyEntry{"fullkv", Traits(), "keep every token", make_fullkv},
+    PolicyEntry{"streamingllm", Traits(Sized, Sinks),
+                "the first tokens and the most recent ones; needs no queries", make_streamingllm},
     PolicyEntry{
-        "h2o", "what all tokens of the prompt attend to, as much in every layer; needs every query",
+        "h2o", Traits(Sized, Attention, EveryQuery),
+        "what all tokens of the prompt attend to, as much in every layer; needs every query",
         make_h2o},
-    PolicyEntry{"snapkv", "what the last tokens attend to, as much in every layer", make_snapkv},
-    PolicyEntry{"pyramidkv",
+    PolicyEntry{"snapkv", Traits(Sized, Attention, Pooled),
+                "what the last tokens attend to, as much in every layer", make_snapkv},
+    PolicyEntry{"pyramidkv", Traits(Sized, Attention, Pooled, Pyramid),
                 "what the last tokens attend to, more in early layers than in late ones",
                 make_pyramidkv},
-    PolicyEntry{"dynamickv",
+    PolicyEntry{"dynamickv", Traits(Sized, Attention, Pooled, Staged, Profiled, Sinks),
                 "what the last tokens attend to, more in the layers where attention concentrates",
                 make_dynamickv},
-    PolicyEntry{"knorm", "query-free: the smallest keys, as much in every layer", make_knorm},
-    PolicyEntry{"keydiff",
+    PolicyEntry{"knorm", Traits(Sized), "query-free: the smallest keys, as much in every layer",
+                make_knorm},
+    PolicyEntry{"keydiff", Traits(Sized),
                 "query-free: the keys least like their mean direction, as much in every layer",
                 make_keydiff},
 };
@@ -45,17 +50,22 @@ std::span<PolicyEntry const> policies() noexcept {
     return kPolicies;
 }
 
+PolicyEntry const& entry_of(std::string_view name) noexcept {
+    auto const* const entry = std::ranges::find(kPolicies, name, &PolicyEntry::name);
+    DKV_ASSERT(entry != kPolicies.end());
+    return *entry;
+}
+
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {
     DKV_ASSERT(shape.window == params.window && shape.layers > 0 && shape.kv_heads > 0);
-    auto const* const entry = std::ranges::find(kPolicies, params.name, &PolicyEntry::name);
-    DKV_ASSERT(entry != kPolicies.end());
+    PolicyEntry const& entry = entry_of(params.name);
     if (!params.keep_mass)
-        return shape.prompt_tokens <= params.capacity ? nullptr : entry->make(params, shape);
+        return shape.prompt_tokens <= params.capacity ? nullptr : entry.make(params, shape);
 
     if (shape.prompt_tokens <= shape.window) return nullptr;
     PolicyParams unsized = params;
     unsized.capacity = params.window;
-    auto ranker = entry->make(unsized, shape);
+    auto ranker = entry.make(unsized, shape);
     return ranker == nullptr ? nullptr : make_keep_mass(std::move(ranker), params, shape);
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
+#include <concepts>
 #include <cstdio>
 #include <string>
 
@@ -14,7 +14,7 @@ inline std::string text(double value) {
     std::snprintf(buffer.data(), buffer.size(), "%g", value);
     return buffer.data();
 }
-inline std::string text(std::uint32_t value) {
+inline std::string text(std::integral auto value) {
     return std::to_string(value);
 }
 

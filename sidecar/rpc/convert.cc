@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "protocol/base/printable.h"
-#include "sidecar/policy/numbers.h"
 
 namespace dkv::rpc {
 namespace {
@@ -51,19 +50,17 @@ Result<std::array<std::byte, 64>> sixty_four(char const* what,
 }
 
 /// Errors: InvalidArgument for a word that a later version may know.
-Result<void> check_words(wire::PolicyT const& policy) {
-    if (policy.granularity > wire::Granularity::MAX)
-        return wrong("granularity " + std::to_string(number(*policy.granularity)) +
-                     " is none of layer (0), head (1), layer-head (2)");
-    if (policy.score_norm > wire::ScoreNorm::MAX)
-        return wrong("score_norm " + std::to_string(number(*policy.score_norm)) +
-                     " is none of none (0), layer (1), layer-nosink (2)");
-    if (policy.pool > wire::Pool::MAX)
-        return wrong("pool " + std::to_string(number(*policy.pool)) +
-                     " is neither max (0) nor avg (1)");
-    if (policy.reduce > wire::GroupReduce::MAX)
-        return wrong("reduce " + std::to_string(number(*policy.reduce)) +
-                     " is none of mean (0), max (1), sum (2)");
+template <class Word, class T>
+Result<void> take_word(char const* name, flatbuffers::Optional<T> const& from, Word& to) {
+    if (number(*from) >= kWordsOf<Word>.size()) {
+        std::string known;
+        for (std::size_t word = 0; word < kWordsOf<Word>.size(); ++word)
+            known += (word == 0 ? "" : ", ") + std::string(kWordsOf<Word>[word]) + " (" +
+                     std::to_string(word) + ")";
+        return wrong(std::string(name) + " " + std::to_string(number(*from)) + " is none of " +
+                     known);
+    }
+    to = static_cast<Word>(*from);
     return {};
 }
 
@@ -74,16 +71,19 @@ std::size_t detail_bytes(SessionFacts const& facts) noexcept {
 }  // namespace
 
 Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
-    DKV_TRY(check_words(policy));
     PolicyRequest request;
     request.name = printable(policy.name, 64);
-    auto const copy = []<class T>(auto const& from, std::optional<T>& to) {
-        if (from) to = static_cast<T>(*from);
-    };
-    each_number(copy, policy, request);
-    each_size(copy, policy, request);
-    copy(policy.profile_alpha, request.profile_alpha);
-    copy(policy.profile_floor, request.profile_floor);
+    Result<void> result;
+    each_value(
+        [&result]<class T>(char const* name, auto const& from, std::optional<T>& to) {
+            if (!from || !result) return;
+            if constexpr (std::is_enum_v<T>)
+                result = take_word(name, from, to.emplace());
+            else
+                to = *from;
+        },
+        policy, request);
+    DKV_TRY(std::move(result));
     request.preset = printable(policy.preset, 64);
     if (policy.profile)
         request.profile =
@@ -182,7 +182,7 @@ std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     policy->name = params.name;
     // Where the size was said in another way, nobody asked for the capacity.
     if (!params.ratio && !params.bytes && !params.keep_mass) policy->capacity = params.capacity;
-    each_number([]<class T>(auto const& value,
+    each_number([]<class T>(char const*, auto const& value,
                             flatbuffers::Optional<T>& out) { out = static_cast<T>(value); },
                 params, *policy);
     auto const copy = [](auto const& source, auto& target) {

@@ -8,7 +8,6 @@
 
 #include "protocol/base/geometry.h"
 #include "protocol/base/printable.h"
-#include "sidecar/policy/numbers.h"
 
 namespace dkv {
 namespace {
@@ -250,16 +249,15 @@ Result<PolicyParams> Table::resolve_or_default(PolicyRequest const& request,
     if (!request.name.empty()) return resolve(request, model);
     // No name: the sidecar's own policy, with whatever numbers were given.
     auto merged = config_.policy;
-    auto const lay_over = [](auto& field, auto const& wish) {
+    auto const lay_over = [](char const*, auto& field, auto const& wish) {
         if (wish) field = wish;
     };
     each_number(lay_over, merged, request);
-    lay_over(merged.profile, request.profile);
-    lay_over(merged.profile_alpha, request.profile_alpha);
-    lay_over(merged.profile_floor, request.profile_floor);
+    each_of_profile(lay_over, merged, request);
+    lay_over("profile", merged.profile, request.profile);
     if (!request.preset.empty()) merged.preset = request.preset;
     if (request.capacity || request.ratio || request.bytes || request.keep_mass)
-        each_size([](auto& size, auto const& wish) { size = wish; }, merged, request);
+        each_size([](char const*, auto& size, auto const& wish) { size = wish; }, merged, request);
     return resolve(merged, model);
 }
 

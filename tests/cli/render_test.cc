@@ -92,7 +92,7 @@ TEST_CASE("dkv status: a sidecar with an engine, errors and one that went away")
           "endpoint  ipc:///run/user/7/dkv/dkvd.sock\n"
           "backend   cpu (avx2, 8 threads)\n"
           "policy    dynamickv capacity=512 window=32 kernel=7 pool=max reduce=mean\n"
-          "          r_max=10 r_min=0.1 update_interval=4 (from: default)\n"
+          "          r_max=10 r_min=0.1 update_interval=4 sinks=4 (from: default)\n"
           "engines   1 attached, 512.0 MiB mapped\n"
           "sessions  1 open\n"
           "savings   1.12 GiB dropped, 1.11 GiB returned (measured), of 1.31 GiB in 12\n"
@@ -123,7 +123,7 @@ TEST_CASE("dkv instances: everything about an engine") {
           "  model     SmolLM2-135M-Instruct\n"
           "  geometry  30 layers, 9/3 heads, head_dim 64, f32\n"
           "  policy    dynamickv capacity=512 window=32 kernel=7 pool=max reduce=mean\n"
-          "            r_max=10 r_min=0.1 update_interval=4 (from: default)\n"
+          "            r_max=10 r_min=0.1 update_interval=4 sinks=4 (from: default)\n"
           "  sessions  1 open, 12 in all, 1 failed\n"
           "  mapped    512.0 MiB in 3 regions\n"
           "  savings   1.12 GiB dropped, 1.11 GiB returned (measured), of 1.31 GiB\n");
@@ -160,7 +160,7 @@ TEST_CASE("dkv sessions ID: the numbers, and bars of tokens and attention per la
           "  instance        0x00000000feedbeef\n"
           "  state           adopted, opened 1 min 5 s ago\n"
           "  policy          dynamickv capacity=512 window=32 kernel=7 pool=max reduce=mean\n"
-          "                  r_max=10 r_min=0.1 update_interval=4\n"
+          "                  r_max=10 r_min=0.1 update_interval=4 sinks=4\n"
           "  prompt          3584 tokens, 2 layers, 2 KV heads\n"
           "  kept            200/512/824 tokens per layer and KV head (min/mean/max)\n"
           "  attention kept  73.8 % (mean over layers)\n"
@@ -241,10 +241,10 @@ TEST_CASE("dkv policy list marks the default and shows only what a policy uses")
           "                capacity=256 window=32 sinks=4\n"
           "* dynamickv     budgets per layer from the prompt's own attention\n"
           "                capacity=256 window=32 kernel=7 pool=max reduce=mean r_max=10\n"
-          "                r_min=0.1 update_interval=4\n"
+          "                r_min=0.1 update_interval=4 sinks=4\n"
           "\n"
           "* new sessions get dynamickv capacity=512 window=32 kernel=7 pool=max\n"
-          "  reduce=mean r_max=10 r_min=0.1 update_interval=4 (from: default)\n"
+          "  reduce=mean r_max=10 r_min=0.1 update_interval=4 sinks=4 (from: default)\n"
           "  dkv policy show NAME explains every parameter\n");
 }
 
@@ -265,15 +265,16 @@ TEST_CASE("a policy in brief names its size as it was given") {
 }
 
 TEST_CASE("every parameter has words, a range, a source and at least one policy") {
-    for (auto const& words : parameter_words()) {
-        CAPTURE(words.name);
-        CHECK_FALSE(words.what.empty());
-        CHECK_FALSE(words.range.empty());
-        CHECK_FALSE(words.source.empty());
-        CHECK((uses("dynamickv", words) || uses("streamingllm", words) ||
-               uses("pyramidkv", words) || uses("h2o", words)));
-        CHECK_FALSE(uses("fullkv", words));
-        CHECK(uses("a policy of tomorrow", words));
+    for (Parameter const& row : parameters()) {
+        CAPTURE(row.name);
+        CHECK_FALSE(row.brief.empty());
+        CHECK_FALSE(row.what.empty());
+        CHECK_FALSE(row.allowed().empty());
+        CHECK_FALSE(row.source.empty());
+        CHECK((uses("dynamickv", row) || uses("streamingllm", row) || uses("pyramidkv", row) ||
+               uses("h2o", row)));
+        CHECK_FALSE(uses("fullkv", row));
+        CHECK(uses("a policy of tomorrow", row));
     }
 }
 

@@ -38,8 +38,13 @@ std::uint32_t crc_of(Profile const& profile) {
 }  // namespace
 
 void describe_policy(PolicyParams const& params, Provenance& provenance) {
-    auto const say = [&](char const* name, auto const& value) {
-        provenance[name] = fmt::format("{}", value);
+    auto const say = [&]<class T>(char const* name, T const& value) {
+        if constexpr (std::is_enum_v<T>)
+            provenance[name] = name_of(value);
+        else if constexpr (std::is_same_v<T, bool>)
+            provenance[name] = value ? "on" : "off";
+        else
+            provenance[name] = fmt::format("{}", value);
     };
     say("policy", params.name);
     if (params.keep_mass)
@@ -48,18 +53,7 @@ void describe_policy(PolicyParams const& params, Provenance& provenance) {
         say("bytes", *params.bytes);
     else
         say("capacity", params.capacity);
-    say("window", params.window);
-    say("kernel", params.kernel);
-    say("pool", name_of(params.pool));
-    say("reduce", name_of(params.reduce));
-    say("r_max", params.r_max);
-    say("r_min", params.r_min);
-    say("update_interval", params.update_interval);
-    say("sinks", params.sinks);
-    say("beta", params.beta);
-    say("granularity", name_of(params.granularity));
-    say("score_norm", name_of(params.score_norm));
-    say("query_norm", params.query_norm ? "on" : "off");
+    each_number(say, params);
     if (!params.profile) return;
     say("profile", params.profile->name);
     say("profile_alpha", params.profile->alpha);

@@ -1,8 +1,10 @@
 #include "cli/saved/sweep/config.h"
 
+#include <algorithm>
 #include <sstream>
 #include <toml++/toml.h>
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "protocol/container/mapped_file.h"
@@ -11,6 +13,57 @@ namespace dkv::cli {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// As keys are spelled: a list has several values.
+std::string plural(std::string_view name) {
+    if (name == "capacity") return "capacities";
+    if (name == "keep_mass") return "masses";
+    return std::string(name) + (name.ends_with('s') ? "" : "s");
+}
+
+template <class T>
+std::string expected() {
+    if constexpr (std::is_enum_v<T>)
+        return fmt::format("{}", fmt::join(kWordsOf<T>, " or "));
+    else if constexpr (std::is_same_v<T, bool>)
+        return "true or false";
+    else if constexpr (std::is_same_v<T, std::string>)
+        return "a string";
+    else if constexpr (std::is_same_v<T, std::uint64_t>)
+        return "a number of bytes, or 512MiB";
+    else
+        return std::is_same_v<T, double> ? "a number" : "a count";
+}
+
+std::optional<std::uint64_t> bytes_of(std::string text) {
+    try {
+        CLI::Validator const as_size = CLI::AsSizeValue(false);
+        if (!text.empty() && as_size(text).empty()) return std::stoull(text);
+    } catch (CLI::ValidationError const&) {
+    }
+    return std::nullopt;
+}
+
+template <class T>
+std::optional<T> value_of(toml::node const& node) {
+    if constexpr (std::is_enum_v<T>) {
+        auto const word = std::ranges::find(kWordsOf<T>, node.value_or(std::string_view()));
+        if (word != kWordsOf<T>.end()) return static_cast<T>(word - kWordsOf<T>.begin());
+    } else if constexpr (std::is_same_v<T, std::uint32_t>) {
+        auto const count = node.value_exact<std::int64_t>();
+        if (count && *count >= 0 && *count <= std::int64_t{UINT32_MAX})
+            return static_cast<T>(*count);
+    } else if constexpr (std::is_same_v<T, std::uint64_t>) {
+        auto const number = node.value_exact<std::int64_t>();
+        std::string text = number ? fmt::format("{}", *number) : node.value_or(std::string());
+        return bytes_of(text);
+    } else if constexpr (std::is_same_v<T, double>) {
+        if (node.is_number()) return node.value<double>();  // A whole number is a ratio, too.
+    } else {
+        return node.value_exact<T>();
+    }
+    return std::nullopt;
+}
 
 class Reader {
 public:
@@ -34,23 +87,25 @@ private:
         if (key == "output") return path(key, node, config_.output);
         if (key == "csv") return path(key, node, config_.csv);
         if (key == "policies") return list(key, node, grid.policies);
-        if (key == "capacities") return counts(key, node, grid.capacities);
-        if (key == "windows") return counts(key, node, grid.windows);
-        if (key == "kernels") return counts(key, node, grid.kernels);
-        if (key == "ratios") return list(key, node, grid.ratios);
-        if (key == "masses") return list(key, node, grid.masses);
-        if (key == "bytes") return sizes(node);
-        if (key == "pools") return pools(node);
         if (key == "error") {
             config_.error = node.value_exact<bool>();
             if (!config_.error) return wrong(node.source(), "error is neither true nor false");
             return {};
         }
-        return wrong(node.source(),
-                     fmt::format("there is no {}; known are files, output, csv, policies, "
-                                 "capacities, ratios, bytes, masses, windows, kernels, pools, "
-                                 "error",
-                                 key));
+        return parameter_values(key, node);
+    }
+
+    Result<void> parameter_values(std::string_view key, toml::node const& node) {
+        std::optional<Result<void>> taken;
+        std::string known = "files, output, csv, error, policies";
+        each_value(
+            [&](std::string_view name, auto& values) {
+                known += fmt::format(", {}", plural(name));
+                if (key == plural(name)) taken = list(key, node, values);
+            },
+            config_.grid);
+        if (taken) return std::move(*taken);
+        return wrong(node.source(), fmt::format("there is no {}; known are {}", key, known));
     }
 
     std::string beside(std::string const& path) const {
@@ -61,7 +116,7 @@ private:
 
     Result<void> path(std::string_view key, toml::node const& node, std::string& target) {
         auto const text = node.value_exact<std::string>();
-        if (!text || text->empty()) return wrong(node.source(), fmt::format("{} is no path", key));
+        if (!text || text->empty()) return wrong(node.source(), fmt::format("{} is not a path", key));
         target = beside(*text);
         return {};
     }
@@ -69,7 +124,7 @@ private:
     /// A path, or {path = …, task = …}.
     Result<void> files(toml::node const& node) {
         auto const* const array = node.as_array();
-        if (array == nullptr) return wrong(node.source(), "files is no array");
+        if (array == nullptr) return wrong(node.source(), "files is not an array");
         for (auto const& item : *array) {
             SweepFile file;
             if (auto const text = item.value_exact<std::string>()) {
@@ -89,51 +144,17 @@ private:
     template <class T>
     Result<void> list(std::string_view key, toml::node const& node, std::vector<T>& values) {
         auto const* const array = node.as_array();
-        if (array == nullptr) return wrong(node.source(), fmt::format("{} is no array", key));
+        if (array == nullptr) return wrong(node.source(), fmt::format("{} is not an array", key));
         for (auto const& item : *array) {
-            // A whole number is a ratio, too; a number is no word.
-            auto const value = item.value<T>();
-            if (!value || item.is_boolean())
-                return wrong(item.source(), fmt::format("{} has a value that cannot be", key));
-            values.push_back(*value);
+            auto value = value_of<T>(item);
+            if (!value) {
+                std::ostringstream found;
+                found << toml::node_view(item);
+                return wrong(item.source(),
+                             fmt::format("{} has {}, not {}", key, found.str(), expected<T>()));
+            }
+            values.push_back(*std::move(value));
         }
-        return {};
-    }
-
-    Result<void> counts(std::string_view key,
-                        toml::node const& node,
-                        std::vector<std::uint32_t>& values) {
-        std::vector<std::int64_t> wide;
-        DKV_TRY(list(key, node, wide));
-        for (auto const value : wide) {
-            if (value < 0 || value > std::int64_t{UINT32_MAX})
-                return wrong(node.source(),
-                             fmt::format("{} has {}, which is no count", key, value));
-            values.push_back(static_cast<std::uint32_t>(value));
-        }
-        return {};
-    }
-
-    /// Numbers, or "512MiB".
-    Result<void> sizes(toml::node const& node) {
-        auto const* const array = node.as_array();
-        if (array == nullptr) return wrong(node.source(), "bytes is no array");
-        for (auto const& item : *array) {
-            auto const number = item.value_exact<std::int64_t>();
-            auto const text = number ? std::to_string(*number)
-                                     : item.value_exact<std::string>().value_or(std::string());
-            auto const size = parse_size(text);
-            if (!size) return wrong(item.source(), size.error().message);
-            config_.grid.bytes.push_back(size.value());
-        }
-        return {};
-    }
-
-    Result<void> pools(toml::node const& node) {
-        DKV_TRY(list("pools", node, config_.grid.pools));
-        for (auto const& pool : config_.grid.pools)
-            if (pool != "max" && pool != "avg")
-                return wrong(node.source(), "pool '" + pool + "' is neither max nor avg");
         return {};
     }
 

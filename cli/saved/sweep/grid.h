@@ -17,17 +17,15 @@ struct SweepFile {
     std::string task;
 };
 
-/// Lists that are empty say nothing: the policy's own value counts.
+/// Lists of values for each parameter; one that is empty says nothing: the policy's own value
+/// counts.
 struct Grid {
     std::vector<std::string> policies;
-    std::vector<std::uint32_t> capacities;
-    std::vector<double> ratios;
-    std::vector<std::uint64_t> bytes;
-    std::vector<double> masses;
-    std::vector<std::uint32_t> windows;
-    std::vector<std::uint32_t> kernels;
-    std::vector<std::string> pools;
-    PolicyRequest fixed;  ///< What every point has.
+#define DKV_SIZE(name, type, ...) std::vector<type> name = {};
+#define DKV_NUMBER(name, type, ...) std::vector<type> name = {};
+#define DKV_OF_PROFILE(name, type, ...) std::vector<type> name = {};
+#define DKV_NAMED(name, type, ...) Named<type> name = {};  // Of every point.
+#include "protocol/policy/parameters.inc"
 };
 
 /// One request, and as JSON what was asked for: policy, size and what else was given.
@@ -36,15 +34,11 @@ struct GridPoint {
     Json asked;
 };
 
-/// The product of the lists, policy by policy; sizes in the order capacities, ratios, bytes,
-/// masses. A policy that does not look at a parameter has no points for its values, and fullkv,
-/// which has no size, has one point.
+/// The product of the lists, policy by policy; sizes in the order of the table. A policy that does
+/// not look at a parameter has no points for its values, and fullkv, which has no size, has one
+/// point.
 ///
 /// Errors: InvalidArgument when there is no policy, or no size where a policy needs one.
 Result<std::vector<GridPoint>> grid_points(Grid const& grid);
-
-/// "512MiB", "32k", "4096": K, M, G are 1024, 1024² …, as --bytes has them.
-/// Errors: InvalidArgument.
-Result<std::uint64_t> parse_size(std::string const& text);
 
 }  // namespace dkv::cli

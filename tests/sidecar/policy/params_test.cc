@@ -129,7 +129,7 @@ TEST_CASE("sizes other than a capacity are checked, and stand in its place") {
                   "ratio is nan, not above 0 and at most 1");
     check_invalid({.name = "snapkv", .keep_mass = -1.0},
                   "keep_mass is -1, not above 0 and at most 1");
-    check_invalid({.name = "snapkv", .bytes = 0}, "bytes is 0: nothing could be kept");
+    check_invalid({.name = "snapkv", .bytes = 0}, "bytes is 0, not at least 1");
     check_invalid({.name = "snapkv", .capacity = 64, .ratio = 0.5},
                   "capacity and ratio are given: one size is enough");
     check_invalid({.name = "snapkv", .ratio = 0.5, .bytes = 1, .keep_mass = 0.5},

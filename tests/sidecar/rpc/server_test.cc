@@ -202,7 +202,7 @@ TEST_CASE("numbers that are no words of the protocol are refused") {
     s.attach();
     auto open = ServerFixture::open_session(1, "snapkv");
     open.policy->pool = static_cast<wire::Pool>(7);
-    CHECK(s.ask_in_vain(std::move(open)).message == "pool 7 is neither max (0) nor avg (1)");
+    CHECK(s.ask_in_vain(std::move(open)).message == "pool 7 is none of max (0), avg (1)");
     open = ServerFixture::open_session(1, "snapkv");
     open.policy->reduce = static_cast<wire::GroupReduce>(3);
     CHECK(s.ask_in_vain(std::move(open)).message ==
