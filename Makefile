@@ -3,6 +3,7 @@ PRESET ?= release
 BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
+GPU    := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
 # The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda
 PROMPT ?=
@@ -13,16 +14,28 @@ BACKEND ?=
 
 comma := ,
 
+# What is compiled, and how a build folder is configured that is not there yet: programs and libdkv, without
+# tests and benchmarks. A folder that has them keeps them.
+TARGETS   = programs
+LEAN      = $(if $(wildcard $(BUILD)/CMakeCache.txt),,-DDKV_TESTS=OFF -DDKV_BENCH=OFF)
+CUDA      = -DDKV_CUDA=AUTO
+CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
+
+# The end-to-end tests' surroundings, for pytest started by hand.
+E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
+	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf
+
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat test-architectures test-formats ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead bench-decode \
-	eval eval-quick golden lint \
-	format tidy schema-check install clean
+.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat \
+	test-architectures test-formats ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
 
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What a demo runs, and not benchmarks; on a GPU or its emulation, whatever there is.
-demo: TARGETS = $(if $(BACKEND),,dkvd dkv_program dkv)
+# It compiles kernels for a GPU where there is one, or when one is asked for.
+demo: CUDA = $(if $(GPU)$(BACKEND),-DDKV_CUDA=AUTO,$(if $(LEAN),-DDKV_CUDA=OFF))
+demo: TARGETS = programs $(if $(BACKEND),demo_backends)
 demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE= BACKEND=cuda)
 	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
 		$(if $(PROMPT),--prompt '$(PROMPT)') $(if $(POLICY),--policy '$(POLICY)') \
@@ -31,87 +44,90 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 
 test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
 
-deps:         ## Debian packages and the Python environment (.venv)
-	tools/dev/install_deps.sh
+deps: $(if $(GPU)$(BACKEND),deps-cuda) ## what building and the demo need: Debian packages, .venv (a GPU's compiler where there is a GPU)
+	tools/dev/install_deps.sh build python
+
+# deps-test, deps-cuda, deps-lint, deps-bench, deps-wheel: what those need beyond that.
+deps-%:
+	tools/dev/install_deps.sh $*
 
 # What a user runs is linked into .venv; libdkv is then found beside it. A sanitizer's cannot be loaded into Python.
-build: deps   ## configure and compile (PRESET=release|dev|asan|tsan); dkv and dkvd are then in .venv/bin
-	cmake --preset $(PRESET) --log-level=WARNING
-	cmake --build --preset $(PRESET) $(if $(TARGETS),--target $(TARGETS))
+build: deps   ## dkv and dkvd, which are then in .venv/bin, and libdkv (PRESET=release|dev|asan|tsan TARGETS=all)
+	$(CONFIGURE) $(LEAN) $(CUDA)
+	cmake --build --preset $(PRESET) --target $(TARGETS)
 	@case $(PRESET) in release|dev) ln -sf ../../$(BUILD)/bin/dkv ../../$(BUILD)/bin/dkvd .venv/bin/;; esac
 
-test-unit: deps ## the unit tests alone
-	cmake --preset $(PRESET) --log-level=WARNING
+test-unit: deps deps-test deps-cuda ## the unit tests alone
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target unit_tests
 	tools/dev/test.sh $(PRESET) --label-exclude e2e
 
-test-e2e: deps ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
-	cmake --preset $(PRESET) --log-level=WARNING
+test-e2e: deps deps-test deps-cuda ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target end_to_end
 	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test|ptxas|gpu|emulated):'
 
-test-emulated: deps ## what a GPU would run, on the emulation: kernels, the emulation itself, libdkv_cuda, all of it end to end
-	cmake --preset $(PRESET) --log-level=WARNING
+test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulation: kernels, the emulation itself, libdkv_cuda, all of it end to end
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
 	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
-test-asan: deps ## unit tests under the address and undefined-behaviour sanitizers
+test-asan: deps deps-test deps-cuda ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target unit_tests
 	tools/dev/test.sh asan --label-exclude e2e
 
-test-tsan: deps ## unit tests under the thread sanitizer
+test-tsan: deps deps-test deps-cuda ## unit tests under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
 	cmake --build --preset tsan --target unit_tests
 	tools/dev/test.sh tsan --label-exclude e2e
 
-mutants: deps ## kernels with one thing wrong in each: the emulation must catch every one (MUTANTS='words of names')
+mutants: deps deps-test deps-cuda ## kernels with one thing wrong in each: the emulation must catch every one (MUTANTS='words of names')
 	tools/cuda_emu/mutants/mutants.py $(MUTANTS)
 
 test-compat: build ## the adapter against transformers 4.57, in an environment of its own
 	tools/dev/compat.sh $(BUILD)
 
 test-architectures: build ## dkv.hf with a tiny model of every architecture; docs/MODELS.md says what was seen
-	OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
-		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf \
-		--page docs/MODELS.md tests/architectures
+	$(E2E) --page docs/MODELS.md tests/architectures
 
 test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which are installed on first use (a minute)
 	tools/formats/install.sh
-	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
-		$(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf tools/formats
+	$(E2E) tools/formats
 
-ptxas: deps   ## what nvcc made of every kernel, for every architecture, against the table under version control
-	cmake --preset $(PRESET) --log-level=WARNING
+ptxas: deps deps-test deps-cuda ## what nvcc made of every kernel, for every architecture, against the table under version control
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target ptxas
 
-ptxas-accept: deps ## the table is what is built now: look at its difference before you commit it
-	cmake --preset $(PRESET) --log-level=WARNING
+ptxas-accept: deps deps-test deps-cuda ## the table is what is built now: look at its difference before you commit it
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target ptxas-accept
 
 gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON (GPU_TEST=--emulated: without a GPU)
 	python3 tools/gpu/gpu_test.py --out build/gpu-test.json $(GPU_TEST)
 
-gpu-bundle: deps ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
+gpu-bundle: deps deps-test deps-cuda ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
 	tools/gpu/bundle.sh
 
-fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
+fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
 	tools/fuzz/run.sh $(or $(SECONDS),30)
 
-soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
+soak: build deps-test ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
-	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 \
-		DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
-		$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/python/test_killed.py
+	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} $(E2E) -s tests/python/test_killed.py
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target message_fuzz_test
 	DKV_FUZZ_SEED=$${DKV_FUZZ_SEED:-$$(date +%s)} DKV_FUZZ_MESSAGES=$${DKV_FUZZ_MESSAGES:-1000000} build/asan/bin/message_fuzz_test
 	tools/fuzz/run.sh 600
 
-bench: build  ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
+bench: deps deps-bench ## every op: GB/s, ratio to this machine's memory bandwidth and to torch
+	$(CONFIGURE) $(LEAN) -DDKV_BENCH=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target dkv_bench
 	$(PYTHON) tools/bench/run.py --binary $(BUILD)/bin/dkv_bench
 
-bench-compact: build ## a 2 GB cache compacted by every policy, next to reading it (BENCH_DIR=/tmp)
+bench-compact: deps deps-bench ## a 2 GB cache compacted by every policy, next to reading it (BENCH_DIR=/tmp)
+	$(CONFIGURE) $(LEAN) -DDKV_BENCH=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target dkv_compact_bench
 	mkdir -p $(or $(BENCH_DIR),/tmp)/dkv-bench
 	$(BUILD)/bin/dkv_compact_bench $(or $(BENCH_DIR),/tmp)/dkv-bench
 
@@ -130,13 +146,17 @@ eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='
 		$(or $(EVAL),--needles 100 --texts 48 --ruler 40 --grid 1024$(comma)2048$(comma)4096:0.1$(comma)0.3$(comma)0.5$(comma)0.7$(comma)0.9)
 	$(BUILD)/bin/dkv eval figures build/eval/$(notdir $(or $(MODEL),smollm2)).csv -o build/eval/figures
 
-golden: build ## dynamickv-ref against recorded outcomes (FILE=one.json)
+golden: deps deps-test ## dynamickv-ref against recorded outcomes (FILE=one.json)
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target dkv_golden_check
 	tools/golden/check $(or $(FILE),tests/data/golden/*.json)
 
-lint: build   ## formatting, the shape of the tree, clang-tidy
+lint: deps deps-lint deps-bench ## formatting, the shape of the tree, clang-tidy
 	clang-format --dry-run --Werror $(CODE)
 	python3 tools/tidy/tidy.py
-	run-clang-tidy -quiet -p $(BUILD) '(cli|kernels|protocol|sidecar|tests|tools)/.*\.cc$$'
+	cmake --preset dev --log-level=WARNING -DDKV_TESTS=ON -DDKV_BENCH=ON
+	cmake --build --preset dev --target dkv_schema_generated
+	run-clang-tidy -quiet -p build/dev '(cli|kernels|protocol|sidecar|tests|tools)/.*\.cc$$'
 
 format:       ## rewrite the code in the house format
 	clang-format -i $(CODE)
@@ -149,6 +169,15 @@ schema-check: ## the wire schema still speaks to every released version
 
 install: build ## programs, libdkv and the header under PREFIX (/usr/local)
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
+
+wheel: deps-build deps-wheel ## dist/dkv-….whl: the package, dkv, dkvd, libdkv and what they need, for pip
+	tools/dev/wheel.sh cpu
+
+wheel-cuda: deps-build deps-wheel deps-cuda ## dist/dkv_cu13-….whl: the same with CUDA (CUDA_ARCHITECTURES="80 90")
+	CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" tools/dev/wheel.sh cuda
+
+test-wheel: deps wheel ## the wheel in a bare environment: programs, library, README's first example
+	tools/dev/test_wheel.sh
 
 clean:        ## remove what was built
 	rm -rf build

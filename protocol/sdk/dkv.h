@@ -66,7 +66,7 @@ typedef struct dkv_engine dkv_engine;
 typedef struct dkv_arena dkv_arena;
 typedef struct dkv_session dkv_session;
 
-/* "0.1.0" */
+/* "MAJOR.MINOR.PATCH" */
 char const* dkv_version(void);
 /* Why this thread's last call failed; "" when none has. */
 char const* dkv_last_error(void);

@@ -35,7 +35,7 @@ TEST_CASE("dkv status --json gives exact numbers and ids as strings") {
 
     REQUIRE(ran.exit_code == 0);
     auto const json = Json::parse(ran.out);
-    CHECK(json.at("sidecar").at("version") == "0.1.0");
+    CHECK(json.at("sidecar").at("version") == "7.8.9");
     CHECK(json.at("sidecar").at("last_error").is_null());
     CHECK(json.at("instances").at(0).at("instance") == "0x00000000feedbeef");
     CHECK(json.at("instances").at(0).at("mapped_bytes") == 536870912);
@@ -203,7 +203,7 @@ TEST_CASE("dkv stop stops it once") {
 
 TEST_CASE("dkv version answers without a sidecar, and exits 4 beside one of another version") {
     auto sidecar = FakeSidecar::running();
-    CHECK(contains(run_dkv({"version"}, sidecar).out, "sidecar 0.1.0, protocol 1, at "));
+    CHECK(contains(run_dkv({"version"}, sidecar).out, "sidecar 7.8.9, protocol 1, at "));
 
     sidecar.fail = Error{ErrorCode::Unavailable, "no sidecar listens there"};
     auto const none = run_dkv({"version"}, sidecar);
@@ -215,7 +215,7 @@ TEST_CASE("dkv version answers without a sidecar, and exits 4 beside one of anot
     CHECK(run_dkv({"version"}, sidecar).exit_code == 4);
 
     auto const short_form = run_dkv({"--version"}, sidecar);
-    CHECK(short_form.out == "dkv 0.1.0\n");
+    CHECK(short_form.out == "dkv " DKV_VERSION "\n");
     CHECK(short_form.exit_code == 0);
 }
 

@@ -112,8 +112,8 @@ TEST_CASE("the man pages name every command and every option") {
             if (c != '\\') text << c;  // roff writes "\-\-json".
         return text.str();
     };
-    auto const dkv = page_of("dkv.1");
-    auto const dkvd = page_of("dkvd.8");
+    auto const dkv = page_of("man1/dkv.1");
+    auto const dkvd = page_of("man8/dkvd.8");
 
     for (auto const& node : completion_nodes(program.app)) {
         for (auto const& command : node.commands) {

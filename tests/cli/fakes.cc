@@ -162,14 +162,14 @@ cli::doctor::Readings good_machine() {
     r.memlock_bytes = 8 * kMiB;
     r.maps_max = 65530;
     r.socket = {"/run/user/7/dkv", true, true, true, true, 0700};
-    r.sidecar = {"0.1.0", 1, 99, "", false};
+    r.sidecar = {"7.8.9", 1, 99, "", false};
     return r;
 }
 
 FakeSidecar FakeSidecar::running() {
     FakeSidecar sidecar;
     auto& status = sidecar.status;
-    status.version = "0.1.0";
+    status.version = "7.8.9";
     status.protocol = 1;
     status.pid = 99;
     status.uptime_ms = 7'500'000;

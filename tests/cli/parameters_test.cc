@@ -46,8 +46,8 @@ TEST_CASE("every parameter is a flag of what takes a policy, with the table's li
 
 TEST_CASE("every parameter is a row of POLICIES.md and a paragraph of both man pages") {
     auto const policies = page(DKV_POLICIES_PAGE);
-    auto const dkv = page(DKV_MAN_FOLDER "/dkv.1");
-    auto const dkvd = page(DKV_MAN_FOLDER "/dkvd.8");
+    auto const dkv = page(DKV_MAN_FOLDER "/man1/dkv.1");
+    auto const dkvd = page(DKV_MAN_FOLDER "/man8/dkvd.8");
     for (Parameter const& row : parameters()) {
         CAPTURE(row.name);
         CHECK(policies.find("`" + std::string(row.name) + "`") != std::string::npos);

@@ -88,7 +88,7 @@ TEST_CASE("dkv status: a sidecar with an engine, errors and one that went away")
     status.gone = {"0x00000000deadbeef pid 4711: killed, 2 regions dropped"};
 
     CHECK(status_text(status, engines(), kPlain) ==
-          "sidecar   running: dkvd 0.1.0, protocol 1, pid 99, up 2 h 5 min\n"
+          "sidecar   running: dkvd 7.8.9, protocol 1, pid 99, up 2 h 5 min\n"
           "endpoint  ipc:///run/user/7/dkv/dkvd.sock\n"
           "backend   cpu (avx2, 8 threads)\n"
           "policy    dynamickv capacity=512 window=32 kernel=7 pool=max reduce=mean\n"

@@ -117,7 +117,7 @@ TEST_CASE("dkv watch on a terminal redraws a screen and leaves the terminal as i
 TEST_CASE("the screen of dkv watch fits its terminal, and shows the latest events") {
     use_utc();
     cli::Screen screen;
-    screen.status.version = "0.1.0";
+    screen.status.version = "7.8.9";
     screen.sessions.sessions.push_back(some_session(1));
     screen.sessions.sessions.back()->state = wire::SessionState::Prefill;
     screen.sessions.sessions.back()->layers_done = 1;
@@ -128,7 +128,7 @@ TEST_CASE("the screen of dkv watch fits its terminal, and shows the latest event
     auto const text = cli::screen_text(screen, style);
 
     CHECK(text ==
-          "dkvd 0.1.0  pid 0  up 0 ms  0 engines  0 open sessions  0 B mapped\n"
+          "dkvd 7.8.9  pid 0  up 0 ms  0 engines  0 open sessions  0 B mapped\n"
           "policy   -\n"
           "savings  none yet: no session has finished\n"
           "\n"

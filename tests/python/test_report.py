@@ -61,7 +61,7 @@ def study(sweep):
 
 
 def test_a_later_line_of_the_same_point_counts_and_the_head_is_passed_over(sweep):
-    path = sweep({"sweep": {"dkv": "0.1.0"}}, line(mass=0.5), line("knorm"), line(mass=0.7))
+    path = sweep({"sweep": {"dkv": "7.8.9"}}, line(mass=0.5), line("knorm"), line(mass=0.7))
 
     points, missing = results.read([path])
 

@@ -24,19 +24,23 @@ if(DKV_SANITIZE)
     add_link_options(-fsanitize=${DKV_SANITIZE})
 endif()
 
-# dkv_glue(NAME): code that spends its time waiting. Under sanitizers its compilation costs more than
-# its running ever does, so it is not optimised there.
+# dkv_glue(NAME): code that spends its time waiting, or parsing flags. Optimising it costs more than its
+# running ever does.
 function(dkv_glue name)
     if(DKV_SANITIZE)
         target_compile_options(${name} PRIVATE -O0)
+    elseif(CMAKE_BUILD_TYPE STREQUAL Release)
+        target_compile_options(${name} PRIVATE -O1)
     endif()
 endfunction()
 
-# dkv_unity(NAME): several files as one, where nobody waits for a single one of them: the headers cost
-# more than the code. Not in debug builds, where somebody does.
+# dkv_unity(NAME [FILES]): several files as one (8), because the headers cost more than the code. Not in
+# debug builds, which are for changing one file at a time.
 function(dkv_unity name)
     if(DKV_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL Release)
-        set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+        set(files 8 ${ARGN})
+        list(GET files -1 files)
+        set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${files})
     endif()
 endfunction()
 
@@ -58,20 +62,19 @@ function(dkv_test name)
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
 endfunction()
 
-# dkv_emulated_twin(NAME): the same program, of the same name, in emulated/bin: its GPU is
-# tools/cuda_emu. For end-to-end tests, never installed.
+# dkv_emulated_twin(NAME): the same objects linked as a program of the same name in emulated/bin: its GPU
+# is tools/cuda_emu. For end-to-end tests, never installed.
 function(dkv_emulated_twin name)
     if(NOT DKV_HAS_EMULATION OR DKV_SANITIZE)
         return()
     endif()
-    get_target_property(sources ${name} SOURCES)
     get_target_property(output ${name} OUTPUT_NAME)
     if(NOT output)
         set(output ${name})
     endif()
     get_target_property(links ${name} LINK_LIBRARIES)
     list(TRANSFORM links REPLACE "^dkv_gpu$" dkv_gpu_emulated)
-    add_executable(${name}_emulated ${sources})
+    add_executable(${name}_emulated $<TARGET_OBJECTS:${name}>)
     target_link_libraries(${name}_emulated PRIVATE ${links})
     set_target_properties(${name}_emulated PROPERTIES OUTPUT_NAME ${output}
         RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/emulated/bin)

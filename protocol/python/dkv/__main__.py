@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import DkvError, __version__, command, library_version
+from . import DkvError, command, library_version
 
 
 def token_ids(path: Path):
@@ -62,7 +62,7 @@ def _installed() -> str:
     """The package, its library, and where both are."""
     from ._abi import library
 
-    lines = [f"dkv {__version__}: {Path(__file__).parent}"]
+    lines = [f"dkv: {Path(__file__).parent}"]
     try:
         lines.append(f"libdkv {library_version()}: {library()._name}")
     except DkvError as error:

@@ -38,7 +38,7 @@ TEST_CASE("a controller asks and is answered") {
     FakeSidecar sidecar(endpoint.name());
     sidecar.on(wire::Body::GetStatus, [](auto const&) {
         wire::StatusInfoT status;
-        status.version = "0.1.0";
+        status.version = "7.8.9";
         return body(std::move(status));
     });
     sidecar.on(wire::Body::SetPolicy, [](auto const& request) {
@@ -50,7 +50,7 @@ TEST_CASE("a controller asks and is answered") {
 
     auto const status = line->status();
     REQUIRE(status);
-    CHECK(status.value().version == "0.1.0");
+    CHECK(status.value().version == "7.8.9");
     CHECK(line->set_policy(7, nullptr));
     CHECK(sidecar.wait_for(wire::Body::SetPolicy)->body.AsSetPolicy()->instance == 7);
     wire::PolicyT wish;

@@ -1,6 +1,7 @@
-# The man pages: docs/man/*.in with what protocol/policy/parameters.inc says of every policy parameter.
-set(dkv_man_folder ${CMAKE_BINARY_DIR}/man)
+# share/ of a prefix, made in the build folder as it is installed: man pages and completions.
+set(dkv_share ${CMAKE_BINARY_DIR}/share)
 
+# What protocol/policy/parameters.inc says of every policy parameter.
 function(dkv_parameters_in_roff result)
     set(table ${PROJECT_SOURCE_DIR}/protocol/policy/parameters.inc)
     set_property(DIRECTORY ${PROJECT_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${table})
@@ -20,8 +21,17 @@ function(dkv_parameters_in_roff result)
 endfunction()
 
 dkv_parameters_in_roff(POLICY_PARAMETERS)
-foreach(page dkv.1 dkvd.8)
-    configure_file(docs/man/${page}.in ${dkv_man_folder}/${page} @ONLY)
-endforeach()
-install(FILES ${dkv_man_folder}/dkv.1 DESTINATION share/man/man1)
-install(FILES ${dkv_man_folder}/dkvd.8 DESTINATION share/man/man8)
+configure_file(docs/man/dkv.1.in ${dkv_share}/man/man1/dkv.1 @ONLY)
+configure_file(docs/man/dkvd.8.in ${dkv_share}/man/man8/dkvd.8 @ONLY)
+
+add_custom_target(completions)
+function(dkv_completion shell folder name)
+    file(MAKE_DIRECTORY ${dkv_share}/${folder})
+    set(file ${dkv_share}/${folder}/${name})
+    add_custom_command(OUTPUT ${file} COMMAND dkv_program completion ${shell} > ${file} VERBATIM)
+    add_custom_target(completion_${shell} DEPENDS ${file})
+    add_dependencies(completions completion_${shell})
+endfunction()
+dkv_completion(bash bash-completion/completions dkv)
+dkv_completion(zsh zsh/site-functions _dkv)
+dkv_completion(fish fish/vendor_completions.d dkv.fish)
