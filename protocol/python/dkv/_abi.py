@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import pathlib
-import sys
 from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_uint32, c_uint64, c_void_p
 
-from .words import DkvError, Status
+from . import programs
+from .errors import DkvError, Status
 
 DEFAULT = 0xFFFFFFFF  # DKV_DEFAULT
 
@@ -233,26 +231,6 @@ _PROTOTYPES = {
 }
 
 
-_HERE = pathlib.Path(__file__).resolve().parent
-
-
-def builds() -> list[pathlib.Path]:
-    """Build folders of the sources that this package lies in: the one whose programs `make build` linked into
-    this environment, then the presets that Python can load."""
-    folder = _HERE.parents[2] / "build"
-    linked = pathlib.Path(sys.prefix, "bin", "dkvd").resolve().parents[1]
-    presets = [folder / "release", folder / "dev"]
-    return list(dict.fromkeys(([linked] if linked.parent == folder else []) + presets))
-
-
-def _candidates() -> list[str]:
-    given = os.environ.get("DKV_LIBRARY")
-    if given:
-        return [given]
-    places = [_HERE / "libdkv.so.1"] + [build / "lib/libdkv.so" for build in builds()]
-    return [str(path) for path in places if path.exists()] + ["libdkv.so.1"]
-
-
 def load(paths: list[str], prototypes: dict, missing: str) -> ctypes.CDLL:
     """The first of these libraries that loads and has every function. Raises DkvError (NOT_FOUND), with
     `missing` around what was tried."""
@@ -272,7 +250,7 @@ def load(paths: list[str], prototypes: dict, missing: str) -> ctypes.CDLL:
 @functools.cache
 def library() -> ctypes.CDLL:
     """libdkv, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
-    return load(_candidates(), _PROTOTYPES, "no libdkv ({}); make build, or set DKV_LIBRARY")
+    return load(programs.libraries(), _PROTOTYPES, "no libdkv ({}); make build, or set DKV_LIBRARY")
 
 
 def last_error() -> str:
