@@ -12,7 +12,7 @@ Face transformers. Nothing here needs torch.
 
 from . import cuda
 from ._abi import library as _library
-from .arena import Arena
+from .arena import Arena, Rows
 from .engine import Engine
 from .session import Session
 from .words import (
@@ -29,7 +29,6 @@ from .words import (
     Policy,
     Profile,
     Result,
-    Rows,
     Status,
 )
 

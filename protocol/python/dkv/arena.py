@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 
 from . import _abi
 from .words import ArenaKind, DkvError, Status
@@ -85,3 +86,18 @@ class Arena:
         Raises DkvError: INVALID_ARGUMENT for a range outside, IO.
         """
         _abi.call("dkv_arena_release", self.handle, offset, bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
+
+    arena: Arena
+    offset: int
+    dtype: object
+    heads: int
+    tokens: int
+    head_dim: int
+    head_stride: int
+    token_stride: int
+    dim_stride: int = 1

@@ -6,17 +6,14 @@ import ctypes
 import typing
 
 from . import _abi, _cuda_abi, checks, cuda
-from .arena import Arena
-from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Rows, Status
-
-if typing.TYPE_CHECKING:
-    from .engine import Engine
+from .arena import Arena, Rows
+from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Status
 
 
 class Session:
     """Made by Engine.open_session. Belongs to one thread at a time."""
 
-    def __init__(self, engine: "Engine", prompt_tokens: int, policy: Policy | None, progressive: bool):
+    def __init__(self, engine, prompt_tokens: int, policy: Policy | None, progressive: bool):
         self._handle: ctypes.c_void_p | None = None
         prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
         if policy is not None:

@@ -9,9 +9,6 @@ import typing
 from . import checks
 from .errors import DkvError, Status
 
-if typing.TYPE_CHECKING:
-    from .arena import Arena
-
 
 class Dtype(enum.IntEnum):
     F32 = 1
@@ -183,21 +180,6 @@ _CHECKS: dict[str, typing.Callable[[str, typing.Any], object]] = {
     "preset": checks.text,
     "profile": lambda name, value: checks.instance(name, value, Profile),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
-
-    arena: "Arena"
-    offset: int
-    dtype: object
-    heads: int
-    tokens: int
-    head_dim: int
-    head_stride: int
-    token_stride: int
-    dim_stride: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
