@@ -18,9 +18,9 @@ namespace {
 namespace fs = std::filesystem;
 
 // matplotlib is asked for where something is drawn.
-constexpr char const* kModelNeeds[] = {"dkv", "torch", "transformers", "rich"};
-constexpr char const* kLabNeeds[] = {"dkv", "dkv_lab", "torch", "transformers", "rich"};
-constexpr char const* kReportNeeds[] = {"dkv", "dkv_lab", "matplotlib", "jinja2"};
+constexpr char const* kModelNeeds[] = {"dkv", "cffi", "torch", "transformers", "rich"};
+constexpr char const* kLabNeeds[] = {"dkv", "cffi", "dkv_lab", "torch", "transformers", "rich"};
+constexpr char const* kReportNeeds[] = {"dkv", "cffi", "dkv_lab", "matplotlib", "jinja2"};
 
 constexpr PythonCommand kPythonCommands[] = {
     {"calibrate", "dkv_lab", kLabNeeds}, {"capture", "dkv", kModelNeeds},

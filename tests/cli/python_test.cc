@@ -85,8 +85,8 @@ TEST_CASE("a command of Python's asks for the packages that it needs itself") {
     auto const python =
         script_in(folder, "python", "[ \"$1\" = -c ] && shift 2 && printf \"$*\" && exit 0\n");
 
-    CHECK(contains(become({"report"}, python).out, " has no dkv dkv_lab matplotlib jinja2: "));
-    CHECK(contains(become({"capture"}, python).out, " has no dkv torch transformers rich: "));
+    CHECK(contains(become({"report"}, python).out, " has no dkv cffi dkv_lab matplotlib jinja2: "));
+    CHECK(contains(become({"capture"}, python).out, " has no dkv cffi torch transformers rich: "));
 }
 
 TEST_CASE("dkv eval ends as Python ends") {

@@ -10,8 +10,7 @@ Whatever raises a DkvError, the engine can go on with its own rows. dkv.hf does 
 Face transformers. Nothing here needs torch.
 """
 
-from . import cuda
-from ._abi import library as _library
+from . import _abi, cuda
 from .arena import Arena, Rows
 from .engine import Engine
 from .session import Session
@@ -37,7 +36,7 @@ __version__ = "0.1.0"
 
 def library_version() -> str:
     """Of the libdkv that is loaded. Raises DkvError (NOT_FOUND) when there is none."""
-    return _library().dkv_version().decode()
+    return _abi.ffi.string(_abi.library().dkv_version()).decode()
 
 
 __all__ = [

@@ -34,11 +34,11 @@ COMMANDS = {
 
 def _installed() -> str:
     """The package, its library, and where both are."""
-    from ._abi import library
+    from ._abi import library_path
 
     lines = [f"dkv {__version__}: {Path(__file__).parent}"]
     try:
-        lines.append(f"libdkv {library_version()}: {library()._name}")
+        lines.append(f"libdkv {library_version()}: {library_path()}")
     except DkvError as error:
         lines.append(str(error))
     return "\n".join(lines)
