@@ -2,6 +2,8 @@
 PRESET ?= release
 BUILD  := build/$(PRESET)
 PYTHON := .venv/bin/python
+# As in .venv (tools/dev/install_deps.sh).
+PACKAGES := $(CURDIR)/protocol/python:$(CURDIR)/tools/lab
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
 GPU    := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
@@ -22,7 +24,7 @@ CUDA      = -DDKV_CUDA=AUTO
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
 
 # The end-to-end tests' surroundings, for pytest started by hand.
-E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=protocol/python \
+E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) \
 	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
@@ -138,8 +140,8 @@ bench-decode: build ## ms per token of unequal heads against equal ones, at equa
 	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
 
 eval-quick: build ## a small evaluation through a real dkvd that must come out as expected (minutes)
-	OMP_WAIT_POLICY=PASSIVE DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=protocol/python \
-		$(PYTHON) -m dkv.lab.quick -o build/eval-quick
+	OMP_WAIT_POLICY=PASSIVE DKV_BIN_DIR=$(BUILD)/bin DKV_LIBRARY=$(BUILD)/lib/libdkv.so PYTHONPATH=$(PACKAGES) \
+		$(PYTHON) -m dkv_lab quick -o build/eval-quick
 
 eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='--needles 100 …')
 	OMP_WAIT_POLICY=PASSIVE $(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \

@@ -17,14 +17,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// With a model; matplotlib is asked for where something is drawn.
-constexpr char const* kModelNeeds[] = {"dkv", "torch", "transformers", "rich"};
-constexpr char const* kReportNeeds[] = {"dkv", "matplotlib", "jinja2"};
+// matplotlib is asked for where something is drawn.
+constexpr char const* kModelNeeds[] = {"dkv", "cffi", "torch", "transformers", "rich"};
+constexpr char const* kLabNeeds[] = {"dkv", "cffi", "dkv_lab", "torch", "transformers", "rich"};
+constexpr char const* kReportNeeds[] = {"dkv", "cffi", "dkv_lab", "matplotlib", "jinja2"};
 
 constexpr PythonCommand kPythonCommands[] = {
-    {"calibrate", "dkv.lab.calibrate", kModelNeeds}, {"capture", "dkv.hf.requery", kModelNeeds},
-    {"eval", "dkv.lab.evaluate", kModelNeeds},       {"profile", "dkv.lab.known", kModelNeeds},
-    {"report", "dkv.report", kReportNeeds},
+    {"calibrate", "dkv_lab", kLabNeeds}, {"capture", "dkv", kModelNeeds},
+    {"eval", "dkv_lab", kLabNeeds},      {"profile", "dkv", kModelNeeds},
+    {"report", "dkv_lab", kReportNeeds},
 };
 
 constexpr char const* kProbe =
@@ -79,7 +80,7 @@ Result<std::string> printed_by(std::vector<std::string> words) {
     int status = 0;
     while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
-    if (status != 0) return Error{ErrorCode::NotFound, "it is no Python 3"};
+    if (status != 0) return Error{ErrorCode::NotFound, "not a working Python 3"};
     return out;
 }
 
@@ -130,7 +131,8 @@ PythonCommand const* python_command(std::string_view name) {
 Python find_python(std::string const& program) {
     fs::path const root = sources_of(program);
     Python python;
-    if (!root.empty()) python.sources = root / "protocol" / "python";
+    if (!root.empty())
+        python.sources = fmt::format("{0}/protocol/python:{0}/tools/lab", root.native());
     fs::path const beside = fs::path(program).parent_path() / "python3";
     if (auto const given = variable("DKV_PYTHON"); !given.empty())
         python.interpreter = given;
@@ -149,7 +151,7 @@ Error become_python(PythonCommand const& command, std::vector<std::string> const
     Python const python = find_python(program);
     set_environment(python, program, command.name);
     if (auto const good = check_modules(python, command.needs); !good) return good.error();
-    std::vector<std::string> words{python.interpreter, "-m", command.module};
+    std::vector<std::string> words{python.interpreter, "-m", command.module, command.name};
     words.insert(words.end(), arguments.begin(), arguments.end());
     auto const argv = pointers(words);
     ::execvp(argv.front(), argv.data());

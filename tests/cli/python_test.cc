@@ -68,16 +68,16 @@ TEST_CASE("dkv calibrate, capture, eval, profile and report hand every argument 
 
     CHECK(
         become({"eval", "smollm2", "--endpoint", "no dkv's", "--json", "--help", ""}, python).out ==
-        "dkv eval:\n<-m>\n<dkv.lab.evaluate>\n<smollm2>\n<--endpoint>\n<no dkv's>\n<--json>\n"
+        "dkv eval:\n<-m>\n<dkv_lab>\n<eval>\n<smollm2>\n<--endpoint>\n<no dkv's>\n<--json>\n"
         "<--help>\n<>\n");
     CHECK(become({"calibrate", "-o", "p.json", "/a model"}, python).out ==
-          "dkv calibrate:\n<-m>\n<dkv.lab.calibrate>\n<-o>\n<p.json>\n</a model>\n");
+          "dkv calibrate:\n<-m>\n<dkv_lab>\n<calibrate>\n<-o>\n<p.json>\n</a model>\n");
     CHECK(become({"profile", "list"}, python).out ==
-          "dkv profile:\n<-m>\n<dkv.lab.known>\n<list>\n");
+          "dkv profile:\n<-m>\n<dkv>\n<profile>\n<list>\n");
     CHECK(become({"capture", "smollm2", "slot.bin", "-o", "out"}, python).out ==
-          "dkv capture:\n<-m>\n<dkv.hf.requery>\n<smollm2>\n<slot.bin>\n<-o>\n<out>\n");
+          "dkv capture:\n<-m>\n<dkv>\n<capture>\n<smollm2>\n<slot.bin>\n<-o>\n<out>\n");
     CHECK(become({"report", "sweep.jsonl"}, python).out ==
-          "dkv report:\n<-m>\n<dkv.report>\n<sweep.jsonl>\n");
+          "dkv report:\n<-m>\n<dkv_lab>\n<report>\n<sweep.jsonl>\n");
 }
 
 TEST_CASE("a command of Python's asks for the packages that it needs itself") {
@@ -85,8 +85,8 @@ TEST_CASE("a command of Python's asks for the packages that it needs itself") {
     auto const python =
         script_in(folder, "python", "[ \"$1\" = -c ] && shift 2 && printf \"$*\" && exit 0\n");
 
-    CHECK(contains(become({"report"}, python).out, " has no dkv matplotlib jinja2: "));
-    CHECK(contains(become({"capture"}, python).out, " has no dkv torch transformers rich: "));
+    CHECK(contains(become({"report"}, python).out, " has no dkv cffi dkv_lab matplotlib jinja2: "));
+    CHECK(contains(become({"capture"}, python).out, " has no dkv cffi torch transformers rich: "));
 }
 
 TEST_CASE("dkv eval ends as Python ends") {
@@ -109,9 +109,10 @@ TEST_CASE("dkv eval names what to install in one line") {
     CHECK(lacking.out.starts_with("dkv: " + bare + " has no torch, rich: "));
     CHECK(contains(lacking.out, "or set DKV_PYTHON to an interpreter with it\n"));
     CHECK(std::count(lacking.out.begin(), lacking.out.end(), '\n') == 1);
-    CHECK(become({"eval"}, other).out ==
-          "dkv: " + other +
-              ": it is no Python 3; apt install python3, or set DKV_PYTHON to an interpreter\n");
+    CHECK(
+        become({"eval"}, other).out ==
+        "dkv: " + other +
+            ": not a working Python 3; apt install python3, or set DKV_PYTHON to an interpreter\n");
     CHECK(become({"calibrate"}, absent).out ==
           "dkv: " + absent +
               ": No such file or directory; apt install python3, or set DKV_PYTHON to an "
@@ -143,7 +144,8 @@ TEST_CASE("the interpreter is DKV_PYTHON, the sources' .venv, the one beside dkv
     CHECK(find_python(program).interpreter == beside);  // Somebody else's .venv.
     std::filesystem::create_directories(root / "protocol" / "python" / "dkv");
     CHECK(find_python(program).interpreter == root / ".venv" / "bin" / "python");
-    CHECK(find_python(program).sources == root / "protocol" / "python");
+    CHECK(find_python(program).sources ==
+          (root / "protocol" / "python").string() + ":" + (root / "tools" / "lab").string());
     ::setenv("DKV_PYTHON", "pypy3", 1);
     CHECK(find_python(program).interpreter == "pypy3");
     ::unsetenv("DKV_PYTHON");

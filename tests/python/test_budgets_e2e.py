@@ -10,7 +10,7 @@ from test_cache import greedy
 
 import dkv
 import dkv.hf
-from dkv.lab import budgets
+from dkv_lab import budgets
 
 pytestmark = pytest.mark.e2e
 

@@ -192,7 +192,7 @@ def test_dlpack_neither_copies_nor_changes_devices():
 def test_only_the_device_that_is_used_gets_a_context():
     script = """
 import ctypes, dkv
-driver = dkv._cuda_abi.library()
+driver = ctypes.CDLL(dkv._abi.cuda_library_path())
 def function(name, version, *types):
     found, flags = ctypes.c_void_p(), ctypes.c_ulonglong(0)
     assert driver.cudaGetDriverEntryPointByVersion(name.encode(), ctypes.byref(found), version, flags, None) == 0

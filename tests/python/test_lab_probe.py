@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from dkv.lab import scores
-from dkv.lab.probe import Probe, ProbeError, Rankings, Variant
+from dkv_lab import scores
+from dkv_lab.probe import Probe, ProbeError, Rankings, Variant
 
 WINDOW = 8
 
@@ -205,8 +205,8 @@ def test_variants_may_be_split_over_forwards(monkeypatch):
     variants = [Variant(str(i), random_budgets(prompt, i)) for i in range(7)]
     whole = probe.force(prompt, ids(6), variants, rankings, compare=True)
 
-    monkeypatch.setattr("dkv.lab.probe._LOGIT_FLOATS", 512 * 5 * 2)
-    monkeypatch.setattr("dkv.lab.probe._CHUNK_FLOATS", 1000)
+    monkeypatch.setattr("dkv_lab.probe._LOGIT_FLOATS", 512 * 5 * 2)
+    monkeypatch.setattr("dkv_lab.probe._CHUNK_FLOATS", 1000)
     split = probe.force(prompt, ids(6), variants, rankings, compare=True)
 
     torch.testing.assert_close(split.logprob, whole.logprob)

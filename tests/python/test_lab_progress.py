@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dkv.lab import progress
-from dkv.lab.needles import Row, in_turn
+from dkv_lab import progress
+from dkv_lab.needles import Row, in_turn
 
 
 def row(task: str, tokens: int = 100) -> Row:

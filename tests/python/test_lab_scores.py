@@ -5,8 +5,8 @@ import torch
 from conftest import make_tiny_llama
 from test_lab_probe import make_tiny_gpt_oss
 
-from dkv.lab import scores
-from dkv.lab.probe import Probe
+from dkv_lab import scores
+from dkv_lab.probe import Probe
 
 
 @pytest.fixture(scope="module")
@@ -72,39 +72,8 @@ def test_equal_scores_rank_the_lower_position_first_and_nan_last():
     assert order.tolist() == [[1, 4, 0, 2, 3]]
 
 
-def test_kept_positions_are_in_order_window_last():
-    order = torch.tensor([[5, 0, 3, 1, 2, 4]])
-
-    assert scores.kept_positions(order, torch.tensor([3]), 8, 2)[0].tolist() == [0, 3, 5, 6, 7]
-
-
 def test_streaming_keeps_the_sinks_and_then_the_latest(probed):
     order = scores.rank_by_position(probed, 4)
 
     assert order[0, :6].tolist() == [0, 1, 2, 3, 51, 50]
     assert order[1].sort().values.tolist() == list(range(52))
-
-
-def test_error_curves_are_those_of_a_cache_cut_by_hand(prompt_of):
-    order = scores.rank(scores.pool(scores.window_scores(prompt_of.layers[0])))
-    curves = scores.error_curves(prompt_of, [order] * 4, [0, 5, 20, 52])
-
-    layer, head = prompt_of.layers[0], 1
-    for column, budget in enumerate([0, 5, 20, 52]):
-        error, norm = 0.0, 0.0
-        for query_head in range(layer.group, 2 * layer.group):
-            for w in range(8):
-                seen = torch.arange(52 + w + 1)
-                kept = torch.tensor([i for i in seen.tolist() if i >= 52 or i in order[head, :budget].tolist()])
-                full, cut = (shares(layer, query_head, w, ids) @ layer.values[head, ids] for ids in (seen, kept))
-                error += float((full - cut).square().sum())
-                norm += float(full.square().sum())
-        assert float(curves[0, head, column]) == pytest.approx(error / norm, rel=1e-3, abs=1e-6)
-
-
-def test_mass_curves_fall_to_zero(probed):
-    order = [scores.rank(scores.window_scores(probed.layers[i])) for i in range(4)]
-    curves = scores.mass_curves(probed, order, [0, 10, 52])
-
-    assert (curves[..., 0] >= curves[..., 1]).all()
-    assert float(curves[..., 2].abs().max()) < 1e-5

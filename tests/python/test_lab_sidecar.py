@@ -12,9 +12,10 @@ from test_lab_probe import make_tiny_gpt_oss
 from test_lab_run import calibrated, tiny  # noqa: F401
 
 import dkv
-from dkv.lab import evaluate, policies, profile, results, scores, wishes
-from dkv.lab import sidecar as lab_sidecar
-from dkv.lab.probe import Probe
+from dkv.hf import profile_file as profile
+from dkv_lab import evaluate, policies, results, scores
+from dkv_lab import sidecar as lab_sidecar
+from dkv_lab.probe import Probe
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +29,7 @@ UNPROFILED = [
     "dynamickv/m=0/r_min=0.3",
     "h2o",
 ]
-PROFILED = ["profile", "profile/alpha=0.5/floor=0.4", "profile/granularity=layer"]
+PROFILED = ["profile", "profile/alpha=0.5/floor=0.4"]
 NEAR = 1e-4  # Scores whose relative difference is below this are equal but for rounding.
 
 
@@ -53,15 +54,14 @@ def differences(facts: policies.Facts, name: str, capacity: int, chooser) -> tup
     """Tokens that one side alone keeps, and all tokens kept. Those must be near-ties with the budget's last token."""
     variant = policies.variant(name, facts, capacity)
     with chooser.lend(facts.prompt) as loan:
-        kept = loan.kept(wishes.wish(name, facts, capacity))
+        kept = loan.kept(policies.wish(name, facts, capacity))
     prompt, odd, total = facts.prompt, 0, 0
     order, budgets = facts.rankings.orders[variant.ranking], variant.budgets
     assert [[len(positions) - prompt.window for positions in layer] for layer in kept] == budgets.tolist()
     for layer, index in enumerate(prompt.compressed):
-        inline = scores.kept_positions(order[layer], budgets[layer], prompt.tokens, prompt.window)
         for head, positions in enumerate(kept[layer]):
             assert positions == sorted(set(positions))
-            mine = set(inline[head].tolist())
+            mine = {*order[layer][head, : budgets[layer, head]].tolist(), *range(prompt.prefix, prompt.tokens)}
             total += len(mine)
             odd += len(mine ^ set(positions))
             if mine != set(positions):
@@ -73,8 +73,7 @@ def scores_of(facts: policies.Facts, name: str, index: int) -> torch.Tensor:
     layer = facts.prompt.layers[index]
     if name == "h2o":
         return layer.accumulated
-    _, parameters = policies.parse(name)
-    options = policies.ranked_options(facts, name.split("/")[0], parameters) | parameters
+    options = policies.ranked_options(facts, *policies.parse(name))
     return scores.pool(scores.window_scores(layer, options["reduce"]), int(options["kernel"]), options["pool"])
 
 
@@ -116,7 +115,7 @@ def test_both_paths_keep_the_same_positions_of_a_real_models_prompt(smollm2, cho
 
 def test_an_evaluation_through_the_sidecar_says_what_inline_says(tiny, tmp_path, sidecar, monkeypatch):
     made = calibrated(tmp_path)
-    flags = ["tiny", "--profile", str(made), "--policies", "streamingllm,snapkv,pyramidkv,dynamickv,profile,joint"]
+    flags = ["tiny", "--profile", str(made), "--policies", "streamingllm,snapkv,pyramidkv,dynamickv,profile"]
     flags += ["--capacity", "48,64", "--tokens", "300", "--needles", "2", "--texts", "2"]
 
     lines = {}
@@ -125,10 +124,10 @@ def test_an_evaluation_through_the_sidecar_says_what_inline_says(tiny, tmp_path,
         assert evaluate.main([*flags, *more, "-o", str(output)]) == 0
         lines[path] = results.read([output])
 
-    assert len(lines["inline"]) == len(lines["sidecar"]) == 4 * (1 + 2 * 6)
+    assert len(lines["inline"]) == len(lines["sidecar"]) == 4 * (1 + 2 * 5)
     for inline, through in zip(lines["inline"], lines["sidecar"]):
         assert inline["through"] == "inline"
-        assert through["through"] == ("inline" if through["policy"] in ("fullkv", "joint") else "sidecar")
+        assert through["through"] == ("inline" if through["policy"] == "fullkv" else "sidecar")
         same = ("key", "policy", "capacity", "kept", "bytes", "found")
         assert [inline[column] for column in same] == [through[column] for column in same]
         for column in ("kl", "logprob"):
@@ -151,8 +150,9 @@ def test_an_evaluation_without_an_endpoint_starts_a_sidecar_and_ends_it(tiny, tm
 
 def test_no_dkvd_and_a_silent_endpoint_are_said_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("DKV_BIN_DIR", str(tmp_path))
-    with pytest.raises(lab_sidecar.SidecarError, match="no dkvd was found: build it, set DKV_BIN_DIR"):
-        lab_sidecar.find_dkvd()
+    with pytest.raises(lab_sidecar.SidecarError, match="no dkvd was found: build it, or set DKV_BIN_DIR, or give --endpoint or --inline"):
+        with lab_sidecar.private_sidecar():
+            pass
 
     monkeypatch.setattr(lab_sidecar, "_START_SECONDS", 0.2)
     facts = facts_of(make_tiny_llama(), torch.arange(2, 102))

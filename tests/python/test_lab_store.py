@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import make_tiny_llama
 
-from dkv.lab.probe import Probe
-from dkv.lab.store import PrefillStore
+from dkv_lab.probe import Probe
+from dkv_lab.store import PrefillStore
 
 TOKENS = torch.randint(2, 512, (60,), generator=torch.Generator().manual_seed(5)).tolist()
 
@@ -71,7 +71,7 @@ def test_what_was_not_kept_is_computed(probe, tmp_path):
 def test_a_pickle_of_an_earlier_version_is_not_read(probe, tmp_path, caplog):
     (tmp_path / "0123456789abcdef01234567.pt").write_bytes(pickle.dumps(Trap()))
 
-    with caplog.at_level(logging.WARNING, "dkv.lab"):
+    with caplog.at_level(logging.WARNING, "dkv_lab"):
         PrefillStore(probe, "tiny", tmp_path).prefill(TOKENS)
 
     assert not Trap.opened and probe.prefills == 1
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_computed_anew(probe, tmp_path, caplog, damage):
     (path,) = tmp_path.iterdir()
     path.write_bytes(damage(path.read_bytes()))
 
-    with caplog.at_level(logging.WARNING, "dkv.lab"):
+    with caplog.at_level(logging.WARNING, "dkv_lab"):
         prompt, _ = store.prefill(TOKENS)
 
     assert not Trap.opened and probe.prefills == 2

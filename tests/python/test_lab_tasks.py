@@ -11,8 +11,10 @@ from conftest import ROOT, make_tiny_llama
 from test_lab_probe import make_tiny_gemma
 from test_lab_run import Bytes, calibrated, tiny  # noqa: F401
 
-from dkv.lab import command, decode, evaluate, figures, longbench, metrics, needles, quick, report, results, ruler, scores
-from dkv.lab.probe import Probe, Variant
+from dkv import command
+from dkv_lab import decode, evaluate, longbench, metrics, needles, quick, results, ruler, scores
+from dkv_lab.probe import Probe, Rankings, Variant
+from dkv_lab.report import eval_figures, tables
 
 MADE = ROOT / "tests" / "data" / "longbench" / "made.jsonl"
 
@@ -161,7 +163,7 @@ def test_writing_ends_where_the_model_ends():
     whole = Variant("whole", torch.full((4, 2), prompt.prefix))
     free = decode.greedy(probe, prompt, [whole], scores.prompt_rankings(prompt, scores.prompt_scores(prompt)), 9, set())[0]
 
-    ended = decode.greedy(probe, prompt, [whole], scores.Rankings(), 9, {free[4]})[0]
+    ended = decode.greedy(probe, prompt, [whole], Rankings(), 9, {free[4]})[0]
 
     assert ended == free[: free.index(free[4])]
 
@@ -193,7 +195,7 @@ def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):
 
     capsys.readouterr()
     made = tmp_path / "tables"
-    assert report.main([str(evaluated), "--csv", f"{made}.csv", "--json", f"{made}.json"]) == 0
+    assert tables.main([str(evaluated), "--csv", f"{made}.csv", "--json", f"{made}.json"]) == 0
 
     out = capsys.readouterr().out
     assert out.startswith("tiny, weights ") and "seed 1" in out
@@ -212,7 +214,7 @@ def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):
 def test_figures_are_drawn_of_everything(evaluated, tmp_path, tiny):
     made = calibrated(tmp_path)
 
-    figures.main([str(evaluated), "--profile", str(made), "--format", "svg", "-o", str(tmp_path / "f")])
+    eval_figures.main([str(evaluated), "--profile", str(made), "--format", "svg", "-o", str(tmp_path / "f")])
 
     names = {path.name for path in (tmp_path / "f").glob("*.svg")}
     assert {"grid-64.svg", "grid-128.svg", "budgets-64.svg", "text-kl-400.svg", "profile-tiny.svg"} <= names
@@ -221,15 +223,15 @@ def test_figures_are_drawn_of_everything(evaluated, tmp_path, tiny):
 def test_what_a_user_can_mend_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DKV_COMMAND", "dkv eval")
 
-    assert command.run(lambda: report.main([str(tmp_path / "absent.csv")])) == 1
-    assert capsys.readouterr().err == f"dkv eval: [Errno 2] No such file or directory: '{tmp_path}/absent.csv'\n"
+    assert command.run(lambda: tables.main([str(tmp_path / "absent.csv")])) == 1
+    assert capsys.readouterr().err == f"dkv eval: {tmp_path}/absent.csv: No such file or directory\n"
     assert command.run(lambda: evaluate.main(["/nowhere"])) == 1
     assert capsys.readouterr().err == "dkv eval: /nowhere is not a folder with a model\n"
 
     def interrupted():
         raise KeyboardInterrupt
 
-    assert command.run(interrupted) == 130
+    assert command.run(interrupted, "stopped; the same command goes on from here") == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The budgets that the sidecar is held against (tests/sidecar/config) are still those of dkv.lab.budgets."""
+"""The budgets that the sidecar is held against (tests/sidecar/config) are still those of dkv_lab.budgets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import torch
 from conftest import ROOT
 
-from dkv.lab import budgets
+from dkv_lab import budgets
 
 
 def test_the_golden_budgets_are_what_the_lab_works_out():

@@ -13,9 +13,9 @@ from test_cache import greedy
 
 import dkv
 import dkv.hf
+from dkv.hf import profile_file as files
 from dkv.hf import profiles
-from dkv.lab import budgets
-from dkv.lab import profile as files
+from dkv_lab import budgets
 
 
 @pytest.fixture(autouse=True)

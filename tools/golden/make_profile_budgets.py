@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Budgets from a profile as dkv.lab.budgets works them out, for the sidecar to be held against.
+"""Budgets from a profile as dkv_lab.budgets works them out, for the sidecar to be held against.
 
     tools/golden/make_profile_budgets.py PROFILE.json > tests/data/profile_budgets.json
 
@@ -10,10 +10,10 @@ import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "protocol/python"))
+sys.path[:0] = [str(pathlib.Path(__file__).parents[2] / folder) for folder in ("protocol/python", "tools/lab")]
 
 import torch  # noqa: E402
-from dkv.lab import budgets  # noqa: E402
+from dkv_lab import budgets  # noqa: E402
 
 WINDOW = 32
 CAPACITIES = (64, 128, 256, 512, 1024)

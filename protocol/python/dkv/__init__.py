@@ -10,9 +10,8 @@ Whatever raises a DkvError, the engine can go on with its own rows. dkv.hf does 
 Face transformers. Nothing here needs torch.
 """
 
-from . import cuda
-from ._abi import library as _library
-from .arena import Arena
+from . import _abi, cuda
+from .arena import Arena, Rows
 from .engine import Engine
 from .session import Session
 from .words import (
@@ -29,14 +28,13 @@ from .words import (
     Policy,
     Profile,
     Result,
-    Rows,
     Status,
 )
 
 
 def library_version() -> str:
     """Of the libdkv that is loaded. Raises DkvError (NOT_FOUND) when there is none."""
-    return _library().dkv_version().decode()
+    return _abi.ffi.string(_abi.library().dkv_version()).decode()
 
 
 def __getattr__(name: str) -> str:

@@ -1,297 +1,143 @@
-"""dkv.h for ctypes: the structs, the prototypes, and where libdkv is."""
+"""libdkv and libdkv_cuda through cffi, which reads dkv.h and dkv_cuda.h."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import pathlib
-import sys
-from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_uint32, c_uint64, c_void_p
+import re
+import weakref
 
-from .words import DkvError, Status
+import cffi
 
-DEFAULT = 0xFFFFFFFF  # DKV_DEFAULT
+from . import programs
+from .errors import DkvError, Status
 
-
-class Sized(ctypes.Structure):
-    """A struct whose first field is its own size."""
-
-    def __init__(self, **fields):
-        super().__init__(struct_bytes=ctypes.sizeof(type(self)), **fields)
+ffi = cffi.FFI()
+NULL = ffi.NULL
+_held: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # What the pointers of a struct lead to.
 
 
-class Geometry(ctypes.Structure):
-    _fields_ = [(name, c_uint32) for name in ("layers", "q_heads", "kv_heads", "head_dim", "dtype")]
+def _declared(header: str) -> str:
+    """The header without the preprocessor's lines. In the wheel it lies beside this file."""
+    for folder in (programs.HERE, programs.HERE.parents[1] / "sdk"):
+        if (folder / header).exists():
+            text = (folder / header).read_text()
+            return re.sub(r"^#.*$", "", re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S), flags=re.M)
+    raise DkvError(Status.NOT_FOUND, f"{programs.HERE} has no {header}: install dkv again")
 
 
-class EngineOptions(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("endpoint", c_char_p),
-        ("engine", c_char_p),
-        ("model", c_char_p),
-        ("device", c_char_p),
-        ("group", c_uint64),
-        ("geometry", Geometry),
-        ("timeout_ms", c_uint32),
-    ]
+for _header in ("dkv.h", "dkv_cuda.h"):
+    ffi.cdef(_declared(_header))
 
 
-class EngineState(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("attached", c_int32),
-        ("instance", c_uint64),
-        ("boot_id", c_uint64),
-        ("sessions_opened", c_uint64),
-        ("sessions_failed", c_uint64),
-        ("last_error", c_char * 256),
-    ]
-
-
-class Profile(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("name", c_char_p),
-        ("layers", c_uint32),
-        ("heads", c_uint32),
-        ("weights", POINTER(c_double)),
-        ("alpha", c_double),
-        ("floor", c_double),
-        ("kernel", c_uint32),
-    ]
-
-
-class Policy(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("name", c_char_p),
-        ("capacity", c_uint32),
-        ("window", c_uint32),
-        ("kernel", c_uint32),
-        ("pool", c_char_p),
-        ("reduce", c_char_p),
-        ("r_max", c_double),
-        ("r_min", c_double),
-        ("update_interval", c_uint32),
-        ("sinks", c_uint32),
-        ("beta", c_double),
-        ("granularity", c_char_p),
-        ("score_norm", c_char_p),
-        ("query_norm", c_int32),
-        ("ratio", c_double),
-        ("bytes", c_uint64),
-        ("keep_mass", c_double),
-        ("preset", c_char_p),
-        ("profile", POINTER(Profile)),
-    ]
-
-
-class SessionOptions(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("prompt_tokens", c_uint32),
-        ("policy", POINTER(Policy)),
-        ("progressive", c_int32),
-    ]
-
-
-class SessionPlan(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("compress", c_int32),
-        ("window", c_uint32),
-        ("policy", c_char * 64),
-        ("capacity", c_uint32),
-    ]
-
-
-class Rows(ctypes.Structure):
-    _fields_ = [
-        ("arena", c_void_p),
-        ("offset", c_uint64),
-        ("dtype", c_uint32),
-        ("heads", c_uint32),
-        ("tokens", c_uint32),
-        ("head_dim", c_uint32),
-        ("head_stride", c_uint64),
-        ("token_stride", c_uint64),
-        ("dim_stride", c_uint64),
-    ]
-
-
-class LayerReady(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("layer", c_uint32),
-        ("keys", Rows),
-        ("values", Rows),
-        ("queries", POINTER(Rows)),
-        ("scores", POINTER(Rows)),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("sink_logits", POINTER(c_float)),
-    ]
-
-
-class Event(Sized):
-    _fields_ = [("struct_bytes", c_uint32), ("kind", c_uint32), ("layer", c_uint32)]
-
-
-class Result(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("committed", c_int32),
-        ("bytes_full", c_uint64),
-        ("bytes_kept", c_uint64),
-        ("bytes_block_table", c_uint64),
-        ("busy_ns", c_uint64),
-    ]
-
-
-class LayerView(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("form", c_uint32),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("lengths", POINTER(c_uint32)),
-        ("head_offset", POINTER(c_uint64)),
-        ("positions", POINTER(c_int32)),
-        ("mass_kept", c_float),
-    ]
-
-
-class SaveRows(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("head_stride", c_uint64),
-        ("token_stride", c_uint64),
-        ("dim_stride", c_uint64),
-        ("head_offset", POINTER(c_uint64)),
-    ]
-
-
-class SaveLayer(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("keys", SaveRows),
-        ("values", SaveRows),
-        ("queries", SaveRows),
-        ("lengths", POINTER(c_uint32)),
-        ("positions", POINTER(c_int32)),
-        ("sink_logits", POINTER(c_float)),
-    ]
-
-
-class SaveOptions(Sized):
-    _fields_ = [
-        ("struct_bytes", c_uint32),
-        ("geometry", Geometry),
-        ("model", c_char_p),
-        ("prompt_tokens", c_uint32),
-        ("tokens", POINTER(c_int32)),
-        ("query_rows", c_uint32),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("rope_theta", c_double),
-        ("rope_interleaved", c_int32),
-        ("rope_dims", c_uint32),
-        ("rope_scaling", c_char_p),
-        ("provenance", POINTER(c_char_p)),
-    ]
-
-
-# name: (result, arguments). A status of c_int32 is checked by call().
-_PROTOTYPES = {
-    "dkv_version": (c_char_p, []),
-    "dkv_last_error": (c_char_p, []),
-    "dkv_arena_create": (c_int32, [c_uint64, c_uint32, POINTER(c_void_p)]),
-    "dkv_arena_base": (c_void_p, [c_void_p]),
-    "dkv_arena_bytes": (c_uint64, [c_void_p]),
-    "dkv_arena_release": (c_int32, [c_void_p, c_uint64, c_uint64]),
-    "dkv_arena_allocated_bytes": (c_uint64, [c_void_p]),
-    "dkv_arena_destroy": (None, [c_void_p]),
-    "dkv_engine_open": (c_int32, [POINTER(EngineOptions), POINTER(c_void_p)]),
-    "dkv_engine_wait_attached": (c_int32, [c_void_p, c_uint32]),
-    "dkv_engine_get_state": (c_int32, [c_void_p, POINTER(EngineState)]),
-    "dkv_engine_close": (None, [c_void_p]),
-    "dkv_session_open": (
-        c_int32,
-        [c_void_p, POINTER(SessionOptions), POINTER(c_void_p), POINTER(SessionPlan)],
-    ),
-    "dkv_session_layer_ready": (c_int32, [c_void_p, POINTER(LayerReady)]),
-    "dkv_session_poll": (c_int32, [c_void_p, POINTER(Event), c_uint32]),
-    "dkv_session_finish": (c_int32, [c_void_p, c_uint32, POINTER(Result)]),
-    "dkv_session_layer": (c_int32, [c_void_p, c_uint32, POINTER(LayerView)]),
-    "dkv_session_take_arena": (c_int32, [c_void_p, c_uint32, POINTER(c_void_p)]),
-    "dkv_session_adopted": (c_int32, [c_void_p, c_uint64, c_uint64, c_uint64]),
-    "dkv_session_failure": (c_int32, [c_void_p]),
-    "dkv_session_close": (None, [c_void_p, c_char_p]),
-    "dkv_save": (c_int32, [c_char_p, POINTER(SaveOptions), POINTER(SaveLayer), POINTER(c_uint64)]),
-}
-
-
-_HERE = pathlib.Path(__file__).resolve().parent
-
-
-def builds() -> list[pathlib.Path]:
-    """Build folders of the sources that this package lies in: the one whose programs `make build` linked into
-    this environment, then the presets that Python can load."""
-    folder = _HERE.parents[2] / "build"
-    linked = pathlib.Path(sys.prefix, "bin", "dkvd").resolve().parents[1]
-    presets = [folder / "release", folder / "dev"]
-    return list(dict.fromkeys(([linked] if linked.parent == folder else []) + presets))
-
-
-def _candidates() -> list[str]:
-    given = os.environ.get("DKV_LIBRARY")
-    if given:
-        return [given]
-    places = [_HERE / "libdkv.so.1"] + [build / "lib/libdkv.so" for build in builds()]
-    return [str(path) for path in places if path.exists()] + ["libdkv.so.1"]
-
-
-def load(paths: list[str], prototypes: dict, missing: str) -> ctypes.CDLL:
-    """The first of these libraries that loads and has every function. Raises DkvError (NOT_FOUND), with
-    `missing` around what was tried."""
+def _load(paths: list[str], cuda: bool, missing: str):
+    """The first of these libraries that loads and has every function, and its path. Raises DkvError (NOT_FOUND),
+    with `missing` around what was tried."""
     tried = []
     for path in paths:
         try:
-            loaded = ctypes.CDLL(path)
-            for name, (result, arguments) in prototypes.items():
-                function = getattr(loaded, name)
-                function.restype, function.argtypes = result, arguments
-            return loaded
+            loaded = ffi.dlopen(path)
+            for name in dir(loaded):
+                if name.startswith("dkv_cuda_") == cuda:
+                    getattr(loaded, name)
+            return loaded, path
         except (OSError, AttributeError) as error:
             tried.append(str(error))
     raise DkvError(Status.NOT_FOUND, missing.format("; ".join(tried)))
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def _library() -> tuple:
+    return _load(programs.libraries(), False, "no libdkv ({}); make build, or set DKV_LIBRARY")
+
+
+@functools.cache
+def _cuda_library() -> tuple:
+    given = os.environ.get("DKV_CUDA_LIBRARY")
+    if given:
+        paths = [given]
+    else:
+        beside = pathlib.Path(library_path()).resolve().parent  # The two are of one version.
+        found = [beside / name for name in ("libdkv_cuda.so.1", "libdkv_cuda.so")]
+        paths = [str(path) for path in found if path.exists()] + ["libdkv_cuda.so.1"]
+    library()  # Which libdkv it uses is decided first.
+    return _load(paths, True, "no libdkv_cuda ({}); build dkv where a CUDA toolkit is, or set DKV_CUDA_LIBRARY")
+
+
+def library():
     """libdkv, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
-    return load(_candidates(), _PROTOTYPES, "no libdkv ({}); make build, or set DKV_LIBRARY")
+    return _library()[0]
+
+
+def library_path() -> str:
+    return _library()[1]
+
+
+def cuda_library():
+    """libdkv_cuda, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
+    return _cuda_library()[0]
+
+
+def cuda_library_path() -> str:
+    return _cuda_library()[1]
 
 
 def last_error() -> str:
-    return library().dkv_last_error().decode(errors="replace")
+    return ffi.string(library().dkv_last_error()).decode(errors="replace")
 
 
 def call(name: str, *arguments) -> None:
     """Calls a function that returns a dkv_status. Raises DkvError for any but DKV_OK."""
-    check(getattr(library(), name)(*arguments))
-
-
-def check(status: int) -> None:
-    """Of either library. Raises DkvError for any but DKV_OK."""
+    loaded = cuda_library() if name.startswith("dkv_cuda_") else library()
+    status = getattr(loaded, name)(*arguments)
     if status != Status.OK:
         raise DkvError(Status(status), last_error())
 
 
-def text(words: str | None) -> bytes | None:
-    return None if words is None else words.encode()
+@functools.cache
+def _type(kind: str) -> tuple:
+    return ffi.typeof(f"{kind} *"), ffi.sizeof(kind)
+
+
+def new(kind: str, inside: tuple = (), /, **fields):
+    """A pointer to a new struct with these fields, or all of them `inside`; None leaves one at 0.
+
+    struct_bytes is filled in. The struct keeps alive what its fields point to.
+    """
+    pointer, size = _type(kind)
+    if inside:
+        return ffi.new(pointer, inside)
+    given = {name: value for name, value in fields.items() if value is not None}
+    struct = ffi.new(pointer, {"struct_bytes": size, **given})
+    if given:
+        _held[struct] = list(given.values())
+    return struct
+
+
+def hold(struct, value):
+    """`value`, which lives as long as `struct` from now on."""
+    _held.setdefault(struct, []).append(value)
+    return value
+
+
+def array(kind: str, values):
+    """A pointer to a new array; `kind` is that of an element. `values` must outlive it where they hold pointers."""
+    return ffi.new(f"{kind}[]", values)
+
+
+def handle(kind: str):
+    """Where a function is to put a new `kind`; [0] is what it put there."""
+    return ffi.new(f"{kind} **")
+
+
+def text(words: str | None):
+    """A C string; None: NULL."""
+    return NULL if words is None else ffi.new("char[]", words.encode())
+
+
+def address(pointer) -> int | None:
+    return int(ffi.cast("uintptr_t", pointer)) or None
 
 
 def milliseconds(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 
 from . import _abi
 from .words import ArenaKind, DkvError, Status
@@ -11,7 +12,7 @@ from .words import ArenaKind, DkvError, Status
 class _Memory:
     """The mapping itself: goes when the last of arena, buffers and tensors over them has gone."""
 
-    def __init__(self, handle: ctypes.c_void_p):
+    def __init__(self, handle):
         self.handle = handle
         self._destroy = _abi.library().dkv_arena_destroy
 
@@ -31,25 +32,26 @@ class Arena:
     """
 
     def __init__(self, bytes: int, kind: ArenaKind = ArenaKind.DEFAULT):
-        handle = ctypes.c_void_p()
-        _abi.call("dkv_arena_create", bytes, kind, ctypes.byref(handle))
-        self._memory = _Memory(handle)
+        handle = _abi.handle("dkv_arena")
+        _abi.call("dkv_arena_create", bytes, kind, handle)
+        self._memory = _Memory(handle[0])
 
     @classmethod
-    def _of(cls, handle: ctypes.c_void_p) -> "Arena":
+    def _of(cls, handle) -> "Arena":
         """Takes over what the library gave away."""
         arena = cls.__new__(cls)
         arena._memory = _Memory(handle)
         return arena
 
     @property
-    def handle(self) -> ctypes.c_void_p:
+    def handle(self):
+        """The dkv_arena of dkv.h."""
         return self._memory.handle
 
     @property
     def base(self) -> int:
         """Its address."""
-        return _abi.library().dkv_arena_base(self.handle)
+        return _abi.address(_abi.library().dkv_arena_base(self.handle))
 
     @property
     def bytes(self) -> int:
@@ -85,3 +87,18 @@ class Arena:
         Raises DkvError: INVALID_ARGUMENT for a range outside, IO.
         """
         _abi.call("dkv_arena_release", self.handle, offset, bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
+
+    arena: Arena
+    offset: int
+    dtype: object
+    heads: int
+    tokens: int
+    head_dim: int
+    head_stride: int
+    token_stride: int
+    dim_stride: int = 1

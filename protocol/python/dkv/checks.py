@@ -1,4 +1,4 @@
-"""Checks of what callers pass. ctypes would cut a number to its field's size without a word.
+"""Checks of what callers pass, before a field of C takes it.
 
 Each returns the value as the library takes it. Raises DkvError (INVALID_ARGUMENT): the name, what was found,
 what was expected.

@@ -16,7 +16,7 @@ import ctypes
 import dataclasses
 import enum
 
-from . import _abi, _cuda_abi, _dlpack
+from . import _abi, _dlpack
 from .arena import Arena, _Memory
 from .words import DkvError, Status
 
@@ -41,13 +41,13 @@ class Device:
 
 def built_with() -> str:
     """ "CUDA 13.0". Raises DkvError (NOT_FOUND) without libdkv_cuda."""
-    return _cuda_abi.library().dkv_cuda_built_with().decode()
+    return _abi.ffi.string(_abi.cuda_library().dkv_cuda_built_with()).decode()
 
 
 def is_emulated() -> bool:
     """Whether device memory is host memory, as in dkv's own tests. False without libdkv_cuda."""
     try:
-        return bool(_cuda_abi.library().dkv_cuda_is_emulated())
+        return bool(_abi.cuda_library().dkv_cuda_is_emulated())
     except DkvError:
         return False
 
@@ -57,25 +57,25 @@ def devices() -> list[Device]:
 
     Raises DkvError: UNAVAILABLE without driver or GPU, NOT_FOUND without libdkv_cuda.
     """
-    count = ctypes.c_uint32()
-    _cuda_abi.call("dkv_cuda_device_count", ctypes.byref(count))
+    count = _abi.array("uint32_t", 1)
+    _abi.call("dkv_cuda_device_count", count)
     found = []
-    for index in range(count.value):
-        device = _cuda_abi.Device()
-        _cuda_abi.call("dkv_cuda_get_device", index, ctypes.byref(device))
+    for index in range(count[0]):
+        device = _abi.new("dkv_cuda_device")
+        _abi.call("dkv_cuda_get_device", index, device)
         found.append(_device(device))
     return found
 
 
 def device_of(address: int) -> Device:
     """The GPU whose memory that is. Raises DkvError: INVALID_ARGUMENT for no device memory; as devices()."""
-    device = _cuda_abi.Device()
-    _cuda_abi.call("dkv_cuda_get_device_of", address, ctypes.byref(device))
+    device = _abi.new("dkv_cuda_device")
+    _abi.call("dkv_cuda_get_device_of", _pointer(address), device)
     return _device(device)
 
 
-def _device(found: _cuda_abi.Device) -> Device:
-    name, uuid = found.name.decode(errors="replace"), found.uuid.decode()
+def _device(found) -> Device:
+    name, uuid = (_abi.ffi.string(words).decode(errors="replace") for words in (found.name, found.uuid))
     return Device(found.ordinal, uuid, name, found.bytes, (found.major, found.minor), found.multiprocessors)
 
 
@@ -116,7 +116,7 @@ class _Lent(_Memory):
 
     _kept: list[object] = []
 
-    def __init__(self, handle: ctypes.c_void_p, lender: object):
+    def __init__(self, handle, lender: object):
         super().__init__(handle)
         self._lender = lender
         self._release, self._bytes = _abi.library().dkv_arena_release, _abi.library().dkv_arena_bytes
@@ -142,14 +142,13 @@ class DeviceArena(Arena):
     """
 
     def __init__(self, bytes: int, device: object = "cuda", kind: ArenaKind = ArenaKind.DEFAULT):
-        handle = ctypes.c_void_p()
-        uuid = uuid_of(device)
-        _cuda_abi.call("dkv_cuda_arena_create", uuid.encode(), bytes, kind, ctypes.byref(handle))
-        self._memory = _Memory(handle)
+        uuid, handle = uuid_of(device), _abi.handle("dkv_arena")
+        _abi.call("dkv_cuda_arena_create", uuid.encode(), bytes, kind, handle)
+        self._memory = _Memory(handle[0])
         self.device = uuid
 
     @classmethod
-    def _of(cls, handle: ctypes.c_void_p, device: str) -> "DeviceArena":
+    def _of(cls, handle, device: str) -> "DeviceArena":
         arena = super()._of(handle)
         arena.device = device
         return arena
@@ -163,10 +162,10 @@ class DeviceArena(Arena):
         (torch's expandable segments); INVALID_ARGUMENT for what is no device memory.
         """
         address, bytes = _extent(array)
-        handle = ctypes.c_void_p()
-        _cuda_abi.call("dkv_cuda_arena_adopt", address, bytes, ctypes.byref(handle))
+        handle = _abi.handle("dkv_arena")
+        _abi.call("dkv_cuda_arena_adopt", _pointer(address), bytes, handle)
         arena = cls.__new__(cls)
-        arena._memory = _Lent(handle, array)
+        arena._memory = _Lent(handle[0], array)
         arena.device = device_of(address).uuid
         return arena
 
@@ -220,14 +219,18 @@ class DeviceArena(Arena):
 
 def copy_to_host(address: int, bytes: int) -> bytes:
     """Device memory's bytes, wherever it is. Raises DkvError (INVALID_ARGUMENT) for no device memory."""
-    target = ctypes.create_string_buffer(bytes)
-    _cuda_abi.call("dkv_cuda_copy_to_host", target, address, bytes)
-    return target.raw
+    target = _abi.array("char", bytes)
+    _abi.call("dkv_cuda_copy_to_host", target, _pointer(address), bytes)
+    return _abi.ffi.buffer(target)[:]
 
 
 def copy_to_device(address: int, data: bytes, stream: int = 0) -> None:
     """Behind what is queued on `stream`; waits for it."""
-    _cuda_abi.call("dkv_cuda_copy_to_device", address, data, len(data), stream)
+    _abi.call("dkv_cuda_copy_to_device", _pointer(address), data, len(data), _pointer(stream))
+
+
+def _pointer(address: int):
+    return _abi.ffi.cast("void *", address)
 
 
 def _address(array: object) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from . import _abi, _cuda_abi, checks, cuda
+from . import _abi, checks, cuda
+from ._abi import NULL, ffi
 from .session import Session
 from .words import Dtype, EngineState, Geometry, Policy
 
@@ -38,34 +37,26 @@ class Engine:
         group: int = 0,
         timeout_s: float = 2.0,
     ):
-        self._handle: ctypes.c_void_p | None = None
+        self._handle = NULL
         checks.instance("geometry", geometry, Geometry)
         if endpoint is not None:
             checks.text("endpoint", endpoint)
         group = checks.count("group", group, most=(1 << 64) - 1)
         timeout_s = checks.seconds("timeout_s", timeout_s)
         self.device = "cpu" if str(device) == "cpu" else cuda.uuid_of(device)
-        options = _abi.EngineOptions(
+        options = _abi.new(
+            "dkv_engine_options",
             endpoint=_abi.text(endpoint),
             engine=_abi.text(engine),
             model=_abi.text(model),
             device=_abi.text(self.device),
             group=group,
-            geometry=_abi.Geometry(
-                geometry.layers,
-                geometry.q_heads,
-                geometry.kv_heads,
-                geometry.head_dim,
-                Dtype.of(geometry.dtype),
-            ),
+            geometry={**vars(geometry), "dtype": int(Dtype.of(geometry.dtype))},
             timeout_ms=max(1, _abi.milliseconds(timeout_s)),
         )
-        handle = ctypes.c_void_p()
-        if self.device == "cpu":
-            _abi.call("dkv_engine_open", ctypes.byref(options), ctypes.byref(handle))
-        else:
-            _cuda_abi.call("dkv_cuda_engine_open", ctypes.byref(options), ctypes.byref(handle))
-        self._handle = handle
+        handle = _abi.handle("dkv_engine")
+        _abi.call("dkv_engine_open" if self.device == "cpu" else "dkv_cuda_engine_open", options, handle)
+        self._handle = handle[0]
         self.geometry = geometry
 
     def wait_attached(self, timeout_s: float) -> None:
@@ -74,15 +65,15 @@ class Engine:
 
     @property
     def state(self) -> EngineState:
-        state = _abi.EngineState()
-        _abi.call("dkv_engine_get_state", self._handle, ctypes.byref(state))
+        state = _abi.new("dkv_engine_state")
+        _abi.call("dkv_engine_get_state", self._handle, state)
         return EngineState(
             attached=bool(state.attached),
             instance=state.instance,
             boot_id=state.boot_id,
             sessions_opened=state.sessions_opened,
             sessions_failed=state.sessions_failed,
-            last_error=state.last_error.decode(errors="replace"),
+            last_error=ffi.string(state.last_error).decode(errors="replace"),
         )
 
     def open_session(
@@ -98,8 +89,8 @@ class Engine:
 
     def close(self) -> None:
         """Says goodbye. Again is allowed."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
+        handle, self._handle = self._handle, NULL
+        if handle:
             _abi.library().dkv_engine_close(handle)
 
     def __del__(self):

@@ -43,3 +43,7 @@ class DkvError(Exception):
     def name(self) -> str:
         """ "deadline_exceeded" and so on: the name that JSON and logs use."""
         return self.status.name.lower()
+
+
+class UserError(RuntimeError):
+    """What a user can mend: the message is one line and says all there is to say."""

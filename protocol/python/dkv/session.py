@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import typing
 
-from . import _abi, _cuda_abi, checks, cuda
-from .arena import Arena
-from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Rows, Status
-
-if typing.TYPE_CHECKING:
-    from .engine import Engine
+from . import _abi, checks, cuda, parameters
+from ._abi import NULL, ffi
+from .arena import Arena, Rows
+from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Status
 
 
 class Session:
     """Made by Engine.open_session. Belongs to one thread at a time."""
 
-    def __init__(self, engine: "Engine", prompt_tokens: int, policy: Policy | None, progressive: bool):
-        self._handle: ctypes.c_void_p | None = None
+    def __init__(self, engine, prompt_tokens: int, policy: Policy | None, progressive: bool):
+        self._handle = NULL
         prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
         if policy is not None:
             checks.instance("policy", policy, Policy)
-        options = _abi.SessionOptions(prompt_tokens=prompt_tokens, progressive=int(progressive))
-        wish = _policy(policy) if policy is not None else None
-        if wish is not None:
-            options.policy = ctypes.pointer(wish)
-        plan = _abi.SessionPlan()
-        handle = ctypes.c_void_p()
-        _abi.call(
-            "dkv_session_open", engine._handle, ctypes.byref(options), ctypes.byref(handle), ctypes.byref(plan)
-        )
-        self._handle = handle
+        wish = None if policy is None else _policy(policy)
+        options = _abi.new("dkv_session_options", prompt_tokens=prompt_tokens, progressive=int(progressive), policy=wish)
+        plan, handle = _abi.new("dkv_session_plan"), _abi.handle("dkv_session")
+        _abi.call("dkv_session_open", engine._handle, options, handle, plan)
+        self._handle = handle[0]
         self._engine = engine  # Not to be collected before.
         self._kv_heads = engine.geometry.kv_heads
-        self.plan = Plan(bool(plan.compress), plan.window, plan.policy.decode(), plan.capacity)
+        self.plan = Plan(bool(plan.compress), plan.window, ffi.string(plan.policy).decode(), plan.capacity)
 
     def layer_ready(
         self,
@@ -61,30 +53,34 @@ class Session:
         Raises DkvError: BAD_STATE out of order or after the session was abandoned,
         INVALID_ARGUMENT for shapes or rows outside their arena.
         """
-        ready = _abi.LayerReady(layer=layer, keys=_rows(keys), values=_rows(values), scale=scale, softcap=softcap)
-        if queries is not None:
-            ready.queries = ctypes.pointer(_rows(queries))
-        if scores is not None:
-            ready.scores = ctypes.pointer(_rows(scores))
-        if sink_logits is not None:
-            ready.sink_logits = _sinks(layer, sink_logits, self._engine.geometry.q_heads)
+        ready = _abi.new(
+            "dkv_layer_ready",
+            layer=layer,
+            keys=_rows(keys),
+            values=_rows(values),
+            queries=None if queries is None else _abi.new("dkv_rows", _rows(queries)),
+            scores=None if scores is None else _abi.new("dkv_rows", _rows(scores)),
+            scale=scale,
+            softcap=softcap,
+            sink_logits=None if sink_logits is None else _sinks(layer, sink_logits, self._engine.geometry.q_heads),
+        )
         if stream is None:
-            _abi.call("dkv_session_layer_ready", self._handle, ctypes.byref(ready))
+            _abi.call("dkv_session_layer_ready", self._handle, ready)
         else:
-            _cuda_abi.call("dkv_cuda_layer_ready", self._handle, ctypes.byref(ready), stream)
+            _abi.call("dkv_cuda_layer_ready", self._handle, ready, ffi.cast("void *", stream))
 
     def poll(self, timeout_s: float = 0.0) -> Event:
         """The next thing that happened; EventKind.NONE when nothing did in time."""
-        event = _abi.Event()
-        _abi.call("dkv_session_poll", self._handle, ctypes.byref(event), _abi.milliseconds(timeout_s))
+        event = _abi.new("dkv_event")
+        _abi.call("dkv_session_poll", self._handle, event, _abi.milliseconds(timeout_s))
         return Event(EventKind(event.kind), event.layer)
 
     def finish(self, timeout_s: float | None = None) -> Result:
         """Waits for the destination; None: the engine's timeout. Raises DkvError with the reason when
         the session was abandoned; its layers can be looked at all the same."""
-        result = _abi.Result()
+        result = _abi.new("dkv_result")
         timeout_ms = 0 if timeout_s is None else max(1, _abi.milliseconds(timeout_s))
-        _abi.call("dkv_session_finish", self._handle, timeout_ms, ctypes.byref(result))
+        _abi.call("dkv_session_finish", self._handle, timeout_ms, result)
         return Result(
             committed=bool(result.committed),
             bytes_full=result.bytes_full,
@@ -95,23 +91,23 @@ class Session:
 
     def layer(self, layer: int) -> LayerView:
         """Where a layer's rows are now. Raises DkvError (INVALID_ARGUMENT) for no such layer."""
-        view = _abi.LayerView()
-        _abi.call("dkv_session_layer", self._handle, layer, ctypes.byref(view))
+        view = _abi.new("dkv_layer_view")
+        _abi.call("dkv_session_layer", self._handle, layer, view)
         form = LayerForm(view.form)
         if form == LayerForm.FULL:
             return LayerView(form)
-        lengths = view.lengths[: self._kv_heads]
+        lengths = ffi.unpack(view.lengths, self._kv_heads)
         positions = None
         if form == LayerForm.PACKED:
             ends = [sum(lengths[: head + 1]) for head in range(self._kv_heads)]
-            flat = view.positions[: ends[-1]]
+            flat = ffi.unpack(view.positions, ends[-1])
             positions = [flat[end - length : end] for length, end in zip(lengths, ends)]
         return LayerView(
             form=form,
-            keys=view.keys,
-            values=view.values,
+            keys=_abi.address(view.keys),
+            values=_abi.address(view.values),
             lengths=lengths,
-            head_offset=view.head_offset[: self._kv_heads],
+            head_offset=ffi.unpack(view.head_offset, self._kv_heads),
             positions=positions,
             mass_kept=view.mass_kept if view.mass_kept >= 0 else None,
         )
@@ -121,10 +117,10 @@ class Session:
 
         Raises DkvError (BAD_STATE): there is none, or it was taken before.
         """
-        handle = ctypes.c_void_p()
-        _abi.call("dkv_session_take_arena", self._handle, form, ctypes.byref(handle))
+        taken = _abi.handle("dkv_arena")
+        _abi.call("dkv_session_take_arena", self._handle, form, taken)
         device = self._engine.device
-        return Arena._of(handle) if device == "cpu" else cuda.DeviceArena._of(handle, device)
+        return Arena._of(taken[0]) if device == "cpu" else cuda.DeviceArena._of(taken[0], device)
 
     def adopted(self, bytes_returned: int, bytes_peak: int, bytes_final: int) -> None:
         """Tells the sidecar what the system gave back, as measured here."""
@@ -138,8 +134,8 @@ class Session:
 
     def close(self, reason: str | None = None) -> None:
         """Ends the session, with a reason when it was given up. Does not wait; again is allowed."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
+        handle, self._handle = self._handle, NULL
+        if handle:
             _abi.library().dkv_session_close(handle, _abi.text(reason))
 
     def __del__(self):
@@ -152,34 +148,22 @@ class Session:
         self.close(None if error is None else str(error))
 
 
-def _policy(policy: Policy) -> _abi.Policy:
-    def count(wish: int | None) -> int:
-        return _abi.DEFAULT if wish is None else wish
+# What stands for "the default" in a field of dkv_policy; NULL and 0 do in the others.
+_DEFAULTS = {"uint32_t": 0xFFFFFFFF, "int32_t": -1, "double": -1.0}
 
-    def ratio(wish: float | None) -> float:
-        return -1.0 if wish is None else wish  # To the library a negative number means the default.
 
-    return _abi.Policy(
-        name=_abi.text(policy.name),
-        capacity=count(policy.capacity),
-        window=count(policy.window),
-        kernel=count(policy.kernel),
-        pool=_abi.text(policy.pool),
-        reduce=_abi.text(policy.reduce),
-        r_max=ratio(policy.r_max),
-        r_min=ratio(policy.r_min),
-        update_interval=count(policy.update_interval),
-        sinks=count(policy.sinks),
-        beta=ratio(policy.beta),
-        granularity=_abi.text(policy.granularity),
-        score_norm=_abi.text(policy.score_norm),
-        query_norm=-1 if policy.query_norm is None else int(policy.query_norm),
-        ratio=ratio(policy.ratio),
-        bytes=policy.bytes or 0,
-        keep_mass=ratio(policy.keep_mass),
-        preset=_abi.text(policy.preset),
-        profile=_profile(policy.profile),
-    )
+def _policy(policy: Policy):
+    """Not by dkv_policy_init, which writes as much as the struct has in a newer libdkv."""
+    made = _abi.new("dkv_policy")
+    for name, field in ffi.typeof("dkv_policy").fields[1:]:
+        setattr(made, name, _DEFAULTS.get(field.type.cname, getattr(made, name)))
+    for name in ("name", *parameters.NAMES):
+        value = getattr(policy, name)
+        if value is not None:
+            setattr(made, name, _abi.hold(made, _abi.text(value)) if isinstance(value, str) else value)
+    if policy.profile is not None:
+        made.profile = _abi.hold(made, _profile(policy.profile))
+    return made
 
 
 def _sinks(layer: int, given, q_heads: int):
@@ -192,35 +176,25 @@ def _sinks(layer: int, given, q_heads: int):
     if len(numbers) != q_heads:
         wrong = f"layer {layer}: sink_logits has {len(numbers)} values, not {q_heads}: one per query head"
         raise DkvError(Status.INVALID_ARGUMENT, wrong)
-    return (ctypes.c_float * q_heads)(*numbers)
+    return ffi.new("float[]", numbers)
 
 
-def _profile(profile: Profile | None):
-    if profile is None:
-        return None
-    flat = [weight for row in profile.weights for weight in row]
-    return ctypes.pointer(
-        _abi.Profile(
-            name=_abi.text(profile.name),
-            layers=len(profile.weights),
-            heads=len(profile.weights[0]),
-            weights=(ctypes.c_double * len(flat))(*flat),
-            alpha=profile.alpha,
-            floor=profile.floor,
-            kernel=profile.kernel or 0,
-        )
+def _profile(profile: Profile):
+    return _abi.new(
+        "dkv_profile",
+        name=_abi.text(profile.name),
+        layers=len(profile.weights),
+        heads=len(profile.weights[0]),
+        weights=_abi.array("double", [weight for row in profile.weights for weight in row]),
+        alpha=profile.alpha,
+        floor=profile.floor,
+        kernel=profile.kernel,
     )
 
 
-def _rows(rows: Rows) -> _abi.Rows:
-    return _abi.Rows(
-        arena=rows.arena.handle,
-        offset=rows.offset,
-        dtype=Dtype.of(rows.dtype),
-        heads=rows.heads,
-        tokens=rows.tokens,
-        head_dim=rows.head_dim,
-        head_stride=rows.head_stride,
-        token_stride=rows.token_stride,
-        dim_stride=rows.dim_stride,
-    )
+def _rows(rows: Rows) -> tuple:
+    """What initialises a dkv_rows: its fields in their order."""
+    return (
+        rows.arena.handle, rows.offset, Dtype.of(rows.dtype), rows.heads, rows.tokens, rows.head_dim,
+        rows.head_stride, rows.token_stride, rows.dim_stride,
+    )  # fmt: skip

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import typing
 
-from . import checks
+from . import checks, parameters
 from .errors import DkvError, Status
-
-if typing.TYPE_CHECKING:
-    from .arena import Arena
 
 
 class Dtype(enum.IntEnum):
@@ -108,96 +104,35 @@ class Profile:
             object.__setattr__(self, "kernel", checks.count("profile.kernel", self.kernel))
 
 
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """A wish; None means the default. What the operator set goes before it.
-
-    Of capacity, ratio, bytes and keep_mass give one at most.
-
-    Raises DkvError (INVALID_ARGUMENT) for a value of another type, and for one that no policy could use. What
-    depends on the policy (a capacity below its window) is checked by the sidecar when a session is opened.
-    """
-
-    name: str | None = None
-    capacity: int | None = None  # Mean tokens kept per layer and KV head, window included.
-    window: int | None = None
-    kernel: int | None = None  # Odd.
-    pool: str | None = None  # "max", "avg".
-    reduce: str | None = None  # "mean", "max", "sum".
-    r_max: float | None = None
-    r_min: float | None = None
-    update_interval: int | None = None
-    sinks: int | None = None
-    beta: float | None = None
-    granularity: str | None = None  # "layer", "head", "layer-head".
-    score_norm: str | None = None  # "none", "layer", "layer-nosink".
-    query_norm: bool | None = None  # h2o: divide by the queries that can see a token.
-    ratio: float | None = None  # Share of the prompt's tokens to keep.
-    bytes: int | None = None  # Most bytes of K and V to keep.
-    keep_mass: float | None = None  # Share of the window's attention to keep.
-    preset: str | None = None  # "paper".
-    profile: Profile | None = None  # dynamickv.
-
-    def __post_init__(self):
-        for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, check(name, value))
-        sizes = [name for name in ("capacity", "ratio", "bytes", "keep_mass") if getattr(self, name) is not None]
-        if len(sizes) > 1:
-            raise DkvError(Status.INVALID_ARGUMENT, f"{' and '.join(sizes)} are given: one size is enough")
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in dataclasses.fields(cls))
+def _check_policy(self) -> None:
+    if self.name is not None:
+        checks.text("name", self.name)
+    for name, value in parameters.checked(vars(self)).items():
+        object.__setattr__(self, name, value)
+    if self.profile is not None:
+        checks.instance("profile", self.profile, Profile)
 
 
-def _number(expected: str, fits: typing.Callable[[float], bool]):
-    return lambda name, value: checks.number(name, value, expected, fits)
+Policy = dataclasses.make_dataclass(
+    "Policy",
+    [
+        ("name", "str | None", None),
+        *((each.name, f"{each.kind.__name__} | None", None) for each in parameters.PARAMETERS),
+        ("profile", "Profile | None", None),
+    ],
+    frozen=True,
+    namespace={"__module__": __name__, "__post_init__": _check_policy},
+)
+Policy.__doc__ = f"""A wish; None means the default. What the operator set goes before it.
 
+{parameters.lines("    ")}
+    profile          dynamickv: a dkv.Profile
 
-def _word(*known: str):
-    return lambda name, value: checks.word(name, value, known)
+Of capacity, ratio, bytes and keep_mass give one at most.
 
-
-_share = _number("a number above 0 and at most 1", lambda share: 0 < share <= 1)
-_at_least_1 = _number("a number of at least 1", lambda found: found >= 1)
-_CHECKS: dict[str, typing.Callable[[str, typing.Any], object]] = {
-    "name": checks.text,
-    "capacity": checks.count,
-    "window": checks.count,
-    "kernel": checks.count,
-    "pool": _word("max", "avg"),
-    "reduce": _word("mean", "max", "sum"),
-    "r_max": _at_least_1,
-    "r_min": _number("a number of 0 … 1", lambda found: 0 <= found <= 1),
-    "update_interval": checks.count,
-    "sinks": checks.count,
-    "beta": _at_least_1,
-    "granularity": _word("layer", "head", "layer-head"),
-    "score_norm": _word("none", "layer", "layer-nosink"),
-    "query_norm": checks.flag,
-    "ratio": _share,
-    "bytes": lambda name, value: checks.count(name, value, least=1, most=(1 << 64) - 1),
-    "keep_mass": _share,
-    "preset": checks.text,
-    "profile": lambda name, value: checks.instance(name, value, Profile),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
-
-    arena: "Arena"
-    offset: int
-    dtype: object
-    heads: int
-    tokens: int
-    head_dim: int
-    head_stride: int
-    token_stride: int
-    dim_stride: int = 1
+Raises DkvError (INVALID_ARGUMENT) for a value of another type, and for one that no policy could use. What
+depends on the policy (a capacity below its window) is checked by the sidecar when a session is opened.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,7 +182,7 @@ TEST_CASE("a file that cannot be read, or is far too large, is refused before it
     CHECK(huge.error().message == path + " has 17179869184 bytes, too many for a profile");
 }
 
-TEST_CASE("budgets from a profile are those of dkv.lab.budgets, to the token") {
+TEST_CASE("budgets from a profile are those of dkv_lab.budgets, to the token") {
     std::ifstream stream(DKV_PROFILE_BUDGETS);
     Json const golden = Json::parse(stream);
     std::uint32_t const window = golden.at("window");

@@ -10,6 +10,7 @@ Whatever fails, generation goes on with the rows there are, and report().failure
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import dkv
+from dkv import parameters as table
 
 from . import forks, options, profiles
 from .announce import announce_prompts, too_short, unknown_layers, unwrapped, why_left_alone
@@ -42,9 +44,10 @@ _warned: set[tuple[int, str]] = set()
 class Cache(Copyable, TransformersCache):
     """One sequence's cache. The model's attention implementation stays as it is, and acts while rows are whole.
 
-    policy, capacity, window and further options (kernel, pool, reduce, r_max, r_min,
-    update_interval, sinks, beta) are wishes: left out, the sidecar decides; what its operator has
-    set goes before them.
+    policy and its parameters are wishes: left out, the sidecar decides; what its operator has set goes before them.
+
+    policy         "dynamickv", "snapkv", …: dkv policy list
+    parameters     those of dkv.Policy, by name: capacity, window, kernel and so on (help(dkv.Policy))
 
     endpoint       the sidecar's; None: DKV_ENDPOINT, else this user's default
     progressive    layers' full rows are given back while prefill runs, not only at its end
@@ -61,7 +64,8 @@ class Cache(Copyable, TransformersCache):
     device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
                    device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
 
-    Raises TypeError for an unknown option, DkvError (INVALID_ARGUMENT) for a value of another type or range, ProfileError for a file that does not fit this model.
+    Raises TypeError for an unknown option, DkvError (INVALID_ARGUMENT) for a value of another type or range,
+    ProfileError for a file that does not fit this model.
 
     Batch 1 without padding is compressed; anything else is kept as transformers would keep it, and report() says why:
     also a prompt whose model gives its attention more than dkv understands. For a model that makes a cache of its own
@@ -89,10 +93,12 @@ class Cache(Copyable, TransformersCache):
         profile: str | os.PathLike | dkv.Profile | None = None,
         force_profile: bool = False,
         device: object = None,
-        **policy_options,
+        **parameters: object,
     ):
         model = unwrapped(model)
-        wish = {"capacity": capacity, "window": window, **options.policy_options(type(self), policy_options)}
+        own = [name for name in inspect.signature(type(self)).parameters if name != "model"]
+        table.refuse_unknown(type(self).__name__, parameters, own)
+        wish = {"capacity": capacity, "window": window, **parameters}
         options.check(
             model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine,
             timeout_s=timeout_s, prompt_tokens=prompt_tokens, strict=strict, profile=profile, force_profile=force_profile,
@@ -487,3 +493,7 @@ class Cache(Copyable, TransformersCache):
         if known not in _warned:
             _warned.add(known)
             log.warning("dkv: generation goes on without compression: %s", reason)
+
+
+# What help() and editors show: every parameter of a policy by its name.
+Cache.__init__.__signature__ = table.signature(Cache.__init__, "endpoint")

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 
 import torch
 
 import dkv
 from dkv import checks
-
-
-def policy_options(cache: type, given: dict) -> dict:
-    """Raises TypeError for a name that is not a parameter of dkv.Policy."""
-    of_policy = [name for name in dkv.Policy.names() if name != "name"]
-    own = [name for name in inspect.signature(cache).parameters if name not in ("model", "policy_options")]
-    for name in given:
-        if name not in of_policy:
-            known = list(dict.fromkeys([*own, *of_policy]))
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            raise TypeError(f"{cache.__name__}() has no option '{name}': {hint}There are {', '.join(known)}")
-    return given
 
 
 def check(

@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 
 import dkv
-from dkv.lab import profile as files
+from dkv.programs import HERE
 
+from . import profile_file as files
 from .weights import cache_root
 
 log = logging.getLogger("dkv.hf")
 
 AUTO = "auto"
-SHIPPED = Path(files.__file__).with_name("profiles")
+SHIPPED = HERE / "profiles"
 _fingerprints: "weakref.WeakKeyDictionary[torch.nn.Module, dict]" = weakref.WeakKeyDictionary()
 
 

@@ -12,7 +12,6 @@ import argparse
 import errno
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,12 +19,12 @@ import torch
 import transformers
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from dkv import command
-from dkv.__main__ import token_ids
-from dkv.command import CommandError
-from dkv.words import DkvError, Status
+from dkv import programs
+from dkv.errors import DkvError, Status, UserError
 
+from . import models
 from .capture import Capture
+from .commands import token_ids
 from .convert import convert
 from .files import NEXT_TOKEN, Rope, SavedFile, halves_of_pairs, reordered, rope_of
 from .load import check_fit
@@ -195,29 +194,17 @@ def opened(path: Path, folder: Path, options: list[str]) -> SavedFile:
             if error.status != Status.CORRUPT_DATA:
                 raise
     done = subprocess.run(
-        [_program(), "convert", path, "-o", folder / "converted.safetensors", "--format", "dkv", *options],
+        [programs.find("dkv"), "convert", path, "-o", folder / "converted.safetensors", "--format", "dkv", *options],
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:
-        raise CommandError((done.stderr.strip().splitlines() or ["dkv convert failed"])[-1].removeprefix("dkv: "))
+        raise UserError((done.stderr.strip().splitlines() or ["dkv convert failed"])[-1].removeprefix("dkv: "))
     return SavedFile.open(folder / "converted.safetensors")
-
-
-def _program() -> Path:
-    from dkv.lab.sidecar import SidecarError, find_dkvd
-
-    try:
-        found = find_dkvd().with_name("dkv")
-    except SidecarError:
-        found = Path("dkv")
-    if found.is_absolute() and not found.is_file():
-        raise CommandError("no dkv was found to convert with: build it, or set DKV_BIN_DIR")
-    return found
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=os.environ.get("DKV_COMMAND", "python -m dkv.hf.requery"),
+        prog=os.environ.get("DKV_COMMAND", "python -m dkv capture"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -240,15 +227,13 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from dkv.lab import models
-
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     if not options.output.parent.is_dir():
-        raise CommandError(f"{options.output.parent}: no such folder")
+        raise UserError(f"{options.output.parent}: no such folder")
     if not options.file.exists():  # Before a model is loaded for nothing.
-        raise CommandError(f"{options.file}: {os.strerror(errno.ENOENT)}")
+        raise UserError(f"{options.file}: {os.strerror(errno.ENOENT)}")
     tokens = token_ids(options.tokens) if options.tokens else None
     transformers.utils.logging.disable_progress_bar()  # Ours is enough, and errors are one line.
     more = ["--input-format", options.input_format] if options.input_format else []
@@ -274,13 +259,3 @@ def main(arguments: list[str] | None = None) -> int:
     rows = file.n_prompt if options.window is None else min(options.window, file.n_prompt)
     print(f"{options.output}: {file.n_prompt:,} tokens, the queries of the last {rows:,}, {size:,} bytes")
     return 0
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    from .weights import WeightsNotFound
-
-    return (WeightsNotFound,)
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main, *_expected()))

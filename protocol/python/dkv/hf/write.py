@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass, field
 
 import torch
 
 from dkv import _abi
+from dkv._abi import ffi
 from dkv.words import DkvError, Dtype, Status
 
 from .files import Rope
@@ -44,27 +44,26 @@ def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int
     """Returns the file's bytes. What stood under `path` stands there until the new file is whole.
 
     Raises DkvError: INVALID_ARGUMENT for shapes, dtypes or positions that do not go together and for values that are not
-    finite, IO, ALREADY_EXISTS when
-    `path` is a folder, FIFO or device.
+    finite, IO, ALREADY_EXISTS when `path` is a folder, FIFO or device.
     """
     first = layers[0]
     example = first.keys[0]
     queries = first.queries
     call = _Call(example.dtype)
-    geometry = _abi.Geometry(
-        len(layers),
-        _query_heads(layers),
-        len(first.keys),
-        example.shape[-1],
-        Dtype.of(example.dtype),
-    )
-    rows = (_abi.SaveLayer * len(layers))(
-        *(call.layer(index, layer, geometry.q_heads) for index, layer in enumerate(layers))
-    )
-    written = ctypes.c_uint64()
-    options = _abi.SaveOptions(
-        geometry=geometry,
-        model=about.model.encode(),
+    q_heads = _query_heads(layers)
+    made = [call.layer(index, layer, q_heads) for index, layer in enumerate(layers)]
+    rows = _abi.array("dkv_save_layer", [each[0] for each in made])
+    written = _abi.array("uint64_t", 1)
+    options = _abi.new(
+        "dkv_save_options",
+        geometry={
+            "layers": len(layers),
+            "q_heads": q_heads,
+            "kv_heads": len(first.keys),
+            "head_dim": example.shape[-1],
+            "dtype": int(Dtype.of(example.dtype)),
+        },
+        model=_abi.text(about.model),
         prompt_tokens=about.n_prompt,
         tokens=call.integers(about.tokens, about.n_prompt),
         query_rows=0 if queries is None else queries.shape[1],
@@ -73,11 +72,11 @@ def write(path: str | os.PathLike, about: About, layers: list[LayerRows]) -> int
         rope_theta=about.rope.theta,
         rope_interleaved=int(about.rope.interleaved) + int(about.rope.interleaved and about.rope.model_interleaved),
         rope_dims=about.rope.dims,
-        rope_scaling=about.rope.scaling.encode() or None,
+        rope_scaling=_abi.text(about.rope.scaling or None),
         provenance=call.words(about.provenance),
     )
-    _abi.call("dkv_save", os.fsencode(path), ctypes.byref(options), rows, ctypes.byref(written))
-    return written.value
+    _abi.call("dkv_save", os.fsencode(path), options, rows, written)
+    return written[0]
 
 
 def _query_heads(layers: list[LayerRows]) -> int:
@@ -93,13 +92,14 @@ class _Call:
     def __init__(self, dtype: torch.dtype):
         self._dtype, self._held = dtype, []
 
-    def layer(self, index: int, layer: LayerRows, q_heads: int) -> _abi.SaveLayer:
+    def layer(self, index: int, layer: LayerRows, q_heads: int):
         name = f"layers.{index}"
         lengths = [rows.shape[0] for rows in layer.keys]
-        made = _abi.SaveLayer(
+        made = _abi.new(
+            "dkv_save_layer",
             keys=self._rows(f"{name}.keys", layer.keys),
             values=self._rows(f"{name}.values", layer.values),
-            lengths=(ctypes.c_uint32 * len(lengths))(*lengths),
+            lengths=self._hold(_abi.array("uint32_t", lengths)),
         )
         if [rows.shape for rows in layer.values] != [rows.shape for rows in layer.keys]:
             raise DkvError(Status.INVALID_ARGUMENT, f"{name}: values are shaped unlike the keys")
@@ -118,7 +118,7 @@ class _Call:
             wrong = f"{name}.sink_logits is {list(sinks.shape)}, not [{q_heads}]: one per query head"
             raise DkvError(Status.INVALID_ARGUMENT, wrong)
         held = self._hold(sinks.detach().to("cpu", torch.float32).contiguous())
-        return ctypes.cast(held.data_ptr(), ctypes.POINTER(ctypes.c_float))
+        return ffi.cast("float *", held.data_ptr())
 
     def integers(self, values: torch.Tensor | None, count: int | None = None):
         if values is None:
@@ -126,13 +126,14 @@ class _Call:
         if count is not None and values.numel() != count:
             raise DkvError(Status.INVALID_ARGUMENT, f"{values.numel()} token ids for {count} tokens")
         held = self._hold(values.detach().to("cpu", torch.int32).contiguous())
-        return ctypes.cast(held.data_ptr(), ctypes.POINTER(ctypes.c_int32))
+        return ffi.cast("int32_t *", held.data_ptr())
 
     def words(self, pairs: dict[str, str]):
-        flat = [part.encode() for pair in pairs.items() for part in pair]
-        return (ctypes.c_char_p * (len(flat) + 1))(*flat, None)
+        flat = [self._hold(_abi.text(part)) for pair in pairs.items() for part in pair]
+        return self._hold(_abi.array("char const *", [*flat, _abi.NULL]))
 
-    def _rows(self, name: str, rows: _Rows) -> _abi.SaveRows:
+    def _rows(self, name: str, rows: _Rows) -> dict:
+        """What initialises a dkv_save_rows."""
         heads = list(rows) if isinstance(rows, list) else [rows]
         for tensor in heads:
             if tensor.dtype != self._dtype or tensor.device.type != "cpu":
@@ -141,15 +142,17 @@ class _Call:
             _check_finite(name, tensor)
         if not isinstance(rows, list):
             held = self._hold(rows.detach())
-            return _abi.SaveRows(held.data_ptr(), held.stride(0), held.stride(1), held.stride(2))
+            strides = dict(zip(("head_stride", "token_stride", "dim_stride"), held.stride()))
+            return {"data": ffi.cast("void *", held.data_ptr()), **strides}
         held = [self._hold(tensor.detach().contiguous()) for tensor in heads]
         base = min((tensor.data_ptr() for tensor in held if tensor.numel()), default=0)
-        offsets = (ctypes.c_uint64 * len(held))(*(max(0, tensor.data_ptr() - base) for tensor in held))
-        return _abi.SaveRows(base, 0, held[0].shape[-1], 1, offsets)
+        offsets = self._hold(_abi.array("uint64_t", [max(0, tensor.data_ptr() - base) for tensor in held]))
+        strides = {"head_stride": 0, "token_stride": held[0].shape[-1], "dim_stride": 1}
+        return {"data": ffi.cast("void *", base), **strides, "head_offset": offsets}
 
-    def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._held.append(tensor)
-        return tensor
+    def _hold(self, value):
+        self._held.append(value)
+        return value
 
 
 def _check_finite(name: str, rows: torch.Tensor) -> None:

@@ -1,0 +1,281 @@
+"""Every policy at equal bytes on needles and text: one prefill per prompt, one forced forward for all of them.
+
+What a policy keeps is what a real sidecar keeps: the prompt's rows are lent to a dkvd, a private one by
+default. With --inline the same choice is computed in torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import dkv
+from dkv.hf import models, profiles
+from dkv.hf import profile_file as profile
+
+from . import decode, longbench, needles, policies, progress, ruler, sidecar
+from .needles import Row
+from .probe import Probe, Prompt, Variant
+from .report import eval_figures, tables
+from .results import COLUMNS, Results, note_run
+from .store import PrefillStore
+
+FORCED = 24
+DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
+
+
+def rows_for(tokenizer, options) -> list[Row]:
+    columns = []
+    for length in options.tokens:
+        part, seed = options.part, options.seed
+        columns.append(needles.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
+        columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler", ruler.RULER))
+        columns.append(needles.text_rows(tokenizer, part, options.texts, length, seed, FORCED + 1))
+    if options.grid:
+        lengths, depths = options.grid
+        columns.append(needles.grid_rows(tokenizer, options.family, options.part, lengths, depths, options.repeats, options.seed))
+    if options.longbench:
+        columns.append(longbench.rows(tokenizer, options.longbench, options.longest, options.rows))
+    return needles.in_turn(columns)
+
+
+@dataclass
+class Choice:
+    """A policy at a capacity, and who chose what it keeps."""
+
+    policy: str
+    capacity: int
+    variant: Variant
+    through: str  # "sidecar" or "inline"
+
+
+def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], loan: sidecar.Loan | None) -> list[Choice]:
+    """FullKV first, then every policy at every capacity below the prompt."""
+    prompt = facts.prompt
+    whole = torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix)
+    out = [Choice("fullkv", 0, Variant("fullkv", whole), "inline")]
+    for capacity in capacities:
+        if capacity < prompt.tokens:
+            out += [_choice(facts, name, capacity, loan) for name in names]
+    return out
+
+
+def _rule(text: str) -> policies.Rule:
+    return policies.RULES[policies.parse(text)[0]]
+
+
+def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
+    if loan is None:
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
+    try:
+        kept = loan.kept(policies.wish(name, facts, capacity))
+    except dkv.DkvError as error:
+        if error.status != dkv.Status.NOT_FOUND or _rule(name).budgets is None:
+            raise
+        _note(f"{name} is chosen inline: {error}")
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
+    return Choice(name, capacity, sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings), "sidecar")
+
+
+@functools.cache
+def _note(words: str) -> None:
+    """Once."""
+    print(f"evaluate: {words}", file=sys.stderr)
+
+
+def evaluate(
+    probe: Probe,
+    store: PrefillStore,
+    tokenizer,
+    row: Row,
+    options,
+    loaded: dict[str, profile.Profile],
+    chooser: sidecar.Chooser | None = None,
+) -> tuple[list[dict], list[torch.Tensor]]:
+    """A line per policy and capacity, and the budgets of each."""
+    is_text = not row.answer and not row.writes
+    wants_sums = any(name.startswith("h2o") for name in options.policies)
+    prompt, greedy = store.prefill(row.tokens, wants_sums, FORCED + 1 if is_text else 0)
+    facts = policies.Facts(prompt, loaded)
+    with chooser.lend(prompt) if chooser is not None else contextlib.nullcontext() as loan:
+        chosen = choices_for(facts, options.policies, options.capacity, loan)
+    variants = [choice.variant for choice in chosen]
+    if row.writes:
+        ends = decode.ends_of(probe.model)
+        written = decode.greedy(probe, prompt, variants, facts.rankings, row.writes, ends)
+        scores = [row.judge(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
+        lines = [_line(row, prompt, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)]
+        # LongBench's prompts may be short: what fits is kept whole, and counts as what it is.
+        fits = [(name, c) for c in options.capacity if c >= prompt.tokens for name in options.policies]
+        lines += [lines[0] | {"policy": name, "capacity": capacity} for name, capacity in fits]
+        return lines, [variant.budgets for variant in variants] + [variants[0].budgets] * len(fits)
+    outcome = probe.force(prompt, greedy if is_text else torch.tensor(row.answer), variants, facts.rankings, is_text)
+    real = None
+    if is_text and options.perplexity and len(row.continuation) > 1:
+        real = probe.force(prompt, torch.tensor(row.continuation), variants, facts.rankings).logprob[:, 1:]
+    lines = []
+    for index, choice in enumerate(chosen):
+        line = _line(row, prompt, choice)
+        if is_text:
+            line["kl"] = f"{float(outcome.kl[index, 1:].mean()):.6f}"
+            line["agree"] = f"{float(outcome.agree[index, 1:].float().mean()):.4f}"
+        else:
+            line["found"] = int(outcome.hit[index].all())
+            line["full_found"] = int(outcome.hit[0].all())
+            line["logprob"] = f"{float(outcome.logprob[index].sum()):.5f}"
+        if real is not None:
+            line["continuation_nll"] = f"{-float(real[index].mean()):.5f}"
+        if row.depth is not None:
+            line["depth"] = f"{row.depth:.4f}"
+        lines.append(line)
+    return lines, [variant.budgets for variant in variants]
+
+
+def _line(row: Row, prompt: Prompt, choice: Choice) -> dict:
+    kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
+    return dict.fromkeys(COLUMNS, "") | {
+        "key": row.key,
+        "task": row.task,
+        "template": row.template,
+        "tokens": prompt.tokens,
+        "policy": choice.policy,
+        "capacity": choice.capacity,
+        "kept": kept,
+        "bytes": kept * _row_bytes(prompt),
+        "through": choice.through,
+    }
+
+
+def _row_bytes(prompt: Prompt) -> int:
+    """Of one token's K and V in one KV head."""
+    layer = prompt.layers[prompt.compressed[0]]
+    return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
+
+
+def profiles_for(options, geometry: profile.Geometry, described: dict) -> dict[str, profile.Profile]:
+    """Those that were given, or else the one that is known for these weights. Without one its policies are left out."""
+    paths = options.profile
+    if not paths:
+        found = profiles.find(described)
+        paths = [found[0]] if found else []
+    needy = [name for name in options.policies if _rule(name).needs_profile]
+    if needy and not paths:
+        _note(f"{', '.join(needy)} left out: there is no profile of {described['name']}; make one with calibrate")
+        options.policies = [name for name in options.policies if name not in needy]
+    return {path.stem: profile.load(path, geometry) for path in paths}
+
+
+def _grid(text: str) -> tuple[list[int], list[float]]:
+    lengths, _, depths = text.partition(":")
+    made = [int(value) for value in lengths.split(",")], [float(value) for value in depths.split(",")]
+    if not all(0 <= depth <= 1 for depth in made[1]):
+        raise ValueError(text)
+    return made
+
+
+_PURPOSE = """Compares every policy at equal bytes on a real model: whether it finds facts hidden in text (needles), and how far
+its next tokens are from the full cache's (texts).
+
+What each policy keeps is chosen by a dkvd that is started for it, then tables of means are printed. Takes minutes to
+hours, says how long after the first prompts, and goes on where it was stopped."""
+
+_EXAMPLES = """what comes out:
+  OUTPUT, a CSV with a line per prompt, policy and capacity; beside it the budgets and what was run
+
+examples:
+  dkv eval smollm2 --profile mine.json
+  dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
+  dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
+  dkv eval report results.csv                                                        the tables again
+  dkv eval figures results.csv -o figures/                                           PNG and SVG
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "dkv-lab eval"),
+        description=_PURPOSE,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
+    parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
+    parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
+    parser.add_argument("--capacity", default="64,128,256,512", help="those below a prompt's length are used (%(default)s)")
+    parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
+    parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
+    parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
+    parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
+    parser.add_argument("--repeats", type=int, default=1, help="needles per cell of the grid (%(default)s)")
+    parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")
+    parser.add_argument("--rows", type=int, help="of each LongBench task; by default all")
+    parser.add_argument("--longest", type=int, default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
+    parser.add_argument("--tokens", default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
+    parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
+    parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
+    parser.add_argument("--perplexity", action="store_true", help="also of what really came next; doubles the forwards")
+    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
+    parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
+    parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
+    options = parser.parse_args(arguments)
+    options.policies = options.policies.split(",")
+    options.capacity = [int(value) for value in options.capacity.split(",")]
+    options.tokens = [int(value) for value in options.tokens.split(",")]
+    try:
+        for name in options.policies:
+            if _rule(name).budgets is None and options.inline:
+                parser.error(f"{name} is the sidecar's alone: leave --inline out")
+    except policies.UnknownPolicy as unknown:
+        parser.error(str(unknown))
+    if options.inline and options.endpoint:
+        parser.error("--inline needs no --endpoint")
+    if min(options.capacity) <= options.window:
+        parser.error(f"a capacity of {min(options.capacity)} leaves nothing beside the window of {options.window}")
+    return options
+
+
+@contextlib.contextmanager
+def chooser_for(options, model: str) -> Iterator[sidecar.Chooser | None]:
+    """The line to the sidecar that was asked for; None under --inline."""
+    if options.inline:
+        yield None
+        return
+    private = sidecar.private_sidecar(options.threads) if options.endpoint is None else contextlib.nullcontext(options.endpoint)
+    with private as endpoint, contextlib.closing(sidecar.Chooser(endpoint, model)) as chooser:
+        yield chooser
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["report"], ["figures"]):
+        return {"report": tables, "figures": eval_figures}[arguments[0]].main(arguments[1:])
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model, tokenizer, name = models.load(options.model)
+    probe = Probe(model, options.window)
+    described = profile.describe_model(model, probe.slidings, name)
+    geometry = profile.Geometry(**described["geometry"])
+    loaded = profiles_for(options, geometry, described)
+    store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
+    results = Results(options.output)
+    note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
+    rows = rows_for(tokenizer, options)
+    todo = [row for row in rows if not results.has(row.key, len(row.tokens), options.policies, options.capacity)]
+    with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
+        for row in todo:
+            results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
+            done(row)
+    return tables.main([str(options.output)])

@@ -1,0 +1,174 @@
+"""What the evaluation compares, by name: how the sidecar is asked for it, and the same choice in torch.
+
+    snapkv  pyramidkv  dynamickv  profile/alpha=0.5/floor=0.2  snapkv/kernel=5/pool=avg
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+import dkv
+from dkv.errors import UserError
+from dkv.hf.profile_file import Profile
+
+from . import budgets, scores
+from .probe import Prompt, Rankings, Variant
+
+RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
+
+
+class UnknownPolicy(UserError):
+    """No such name, or a parameter it does not have."""
+
+
+@dataclass
+class Facts:
+    """One prompt, and what rules may look at; what costs time is computed when first asked for."""
+
+    prompt: Prompt
+    profiles: dict[str, Profile]  # By their files' stems; the first is the default.
+
+    def profile(self, name: str = "") -> Profile:
+        if not self.profiles:
+            raise UnknownPolicy("profile needs a profile: give --profile")
+        name = name or next(iter(self.profiles))
+        if name not in self.profiles:
+            raise UnknownPolicy(f"no profile {name}: there are {', '.join(self.profiles)}")
+        return self.profiles[name]
+
+    @functools.cached_property
+    def scores(self) -> list[torch.Tensor]:
+        return scores.prompt_scores(self.prompt)
+
+    @functools.cached_property
+    def rankings(self) -> Rankings:
+        return scores.prompt_rankings(self.prompt, self.scores)
+
+    def ranked(self, kernel: float, pool: str, reduce: str) -> str:
+        """The name of the ranking with these options; made when first asked for."""
+        if (kernel, pool, reduce) == tuple(RANKED.values()):
+            return "scores"
+        name = f"scores {kernel:g} {pool} {reduce}"
+        if name not in self.rankings.orders:
+            made = scores.prompt_scores(self.prompt, int(kernel), pool, reduce)
+            self.rankings.orders[name] = [scores.rank(layer) for layer in made]
+        return name
+
+    def shape(self, capacity: int) -> budgets.Shape:
+        base = min(capacity - self.prompt.window, self.prompt.prefix)
+        return budgets.Shape(len(self.prompt.compressed), self.prompt.kv_heads, self.prompt.prefix, base)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Both functions take the facts and every parameter; the first also the shape."""
+
+    ranking: str | None  # Of scores.prompt_rankings; None: the sidecar alone knows this policy.
+    budgets: Callable[..., torch.Tensor] | None
+    wish: Callable[..., dict]  # What dkv.Policy gets, beside capacity, window and the options of scores.
+    parameters: dict[str, float | str] = field(default_factory=dict)  # With their defaults.
+    needs_profile: bool = False
+
+    @property
+    def options(self) -> dict[str, float | str]:
+        return self.parameters | (RANKED if self.ranking == "scores" else {})
+
+
+def _uniform(name: str, ranking: str) -> Rule:
+    return Rule(ranking, lambda facts, shape: budgets.uniform(shape), lambda facts: {"name": name})
+
+
+def _sidecars_own(name: str) -> Rule:
+    return Rule(None, None, lambda facts: {"name": name})
+
+
+def _profile_budgets(facts: Facts, shape: budgets.Shape, alpha: float, floor: float, use: str) -> torch.Tensor:
+    used = facts.profile(use)
+    return budgets.by_weights(shape, used.tensor(), used.alpha if alpha < 0 else alpha, used.floor if floor < 0 else floor)
+
+
+def _profile_wish(facts: Facts, alpha: float, floor: float, use: str) -> dict:
+    used = facts.profile(use)
+    made = dkv.Profile(
+        name=use or next(iter(facts.profiles)),
+        weights=used.weights,
+        alpha=used.alpha if alpha < 0 else alpha,
+        floor=used.floor if floor < 0 else floor,
+    )
+    return {"name": "dynamickv", "profile": made}
+
+
+RULES = {
+    "streamingllm": _uniform("streamingllm", "positions"),
+    "h2o": _uniform("h2o", "h2o"),
+    "snapkv": _uniform("snapkv", "scores"),
+    "knorm": _sidecars_own("knorm"),
+    "keydiff": _sidecars_own("keydiff"),
+    "pyramidkv": Rule(
+        "scores",
+        lambda facts, shape, beta: budgets.pyramid(shape, beta),
+        lambda facts, beta: {"name": "pyramidkv", "beta": beta},
+        {"beta": 20.0},
+    ),
+    "dynamickv": Rule(
+        "scores",
+        lambda facts, shape, m, r_min: budgets.dynamickv(shape, facts.scores, r_min=r_min, update_interval=int(m) or None),
+        # m=0: one update, after the last layer.
+        lambda facts, m, r_min: {"name": "dynamickv", "update_interval": int(m) or len(facts.prompt.compressed), "r_min": r_min},
+        {"m": 4.0, "r_min": 0.1},
+    ),
+    # A negative number: the profile's own.
+    "profile": Rule("scores", _profile_budgets, _profile_wish, {"alpha": -1.0, "floor": -1.0, "use": ""}, needs_profile=True),
+}
+
+
+def parse(text: str) -> tuple[str, dict[str, float | str]]:
+    """The policy's name, and the parameters that the text gives. Raises UnknownPolicy."""
+    name, *pairs = text.split("/")
+    if name not in RULES:
+        raise UnknownPolicy(f"no policy {name}: there are {', '.join(RULES)}")
+    allowed, given = RULES[name].options, {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in allowed:
+            raise UnknownPolicy(f"{name} has no parameter {key}: it has {', '.join(allowed) or 'none'}")
+        try:
+            given[key] = value if isinstance(allowed[key], str) else float(value)
+        except ValueError:
+            raise UnknownPolicy(f"{name}/{pair}: {key} is {value}, not a number") from None
+    return name, given
+
+
+def ranked_options(facts: Facts, name: str, given: dict) -> dict:
+    """kernel, pool and reduce: as given; else a profile brings its own kernel."""
+    own = RANKED | ({"kernel": float(facts.profile(str(given.get("use", ""))).kernel)} if RULES[name].needs_profile else {})
+    return own | {key: given[key] for key in RANKED if key in given}
+
+
+def _resolved(text: str, facts: Facts) -> tuple[Rule, dict, dict]:
+    """The rule, its own parameters, and the options of the scores that it ranks by, if it does."""
+    name, given = parse(text)
+    rule = RULES[name]
+    options = ranked_options(facts, name, given) if rule.ranking == "scores" else {}
+    return rule, rule.parameters | {key: value for key, value in given.items() if key in rule.parameters}, options
+
+
+def variant(text: str, facts: Facts, capacity: int) -> Variant:
+    """What the policy keeps, chosen here. Raises UnknownPolicy for one that is the sidecar's alone."""
+    rule, parameters, options = _resolved(text, facts)
+    if rule.budgets is None:
+        raise UnknownPolicy(f"{text} is the sidecar's alone: leave --inline out")
+    ranking = facts.ranked(**options) if options else rule.ranking
+    return Variant(f"{text}@{capacity}", rule.budgets(facts, facts.shape(capacity), **parameters), ranking)
+
+
+def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:
+    """The policy as the sidecar is asked for it."""
+    rule, parameters, options = _resolved(text, facts)
+    if options:
+        options["kernel"] = int(options["kernel"])
+    return dkv.Policy(capacity=capacity, window=facts.prompt.window, **options, **rule.wish(facts, **parameters))

@@ -1,0 +1,108 @@
+"""What an evaluation leaves behind: a CSV of prompts × policies, and beside it budgets and who made it how."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from dkv.errors import UserError
+
+COLUMNS = (
+    "key task template tokens policy capacity kept found logprob kl agree continuation_nll full_found"
+    " bytes through depth score"
+).split()
+_FIRST_VERSION = 13  # Columns that every file has.
+
+
+class ResultsError(UserError):
+    """The file was made by something else."""
+
+
+def budgets_path(results: Path) -> Path:
+    return results.with_suffix(".budgets.jsonl")
+
+
+def runs_path(results: Path) -> Path:
+    return results.with_suffix(".runs.json")
+
+
+class Results:
+    """Appended prompt by prompt; a prompt whose policies are all there is not run again."""
+
+    def __init__(self, path: Path):
+        self._path, self._columns = path, COLUMNS
+        self._done: set[tuple[str, str, str]] = set()
+        if path.exists() and path.stat().st_size:
+            with path.open() as file:
+                reader = csv.DictReader(file)
+                self._columns = reader.fieldnames or []
+                if self._columns != COLUMNS[: max(_FIRST_VERSION, len(self._columns))]:
+                    raise ResultsError(f"{path} has other columns than this build writes: choose another output")
+                self._done = {(line["key"], line["policy"], line["capacity"]) for line in reader}
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writeheader()
+
+    def has(self, key: str, tokens: int, names: list[str], capacities: list[int]) -> bool:
+        wanted = [(key, name, str(c)) for name in names for c in capacities if c < tokens]
+        return all(entry in self._done for entry in [(key, "fullkv", "0"), *wanted])
+
+    def append(self, lines: list[dict], budgets: list[torch.Tensor]) -> None:
+        """Lines of one prompt, and the prefix tokens [layers, heads] of each."""
+        with self._path.open("a", newline="") as file, budgets_path(self._path).open("a") as beside:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
+            for line, kept in zip(lines, budgets):
+                entry = (line["key"], line["policy"], str(line["capacity"]))
+                if entry in self._done:
+                    continue
+                writer.writerow(line)
+                self._done.add(entry)
+                if line["policy"] != "fullkv":
+                    named = {name: line[name] for name in ("key", "task", "template", "tokens", "policy", "capacity")}
+                    beside.write(json.dumps(named | {"budgets": kept.tolist()}, separators=(",", ":")) + "\n")
+
+
+def note_run(results: Path, described: dict, command: str, seed: int, window: int) -> None:
+    """Adds to the list of runs that wrote into this file."""
+    import transformers
+
+    path = runs_path(results)
+    runs = json.loads(path.read_text()) if path.exists() else []
+    runs.append(
+        {
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
+            "command": command,
+            "model": described,
+            "seed": seed,
+            "window": window,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+    )
+    path.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+def read(paths: list[Path]) -> list[dict]:
+    lines = []
+    for path in paths:
+        with path.open() as file:
+            lines += csv.DictReader(file)
+    return lines
+
+
+def read_budgets(paths: list[Path]) -> list[dict]:
+    found = [budgets_path(path) for path in paths if budgets_path(path).exists()]
+    return [json.loads(line) for path in found for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def read_runs(paths: list[Path]) -> list[dict]:
+    return [run for path in paths if runs_path(path).exists() for run in json.loads(runs_path(path).read_text())]
