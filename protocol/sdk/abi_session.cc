@@ -1,11 +1,7 @@
 // dkv.h's functions on sessions.
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <utility>
-#include <vector>
-
-#include <fmt/format.h>
 
 #include "protocol/policy/parameters.h"
 #include "protocol/sdk/abi.h"
@@ -38,25 +34,6 @@ Result<dkv_policy> policy_of(dkv_policy const& given) {
     dkv_policy defaults;
     dkv_policy_init(&defaults);
     return whole("options->policy", given, offsetof(dkv_policy, granularity), defaults);
-}
-
-/// "max,avg", for as long as the process lives.
-char const* joined(std::span<std::string_view const> words) {
-    static std::deque<std::string> kept;
-    return kept.emplace_back(fmt::format("{}", fmt::join(words, ","))).c_str();
-}
-
-std::vector<dkv_policy_parameter> rows_of_the_table() {
-    std::vector<dkv_policy_parameter> rows;
-    for (dkv::Parameter const& row : dkv::parameters())
-        rows.push_back({.name = row.name.data(),
-                        .kind = static_cast<dkv_parameter_kind>(row.kind),
-                        .words = joined(row.words),
-                        .least = row.range.least,
-                        .most = row.range.most,
-                        .without_least = row.range.without_least ? 1 : 0,
-                        .brief = row.brief.data()});
-    return rows;
 }
 
 void describe_plan(Session const& session, dkv_session_plan& plan) {
@@ -95,12 +72,6 @@ void dkv_policy_init(dkv_policy* policy) {
             if constexpr (std::is_same_v<T, double> || std::is_same_v<T, std::int32_t>) field = -1;
         },
         *policy);
-}
-
-dkv_policy_parameter const* dkv_policy_parameters(std::size_t* count) {
-    static std::vector<dkv_policy_parameter> const kRows = rows_of_the_table();
-    if (count != nullptr) *count = kRows.size();
-    return kRows.data();
 }
 
 dkv_status dkv_session_open(dkv_engine* engine,

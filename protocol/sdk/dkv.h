@@ -188,31 +188,6 @@ typedef struct dkv_policy {
 } dkv_policy;
 void dkv_policy_init(dkv_policy* policy);
 
-typedef enum dkv_parameter_kind {
-    DKV_PARAMETER_COUNT = 0,  /* uint32_t */
-    DKV_PARAMETER_NUMBER = 1, /* double */
-    DKV_PARAMETER_BYTES = 2,  /* uint64_t */
-    DKV_PARAMETER_SWITCH = 3, /* int32_t, 0 or 1 */
-    DKV_PARAMETER_WORD = 4,   /* char const*, one of words */
-    DKV_PARAMETER_TEXT = 5,   /* char const* */
-    DKV_PARAMETER_PROFILE = 6 /* dkv_profile const* */
-} dkv_parameter_kind;
-
-/* A field of dkv_policy, as this library knows it. */
-typedef struct dkv_policy_parameter {
-    char const* name; /* of the field */
-    dkv_parameter_kind kind;
-    char const* words;     /* what a word may be, with commas between them */
-    double least;          /* of a count, a number, bytes */
-    double most;           /* may be infinite */
-    int32_t without_least; /* 1: above least, not equal to it */
-    char const* brief;     /* one line of help */
-} dkv_policy_parameter;
-
-/* Every field of dkv_policy but struct_bytes and name, in the order in which dkv shows them. The
- * array and its strings live as long as the library is loaded. */
-dkv_policy_parameter const* dkv_policy_parameters(size_t* count);
-
 typedef struct dkv_session_options {
     uint32_t struct_bytes;
     uint32_t prompt_tokens;   /* of the whole prompt, all chunks */

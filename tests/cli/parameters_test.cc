@@ -9,7 +9,6 @@
 #include "cli/app.h"
 #include "cli/completion.h"
 #include "cli/render/policies.h"
-#include "protocol/sdk/dkv.h"
 #include "sidecar/config/config.h"
 
 using namespace dkv;
@@ -57,21 +56,6 @@ TEST_CASE("every parameter is a row of POLICIES.md and a paragraph of both man p
         CHECK(dkv.find(".TP\n\\fB" + flag + "\\fR\n") != std::string::npos);
         CHECK(dkvd.find(".TP\n\\fB" + flag + "\\fR\n") != std::string::npos);
     }
-}
-
-TEST_CASE("an engine in C learns of every parameter") {
-    std::size_t count = 0;
-    dkv_policy_parameter const* const rows = dkv_policy_parameters(&count);
-    REQUIRE(count == parameters().size());
-    for (std::size_t i = 0; i < count; ++i) {
-        CHECK(rows[i].name == parameters()[i].name);
-        CHECK(static_cast<int>(rows[i].kind) == static_cast<int>(parameters()[i].kind));
-        CHECK(rows[i].brief == parameters()[i].brief);
-    }
-    CHECK(std::string_view(rows[0].name) == "capacity");
-    CHECK(std::string_view(rows[3].words) == "max,avg");
-    CHECK(rows[1].least == 1);
-    CHECK(rows[1].most == 1024);
 }
 
 TEST_CASE("what a value may be is said in words, and what it may not be is refused") {

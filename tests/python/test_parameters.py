@@ -11,13 +11,13 @@ from test_cache import greedy
 
 import dkv
 import dkv.hf
-from dkv import _abi, parameters
+from dkv import _abi, parameters, programs
 from dkv.session import _policy
 
 VALUES = {
     "capacity": 96, "window": 16, "kernel": 5, "pool": "avg", "reduce": "max", "r_max": 4.0, "r_min": 0.25, "update_interval": 2,
     "sinks": 3, "beta": 5.0, "granularity": "head", "score_norm": "layer", "query_norm": True, "ratio": 0.5, "bytes": 1 << 40,
-    "keep_mass": 0.9, "preset": "paper",
+    "keep_mass": 0.9, "preset": "paper", "profile_alpha": 0.5, "profile_floor": 0.1,
 }  # fmt: skip
 SIZES = [each.name for each in parameters.PARAMETERS if each.is_size]
 
@@ -28,9 +28,19 @@ def fields() -> list[str]:
     return [name for name, _ in _abi.ffi.typeof("dkv_policy").fields]
 
 
-def test_the_table_has_every_field_of_the_c_interface_in_its_order():
-    assert fields() == ["struct_bytes", "name", *parameters.NAMES, "profile"]
+def test_dkv_h_and_the_table_have_the_same_parameters():
+    assert {*fields()} == {"struct_bytes", "name", *parameters.NAMES, "profile"}
     assert set(VALUES) == set(parameters.NAMES)
+
+
+def test_a_parameter_has_what_its_line_of_the_table_says():
+    found = {each.name: each for each in parameters.PARAMETERS}
+
+    assert len(found) == programs.shared("policy/parameters.inc").count("\nDKV_") - 1  # The profile.
+    assert found["pool"].words == ("max", "avg") and found["score_norm"].words == ("none", "layer", "layer-nosink")
+    assert (found["r_min"].least, found["r_min"].most, found["r_max"].least) == (0, 1, 1)
+    assert found["ratio"].above_least and found["ratio"].is_size and not found["window"].is_size
+    assert found["capacity"].help == "mean tokens kept per layer and KV head, window included"
 
 
 @pytest.mark.parametrize("name", parameters.NAMES)

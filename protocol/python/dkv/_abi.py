@@ -19,12 +19,9 @@ _held: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # What the point
 
 
 def _declared(header: str) -> str:
-    """The header without the preprocessor's lines. In the wheel it lies beside this file."""
-    for folder in (programs.HERE, programs.HERE.parents[1] / "sdk"):
-        if (folder / header).exists():
-            text = (folder / header).read_text()
-            return re.sub(r"^#.*$", "", re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S), flags=re.M)
-    raise DkvError(Status.NOT_FOUND, f"{programs.HERE} has no {header}: install dkv again")
+    """The header without the preprocessor's lines."""
+    text = programs.shared(f"sdk/{header}")
+    return re.sub(r"^#.*$", "", re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S), flags=re.M)
 
 
 for _header in ("dkv.h", "dkv_cuda.h"):

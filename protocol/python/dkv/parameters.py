@@ -1,4 +1,4 @@
-"""The parameters of a policy: what dkv.Policy, dkv.hf.Cache and the C ABI take, in one table.
+"""The parameters of a policy: what dkv.Policy and dkv.hf.Cache take, from the table that C++ includes.
 
 None means the default, which is the policy's own (`dkv policy show NAME`, docs/POLICIES.md).
 """
@@ -8,68 +8,79 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable
 
-from . import checks
+from . import checks, programs
 from .errors import DkvError, Status
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter. Its name is that of the field of dkv_policy."""
+    """A line of protocol/policy/parameters.inc."""
 
-    name: str
+    name: str  # As in dkv_policy.
     kind: type
     help: str
-    check: Callable[[str, object], object]  # The value as the library takes it, or a DkvError.
+    words: tuple[str, ...] = ()  # What a str may be; (): any.
+    least: float = 0  # Of a number, and of bytes. The sidecar checks what a count may be.
+    most: float = float("inf")
+    above_least: bool = False  # Else it may be `least` itself.
     is_size: bool = False  # One of the ways to say how much is kept; two at once are refused.
 
+    def check(self, value: object) -> object:
+        """The value as the library takes it. Raises DkvError (INVALID_ARGUMENT)."""
+        if self.kind is bool:
+            return checks.flag(self.name, value)
+        if self.kind is str:
+            return checks.word(self.name, value, self.words) if self.words else checks.text(self.name, value)
+        if self.kind is int:
+            return checks.count(self.name, value, int(self.least), (1 << 64) - 1 if self.name == "bytes" else checks.COUNT_MAX)
+        return checks.number(self.name, value, self._expected(), self._holds)
 
-def _number(expected: str, fits: Callable[[float], bool]) -> Callable[[str, object], float]:
-    return lambda name, value: checks.number(name, value, expected, fits)
+    def _expected(self) -> str:
+        if self.above_least:
+            return f"a number above {self.least:g} and at most {self.most:g}"
+        return f"a number of at least {self.least:g}" if self.most == float("inf") else f"a number of {self.least:g} … {self.most:g}"
+
+    def _holds(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.above_least and value == self.least)
 
 
-def _words(*known: str) -> Callable[[str, object], str]:
-    return lambda name, value: checks.word(name, value, known)
+_KINDS = {"std::uint32_t": int, "std::uint64_t": int, "double": float, "bool": bool}  # Else a word or a text.
+_RANGES = {"at_least": ("least",), "between": ("least", "most")}
+_ROW = re.compile(
+    r"^DKV_(?P<macro>\w+)\((?P<name>\w+), (?P<type>[\w:]+), [^,]+, \w+, (?P<range>\w+)\((?P<bounds>[^)]*)\), \"[^\"]*\","
+    r"\n +\"(?P<help>[^\n]*)\",$",
+    re.M,
+)
 
 
-_share = _number("a number above 0 and at most 1", lambda found: 0 < found <= 1)
-_at_least_1 = _number("a number of at least 1", lambda found: found >= 1)
-_bytes = lambda name, value: checks.count(name, value, least=1, most=(1 << 64) - 1)  # noqa: E731
+def _read() -> tuple[Parameter, ...]:
+    """The table without the profile, which is a dkv.Profile."""
+    words = re.findall(r"kWordsOf<(\w+)>\{([^}]+)\}", programs.shared("base/score_options.h"))
+    words = {kind: tuple(re.findall(r'"([^"]+)"', listed)) for kind, listed in words}
+    found = []
+    for row in _ROW.finditer(programs.shared("policy/parameters.inc")):
+        kind = _KINDS.get(row["type"], str)
+        bounds = {}
+        if kind is float or row["type"] == "std::uint64_t":
+            bounds = dict(zip(_RANGES.get(row["range"], ()), map(float, filter(None, row["bounds"].split(",")))))
+        if row["range"] == "share":
+            bounds = {"most": 1.0, "above_least": True}
+        is_size = row["macro"] in ("SIZE", "CAPACITY")
+        if row["type"] != "Profile":
+            found.append(Parameter(row["name"], kind, row["help"], words.get(row["type"], ()), **bounds, is_size=is_size))
+    return tuple(found)
 
-PARAMETERS = (
-    Parameter("capacity", int, "mean tokens kept per layer and KV head, window included", checks.count, is_size=True),
-    Parameter("window", int, "last tokens of the prompt: kept, and their queries score the rest", checks.count),
-    Parameter("kernel", int, "odd: pooling of the scores along tokens", checks.count),
-    Parameter("pool", str, '"max" or "avg"', _words("max", "avg")),
-    Parameter("reduce", str, '"mean", "max" or "sum" of the query heads of a KV head', _words("mean", "max", "sum")),
-    Parameter("r_max", float, "dynamickv: a head stages at most r_max times the mean budget", _at_least_1),
-    Parameter(
-        "r_min", float, "dynamickv: a head keeps at least this share of the mean budget",
-        _number("a number of 0 … 1", lambda found: 0 <= found <= 1),
-    ),
-    Parameter("update_interval", int, "dynamickv: layers between two cuts", checks.count),
-    Parameter("sinks", int, "streamingllm: first tokens that are kept", checks.count),
-    Parameter("beta", float, "pyramidkv: the mean budget over that of the last layer", _at_least_1),
-    Parameter(
-        "granularity", str, 'dynamickv: "layer", "head" or "layer-head" shares the budget', _words("layer", "head", "layer-head")
-    ),
-    Parameter(
-        "score_norm", str, 'dynamickv: "none", "layer" or "layer-nosink" makes layers comparable',
-        _words("none", "layer", "layer-nosink"),
-    ),
-    Parameter("query_norm", bool, "h2o: divide by the number of queries that can see a token", checks.flag),
-    Parameter("ratio", float, "share of the prompt's tokens to keep", _share, is_size=True),
-    Parameter("bytes", int, "most bytes of K and V to keep", _bytes, is_size=True),
-    Parameter("keep_mass", float, "share of the window's attention to keep", _share, is_size=True),
-    Parameter("preset", str, '"paper": the published settings, where nothing else is given', checks.text),
-)  # fmt: skip
+
+PARAMETERS = _read()
 NAMES = tuple(parameter.name for parameter in PARAMETERS)
 
 
 def checked(given: dict[str, object]) -> dict[str, object]:
     """Those that are not None, as the library takes them. Raises DkvError (INVALID_ARGUMENT)."""
-    found = {each.name: each.check(each.name, given[each.name]) for each in PARAMETERS if given.get(each.name) is not None}
+    found = {each.name: each.check(given[each.name]) for each in PARAMETERS if given.get(each.name) is not None}
     sizes = [each.name for each in PARAMETERS if each.is_size and each.name in found]
     if len(sizes) > 1:
         raise DkvError(Status.INVALID_ARGUMENT, f"{' and '.join(sizes)} are given: one size is enough")
@@ -103,4 +114,5 @@ def signature(of: Callable, place: str) -> inspect.Signature:
 def lines(indent: str) -> str:
     """Each parameter and its help, for a docstring."""
     width = 2 + max(map(len, NAMES))
-    return "\n".join(f"{indent}{each.name:{width}}{each.help}" for each in PARAMETERS)
+    helps = {each.name: each.help + (f": {', '.join(each.words)}" if each.words else "") for each in PARAMETERS}
+    return "\n".join(f"{indent}{name:{width}}{help}" for name, help in helps.items())

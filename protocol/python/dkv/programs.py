@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 
-from .errors import UserError
+from .errors import DkvError, Status, UserError
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -18,6 +18,17 @@ def builds() -> list[pathlib.Path]:
     linked = pathlib.Path(sys.prefix, "bin", "dkvd").resolve().parents[1]
     presets = [folder / "release", folder / "dev"]
     return list(dict.fromkeys(([linked] if linked.parent == folder else []) + presets))
+
+
+def shared(path: str) -> str:
+    """A text that C++ and Python read, such as "sdk/dkv.h": of protocol/, which a wheel has beside this file.
+
+    Raises DkvError (NOT_FOUND).
+    """
+    for folder in (HERE / "protocol", HERE.parents[1]):
+        if (folder / path).is_file():
+            return (folder / path).read_text()
+    raise DkvError(Status.NOT_FOUND, f"{HERE} has no protocol/{path}: install dkv again")
 
 
 def libraries() -> list[str]:
