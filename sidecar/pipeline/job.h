@@ -82,8 +82,8 @@ public:
     /// that of the window's queries whatever the policy ranks by; of the scores of an engine only
     /// where they are the window's, which h2o's are not.
     ///
-    /// Errors: BadState when `layer` is not the next one; InvalidArgument when a view has a wrong
-    /// shape or dtype, or there are neither queries nor scores where the policy needs them.
+    /// `source` has passed check() of layer_source.h. Errors: BadState when `layer` is not the next
+    /// one.
     virtual Result<std::vector<LayerProgress>> layer_ready(std::uint32_t layer,
                                                            LayerSource const& source) = 0;
 

@@ -1,6 +1,9 @@
 #include "sidecar/pipeline/layer_source.h"
 
+#include <cmath>
 #include <string>
+
+#include "protocol/base/sink_logits.h"
 
 namespace dkv {
 namespace {
@@ -21,17 +24,17 @@ Result<void> check_view(char const* name,
 
 }  // namespace
 
-Result<void> check(LayerSource const& source, JobSpec const& spec, Ranking ranking) {
+Result<void> check(LayerSource const& source, JobSpec const& spec) {
+    Traits const can = entry_of(spec.params.name).traits;
     Geometry const& geometry = spec.geometry;
     DKV_TRY(check_view("keys", source.keys, geometry.dtype, geometry.kv_heads, spec.prompt_tokens,
                        geometry.head_dim));
     DKV_TRY(check_view("values", source.values, geometry.dtype, geometry.kv_heads,
                        spec.prompt_tokens, geometry.head_dim));
     if (source.queries.data != nullptr)
-        DKV_TRY(
-            check_view("queries", source.queries, geometry.dtype, geometry.q_heads,
-                       ranking == Ranking::Accumulated ? spec.prompt_tokens : spec.params.window,
-                       geometry.head_dim));
+        DKV_TRY(check_view("queries", source.queries, geometry.dtype, geometry.q_heads,
+                           can.has(Trait::EveryQuery) ? spec.prompt_tokens : spec.params.window,
+                           geometry.head_dim));
     if (source.scores.data != nullptr) {
         // One row per query head is the other shape that is allowed.
         bool const per_query_head = source.scores.heads == geometry.q_heads;
@@ -39,11 +42,16 @@ Result<void> check(LayerSource const& source, JobSpec const& spec, Ranking ranki
                            per_query_head ? geometry.q_heads : geometry.kv_heads,
                            spec.prompt_tokens, 1));
     }
-    bool const by_attention = ranking == Ranking::Scores || ranking == Ranking::Accumulated;
-    if (by_attention && source.queries.data == nullptr && source.scores.data == nullptr)
+    if (can.has(Trait::Attention) && source.queries.data == nullptr &&
+        source.scores.data == nullptr)
         return Error{ErrorCode::InvalidArgument, "there are neither queries nor scores, and " +
                                                      spec.params.name + " ranks tokens by them"};
-    return {};
+    if (!std::isfinite(source.scale) || !std::isfinite(source.softcap) || source.softcap < 0)
+        return Error{ErrorCode::InvalidArgument, "scale " + std::to_string(source.scale) +
+                                                     " and softcap " +
+                                                     std::to_string(source.softcap) +
+                                                     " are not both finite, softcap at least 0"};
+    return check_sink_logits(source.sink_logits, geometry.q_heads);
 }
 
 }  // namespace dkv

@@ -4,8 +4,11 @@
 
 namespace dkv {
 
-/// Errors: InvalidArgument, naming the view and what it should be, when a view has another dtype or
-/// shape than the prompt, or there is nothing to rank by where the policy ranks by attention.
-Result<void> check(LayerSource const& source, JobSpec const& spec, Ranking ranking);
+/// The sidecar's door for a layer: what a job takes without looking again.
+///
+/// Errors: InvalidArgument, naming the value and what it should be, when a view has another dtype
+/// or shape than the prompt, there is nothing to rank by where the policy ranks by attention, or
+/// scale, softcap or a sink's logit cannot be.
+Result<void> check(LayerSource const& source, JobSpec const& spec);
 
 }  // namespace dkv

@@ -1,9 +1,8 @@
 #include "sidecar/session/session.h"
 
 #include <algorithm>
-#include <cmath>
 
-#include "protocol/base/sink_logits.h"
+#include "sidecar/pipeline/layer_source.h"
 
 namespace dkv {
 namespace {
@@ -171,61 +170,33 @@ Result<LayerSignal> Session::signal_of(LayerRequest const& request,
     return signal;
 }
 
-Result<LeasedRows> Session::lease(char const* name,
-                                  RowsAt const& at,
-                                  RegionTable const& regions) const {
+Result<RowsView> Session::lease(char const* name,
+                                RowsAt const& at,
+                                RegionTable const& regions,
+                                LayerWork& work) const {
     auto region = DKV_TRY(regions.find(at.region));
     DKV_TRY(check_place(name, *region));
     auto const view = DKV_TRY(rows(name, at, *region));
-    return LeasedRows{view, std::move(region)};
+    work.leased.push_back({name, view, std::move(region)});
+    return view;
 }
 
 Result<LayerWork> Session::check_layer(LayerRequest const& request,
                                        RegionTable const& regions) const {
-    auto const& geometry = spec_.job.geometry;
-    auto const tokens = spec_.job.prompt_tokens;
-    // One by one: an early return out of an initializer list would leak the leases before it (g++
-    // 12).
     LayerWork work;
     work.layer = request.layer;
-    work.scale = request.scale;
-    work.softcap = request.softcap;
     work.signal = DKV_TRY(signal_of(request, regions));
-    work.keys = DKV_TRY(lease("keys", request.keys, regions));
-    work.values = DKV_TRY(lease("values", request.values, regions));
-    auto const check_rows = [&](char const* name, RowsView const& view, std::uint32_t heads,
-                                std::uint32_t count, std::uint32_t dim,
-                                Dtype dtype) -> Result<void> {
-        DKV_TRY(check_shape(name, view, heads, count, dim));
-        if (view.dtype == dtype) return {};
-        return wrong(std::string(name) + " are " + std::string(name_of(view.dtype)) + ", not " +
-                     std::string(name_of(dtype)));
-    };
-    DKV_TRY(check_rows("keys", work.keys.view, geometry.kv_heads, tokens, geometry.head_dim,
-                       geometry.dtype));
-    DKV_TRY(check_rows("values", work.values.view, geometry.kv_heads, tokens, geometry.head_dim,
-                       geometry.dtype));
-    if (request.queries) {
-        work.queries = DKV_TRY(lease("queries", *request.queries, regions));
-        DKV_TRY(check_rows("queries", work.queries.view, geometry.q_heads, needs_.window,
-                           geometry.head_dim, geometry.dtype));
-    }
-    if (request.scores) {
-        work.scores = DKV_TRY(lease("scores", *request.scores, regions));
-        bool const is_per_query_head = work.scores.view.heads == geometry.q_heads;
-        DKV_TRY(check_rows("scores", work.scores.view,
-                           is_per_query_head ? geometry.q_heads : geometry.kv_heads, tokens, 1,
-                           Dtype::F32));
-    }
-    if (needs_.window > 0 && !request.queries && !request.scores)
-        return wrong("layer " + std::to_string(request.layer) +
-                     " has neither queries nor scores, and " + spec_.job.params.name +
-                     " ranks by them");
-    if (!std::isfinite(request.scale) || !std::isfinite(request.softcap) || request.softcap < 0)
-        return wrong("scale " + std::to_string(request.scale) + " and softcap " +
-                     std::to_string(request.softcap) + " are not both finite, softcap at least 0");
-    DKV_TRY(check_sink_logits(request.sink_logits, geometry.q_heads));
+    LayerSource& source = work.source;
+    source.scale = request.scale;
+    source.softcap = request.softcap;
+    source.keys = DKV_TRY(lease("keys", request.keys, regions, work));
+    source.values = DKV_TRY(lease("values", request.values, regions, work));
+    if (request.queries)
+        source.queries = DKV_TRY(lease("queries", *request.queries, regions, work));
+    if (request.scores) source.scores = DKV_TRY(lease("scores", *request.scores, regions, work));
     work.sink_logits = request.sink_logits;
+    source.sink_logits = work.sink_logits;
+    DKV_TRY(check(source, spec_.job));
     return work;
 }
 

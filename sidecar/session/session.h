@@ -98,7 +98,10 @@ private:
                                  RegionTable const& regions) const;
     Result<void> check_place(char const* name, MappedRegion const& region) const;
     Result<LayerSignal> signal_of(LayerRequest const& request, RegionTable const& regions) const;
-    Result<LeasedRows> lease(char const* name, RowsAt const& at, RegionTable const& regions) const;
+    Result<RowsView> lease(char const* name,
+                           RowsAt const& at,
+                           RegionTable const& regions,
+                           LayerWork& work) const;
     Result<LayerWork> check_layer(LayerRequest const& request, RegionTable const& regions) const;
     Result<void> check_turn(std::uint32_t layer) const;
     Error bad_state(char const* what) const;

@@ -7,13 +7,9 @@
 namespace dkv {
 namespace {
 
-void drop_rows(LeasedRows const& rows) noexcept {
-    if (rows.lease != nullptr) drop(rows.view, *rows.lease);
-}
-
 void drop_layer(LayerWork const& work) noexcept {
-    for (auto const* const rows : {&work.keys, &work.values, &work.queries, &work.scores})
-        drop_rows(*rows);
+    for (LeasedRows const& rows : work.leased)
+        drop(rows.view, *rows.lease);
 }
 
 std::span<std::byte> bytes_in(RegionLease const& lease) noexcept {
@@ -70,20 +66,14 @@ Result<void> SessionWork::find_memory() {
 }
 
 Result<void> SessionWork::check_written(LayerWork const& work) const {
-    auto const check = [](char const* name, LeasedRows const& rows) -> Result<void> {
-        if (rows.lease == nullptr) return {};
-        return dkv::check_written(name, rows.view, *rows.lease);
-    };
-    DKV_TRY(check("keys", work.keys));
-    DKV_TRY(check("values", work.values));
-    DKV_TRY(check("queries", work.queries));
-    return check("scores", work.scores);
+    for (LeasedRows const& rows : work.leased)
+        DKV_TRY(dkv::check_written(rows.name, rows.view, *rows.lease));
+    return {};
 }
 
 Result<void> SessionWork::check_whole(LayerWork const& work) const {
-    for (auto const* const lease :
-         {&work.keys.lease, &work.values.lease, &work.queries.lease, &work.scores.lease})
-        if (*lease != nullptr) DKV_TRY((*lease)->check_whole());
+    for (LeasedRows const& rows : work.leased)
+        DKV_TRY(rows.lease->check_whole());
     return check_buffers();
 }
 
@@ -128,14 +118,9 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
     DKV_TRY(check_whole(work));
     DKV_TRY(check_written(work));
     DKV_TRY(find_memory());
-    LayerSource const source{.keys = work.keys.view,
-                             .values = work.values.view,
-                             .queries = work.queries.view,
-                             .scores = work.scores.view,
-                             .scale = work.scale,
-                             .softcap = work.softcap,
-                             .sink_logits = work.sink_logits};
-    auto progress = DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, source); }));
+    work.source.sink_logits = work.sink_logits;
+    auto progress =
+        DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, work.source); }));
     DKV_TRY(check_whole(work));  // Cut meanwhile, rows read as zeros.
     // The engine's share of these pages must be all of them before it is told to drop the rows.
     bool const is_kept = !progress.empty() && progress.front().stage == LayerStage::Scored;

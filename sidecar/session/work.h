@@ -19,6 +19,7 @@ namespace dkv {
 
 /// Rows that the worker reads, and what keeps them mapped.
 struct LeasedRows {
+    char const* name;
     RowsView view;
     RegionLease lease;
 };
@@ -39,13 +40,9 @@ struct EngineEvents {
 struct LayerWork {
     std::uint32_t layer = 0;
     LayerSignal signal;
-    LeasedRows keys;
-    LeasedRows values;
-    LeasedRows queries;  ///< view.data nullptr: none.
-    LeasedRows scores;   ///< Likewise.
-    float scale = 0;
-    float softcap = 0;
-    std::vector<float> sink_logits;  ///< [q_heads]; empty: none.
+    LayerSource source;
+    std::vector<LeasedRows> leased;  ///< What the source's views lie in.
+    std::vector<float> sink_logits;  ///< [q_heads], the source's; empty: none.
 };
 
 struct WorkPlanned {

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include "sidecar/pipeline/layer_source.h"
 #include "tests/sidecar/pipeline/job_run.h"
 #include "tests/support/failing_backend.h"
 
@@ -39,8 +40,7 @@ struct OpenJob {
 };
 
 void check_layer_refused(LayerSource const& source, OpenJob& open, std::string const& message) {
-    check_refused(open.job->layer_ready(0, source), ErrorCode::InvalidArgument, message);
-    CHECK(open.job->layers_done() == 0);
+    check_refused(check(source, open.spec), ErrorCode::InvalidArgument, message);
 }
 
 }  // namespace
@@ -143,7 +143,7 @@ TEST_CASE("a layer without keys or values is refused") {
     OpenJob open(small_spec());
     auto source = open.prompt[0].source();
     source.keys.data = nullptr;
-    CHECK_FALSE(open.job->layer_ready(0, source));
+    CHECK_FALSE(check(source, open.spec));
 
     source = open.prompt[0].source();
     source.values = {};
@@ -155,7 +155,7 @@ TEST_CASE("a view whose bytes cannot be counted is refused") {
     OpenJob open(small_spec());
     auto source = open.prompt[0].source();
     source.values.token_stride = std::numeric_limits<std::uint64_t>::max() / 2;
-    auto const refused = open.job->layer_ready(0, source);
+    auto const refused = check(source, open.spec);
     REQUIRE_FALSE(refused);
     CHECK(refused.error().code == ErrorCode::InvalidArgument);
 }
@@ -171,16 +171,12 @@ TEST_CASE("a policy that ranks by scores wants queries or scores") {
     }
 }
 
-TEST_CASE("what a kernel refuses comes through") {
+TEST_CASE("a scale that is not a number is refused") {
     OpenJob open(small_spec());
     auto source = open.prompt[0].source();
     source.scale = std::numeric_limits<float>::quiet_NaN();
-
-    auto const refused = open.job->layer_ready(0, source);
-
-    REQUIRE_FALSE(refused);
-    CHECK(refused.error().message.find("scale is") != std::string::npos);
-    CHECK(open.job->layer_ready(0, open.prompt[0].source()));
+    check_layer_refused(source, open,
+                        "scale nan and softcap 0.000000 are not both finite, softcap at least 0");
 }
 
 TEST_CASE("a prompt that is kept whole needs nothing and gets no job") {

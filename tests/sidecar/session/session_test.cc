@@ -103,11 +103,11 @@ TEST_CASE("a layer that does not fit the session is refused, naming what is wron
           }).find("values end at byte") == 0);
     CHECK(refusal([](LayerRequest& r) { r.keys.tokens = 199; }) ==
           "keys is [2, 199, 8], not [2, 200, 8]");
-    CHECK(refusal([](LayerRequest& r) { r.keys.dtype = Dtype::Bf16; }) == "keys are bf16, not f32");
+    CHECK(refusal([](LayerRequest& r) { r.keys.dtype = Dtype::Bf16; }) == "keys is bf16, not f32");
     CHECK(refusal([](LayerRequest& r) { r.queries->tokens = 7; }) ==
           "queries is [4, 7, 8], not [4, 8, 8]");
     CHECK(refusal([](LayerRequest& r) { r.queries.reset(); }) ==
-          "layer 0 has neither queries nor scores, and dynamickv ranks by them");
+          "there are neither queries nor scores, and dynamickv ranks tokens by them");
     CHECK(refusal([](LayerRequest& r) { r.softcap = -1; }).find("scale 0.0") == 0);
     CHECK(refusal([](LayerRequest& r) {
               r.sink_logits = {1, 2};
