@@ -14,14 +14,24 @@ CAPACITY ?=
 PROFILE ?=
 BACKEND ?=
 
+# Kernels are compiled for the GPU of this machine; without one, for the oldest and the newest. For all of them:
+# make ptxas, install, gpu-bundle, wheel-cuda.
+CUDA_ARCHITECTURES ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u),80 120)
+
 comma := ,
+space := $(comma) $(comma)
+space := $(subst $(comma),,$(space))
 
 # What is compiled, and how a build folder is configured that is not there yet: programs and libdkv, without
 # tests and benchmarks. A folder that has them keeps them.
 TARGETS   = programs
 LEAN      = $(if $(wildcard $(BUILD)/CMakeCache.txt),,-DDKV_TESTS=OFF -DDKV_BENCH=OFF)
-CUDA      = -DDKV_CUDA=AUTO
+CUDA      = $(CUDA_HERE)
+CUDA_HERE = -DDKV_CUDA=AUTO '-DDKV_CUDA_ARCHITECTURES=$(subst $(space),;,$(strip $(CUDA_ARCHITECTURES)))'
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
+
+# What nvcc made of the kernels, in a folder of its own: for every architecture.
+PTXAS = cmake --preset release -B build/ptxas --log-level=WARNING -DDKV_CUDA=ON && cmake --build build/ptxas
 
 # The end-to-end tests' surroundings, for pytest started by hand.
 E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) \
@@ -36,7 +46,7 @@ help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # It compiles kernels for a GPU where there is one, or when one is asked for.
-demo: CUDA = $(if $(GPU)$(BACKEND),-DDKV_CUDA=AUTO,$(if $(LEAN),-DDKV_CUDA=OFF))
+demo: CUDA = $(if $(GPU)$(BACKEND),$(CUDA_HERE),$(if $(LEAN),-DDKV_CUDA=OFF))
 demo: TARGETS = programs $(if $(BACKEND),demo_backends)
 demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POLICY= CAPACITY= PROFILE= BACKEND=cuda)
 	$(PYTHON) tools/demo/demo.py --bin $(BUILD)/bin --out build/demo \
@@ -98,12 +108,10 @@ test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which a
 	$(E2E) tools/formats
 
 ptxas: deps deps-test deps-cuda ## what nvcc made of every kernel, for every architecture, against the table under version control
-	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
-	cmake --build --preset $(PRESET) --target ptxas
+	$(PTXAS) --target ptxas
 
 ptxas-accept: deps deps-test deps-cuda ## the table is what is built now: look at its difference before you commit it
-	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
-	cmake --build --preset $(PRESET) --target ptxas-accept
+	$(PTXAS) --target ptxas-accept
 
 gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, compute-sanitizer, bandwidth; JSON (GPU_TEST=--emulated: without a GPU)
 	python3 tools/gpu/gpu_test.py --out build/gpu-test.json $(GPU_TEST)
@@ -169,6 +177,7 @@ tidy:         ## the shape of the tree: layers, lengths, mirrored kernels
 schema-check: ## the wire schema still speaks to every released version
 	tools/dev/schema_check.sh
 
+install: CUDA = -DDKV_CUDA=AUTO -UDKV_CUDA_ARCHITECTURES
 install: build ## programs, libdkv and the header under PREFIX (/usr/local)
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
 
@@ -176,10 +185,10 @@ wheel: deps-build deps-wheel ## dist/dkv-….whl: the package, dkv, dkvd, libdkv
 	tools/dev/wheel.sh cpu
 
 wheel-cuda: deps-build deps-wheel deps-cuda ## dist/dkv_cu13-….whl: the same with CUDA (CUDA_ARCHITECTURES="80 90")
-	CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" tools/dev/wheel.sh cuda
+	tools/dev/wheel.sh cuda $(if $(filter-out file,$(origin CUDA_ARCHITECTURES)),$(CUDA_ARCHITECTURES))
 
 test-wheel: deps wheel ## the wheel in a bare environment: programs, library, README's first example
-	tools/dev/test_wheel.sh
+	DKV_WHEEL=$$(ls -t dist/dkv-*.whl | head -n 1) $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf tests/wheel
 
 clean:        ## remove what was built
 	rm -rf build

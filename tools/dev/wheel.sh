@@ -2,8 +2,8 @@
 # Makes dist/dkv-VERSION-py3-none-manylinux_….whl: the Python package with libdkv, dkv, dkvd, and the libraries
 # that those need. The tag names the glibc of this machine: a wheel for older systems is made on one of them.
 #
-#   tools/dev/wheel.sh cpu     dist/dkv-….whl, without CUDA
-#   tools/dev/wheel.sh cuda    dist/dkv_cu13-….whl, with it, for CUDA_ARCHITECTURES ("80 90"; all of them)
+#   tools/dev/wheel.sh cpu                       dist/dkv-….whl, without CUDA
+#   tools/dev/wheel.sh cuda [ARCHITECTURE …]     dist/dkv_cu13-….whl, with it, for these (80 90) or for all
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,9 +12,8 @@ case "$kind" in
     cpu) defines=(-DDKV_CUDA=OFF) name=dkv ;;
     cuda)
         defines=(-DDKV_CUDA=ON "-DDKV_CUDA_TOOLKIT=$(echo "$PWD"/.venv/lib/python3*/site-packages/nvidia/cu13)")
-        if [[ -n ${CUDA_ARCHITECTURES:-} ]]; then
-            defines+=("-DDKV_CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES// /;}")
-        fi
+        architectures="${*:2}"
+        if [[ -n $architectures ]]; then defines+=("-DDKV_CUDA_ARCHITECTURES=${architectures// /;}"); fi
         name=dkv-cu13
         ;;
     *) echo "wheel.sh: unknown kind '$kind'; expected cpu or cuda" >&2 && exit 2 ;;

@@ -1,4 +1,4 @@
-// Foreign bytes as a file of one format: opened, every row of every layer read, verified. What must
+// Foreign bytes as a file of the format DKV_FUZZ_FORMAT: opened, every row of every layer read, verified. What must
 // hold: no crash, nothing read outside the file, no memory that the file's size does not justify.
 #include <cstdlib>
 #include <cstring>
@@ -88,7 +88,9 @@ void read_layer(SavedCache const& cache, std::uint32_t index) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size) {
-    static auto const format = file_format(DKV_FUZZ_FORMAT);
+    static char const* const name = std::getenv("DKV_FUZZ_FORMAT");
+    DKV_ASSERT(name != nullptr);
+    static auto const format = file_format(name);
     DKV_ASSERT(format);
     static Sample const sample(*format);
     sample.fill(data, size);

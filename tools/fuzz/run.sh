@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzzers and runs each for some seconds, four at a time. What they find worth keeping
+# Builds the fuzzer and runs it for some seconds with each format, four at a time. What they find worth keeping
 # stays in build/fuzz/corpus; inputs that break a reader land in build/fuzz/found, and fail the run.
 #   tools/fuzz/run.sh SECONDS [FORMAT …]
 set -euo pipefail
@@ -10,14 +10,14 @@ formats=("$@")
 ((${#formats[@]})) || formats=(dkv hf mlx-lm llama-slot llama-state lmcache vllm)
 
 cmake --preset fuzz --log-level=WARNING
-cmake --build "$build" --target fuzzers | tail -n 1
+cmake --build "$build" --target dkv_reader_fuzz | tail -n 1
 mkdir -p "$build/found"
 
 run_one() {
     local format="$1" seconds="$2" build="$3" log
     log="$build/$format.log"
     mkdir -p "$build/corpus/$format"
-    if "$build/bin/fuzz-$format" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=512 \
+    if DKV_FUZZ_FORMAT="$format" "$build/bin/dkv_reader_fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=512 \
         -malloc_limit_mb=64 -max_len=8192 -dict=tools/fuzz/names.dict -print_final_stats=1 \
         -artifact_prefix="$build/found/$format-" "$build/corpus/$format" "tools/fuzz/seeds/$format" \
         >"$log" 2>&1; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The table of what the compiler made of every kernel, for every architecture, and what must be so.
 
-    kernels.py check  --objects build/release/kernels/cuda --toolkit DIR   fails on a spill, on a fact of
+    kernels.py check  --objects build/ptxas/kernels/cuda --toolkit DIR   fails on a spill, on a fact of
                       launches.toml that does not hold, and when the table is another than kernels.csv
     kernels.py accept (the same)                                           writes kernels.csv, and the summary
                       in docs/KERNELS.md
@@ -53,7 +53,7 @@ def disassembler_of(toolkit):
     found = next((path for folder in (f"{toolkit}/bin", *map(str, of_venv)) if (path := shutil.which(f"{folder}/cuobjdump"))),
                  shutil.which("cuobjdump"))
     if found is None:
-        raise Refused(f"{toolkit} has no cuobjdump, and it is not on PATH; tools/dev/install_deps.sh python brings one")
+        raise Refused(f"{toolkit} has no cuobjdump, and it is not on PATH; tools/dev/install_deps.sh cuda brings one")
     return found
 
 
