@@ -88,7 +88,6 @@ private:
     Metrics& metrics_;
     Outbox& outbox_;
     Subscribers subscribers_;
-    FileJobs file_jobs_;
     LogLimit log_;
     bool stopping_ = false;
     Millis now_ = 0;  ///< Of the call under way.
