@@ -186,23 +186,19 @@ void Server::layer_progress(Peer const& engine,
 
 void Server::planned(Peer const& engine,
                      std::uint64_t session,
-                     std::uint64_t op,
                      std::vector<std::uint32_t> const& lengths) {
     wire::PlannedT event;
     event.session = session;
-    event.op = op;
     event.lengths = lengths;
     send(engine, 0, body_of(std::move(event)));
 }
 
 void Server::committed(Peer const& engine,
                        std::uint64_t session,
-                       std::uint64_t op,
                        JobOutcome const& outcome,
                        SpentTime spent) {
     wire::CommittedT event;
     event.session = session;
-    event.op = op;
     event.lengths = outcome.lengths;
     event.mass_kept = outcome.mass_kept;
     event.bytes_full = outcome.bytes_full;

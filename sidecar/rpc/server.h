@@ -70,11 +70,9 @@ private:
                         LayerProgress const& progress) override;
     void planned(Peer const& engine,
                  std::uint64_t session,
-                 std::uint64_t op,
                  std::vector<std::uint32_t> const& lengths) override;
     void committed(Peer const& engine,
                    std::uint64_t session,
-                   std::uint64_t op,
                    JobOutcome const& outcome,
                    SpentTime spent) override;
     void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override;
