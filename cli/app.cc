@@ -155,8 +155,6 @@ int run(std::vector<std::string> arguments, Environment const& environment) {
     } catch (CLI::ParseError const& error) {
         return refuse(environment, json, "usage", false, usage_message(error, program), kExitUsage);
     }
-    auto& globals = program.context.globals;
-    globals.endpoint_given = program.app.get_option("--endpoint")->count() > 0;
     if (auto const good = check_endpoint(program.context.globals.endpoint); !good)
         return refuse(environment, json, "usage", false, good.error().message, kExitUsage);
     return run_chosen(program, environment);

@@ -49,9 +49,8 @@ struct Environment {
 
 /// The options that every command accepts, before or after its name.
 struct Globals {
-    std::string endpoint;         ///< Never empty once parsed.
-    bool endpoint_given = false;  ///< On the command line, not by the environment.
-    sdk::KeyFiles keys;           ///< Of a tcp:// endpoint.
+    std::string endpoint;  ///< Never empty once parsed.
+    sdk::KeyFiles keys;    ///< Of a tcp:// endpoint.
     bool json = false;
     bool no_color = false;
     std::uint32_t timeout_ms = 3000;

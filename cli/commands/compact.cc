@@ -8,7 +8,6 @@
 #include "cli/saved/offline/convert.h"
 #include "cli/saved/open_flags.h"
 #include "cli/saved/paths.h"
-#include "cli/saved/remote.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {
@@ -53,8 +52,6 @@ Result<Output> compact(Context const& context, CompactOptions const& options) {
     offline::Ended const ended = [&](std::size_t file, Outcome const& outcome) {
         batch.ended(file, requests[file].input, outcome);
     };
-    if (context.globals.endpoint_given)
-        return batch.output(DKV_TRY(compact_remotely(context, requests, batch.progress(), ended)));
     return batch.output(offline::compact_all(requests, options.jobs, batch.progress(), ended));
 }
 

@@ -94,15 +94,6 @@ public:
         DKV_TRY(ask<wire::DoneT>(message));
         return {};
     }
-    Result<wire::FileJobT> compact_file(wire::CompactFileT request) override {
-        return ask<wire::FileJobT>(std::move(request));
-    }
-    Result<wire::FileJobT> file_job(std::uint64_t job, bool stop) override {
-        wire::GetFileJobT message;
-        message.job = job;
-        message.stop = stop;
-        return ask<wire::FileJobT>(message);
-    }
     Result<void> subscribe() override {
         wire::SubscribeT message;
         message.on = true;

@@ -47,10 +47,6 @@ public:
     virtual Result<void> stop() = 0;
     /// Errors: NotFound.
     virtual Result<void> detach(std::uint64_t instance) = 0;
-    /// Begins to compact a saved cache; file_job() tells how far it is.
-    virtual Result<wire::FileJobT> compact_file(wire::CompactFileT request) = 0;
-    /// stop: it shall end at its next layer.
-    virtual Result<wire::FileJobT> file_job(std::uint64_t job, bool stop) = 0;
     /// From now on next_notice() has something to give.
     virtual Result<void> subscribe() = 0;
     /// The next event, or nothing after `wait`. Errors: Unavailable when the sidecar went away.

@@ -33,7 +33,6 @@ struct Limits {
     std::uint32_t gone_remembered_max = 16;  ///< Engines that went away.
     std::uint32_t jobs_queued_max = 4096;    ///< Per instance.
     std::uint32_t subscribers_max = 64;      ///< Controllers that watch.
-    std::uint32_t file_jobs_max = 256;   ///< Saved caches: waiting, under way, and told of later.
     std::uint32_t text_bytes_max = 200;  ///< Of a name or a reason that a peer sends for people.
 };
 

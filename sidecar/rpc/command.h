@@ -8,7 +8,6 @@
 #include "protocol/base/result.h"
 #include "protocol/schema/dkv_generated.h"
 #include "sidecar/config/config.h"
-#include "sidecar/rpc/file_jobs.h"
 #include "sidecar/rpc/subscribers.h"
 #include "sidecar/session/table.h"
 
@@ -23,18 +22,16 @@ struct Context {
     Millis started_at;
     Table& table;
     Subscribers& subscribers;
-    FileJobs& file_jobs;
     bool& stopping;
 };
 
 /// A body of type NONE: the answer comes later, when a worker has it.
 using Reply = Result<wire::BodyUnion>;
 
-/// Who may ask. Over TCP there are controllers alone, and what they may ask touches no memory and
-/// no file of the sidecar's machine. The tables of commands say which is which.
+/// Who may ask. Over TCP there are only controllers, and their requests touch no memory of the
+/// sidecar's machine. The tables of commands say which is which.
 enum class Reach : std::uint8_t {
     Engine,      ///< Engines, over ipc://. A failure is the engine's `last error`.
-    Local,       ///< Controllers over ipc://: it works on this machine's files.
     Controller,  ///< Also controllers over tcp:// that proved a key.
     Anyone       ///< Also over tcp:// without keys, where the answer says little.
 };
@@ -71,6 +68,5 @@ wire::BodyUnion body_of(Message message) {
 
 std::span<Command const> engine_commands() noexcept;
 std::span<Command const> controller_commands() noexcept;
-std::span<Command const> file_commands() noexcept;
 
 }  // namespace dkv::rpc

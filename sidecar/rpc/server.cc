@@ -10,10 +10,25 @@ namespace dkv::rpc {
 namespace {
 
 Command const* find_command(wire::Body body) noexcept {
-    for (auto const table : {engine_commands(), controller_commands(), file_commands()})
+    for (auto const table : {engine_commands(), controller_commands()})
         for (auto const& command : table)
             if (command.body == body) return &command;
     return nullptr;
+}
+
+/// Why a message has no command.
+Error not_taken(wire::Body body) {
+    switch (body) {
+        case wire::Body::NONE: return {ErrorCode::InvalidArgument, "the message has no body"};
+        case wire::Body::CompactFile:
+        case wire::Body::GetFileJob:
+            return {ErrorCode::Unsupported,
+                    fmt::format("{} was removed: use dkv compact, which needs no sidecar",
+                                wire::EnumNameBody(body))};
+        default:
+            return {ErrorCode::InvalidArgument, fmt::format("a sidecar takes no message of type {}",
+                                                            static_cast<unsigned>(body))};
+    }
 }
 
 /// Who may ask this at all. An engine's requests move memory: the kernel has to say whose.
@@ -28,11 +43,6 @@ Result<void> admit(Sender const& sender, Command const& command) {
         case Reach::Engine:
             return denied(fmt::format(
                 "{} comes from an engine, and engines attach over ipc:// alone", command.name));
-        case Reach::Local:
-            return denied(
-                fmt::format("{} works on files of the sidecar's machine, and is taken "
-                            "over ipc:// alone",
-                            command.name));
         case Reach::Controller:
             if (!sender.key.empty()) return {};
             return denied(
@@ -63,7 +73,6 @@ Server::Server(Options options,
       metrics_(metrics),
       outbox_(outbox),
       subscribers_(options_.config.limits.subscribers_max),
-      file_jobs_(options_.config.limits.file_jobs_max, backends.cpu()),
       table_(options_.config, metrics, *this, std::move(backends), std::move(wake)) {}
 
 void Server::on_message(Peer const& peer,
@@ -89,11 +98,7 @@ void Server::on_message(Peer const& peer,
 Reply Server::answer(Caller const& caller, Sender const& sender, wire::EnvelopeT const& request) {
     auto const* const command = find_command(request.body.type);
     if (command == nullptr) {
-        auto const number = static_cast<unsigned>(request.body.type);
-        Error const error{ErrorCode::InvalidArgument,
-                          number == 0
-                              ? std::string("the message has no body")
-                              : "a sidecar takes no message of type " + std::to_string(number)};
+        auto const error = not_taken(request.body.type);
         fail("unknown", 0, error);
         return error;
     }
@@ -119,7 +124,6 @@ Reply Server::answer(Caller const& caller, Sender const& sender, wire::EnvelopeT
                     .started_at = options_.started_at,
                     .table = table_,
                     .subscribers = subscribers_,
-                    .file_jobs = file_jobs_,
                     .stopping = stopping_};
     if (request.body.type == wire::Body::Subscribe && subscribers_.full()) forget_departed();
     auto reply = without_throwing([&] { return command->run(context, caller, request.body); });
@@ -182,23 +186,19 @@ void Server::layer_progress(Peer const& engine,
 
 void Server::planned(Peer const& engine,
                      std::uint64_t session,
-                     std::uint64_t op,
                      std::vector<std::uint32_t> const& lengths) {
     wire::PlannedT event;
     event.session = session;
-    event.op = op;
     event.lengths = lengths;
     send(engine, 0, body_of(std::move(event)));
 }
 
 void Server::committed(Peer const& engine,
                        std::uint64_t session,
-                       std::uint64_t op,
                        JobOutcome const& outcome,
                        SpentTime spent) {
     wire::CommittedT event;
     event.session = session;
-    event.op = op;
     event.lengths = outcome.lengths;
     event.mass_kept = outcome.mass_kept;
     event.bytes_full = outcome.bytes_full;

@@ -70,11 +70,9 @@ private:
                         LayerProgress const& progress) override;
     void planned(Peer const& engine,
                  std::uint64_t session,
-                 std::uint64_t op,
                  std::vector<std::uint32_t> const& lengths) override;
     void committed(Peer const& engine,
                    std::uint64_t session,
-                   std::uint64_t op,
                    JobOutcome const& outcome,
                    SpentTime spent) override;
     void session_failed(Peer const& engine, std::uint64_t session, Error const& error) override;
@@ -88,7 +86,6 @@ private:
     Metrics& metrics_;
     Outbox& outbox_;
     Subscribers subscribers_;
-    FileJobs file_jobs_;
     LogLimit log_;
     bool stopping_ = false;
     Millis now_ = 0;  ///< Of the call under way.

@@ -176,11 +176,9 @@ public:
                                 LayerProgress const& progress) = 0;
     virtual void planned(Peer const& engine,
                          std::uint64_t session,
-                         std::uint64_t op,
                          std::vector<std::uint32_t> const& lengths) = 0;
     virtual void committed(Peer const& engine,
                            std::uint64_t session,
-                           std::uint64_t op,
                            JobOutcome const& outcome,
                            SpentTime spent) = 0;
     virtual void session_failed(Peer const& engine, std::uint64_t session, Error const& error) = 0;

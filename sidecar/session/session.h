@@ -43,7 +43,6 @@ public:
         std::uint64_t instance = 0;
         std::uint32_t generation = 0;
         std::uint64_t session = 0;
-        std::uint64_t op = 0;  ///< Names this compression in Planned and Committed.
         JobSpec job;
         Millis opened_at = 0;
         std::string device = "cpu";  ///< Where the engine's cache is, for messages.
@@ -53,7 +52,6 @@ public:
     };
     explicit Session(Spec spec);
 
-    std::uint64_t op() const noexcept { return spec_.op; }
     std::uint32_t generation() const noexcept { return spec_.generation; }
     SessionState state() const noexcept { return state_; }
     std::string const& policy() const noexcept { return spec_.job.params.name; }

@@ -182,7 +182,6 @@ private:
         retired_;  ///< Of dropped engines, until they have finished.
     std::map<std::uint64_t, Instance> instances_;
     LogLimit log_;
-    std::uint64_t last_op_ = 0;
     std::uint64_t errors_total_ = 0;
     std::string last_error_;
     Savings savings_;

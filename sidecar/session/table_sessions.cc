@@ -85,7 +85,6 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
                 Session::Spec{.instance = instance,
                               .generation = engine.hello.generation,
                               .session = request.session,
-                              .op = ++last_op_,
                               .job = {.geometry = engine.hello.geometry,
                                       .prompt_tokens = request.prompt_tokens,
                                       .params = chosen.params,
@@ -226,7 +225,7 @@ void Table::apply(WorkReport& report, Millis now) {
         listener_.layer_progress(instance.peer, report.session, *progress);
         tell(NoticeKind::Layer, session, fmt::format("layer {}", progress->layer), now);
     } else if (auto const* const plan = std::get_if<WorkPlanned>(&report.what)) {
-        listener_.planned(instance.peer, report.session, session.op(), plan->lengths);
+        listener_.planned(instance.peer, report.session, plan->lengths);
     } else {
         tell_commit(instance, session, report, now);
     }
@@ -238,7 +237,7 @@ void Table::tell_commit(Instance& instance,
                         Millis now) {
     metrics_.session(session.policy(), "committed");
     auto const& outcome = std::get<WorkCommitted>(report.what).outcome;
-    listener_.committed(instance.peer, report.session, session.op(), outcome, report.spent);
+    listener_.committed(instance.peer, report.session, outcome, report.spent);
     auto const text = kept_text(session.facts(now));
     spdlog::info("engine {}, session {}: {}", instance_name(report.instance), report.session, text);
     tell(NoticeKind::SessionCommitted, session, text, now);

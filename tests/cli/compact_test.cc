@@ -177,64 +177,6 @@ TEST_CASE("dkv compact that is interrupted exits 130 and leaves no output") {
     CHECK(std::distance(fs::directory_iterator(folder.path()), {}) == 1);
 }
 
-TEST_CASE("dkv compact --endpoint asks that sidecar, with absolute paths") {
-    FakeSidecar sidecar;
-    int asked = 0;
-    sidecar.file_job = [&](bool stop) {
-        CHECK_FALSE(stop);
-        wire::FileJobT job;
-        job.ended = ++asked == 2;
-        if (!job.ended) return job;
-        job.outcome = std::make_unique<wire::FileOutcomeT>();
-        job.outcome->from = "llama-slot";
-        job.outcome->to = "dkv";
-        job.outcome->prompt_tokens = 80;
-        job.outcome->lengths = {16, 16};
-        job.outcome->file_bytes_before = 4096;
-        job.outcome->file_bytes_after = 1024;
-        job.outcome->notes = {"said by the sidecar"};
-        return job;
-    };
-    auto const ran = run_dkv({"compact", "/tmp/x/../a", "-o", "/tmp/b", "--capacity", "16",
-                              "--format", "dkv", "--force", "--endpoint", "ipc:///tmp/dkvd.sock"},
-                             sidecar);
-    REQUIRE(ran.exit_code == 0);
-    CHECK(contains(ran.out,
-                   "16 of 80 tokens per head, 4.0 KiB → 1.0 KiB (25.0 %), llama-slot → dkv"));
-    CHECK(contains(ran.out, "  note: said by the sidecar\n"));
-    REQUIRE(sidecar.compact_requests.size() == 1);
-    auto const& request = sidecar.compact_requests[0];
-    CHECK(request.input == "/tmp/x/../a");
-    CHECK(request.output == "/tmp/b");
-    CHECK(request.format == "dkv");
-    CHECK(request.policy->name == "auto");
-    CHECK(*request.policy->capacity == 16);
-    CHECK(request.force);
-    CHECK(request.verify);
-}
-
-TEST_CASE("dkv compact --endpoint: Ctrl-C stops the sidecar's work, and its end is waited for") {
-    FakeSidecar sidecar;
-    bool pressed = false;
-    sidecar.file_job = [&](bool stop) {
-        wire::FileJobT job;
-        job.ended = pressed && !stop;
-        if (job.ended) {
-            job.failure = std::make_unique<wire::FailureT>();
-            job.failure->code = wire::ErrorCode::Cancelled;
-            job.failure->message = "interrupted";
-        }
-        pressed = true;
-        return job;
-    };
-    auto const ran = run_dkv({"compact", "/tmp/a", "-o", "/tmp/b", "--endpoint", "ipc:///tmp/s"},
-                             sidecar, [&](cli::Environment& world) {
-                                 world.catch_interrupts = [&] { return [&] { return pressed; }; };
-                             });
-    CHECK(ran.exit_code == 130);
-    CHECK(ran.err == "dkv: interrupted\n");
-}
-
 TEST_CASE("dkv convert: every row as it is, and the way back") {
     TempDir const folder;
     auto const input = write_random_cache(folder / "a.safetensors");

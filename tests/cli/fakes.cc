@@ -34,13 +34,6 @@ public:
         sidecar_.detached.push_back(instance);
         return {};
     }
-    Result<wire::FileJobT> compact_file(wire::CompactFileT request) override {
-        sidecar_.compact_requests.push_back(std::move(request));
-        return answer(wire::FileJobT());
-    }
-    Result<wire::FileJobT> file_job(std::uint64_t, bool stop) override {
-        return answer(sidecar_.file_job(stop));
-    }
     Result<void> subscribe() override {
         if (sidecar_.fail) return *sidecar_.fail;
         return {};

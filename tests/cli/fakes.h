@@ -37,9 +37,6 @@ struct FakeSidecar {
     /// An event, or the reason why there is none any more; then nothing.
     std::deque<Result<wire::NoticeT>> notices;
 
-    std::vector<wire::CompactFileT> compact_requests;
-    std::function<wire::FileJobT(bool stop)> file_job = [](bool) { return wire::FileJobT(); };
-
     struct SetPolicy {
         std::uint64_t instance;
         std::optional<wire::PolicyT> policy;

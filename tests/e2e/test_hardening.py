@@ -27,3 +27,14 @@ def test_addresses_are_random_and_read_only_and_memory_faults_are_caught(path):
     assert "RWE" not in next(line for line in segments.splitlines() if "GNU_STACK" in line), "an executable stack"
     assert "__stack_chk_fail" in symbols, "no stack protector"
     assert "_chk@" in symbols, "no FORTIFY_SOURCE"
+
+
+def test_dkvd_links_nothing_that_works_on_saved_caches():
+    def names(path, of: str) -> set[str]:
+        symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
+        return {name for name in of.split() if name in symbols}
+
+    saved = "dkv::offline:: dkv::reference:: dkv::SavedCache dkv::Safetensors dkv::MappedFile dkv::open_cache"
+
+    assert names(BIN / "dkv", saved) == set(saved.split()), "these names are no longer those of the formats"
+    assert names(BIN / "dkvd", saved) == set()

@@ -23,8 +23,7 @@ inline constexpr unsigned kBystanderEvery = 12;
 
 inline std::vector<rpc::Command> all_commands() {
     std::vector<rpc::Command> all;
-    for (auto const table :
-         {rpc::engine_commands(), rpc::controller_commands(), rpc::file_commands()})
+    for (auto const table : {rpc::engine_commands(), rpc::controller_commands()})
         all.insert(all.end(), table.begin(), table.end());
     return all;
 }
@@ -57,14 +56,13 @@ struct Counts {
 /// One sidecar from its start to its end.
 class Epoch {
 public:
-    Epoch(std::string const& folder, Random& random, Counts& counts)
-        : random_(random), counts_(counts), descriptors_(0) {
+    Epoch(Random& random, Counts& counts) : random_(random), counts_(counts), descriptors_(0) {
         for (auto const number : {0, 1, 2})
             engines_.push_back(std::make_unique<Engine>("engine " + std::to_string(number),
                                                         random.number() | 1, random.number()));
         descriptors_ = open_descriptors();
         mappings_ = lent_mappings();
-        world_ = std::make_unique<World>(folder);
+        world_ = std::make_unique<World>();
         idle_descriptors_ = open_descriptors();
         oracle_ = std::make_unique<Oracle>(*world_);
         walker_ = std::make_unique<Walker>(*world_, *oracle_, random);
@@ -98,7 +96,7 @@ public:
             std::this_thread::yield();
         world_->pass_time(0);
         CHECK(lent_mappings() == mappings_);
-        CHECK(open_descriptors() <= idle_descriptors_ + 2);  // A file job's thread may be there.
+        CHECK(open_descriptors() <= idle_descriptors_);
         close();
     }
     void close() {
@@ -213,8 +211,8 @@ private:
         CAPTURE(std::string(command.name));
         CAPTURE(std::string(name_of(wrong)));
         bool const is_right = wrong == Wrong::Nothing || wrong == Wrong::Repeated;
-        Scene const scene{engine, random_, walker_->last_session, world_->folder};
-        auto const body = right_message(command.body, scene, !is_right);
+        Scene const scene{engine, random_, walker_->last_session};
+        auto const body = right_message(command.body, scene);
         REQUIRE(body.type == command.body);  // Otherwise: teach messages.cc this message.
         auto bytes = encoded(random_.number(), body);
         Sender from{engine.peer, engine.process->credentials()};

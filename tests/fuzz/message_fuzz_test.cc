@@ -8,7 +8,6 @@
 #include <spdlog/spdlog.h>
 
 #include "tests/fuzz/epoch.h"
-#include "tests/support/saved_cache.h"
 
 namespace dkv::fuzz {
 namespace {
@@ -42,16 +41,6 @@ struct LogGuard {
     std::shared_ptr<CheckedLog> sink;
 };
 
-void save_a_cache(std::string const& folder) {
-    auto const rows = [](std::uint32_t, char const* part) {
-        auto const heads = std::string(part) == "q_window" ? Memory::kQHeads : Memory::kKvHeads;
-        auto const tokens = std::string(part) == "q_window" ? 8U : 32U;
-        return std::string(std::size_t{heads} * tokens * Memory::kRowBytes, '\x3e');
-    };
-    test::write_file(folder + "/saved.safetensors",
-                     test::saved_cache(Memory::geometry(), 32, 8, rows).text());
-}
-
 /// What no walk reached, by name.
 std::string untried(Counts& counts) {
     std::string all;
@@ -73,13 +62,11 @@ TEST_CASE("no message breaks a sidecar: valid sessions to every state, then one 
     MESSAGE("DKV_FUZZ_SEED=" << seed << " DKV_FUZZ_MESSAGES=" << messages);
     CAPTURE(seed);
     LogGuard const log;
-    test::TempDir const folder;
-    save_a_cache(folder.path());
     Random random(seed);
     Counts counts;
 
     while (counts.messages < messages) {
-        Epoch epoch(folder.path(), random, counts);
+        Epoch epoch(random, counts);
         epoch.run(std::min(kEpochMessages, messages - counts.messages));
         if (random.chance(70))
             epoch.end();

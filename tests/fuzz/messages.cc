@@ -66,21 +66,6 @@ std::unique_ptr<wire::PolicyT> any_policy(Random& random) {
     return policy;
 }
 
-wire::CompactFileT compact_file(Scene const& scene, bool safe) {
-    wire::CompactFileT message;
-    message.input = scene.folder + (safe ? "/none.safetensors" : "/saved.safetensors");
-    message.output = scene.folder + "/out-" + std::to_string(scene.random.below(1000));
-    message.policy = policy_of("streamingllm");
-    message.dry_run = safe || scene.random.chance(90);
-    message.force = true;
-    message.format = "dkv";
-    message.input_format = "dkv";
-    message.layout = "bhtd";
-    message.model = "a small one";
-    message.key_order = "halves";
-    return message;
-}
-
 template <class Message>
 Message of(Engine const& engine) {
     Message message;
@@ -236,7 +221,7 @@ wire::CloseSessionT close_session(Engine const& engine, std::string reason) {
     return message;
 }
 
-wire::BodyUnion right_message(wire::Body type, Scene const& scene, bool safe) {
+wire::BodyUnion right_message(wire::Body type, Scene const& scene) {
     auto& random = scene.random;
     switch (type) {
         case wire::Body::GetStatus: return body_of(wire::GetStatusT());
@@ -259,13 +244,6 @@ wire::BodyUnion right_message(wire::Body type, Scene const& scene, bool safe) {
         case wire::Body::Stop: {
             wire::StopT message;
             message.boot_id = kBoot ^ (std::uint64_t{1} << random.below(64));
-            return body_of(message);
-        }
-        case wire::Body::CompactFile: return body_of(compact_file(scene, safe));
-        case wire::Body::GetFileJob: {
-            wire::GetFileJobT message;
-            message.job = 1 + random.below(8);
-            message.stop = random.chance(20);
             return body_of(message);
         }
         default: return engine_message(type, scene);

@@ -18,7 +18,6 @@ struct Scene {
     Engine& engine;
     Random& random;
     std::uint64_t& last_session;
-    std::string folder;  ///< Where saved caches lie.
 };
 
 wire::HelloT hello(Engine const& engine);
@@ -33,9 +32,8 @@ wire::AdoptedT adopted(Engine const& engine, Random& random);
 wire::CloseSessionT close_session(Engine const& engine, std::string reason);
 
 /// The message of that type that the engine (or its controller) would send now; a body of type NONE
-/// where this file does not know it. `safe`: nothing in it may have an effect outside of the
-/// sidecar, whatever is done to its bytes.
-wire::BodyUnion right_message(wire::Body type, Scene const& scene, bool safe);
+/// where this file does not know it.
+wire::BodyUnion right_message(wire::Body type, Scene const& scene);
 
 /// With every number in its place, those that are the default, too.
 std::vector<std::uint8_t> encoded(std::uint64_t id, wire::BodyUnion const& body);

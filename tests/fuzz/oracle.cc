@@ -59,8 +59,6 @@ wire::Body answer_to(wire::Body request) {
         case wire::Body::ListSessions: return wire::Body::SessionList;
         case wire::Body::GetSavings: return wire::Body::SavingsInfo;
         case wire::Body::ListPolicies: return wire::Body::PolicyList;
-        case wire::Body::CompactFile:
-        case wire::Body::GetFileJob: return wire::Body::FileJob;
         default: return wire::Body::Done;
     }
 }
@@ -144,10 +142,6 @@ void Oracle::check_answer(Told const& told) const {
     }
     if (told.request == nullptr || body.type != answer_to(told.request->body.type))
         FAIL("answered by ", std::string(wire::EnumNameBody(body.type)));
-    if (auto const* const job = body.AsFileJob(); job != nullptr && job->failure != nullptr) {
-        CAPTURE(job->failure->message);
-        REQUIRE(is_clean(job->failure->message));
-    }
     if (auto const* const status = body.AsStatusInfo()) {
         REQUIRE(is_clean(status->last_error));
         REQUIRE(std::ranges::all_of(status->gone, is_clean));

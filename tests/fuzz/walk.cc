@@ -121,7 +121,7 @@ void Walker::reset_policies(Engine const& engine) {
 
 void Walker::open(Engine& engine) {
     reset_policies(engine);
-    Scene const scene{engine, random_, last_session, world_.folder};
+    Scene const scene{engine, random_, last_session};
     auto message = open_session(scene, random_.one_of(kPolicies));
     engine.run = {.session = message.session, .tokens = message.prompt_tokens};
     auto const answer = tell(engine, body_of(std::move(message)));

@@ -21,7 +21,6 @@ Config small_config() {
     config.limits.sessions_remembered_max = 2;
     config.limits.gone_remembered_max = 1;
     config.limits.subscribers_max = 1;
-    config.limits.file_jobs_max = 8;
     config.limits.tokens_max = 4096;
     config.limits.heads_total_max = 4096;
     return config;
@@ -41,9 +40,8 @@ bool is_event(wire::Body type) {
 
 }  // namespace
 
-World::World(std::string const& for_files)
-    : folder(for_files),
-      server_({.config = small_config(),
+World::World()
+    : server_({.config = small_config(),
                .endpoint = "ipc:///fuzzed",
                .boot_id = kBoot,
                .started_at = 1000,

@@ -22,7 +22,7 @@ struct Sender {
 
 class World final : private rpc::Outbox {
 public:
-    explicit World(std::string const& folder);
+    World();
     ~World();
 
     /// Delivers the bytes a millisecond later. The one answer to the sender, with the request's
@@ -45,7 +45,6 @@ public:
     };
     std::vector<Letter> events;  ///< Since they were last cleared.
     Gate gate;
-    std::string folder;
 
 private:
     std::unique_ptr<wire::EnvelopeT> open_letters(Peer const& asker);

@@ -147,7 +147,6 @@ struct Harness {
         std::function<void(wire::CommittedT&)> const& change = [](auto&) {}) {
         wire::CommittedT message;
         message.session = session_id();
-        message.op = 1;
         for (auto const length : lengths)
             message.bytes_kept += length * 2 * kGeometry.row_bytes();
         message.lengths = std::move(lengths);

@@ -29,13 +29,6 @@ wire::BodyUnion register_region() {
     return body_of(std::move(message));
 }
 
-wire::BodyUnion compact_file() {
-    wire::CompactFileT message;
-    message.policy = std::make_unique<wire::PolicyT>();
-    message.policy->name = "snapkv";
-    return body_of(std::move(message));
-}
-
 struct Asked {
     wire::BodyUnion (*body)();
     Reach reach;
@@ -54,8 +47,6 @@ std::map<std::string, Asked> const kWho{
     {"CloseSession", {empty<wire::CloseSessionT>, Reach::Engine}},
     {"Goodbye", {empty<wire::GoodbyeT>, Reach::Engine}},
     {"Heartbeat", {empty<wire::HeartbeatT>, Reach::Engine}},
-    {"CompactFile", {compact_file, Reach::Local}},
-    {"GetFileJob", {empty<wire::GetFileJobT>, Reach::Local}},
     {"ListInstances", {empty<wire::ListInstancesT>, Reach::Controller}},
     {"ListSessions", {empty<wire::ListSessionsT>, Reach::Controller}},
     {"GetSavings", {empty<wire::GetSavingsT>, Reach::Controller}},
@@ -69,7 +60,7 @@ std::map<std::string, Asked> const kWho{
 
 TEST_CASE("the tables of requests say who may ask, request by request") {
     std::size_t count = 0;
-    for (auto const table : {engine_commands(), controller_commands(), file_commands()})
+    for (auto const table : {engine_commands(), controller_commands()})
         for (auto const& command : table) {
             CAPTURE(command.name);
             REQUIRE(kWho.contains(command.name));
@@ -79,7 +70,7 @@ TEST_CASE("the tables of requests say who may ask, request by request") {
     CHECK(count == kWho.size());
 }
 
-TEST_CASE("a controller with a key steers, and touches no memory and no file") {
+TEST_CASE("a controller with a key steers, and touches no memory") {
     ServerFixture s;
     Sender const alice{.key = "alice"};
     for (auto const& [name, asked] : kWho) {
@@ -87,14 +78,10 @@ TEST_CASE("a controller with a key steers, and touches no memory and no file") {
         auto const* const failure = ask_as(s, alice, asked.body());
         bool const is_denied =
             failure != nullptr && failure->code == wire::ErrorCode::PermissionDenied;
-        CHECK(is_denied == (asked.reach == Reach::Engine || asked.reach == Reach::Local));
+        CHECK(is_denied == (asked.reach == Reach::Engine));
         if (asked.reach == Reach::Engine)
             CHECK(failure->message ==
                   name + " comes from an engine, and engines attach over ipc:// alone");
-        if (asked.reach == Reach::Local)
-            CHECK(failure->message == name +
-                                          " works on files of the sidecar's machine, and is taken "
-                                          "over ipc:// alone");
     }
     s.sender = alice;
     auto const* const status = s.ask(wire::GetStatusT()).AsStatusInfo();

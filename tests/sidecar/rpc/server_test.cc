@@ -218,21 +218,47 @@ TEST_CASE("numbers that are no words of the protocol are refused") {
     CHECK(status.AsStatusInfo()->last_error.find("no policy is called") == 0);
 }
 
+/// As a controller of an earlier version writes it: strings where the table is now empty.
+std::vector<std::uint8_t> message_of_before(Body type) {
+    flatbuffers::FlatBufferBuilder builder;
+    auto const input = builder.CreateString("/in.safetensors");
+    auto const start = builder.StartTable();
+    builder.AddOffset(flatbuffers::FieldIndexToOffset(0), input);
+    builder.AddOffset(flatbuffers::FieldIndexToOffset(1), input);
+    auto const body = flatbuffers::Offset<void>(builder.EndTable(start));
+    wire::FinishEnvelopeBuffer(builder,
+                               wire::CreateEnvelope(builder, kProtocolVersion, 9, 0, type, body));
+    return {builder.GetBufferPointer(), builder.GetBufferPointer() + builder.GetSize()};
+}
+
+TEST_CASE("requests that were removed are refused by name, and the sidecar goes on") {
+    ServerFixture s;
+    for (auto const type : {Body::CompactFile, Body::GetFileJob}) {
+        auto const& failure = *s.answer(message_of_before(type)).body.AsFailure();
+        CHECK(failure.code == wire::ErrorCode::Unsupported);
+        CHECK_FALSE(failure.retryable);
+        CHECK(failure.message == std::string(wire::EnumNameBody(type)) +
+                                     " was removed: use dkv compact, which needs no sidecar");
+    }
+    CHECK(s.answer(message_of_before(Body::FileJob)).body.AsFailure()->message ==
+          "a sidecar takes no message of type 36");
+    CHECK(s.ask(wire::GetStatusT()).AsStatusInfo()->errors_total == 3);
+}
+
 TEST_CASE("a refusal quotes what a peer sent, cut and fit for a terminal") {
     ServerFixture s;
-    wire::CompactFileT compact;
-    compact.input = "/in";
-    compact.output = "/out";
-    compact.policy = std::make_unique<wire::PolicyT>();
-    compact.policy->name = "snapkv";
-    compact.format = "\x1b[31mred\nforged";
-    CHECK(s.ask_in_vain(compact).message == "no format is called \"?[31mred?forged\"");
-    CHECK(s.ask(wire::GetStatusT()).AsStatusInfo()->last_error ==
-          "no format is called \"?[31mred?forged\"");
+    s.attach();
+    auto open = ServerFixture::open_session(1, "dynamickv");
+    open.policy->preset = "\x1b[31mred\nforged";
+    CHECK(s.ask_in_vain(open).message.find("no preset is called \"?[31mred?forged\"") == 0);
+    auto const last_error = [&] { return s.ask(wire::GetStatusT()).AsStatusInfo()->last_error; };
+    CHECK(last_error().find("no preset is called \"?[31mred?forged\"") == 0);
 
-    compact.format = std::string(100'000, 'x');
-    CHECK(s.ask_in_vain(compact).message.size() == 1000);
-    CHECK(s.ask(wire::GetStatusT()).AsStatusInfo()->last_error.size() == 1000);
+    open.policy->preset = std::string(100'000, 'x');
+    auto const message = s.ask_in_vain(open).message;
+    CHECK(message.find("no preset is called \"xxx") == 0);
+    CHECK(message.size() < 200);
+    CHECK(last_error() == message);
 }
 
 TEST_CASE("what an operator sets goes before an engine's wish") {

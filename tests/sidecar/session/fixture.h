@@ -28,13 +28,11 @@ public:
     }
     void planned(Peer const& engine,
                  std::uint64_t session,
-                 std::uint64_t /*op*/,
                  std::vector<std::uint32_t> const& /*lengths*/) override {
         add(engine, session, "planned");
     }
     void committed(Peer const& engine,
                    std::uint64_t session,
-                   std::uint64_t /*op*/,
                    JobOutcome const& outcome,
                    SpentTime spent) override {
         last_outcome = outcome;
