@@ -46,7 +46,7 @@ wire::CompactFileT to_wire(offline::CompactRequest const& request) {
     return message;
 }
 
-/// Errors: CorruptData for what is no geometry.
+/// Errors: CorruptData for an invalid geometry.
 Result<Geometry> geometry_of(wire::GeometryT const& facts) {
     auto const number = static_cast<std::uint8_t>(facts.dtype);
     auto const dtype = dtype_from_wire(number);
@@ -124,7 +124,7 @@ Result<std::vector<Result<offline::CompactOutcome>>> compact_remotely(
                                : compact_one(context, *sidecar, requests[file], progress, file));
         ended(file, outcomes.back());
         auto const& last = outcomes.back();
-        // Nobody is there for the others either.
+        // The other engines cannot be asked either.
         if (!last && exit_code_of(last.error().code) == kExitNoSidecar) return last.error();
     }
     return outcomes;
