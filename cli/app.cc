@@ -15,7 +15,7 @@ namespace {
 constexpr std::uint32_t kTimeoutMsMax = 600'000;
 
 std::string dump(Json const& json) {
-    // Engines name themselves: bytes that are no UTF-8 must not throw.
+    // Engines name themselves: bytes that are not UTF-8 must not throw.
     return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -13,7 +13,7 @@ Result<std::uint64_t> parse_id(std::string_view text) {
     if (digits.empty() || stop != end || error != std::errc() || id == 0)
         return Error{
             ErrorCode::InvalidArgument,
-            "'" + std::string(text) + "' is no id: up to 16 hexadecimal digits, not all 0"};
+            "'" + std::string(text) + "' is not an id: up to 16 hexadecimal digits, not all 0"};
     return id;
 }
 

@@ -7,7 +7,7 @@
 namespace dkv::cli {
 
 /// What the sidecar answers. Where none answers, the policies that this program was built with and
-/// their defaults: then default_policy is nullptr and default_source says why nobody was asked.
+/// their defaults: then default_policy is nullptr and default_source says why no sidecar was asked.
 ///
 /// Errors: those of a sidecar that answers.
 Result<wire::PolicyListT> known_policies(Context const& context);

@@ -111,7 +111,7 @@ struct CudaOptions {
 /// block that does not exist) is the error of the next synchronize() or download(), and until then
 /// no op writes rows or scores of keys. A device that failed fails every call with the first cause.
 ///
-/// Errors: LimitExceeded when there are no pool_bytes; Unavailable when there is no driver or GPU;
+/// Errors: LimitExceeded when pool_bytes are missing; Unavailable without a driver or GPU;
 /// Unsupported when this was built without CUDA; NotFound: no such device; Device.
 Result<std::unique_ptr<Backend>> make_cuda_backend(CudaOptions const& options = {});
 

@@ -8,7 +8,7 @@
 namespace dkv::cli {
 namespace {
 
-/// No sidecar is no failure: the question was about versions, and "none" is an answer.
+/// A missing sidecar is not a failure: the versions of dkv itself are still an answer.
 Result<Output> show(Context const& context) {
     Output output;
     output.text = fmt::format("dkv {}\nprotocol {}\nC API {}\n", DKV_VERSION, kProtocolVersion,

@@ -190,9 +190,10 @@ Finding socket_folder(Readings const& r) {
         return fail("it cannot be made there: a sidecar cannot listen",
                     "set XDG_RUNTIME_DIR, or DKV_ENDPOINT to a folder of your own");
     if (!s.is_folder)
-        return fail("it is no folder: a sidecar cannot listen", "remove it, or set DKV_ENDPOINT");
+        return fail("it is not a folder, so a sidecar cannot listen there",
+                    "remove it, or set DKV_ENDPOINT");
     if (!s.ours)
-        return fail("it belongs to somebody else, who could pose as your sidecar",
+        return fail("it belongs to another user, who could pose as your sidecar",
                     "set XDG_RUNTIME_DIR, or DKV_ENDPOINT to a folder of your own");
     if ((s.mode & 0022U) != 0)
         return fail("others may write to it, and could pose as your sidecar",

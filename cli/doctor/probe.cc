@@ -95,8 +95,8 @@ std::string try_memfd(Memfd const& memory) {
     return {};
 }
 
-/// A child opens our memfd through /proc, as the sidecar opens an engine's. The child is no
-/// ancestor of ours, so whatever a security module forbids to strangers is forbidden to it too.
+/// A child opens our memfd through /proc, as the sidecar opens an engine's. The child is not
+/// our ancestor, so a security module forbids it the same things as a stranger.
 std::string try_peer_memory(Memfd const& memory) {
     if (memory.fd() < 0) return "no memfd to try with";
     std::string const path =

@@ -16,7 +16,7 @@ struct Cpu {
 };
 
 struct SocketFolder {
-    std::string path;  ///< "": the endpoint is no ipc:// one.
+    std::string path;  ///< "": the endpoint is not ipc://.
     bool exists = false;
     bool is_folder = false;
     bool ours = false;

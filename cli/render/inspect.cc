@@ -143,7 +143,7 @@ std::string type_text(CacheFacts const& facts) {
     return facts.stored->type + (facts.stored->rotation_unknown ? ", perhaps rotated" : "");
 }
 
-/// Without queries nobody knows how many heads they have.
+/// Without queries the number of query heads is unknown.
 std::string geometry_text(CacheFacts const& facts) {
     auto const& geometry = facts.geometry;
     if (facts.query_rows > 0 || geometry.q_heads != geometry.kv_heads) return describe(geometry);

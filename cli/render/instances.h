@@ -8,7 +8,7 @@
 
 namespace dkv::cli {
 
-/// What to do when nobody is attached: one or two sentences.
+/// What to do when no engine is attached: one or two sentences.
 std::string no_engine_text();
 /// Everything about each of them.
 std::string instances_text(wire::InstanceListT const& list, Style const& style);

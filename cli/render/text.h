@@ -15,7 +15,7 @@ std::string human_bytes(std::uint64_t bytes);
 std::string human_duration(std::uint64_t ms);
 /// 0.97123 → "97.1 %"
 std::string human_share(double share);
-/// part of whole; "-" when there is no whole.
+/// part of whole; "-" when whole is 0.
 std::string human_share(std::uint64_t part, std::uint64_t whole);
 /// "1 session", "2 sessions"
 std::string counted(std::uint64_t count, std::string_view noun);
@@ -24,7 +24,7 @@ std::string hex_id(std::uint64_t id);
 /// Lower case with underscores, from an enumerator's name.
 std::string lower(std::string_view name);
 
-/// Foreign text on one line, without control characters: nobody paints another's terminal.
+/// Foreign text on one line, without control characters, which could change the terminal.
 std::string one_line(std::string_view text);
 /// Columns a terminal needs for it: a code point counts as one, a colour as none.
 std::size_t display_width(std::string_view text);

@@ -88,7 +88,7 @@ public:
         if (!has(name)) return broken(fmt::format("it has no {}", name));
         auto const& value = json_.at(name);
         if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kCountMax)
-            return broken(fmt::format("{} is {}, which is no count", name, value.dump()));
+            return broken(fmt::format("{} is {}, which is not a count", name, value.dump()));
         return value.get<std::uint32_t>();
     }
     std::string text(char const* name) const {
@@ -180,7 +180,7 @@ Result<ModelGeometry> read_config_json(std::filesystem::path const& path) {
     auto const* const begin = reinterpret_cast<char const*>(file.bytes().data());
     auto const json = ConfigJson::parse(begin, begin + file.bytes().size(), nullptr, false);
     Config const config(json, path.string());
-    if (!json.is_object()) return config.broken("this is no JSON object");
+    if (!json.is_object()) return config.broken("this is not a JSON object");
     // Models that also see or hear keep what reads text in a part of its own.
     bool const nested = json.contains("text_config") && json.at("text_config").is_object();
     auto name = config.text("_name_or_path");

@@ -19,7 +19,7 @@ struct InputFile {
 
 struct InputFiles {
     std::vector<InputFile> files;
-    /// In folders: what is no cache. Files that a message should name are among `files`.
+    /// In folders: files that are not caches. Files that a message should name are among `files`.
     std::size_t skipped = 0;
     bool in_folder = false;  ///< The outputs go into a folder: several files, or a folder of them.
 };

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t kBarColumns = 24;
 constexpr std::chrono::milliseconds kRedraw{100};
-/// Before that nobody knows how fast it goes.
+/// Before that the speed is unknown.
 constexpr double kSpeedAfterSeconds = 0.5;
 
 }  // namespace

@@ -24,7 +24,7 @@ struct ProgressFacts {
 /// "3/12 files  ████▌     42.1 %  1.2 GiB/s  12.5 s left", no longer than style.columns. Pure.
 std::string progress_text(ProgressFacts const& facts, Style const& style);
 
-/// Nothing at all where stderr is no terminal. Gone when destroyed.
+/// Draws nothing where stderr is not a terminal. Gone when destroyed.
 class ProgressBar {
 public:
     /// `totals`: bytes of each file, as far as they are known.

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t kItemRows = 256;
 constexpr std::size_t kLineBytes = 64;
-// How far ahead of the copy rows are asked for: chosen rows are no pattern that a machine guesses.
+// How far ahead of the copy rows are asked for: the processor cannot predict which rows are chosen.
 constexpr std::size_t kAheadBytes = 4096;
 
 /// Some rows of one head: what a worker copies at a time.

@@ -11,7 +11,7 @@ namespace dkv::cpu {
 /// scores[token - range.begin] = -‖k‖, the lowest number where that is none.
 void key_norms(KeyRange const& range, float* memory, float* scores);
 
-/// Adds k / ‖k‖ of each token to sum [head_dim]; keys of zeros and those whose norm is no number
+/// Adds k / ‖k‖ of each token to sum [head_dim]; keys of zeros and those whose norm is NaN
 /// are left out.
 void add_directions(KeyRange const& range, float* memory, float* sum);
 

@@ -42,7 +42,7 @@ Threshold find_threshold(Scratch& scratch, std::size_t keep) {
 }
 
 /// The selection, in id order: keys above the threshold, and its first `rank` equals. Without
-/// branches, since nobody could foretell them.
+/// branches, since they could not be predicted.
 void pick(Scratch& scratch, Threshold threshold, std::size_t keep) {
     scratch.picked.resize(keep + 1);
     auto equals = static_cast<std::uint32_t>(threshold.rank);

@@ -15,7 +15,7 @@ constexpr unsigned kThreads = 256;
 // A thread finishes one number of `scores`.
 //
 //   sums    [q_heads, columns]   read, when not null: the largest of a group counts
-//   scores  [rows, columns]      written; read, when there are no sums
+//   scores  [rows, columns]      written; read, when sums are not asked for
 DKV_KERNEL void finish_kernel(float const* __restrict__ sums,
                               float* __restrict__ scores,
                               std::uint64_t count,
@@ -24,7 +24,7 @@ DKV_KERNEL void finish_kernel(float const* __restrict__ sums,
                               std::uint32_t tokens,
                               bool per_query,
                               Fault const* fault) {
-    if (fault->kind != 0) return;  // Nobody began the sums.
+    if (fault->kind != 0) return;  // The sums were not begun.
     std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (index >= count) return;
     std::uint64_t const row = index / columns;

@@ -1,5 +1,5 @@
 // Norm reads the keys once. Difference reads them twice: for the mean of directions, chunk by chunk
-// with the chunks' sums added up in their order, and for the cosines. Keys that are no whole
+// with the chunks' sums added up in their order, and for the cosines. Keys that are not whole
 // 16-byte words, or too long for registers, once more: their norms are stored first.
 #include <algorithm>
 #include <cstdint>

@@ -40,7 +40,7 @@ Result<std::uint64_t> by_attention(PromptSizes const& sizes) {
     return std::max(window, DKV_TRY(scratch_bytes(args)));
 }
 
-/// Means, what chunks add up to, and of rows that are no 16-byte words the norms.
+/// Means, what chunks add up to, and of rows that are not whole 16-byte words the norms.
 std::uint64_t by_keys(PromptSizes const& sizes) {
     std::uint64_t const heads = sizes.kv_heads;
     std::uint64_t const mean = heads * sizes.head_dim * sizeof(float);

@@ -140,7 +140,7 @@ __device__ inline void load_matrices(std::uint32_t (&out)[4], void const* row) {
 #ifdef CUDAEMU
     auto const mine = reinterpret_cast<std::uintptr_t>(row);
     if (mine % 16 != 0) cudaemu::fail("ldmatrix of a misaligned row");
-    if (!cudaemu::is_shared(row, 16)) cudaemu::fail("ldmatrix of what is no shared memory");
+    if (!cudaemu::is_shared(row, 16)) cudaemu::fail("ldmatrix of memory that is not shared");
     auto const rows = cudaemu::exchange(kAllLanes, &mine, sizeof mine, {"ldmatrix"});
     unsigned const lane = cudaemu::self->lane;
     for (unsigned i = 0; i < 4; ++i) {

@@ -74,7 +74,7 @@ Result<void> Queue::prepare(std::uint64_t pool_bytes) {
 }
 
 Queue::~Queue() {
-    // Nobody is left to tell: an error here is of work that was reported before.
+    // An error here has no receiver: its work was reported before.
     for (void* const memory : outgrown_)
         static_cast<void>(cudaFreeAsync(memory, stream_));
     if (scratch_ != nullptr) static_cast<void>(cudaFreeAsync(scratch_, stream_));
@@ -303,7 +303,7 @@ Result<void> Queue::download_later_bytes(void const* device, std::span<std::byte
 }
 
 Result<void> Queue::synchronize() {
-    // Taken first: after an error nobody promises that they are still alive.
+    // Taken first: after an error they may be gone.
     auto const downloads = std::exchange(downloads_, {});
     DKV_CUDA_TRY(
         cudaMemcpyAsync(fault_on_host_, fault_, sizeof(Fault), cudaMemcpyDeviceToHost, stream_));

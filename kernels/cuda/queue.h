@@ -33,7 +33,7 @@ public:
     /// A pool of device memory of this queue's own; `pool_bytes` of it are there from the start and
     /// stay there, so that no op waits for the driver to find memory.
     ///
-    /// Errors: LimitExceeded when there are no pool_bytes; Device.
+    /// Errors: LimitExceeded when pool_bytes are missing; Device.
     static Result<std::unique_ptr<Queue>> create(std::uint64_t pool_bytes);
     ~Queue();
     Queue(Queue const&) = delete;
@@ -137,7 +137,7 @@ private:
 
     cudaStream_t stream_ = nullptr;
     cudaMemPool_t pool_ = nullptr;
-    std::uint64_t pool_bytes_ = 0;  // For whoever holds no room.
+    std::uint64_t pool_bytes_ = 0;  // For callers without a room.
     std::vector<Room> rooms_;
     std::unordered_map<std::byte*, std::uint64_t> buffers_;  // What allocate() gave: bytes.
     std::uint64_t buffers_bytes_ = 0;

@@ -139,7 +139,7 @@ __device__ void sum_rows(Engine const& engine,
 }
 
 // A block takes tiles of one KV head's tokens; a warp holds 16 * kTiles of a tile's tokens and
-// passes all rows by them, so that nobody else adds to what these are given.
+// passes all rows by them, so that no other block adds to the same sums.
 //
 //   packed   [kv_heads, rows_padded]          the queries; read
 //   weights  [kv_heads, rows_padded]          read

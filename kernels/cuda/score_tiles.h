@@ -1,8 +1,8 @@
 // Tiles of keys in shared memory, and their products with a pass's queries. For .cu files.
 //
-// Products come as fragments c of mma.m16n8k16 (see primitives.h), whoever computes them:
-// acc[m][n][i] is row 16 m + g + 8 (i / 2) of what is held, column 8 n + 2 t + i % 2 of what passes
-// by, g = lane / 4 and t = lane % 4.
+// Products come as fragments c of mma.m16n8k16 (see primitives.h), for tensor cores and plain code
+// alike: acc[m][n][i] is row 16 m + g + 8 (i / 2) of what is held, column 8 n + 2 t + i % 2 of what
+// passes by, g = lane / 4 and t = lane % 4.
 #pragma once
 
 #include <cfloat>

@@ -24,7 +24,7 @@ enum class ErrorCode : std::uint16_t {
     VersionMismatch = 12,   ///< The two sides speak different versions of the protocol.
     UnknownInstance = 13,   ///< The sidecar does not know this engine (any more): hello again.
     Internal = 14,          ///< A bug on our side, caught at a boundary.
-    Cancelled = 15,         ///< Whoever asked told it to stop.
+    Cancelled = 15,         ///< The caller told it to stop.
     PermissionDenied = 16,  ///< Not for this user or process, or not over this connection.
 };
 

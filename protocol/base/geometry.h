@@ -31,7 +31,7 @@ struct Geometry {
 };
 
 /// Errors: InvalidArgument, naming the field, when a count is 0 or above its limit
-/// (layers 1024, heads 1024, head_dim 1024), or q_heads is no multiple of kv_heads.
+/// (layers 1024, heads 1024, head_dim 1024), or q_heads is not a multiple of kv_heads.
 Result<void> check(Geometry const& geometry);
 
 /// "30 layers, 9/3 heads, head_dim 64, f32"

@@ -1,5 +1,5 @@
 // Where exceptions end. dkv's own code returns Results; the standard library and others throw when
-// there is no memory, no thread or no mapping left, and then one request fails and not the process.
+// memory, threads or mappings run out. Then one request fails, and not the process.
 #pragma once
 
 #include <exception>

@@ -17,7 +17,7 @@ namespace dkv {
 class MappedFile {
 public:
     /// Errors: Io when it cannot be opened or mapped (the message names path and reason), also for
-    /// what is no regular file: nothing waits for a pipe's other end.
+    /// anything but a regular file: nothing waits for a pipe's other end.
     static Result<MappedFile> open(std::filesystem::path const& path);
 
     MappedFile(MappedFile&& other) noexcept;

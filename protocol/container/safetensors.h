@@ -41,7 +41,7 @@ std::string shown(std::string_view text);
 /// `file` is a whole file and outlives the table.
 ///
 /// Errors: CorruptData, saying what is wrong and where: a length that does not fit, a header that
-/// is no JSON object or has a name twice, an unknown dtype, sizes that disagree or overflow,
+/// is not a JSON object or has a name twice, an unknown dtype, sizes that disagree or overflow,
 /// tensors that overlap or leave holes.
 Result<TensorTable> parse_safetensors(std::span<std::byte const> file);
 

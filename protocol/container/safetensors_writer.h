@@ -23,7 +23,7 @@ class SafetensorsWriter {
 public:
     /// Tensors lie in the file in this order, one right after another as the format demands: the
     /// first from a multiple of 64 bytes, one of 4-byte elements after an odd number of 2-byte
-    /// elements from a multiple of 2 alone. What is no UTF-8 in the metadata becomes U+FFFD.
+    /// elements from a multiple of 2 alone. Invalid UTF-8 in the metadata becomes U+FFFD.
     ///
     /// Errors: those of NewFile::create(); InvalidArgument for a name twice, an unknown dtype or
     /// sizes that overflow.

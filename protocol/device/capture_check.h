@@ -6,7 +6,7 @@
 namespace dkv::cuda {
 
 /// Nothing happens on a stream that is being captured: an event that is recorded there keeps what
-/// it said before, and whoever waits for it reads rows that are not written. Errors: BadState;
+/// it said before, and the sidecar would read rows that are not written. Errors: BadState;
 /// Device.
 inline Result<void> check_not_captured(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -127,7 +127,7 @@ Result<void> check_alive(std::string_view uuid) {
         case cudaSuccess:
         case cudaErrorNotReady:
         case cudaErrorMemoryAllocation:    // There may be room later,
-        case cudaErrorDevicesUnavailable:  // and whoever has it for himself may go.
+        case cudaErrorDevicesUnavailable:  // and the process that holds it may end.
             return {};
         default: return device_error(status, "cudaStreamQuery");
     }

@@ -25,7 +25,7 @@ std::string_view built_with() noexcept;
 
 /// Every device that this process can see, at least one.
 ///
-/// Errors: Unavailable when there is no driver or no device (CUDA's codes 34, 35 and 100), the code
+/// Errors: Unavailable without a driver or device (CUDA's codes 34, 35 and 100), the code
 /// and its meaning in the message; Unsupported when this was built without CUDA.
 Result<std::vector<Device>> devices();
 

@@ -1,5 +1,5 @@
 // The driver API of CUDA, found at run time: a program that is linked to libcuda does not start
-// where there is no driver. For files that include CUDA's headers only.
+// without a driver. For files that include CUDA's headers only.
 //
 //     auto const release = DKV_TRY(driver_function<PFN_cuMemRelease_v10020>("cuMemRelease",
 //     10020)); DKV_DRIVER_TRY(release(handle));

@@ -152,7 +152,8 @@ Result<int> device_of(void const* data, std::uint64_t bytes) {
     unsigned type = 0;
     CUresult const known = get(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer);
     if (known == CUDA_ERROR_INVALID_VALUE)
-        return Error{ErrorCode::InvalidArgument, range_text(data, bytes) + " are no device memory"};
+        return Error{ErrorCode::InvalidArgument,
+                     range_text(data, bytes) + " are not device memory"};
     DKV_DRIVER_TRY(known);
     // First: managed memory is of either type.
     if (DKV_TRY(attribute_of<unsigned>(pointer, CU_POINTER_ATTRIBUTE_IS_MANAGED)) != 0)

@@ -28,7 +28,7 @@ Result<void> poll_on_host(std::string const& what,
     for (auto sleep = kSleepLeast;; sleep = std::min(2 * sleep, kSleepMost)) {
         if (DKV_TRY(happened())) return {};
         if (cancelled != nullptr && cancelled(context))
-            return Error{ErrorCode::Cancelled, "nobody waits for " + what + " any more"};
+            return Error{ErrorCode::Cancelled, "the wait for " + what + " was cancelled"};
         if (Clock::now() >= end)
             return Error{ErrorCode::DeadlineExceeded, what + " did not happen within " +
                                                           std::to_string(deadline.count()) + " ms"};

@@ -2,7 +2,7 @@
 //
 // The engine exports a range of its memory; the sidecar opens what was exported. A legacy IPC
 // handle names a whole allocation, and an allocator hands out parts of one: what crosses is always
-// handle + offset + bytes, and the range is looked at again by whoever opens it.
+// handle + offset + bytes, and the process that opens it checks the range again.
 #pragma once
 
 #include <array>
@@ -46,10 +46,10 @@ using Exported = std::variant<IpcMemory, VmmMemory, PoolMemory>;
 
 /// Describes [data, data + bytes) of the calling process for another one.
 ///
-/// Errors: InvalidArgument when it is no device memory or reaches past its allocation; Unsupported,
-/// with the hint that helps, for memory that cannot be exported: VMM memory made without a POSIX
-/// handle type ("torch: unset expandable_segments …"), cudaMallocAsync's default pool, managed and
-/// host memory, cudaMalloc's where the system shares none (WSL2, Tegra); Device.
+/// Errors: InvalidArgument when it is not device memory or reaches past its allocation;
+/// Unsupported, with the hint that helps, for memory that cannot be exported: VMM memory made
+/// without a POSIX handle type ("torch: unset expandable_segments …"), cudaMallocAsync's default
+/// pool, managed and host memory, cudaMalloc's where the system shares none (WSL2, Tegra); Device.
 Result<Exported> export_memory(void const* data, std::uint64_t bytes);
 
 /// Device memory of this process's own, on the thread's device when it was made. Freed on
@@ -75,9 +75,9 @@ public:
 };
 /// Opens what another process exported, on the thread's current device. One process-wide registry:
 /// the same (instance, generation, handle) is opened once and closed once, however often it is
-/// asked for; the same handle of another generation is another allocation. Whoever lets go of it
-/// has waited for the work that uses it. Closed by whichever thread lets go last, on the device it
-/// was opened on.
+/// asked for; the same handle of another generation is another allocation. The holder that lets go
+/// of it has waited for the work that uses it. Closed by whichever thread lets go last, on the
+/// device it was opened on.
 ///
 /// Errors: InvalidArgument when the range does not lie in the allocation (overflow included), or
 /// that is another device's;
@@ -90,7 +90,7 @@ Result<std::shared_ptr<OpenedMemory const>> open_memory(Exported const& memory,
 /// The calling process's own device memory: for an engine and a sidecar that are one process. Not
 /// in the registry: nothing is mapped.
 ///
-/// Errors: InvalidArgument when it is no memory of the thread's device, or reaches past its
+/// Errors: InvalidArgument when it is not memory of the thread's device, or reaches past its
 /// allocation; Device.
 Result<std::shared_ptr<OpenedMemory const>> open_own_memory(std::uint64_t address,
                                                             std::uint64_t bytes);

@@ -171,7 +171,7 @@ private:
         DKV_DRIVER_TRY(vmm_.granularity(&block, &made_with, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
         if (block == 0 || bytes % block != 0)
             return wrong("an allocation of " + std::to_string(bytes) +
-                         " bytes is no multiple of the device's blocks of " +
+                         " bytes is not a multiple of the device's blocks of " +
                          std::to_string(block));
         auto const size = static_cast<std::size_t>(bytes);
         DKV_DRIVER_TRY(vmm_.reserve(&reserved_, size, std::size_t{0}, CUdeviceptr{0}, 0ULL));
@@ -314,7 +314,7 @@ Result<std::shared_ptr<OpenedMemory const>> open_own_memory(std::uint64_t addres
     cudaPointerAttributes attributes{};
     DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, data));
     if (attributes.type != cudaMemoryTypeDevice)
-        return wrong("address " + std::to_string(address) + " is no device memory");
+        return wrong("address " + std::to_string(address) + " is not device memory");
     DKV_TRY(check_device(attributes.device, DKV_TRY(current_device())));
     auto const known = DKV_TRY(behind(data));
     DKV_TRY(check_range(address - known.base, bytes, known.bytes));

@@ -20,7 +20,7 @@ struct ProfileFile {
     nlohmann::ordered_json figures;  ///< What was measured.
 };
 
-/// Errors: Io when it cannot be read; CorruptData when it is no profile, naming what is wrong;
+/// Errors: Io when it cannot be read; CorruptData when it is not a profile, naming what is wrong;
 /// Unsupported for another version; and those of check(Profile).
 Result<ProfileFile> read_profile_file(std::filesystem::path const& path);
 

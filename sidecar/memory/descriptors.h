@@ -22,7 +22,7 @@ public:
     struct Limits {
         std::size_t most = 1024;
         std::size_t most_per_instance = 256;
-        std::chrono::milliseconds kept{10'000};      ///< Then nobody will ask for it any more.
+        std::chrono::milliseconds kept{10'000};      ///< After that it is closed, unused.
         std::chrono::milliseconds waited_for{2000};  ///< It may be under way when it is asked for.
     };
     Descriptors() = default;

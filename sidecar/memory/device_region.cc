@@ -76,7 +76,7 @@ public:
         if (source.address == 0 || bytes == 0 || source.address > UINTPTR_MAX - bytes)
             return Error{ErrorCode::InvalidArgument, std::to_string(bytes) + " bytes at " +
                                                          std::to_string(source.address) +
-                                                         " are no memory"};
+                                                         " are not memory"};
         auto* const data =
             reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(source.address));
         return RegionLease(std::make_shared<OwnRegion>(data, bytes, writable));

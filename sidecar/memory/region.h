@@ -19,7 +19,7 @@
 
 namespace dkv {
 
-/// Unmaps on destruction; never unlinks: names belong to whoever created them.
+/// Unmaps on destruction; never unlinks: a name belongs to its creator.
 class MappedRegion {
 public:
     MappedRegion(MappedRegion const&) = delete;
@@ -52,7 +52,7 @@ public:
     virtual void drop(std::size_t /*offset*/, std::size_t /*bytes*/) const noexcept {}
     void drop_all() const noexcept { drop(0, bytes_); }
 
-    /// Has `told` called when this is unmapped: by whoever lets go last, in that thread.
+    /// Has `told` called when this is unmapped: by the last holder, in its thread.
     virtual void when_closed(std::function<void()> told) const = 0;
 
 protected:
@@ -66,16 +66,16 @@ protected:
     std::array<std::uint64_t, 2> identity_{};
 };
 
-/// A share of a mapping: it stays mapped while somebody holds one.
+/// A share of a mapping: it stays mapped while a share exists.
 using RegionLease = std::shared_ptr<MappedRegion const>;
 
 /// Maps `bytes` bytes of shared memory, read-only unless `writable`. Device memory and this
 /// process's own are for device_region.h.
 ///
-/// Errors: NotFound when there is no such object, process or descriptor; InvalidArgument when it is
+/// Errors: NotFound when the object, process or descriptor is missing; InvalidArgument when it is
 /// not shared memory, not the file with that inode, or smaller than `bytes`, or `bytes` is 0;
 /// LimitExceeded when this process may open no more files; Io for anything else the operating
-/// system refuses; Unsupported for what is no shared memory.
+/// system refuses; Unsupported for anything but shared memory.
 Result<RegionLease> attach(RegionSource const& source, std::uint64_t bytes, bool writable);
 
 }  // namespace dkv

@@ -15,8 +15,8 @@ Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& re
                      "], which holds nothing");
     std::size_t const element = bytes_of(at.dtype);
     if (at.offset % element != 0)
-        return wrong("begin at byte " + std::to_string(at.offset) + ", which is no multiple of " +
-                     std::to_string(element));
+        return wrong("begin at byte " + std::to_string(at.offset) +
+                     ", which is not a multiple of " + std::to_string(element));
     RowsView view{.data = nullptr,
                   .dtype = at.dtype,
                   .place = region.place(),

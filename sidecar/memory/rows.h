@@ -24,8 +24,8 @@ struct RowsAt {
 /// The rows as a view. It is valid while `region` is mapped.
 ///
 /// Errors: InvalidArgument, naming the rows: "keys end at byte 12345, past the region's 12000"; an
-/// offset that is no multiple of the element's size; no element at all; an extent beyond 64 bits;
-/// strides with which elements overlap: a small region would pass for a large cache.
+/// offset that is not a multiple of the element's size; no element at all; an extent beyond 64
+/// bits; strides with which elements overlap: a small region would pass for a large cache.
 Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& region);
 
 /// Reading what was never written would make the system find memory for it, and a sparse file may

@@ -62,7 +62,7 @@ Result<UniqueFd> open_source(RegionSource const& source, bool writable) {
     return file;
 }
 
-/// Only memory may be mapped: a file on a disk would block, and is nobody's cache.
+/// Only memory may be mapped: reads of a file on a disk would block, and a cache is never there.
 Result<void> check_is_memory(RegionSource const& source, int file, struct stat const& info) {
     struct statfs system {};
     bool const known = ::fstatfs(file, &system) == 0;

@@ -1,4 +1,4 @@
-// What Prometheus is told. Passed down by reference; there are no global metrics.
+// The metrics that Prometheus reads. Passed down by reference: none are global.
 #pragma once
 
 #include <cstdint>

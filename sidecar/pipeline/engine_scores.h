@@ -17,7 +17,7 @@ struct PrefixScores {
 
 /// `rows` [q_heads or kv_heads, prompt_tokens] over the whole prompt, window included.
 ///
-/// Nobody says how an engine scaled its scores. Where every row is free of negative numbers and
+/// The scale of an engine's scores is unknown. Where every row is free of negative numbers and
 /// adds up to 1, they are taken to be attention, and their mass is known.
 PrefixScores prefix_scores(std::span<float const> rows,
                            Geometry const& geometry,

@@ -55,7 +55,7 @@ Result<float> Plan::tally_scale(Weighed const& weighed) {
                            .skip = spec_.params.tally_skip()}));
     DKV_TRY(backend_->synchronize());
     double const sum = std::accumulate(sums.begin(), sums.end(), 0.0);
-    // 1 over less than that may be no f32; and a sum may be NaN.
+    // 1 over less than that may not fit in f32; and a sum may be NaN.
     return sum >= double{std::numeric_limits<float>::min()} ? static_cast<float>(1 / sum) : 0.0F;
 }
 

@@ -117,7 +117,7 @@ JobNeeds needs_of(JobSpec const& spec) {
     StagingLayout const layout = staging_layout(spec, *policy);
     needs.stage_rows = layout.rows_max;
     needs.staging_bytes = layout.region_bytes();
-    // Nobody knows how many tokens hold a share of the attention.
+    // How many tokens hold a share of the attention is not known beforehand.
     std::uint32_t const mean_max =
         spec.params.keep_mass ? spec.prompt_tokens : spec.params.capacity;
     needs.destination_bytes = packed_bytes_max(

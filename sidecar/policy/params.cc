@@ -60,7 +60,7 @@ Result<void> check_has_profile(PolicyRequest const& request) {
     Result<void> result;
     each_of_profile(
         [&result](char const* name, auto const& value) {
-            if (result && value) result = refusal(name, *value, "and there is no profile");
+            if (result && value) result = refusal(name, *value, "but no profile is given");
         },
         request);
     return result;
@@ -150,7 +150,7 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     // Another size says nothing of the capacity, which must not be refused for it.
     if (params.ratio || params.bytes || params.keep_mass)
         params.capacity = std::max(params.capacity, params.window);
-    // Nobody who asks for a small cache should have to know of sinks.
+    // A user who asks for a small cache should not have to know of sinks.
     std::uint32_t const room = params.capacity - std::min(params.capacity, params.window);
     if (!request.sinks) params.sinks = std::min(params.sinks, room);
 

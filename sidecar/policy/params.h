@@ -1,4 +1,4 @@
-// A policy's name and numbers: what somebody asked for, and what will be used.
+// A policy's name and numbers: what a request asks for, and what will be used.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@ struct Profile {
     std::uint32_t kernel = 0;     ///< Of the pooling that it was measured with; 0: unknown.
 };
 
-/// Errors: InvalidArgument, naming the value: a shape that is no shape, a weight that is negative
+/// Errors: InvalidArgument, naming the value: an invalid shape, a weight that is negative
 /// or not finite, no weight above 0, alpha or floor outside its range, an even kernel.
 Result<void> check(Profile const& profile);
 

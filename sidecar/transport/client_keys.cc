@@ -33,7 +33,7 @@ Result<ClientKeys> ClientKeys::open(std::filesystem::path folder) {
     auto const to_do = ": copy the dkv.key of each controller there, as NAME.key (dkv keys)";
     auto const files = files_of(folder);
     if (!files && files.error().code == ErrorCode::NotFound)
-        return Error{ErrorCode::NotFound, "no controller is let in, there is no folder '" +
+        return Error{ErrorCode::NotFound, "no controller is let in: there is no folder '" +
                                               folder.string() + "'" + to_do};
     if (!files) return files.error();
     for (auto const& file : files.value())

@@ -14,8 +14,8 @@ public:
 
     /// Reads every key once, so that a folder that cannot work is refused at the start.
     ///
-    /// Errors, each naming the file or the folder and what to do: NotFound when there is no folder
-    /// or no key in it; what read_public_key() and check_folder() say; LimitExceeded.
+    /// Errors, each naming the file or the folder and what to do: NotFound when the folder is
+    /// missing or no key in it; what read_public_key() and check_folder() say; LimitExceeded.
     static Result<ClientKeys> open(std::filesystem::path folder);
 
     /// The file name, without .key, of this key (Z85). Reads the folder as it is now: a key that

@@ -60,7 +60,7 @@ Result<Received> receive(int connection) {
     return received;
 }
 
-/// The directory lets nobody else in; this holds where somebody widened it later.
+/// The directory keeps other users out; this still holds if its mode was widened later.
 bool is_own_user(int connection) {
     auto const peer = peer_of(connection);
     return peer && is_trusted(peer->uid);
@@ -172,7 +172,7 @@ Result<std::unique_ptr<FdSocket>> FdSocket::listen(std::string const& endpoint, 
     UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     UniqueFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!socket || !stop) return descriptor_error("cannot make a socket");
-    // Whoever holds the endpoint's lock holds this name too: what is there is stale.
+    // The holder of the endpoint's lock holds this name too: a socket found there is stale.
     struct stat info {};
     if (::lstat(path.c_str(), &info) == 0) {
         if (!S_ISSOCK(info.st_mode))

@@ -21,7 +21,7 @@ public:
     static constexpr std::size_t kConnectionsMax = 64;
 
     /// Listens beside the socket of an ipc:// endpoint, whose place and lock the caller holds,
-    /// under the same rule: nobody but this user. nullptr for an endpoint of another kind. Errors:
+    /// under the same rule: this user only. nullptr for an endpoint of another kind. Errors:
     /// Io; InvalidArgument when the path would be too long for a socket.
     static Result<std::unique_ptr<FdSocket>> listen(std::string const& endpoint, Sink sink);
     virtual ~FdSocket() = default;

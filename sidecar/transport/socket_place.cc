@@ -37,7 +37,7 @@ Result<void> make_directory(std::string const& directory) {
         return Error{ErrorCode::InvalidArgument, "directory '" + directory + "' " + why};
     };
     if (!S_ISDIR(info.st_mode)) return refused("is not a directory");
-    // Also the owner of a link: somebody else's would lead to a directory of their choice.
+    // Also the owner of a link: another user's link would lead to a directory of their choice.
     if (info.st_uid != ::geteuid() || link.st_uid != ::geteuid())
         return refused("belongs to another user");
     if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0)
@@ -45,7 +45,7 @@ Result<void> make_directory(std::string const& directory) {
     return {};
 }
 
-/// Whether somebody accepts connections at the socket.
+/// Whether a process accepts connections at the socket.
 Result<bool> is_live(std::string const& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;

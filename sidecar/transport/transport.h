@@ -31,7 +31,7 @@ public:
 enum class SendResult : std::uint8_t {
     Sent,
     Full,  ///< The peer does not read; the message is lost.
-    Gone   ///< There is no such peer any more.
+    Gone   ///< The peer is gone.
 };
 
 class Transport {

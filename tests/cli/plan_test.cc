@@ -108,11 +108,11 @@ TEST_CASE("dkv plan: a config.json that lies is refused, naming the field") {
         return cli::read_config_json(config(folder, text)).error().message;
     };
     auto const begin = folder / "config.json" + ": ";
-    CHECK(message("[1]") == begin + "this is no JSON object");
-    CHECK(message("{") == begin + "this is no JSON object");
+    CHECK(message("[1]") == begin + "this is not a JSON object");
+    CHECK(message("{") == begin + "this is not a JSON object");
     CHECK(message("{}") == begin + "it has no num_hidden_layers");
     CHECK(message(R"({"num_hidden_layers": -1})") ==
-          begin + "num_hidden_layers is -1, which is no count");
+          begin + "num_hidden_layers is -1, which is not a count");
     CHECK(message(R"({"num_hidden_layers": 2, "num_attention_heads": 0})") ==
           begin + "num_attention_heads is 0");
     CHECK(message(R"({"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 8,

@@ -135,7 +135,7 @@ TEST_CASE("config: what is wrong is told with its line") {
     TempDir const folder;
     auto const begin = folder / "sweep.toml" + ", line ";
     CHECK(
-        config_error(folder, "policy = 1\n").message.starts_with(begin + "1: there is no policy"));
+        config_error(folder, "policy = 1\n").message.starts_with(begin + "1: 'policy' is unknown"));
     CHECK(config_error(folder, "\nfiles = 3\n").message == begin + "2: files is not an array");
     CHECK(config_error(folder, "files = [3]\n").message ==
           begin + "1: a file is a path, or {path = \"…\", task = \"…\"}");

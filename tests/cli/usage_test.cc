@@ -134,10 +134,10 @@ TEST_CASE("dkv: wrong usage exits 2 with one line that says where help is") {
              Case{{"status", "--bogus"},
                   "the following argument was not expected: --bogus (see 'dkv status --help')"},
              Case{{"sessions", "xyz"},
-                  "ID: 'xyz' is no id: up to 16 hexadecimal digits, not all 0 "
+                  "ID: 'xyz' is not an id: up to 16 hexadecimal digits, not all 0 "
                   "(see 'dkv sessions --help')"},
              Case{{"sessions", "0"},
-                  "ID: '0' is no id: up to 16 hexadecimal digits, not all 0 "
+                  "ID: '0' is not an id: up to 16 hexadecimal digits, not all 0 "
                   "(see 'dkv sessions --help')"},
              Case{{"policy", "set"},
                   "NAME is required, or --default (see 'dkv policy set --help')"},
@@ -147,10 +147,10 @@ TEST_CASE("dkv: wrong usage exits 2 with one line that says where help is") {
                   "--default takes no parameters (see 'dkv policy set --help')"},
              Case{{"policy", "set", "snapkv", "--instance", "1", "--all"},
                   "--instance excludes --all (see 'dkv policy set --help')"},
-             Case{
-                 {"policy", "set", "snapkv", "--instance", "12345678901234567"},
-                 "--instance: '12345678901234567' is no id: up to 16 hexadecimal digits, not all 0 "
-                 "(see 'dkv policy set --help')"},
+             Case{{"policy", "set", "snapkv", "--instance", "12345678901234567"},
+                  "--instance: '12345678901234567' is not an id: up to 16 hexadecimal digits, not "
+                  "all 0 "
+                  "(see 'dkv policy set --help')"},
              Case{{"completion"},
                   "SHELL is required: bash, zsh or fish (see 'dkv completion --help')"},
              Case{{"--endpoint", "http://x", "status"},

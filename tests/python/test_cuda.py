@@ -158,7 +158,7 @@ def test_part_of_somebodys_memory_is_adopted():
 
 @emulated
 def test_what_is_no_device_memory_is_refused():
-    with pytest.raises(dkv.DkvError, match="are no device memory") as caught:
+    with pytest.raises(dkv.DkvError, match="are not device memory") as caught:
         dkv.cuda.DeviceArena.adopt(torch.zeros(4))
     assert caught.value.status == dkv.Status.INVALID_ARGUMENT
     with pytest.raises(dkv.DkvError, match="list has no __cuda_array_interface__"):

@@ -42,7 +42,7 @@ def read_remarks(text, place="remarks"):
             if current is not None and frame_of == current.symbol:
                 current.stack, current.spill_stores, current.spill_loads = map(int, match.groups())
             elif int(match[2]) or int(match[3]):
-                raise Unreadable(f"{place}:{number}: {frame_of}, which is no kernel, spills")
+                raise Unreadable(f"{place}:{number}: {frame_of}, which is not a kernel, spills")
         elif match := USED.match(line):
             if current is None:
                 raise Unreadable(f"{place}:{number}: registers of no kernel")

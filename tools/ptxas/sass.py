@@ -125,7 +125,7 @@ def successors(code):
 
 
 def dominators(count, next_of, roots):
-    """For every node a bit set of its dominators; 0 for what is not reached."""
+    """For every node a bit set of its dominators; 0 for those not reached."""
     before = [[] for _ in range(count)]
     for node, following in enumerate(next_of):
         for other in following:
@@ -163,8 +163,8 @@ def blocks_of(code, next_of):
 def loops_of(code):
     """Natural loops, those with the same head joined: {head block: set of blocks}, and the blocks."""
     spans, edges = blocks_of(code, successors(code))
-    reached_by_nobody = set(range(len(spans))) - set().union(*edges, set())
-    dominated_by, before = dominators(len(spans), edges, reached_by_nobody | {0})
+    unreached = set(range(len(spans))) - set().union(*edges, set())
+    dominated_by, before = dominators(len(spans), edges, unreached | {0})
     loops = {}
     for block, following in enumerate(edges):
         for head in following:

@@ -1,4 +1,4 @@
-// Reads little-endian numbers from bytes that somebody else wrote, and never past their end.
+// Reads little-endian numbers from bytes of another program, never past their end.
 #pragma once
 
 #include <cstring>

@@ -85,7 +85,7 @@ private:
     }
     Result<NamedTensor> needed(std::uint32_t layer, char const* part) {
         auto found = named(layer, part);
-        if (found.tensor == nullptr) return corrupt("there is no " + found.name);
+        if (found.tensor == nullptr) return corrupt(found.name + " is missing");
         return found;
     }
 
@@ -191,9 +191,8 @@ private:
             return corrupt(fmt::format("{} is {}, of {} tokens", found.keys.name,
                                        found.keys.shape(), facts.prompt_tokens));
         if (rows < facts.prompt_tokens && found.positions.tensor == nullptr)
-            return corrupt(fmt::format("{} has {} of {} tokens, and there is no {}",
-                                       found.keys.name, rows, facts.prompt_tokens,
-                                       found.positions.name));
+            return corrupt(fmt::format("{} has {} of {} tokens, but {} is missing", found.keys.name,
+                                       rows, facts.prompt_tokens, found.positions.name));
         found.rows = static_cast<std::uint32_t>(rows);
         return std::vector<std::uint64_t>{facts.geometry.kv_heads, rows, facts.geometry.head_dim};
     }
@@ -201,8 +200,7 @@ private:
     Result<std::vector<std::uint64_t>> ragged(LayerTensors& found) const {
         std::string const& name = found.head_offsets.name;
         DKV_TRY(check_is(found.head_offsets, "I32", {std::uint64_t{facts.geometry.kv_heads} + 1}));
-        if (found.positions.tensor == nullptr)
-            return corrupt("there is no " + found.positions.name);
+        if (found.positions.tensor == nullptr) return corrupt(found.positions.name + " is missing");
         std::int64_t before = 0;
         for (std::int32_t const offset : read_elements<std::int32_t>(*found.head_offsets.tensor)) {
             bool const first = found.head_rows.empty();
@@ -229,7 +227,7 @@ private:
     Result<void> check_places() const {
         for (auto const& [name, tensor] : file_.table.tensors)
             if (!placed_.contains(name))
-                return corrupt(fmt::format("there is no place for the tensor {} in {} layers{}",
+                return corrupt(fmt::format("the tensor {} does not belong in a file of {} layers{}",
                                            shown(name), facts.geometry.layers,
                                            facts.query_rows == 0 ? " without queries" : ""));
         return {};

@@ -65,8 +65,8 @@ private:
         layer.positions = {name, file_.find(name)};
         if (layer.positions.tensor == nullptr) {
             if (layer.rows == facts.prompt_tokens) return {};
-            return corrupt(fmt::format("{} has {} of {} tokens, and there is no {}",
-                                       layer.keys.name, layer.rows, facts.prompt_tokens, name));
+            return corrupt(fmt::format("{} has {} of {} tokens, but {} is missing", layer.keys.name,
+                                       layer.rows, facts.prompt_tokens, name));
         }
         std::vector<std::uint64_t> const shape{facts.geometry.kv_heads, layer.rows};
         if (layer.positions.tensor->dtype == "I32" && layer.positions.tensor->shape == shape)

@@ -26,7 +26,7 @@ std::string missing_numbers(std::set<std::uint64_t> const& found) {
 }
 
 Result<std::uint32_t> count_layers(std::set<std::uint64_t> const& found) {
-    if (found.empty()) return corrupt("there is no layer");
+    if (found.empty()) return corrupt("no layer was found");
     std::uint64_t const last = *found.rbegin();
     if (last >= kLayersMax)
         return corrupt(

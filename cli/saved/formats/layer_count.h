@@ -20,7 +20,7 @@ std::string missing_numbers(std::set<std::uint64_t> const& found);
 
 /// The layers 0 … n-1 that are all there.
 ///
-/// Errors: CorruptData "there is no layer", "layer 3 is missing: the last one is 7",
+/// Errors: CorruptData "no layer was found", "layer 3 is missing: the last one is 7",
 /// "layers 2, 3, 4 are missing: the last one is 5", and for a layer beyond kLayersMax.
 Result<std::uint32_t> count_layers(std::set<std::uint64_t> const& found);
 

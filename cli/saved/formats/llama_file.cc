@@ -38,7 +38,7 @@ std::string words_of(LlamaRows const& keys, LlamaRows const& values) {
 Result<void> check_rows(char const* part, LlamaRows const& rows, std::uint32_t head_dim) {
     if (head_dim % rows.type->block_elements != 0)
         return unsupported(fmt::format(
-            "{} is {}, in blocks of {}, and a head has {} dims: heads that are no whole blocks "
+            "{} is {}, in blocks of {}, and a head has {} dims: heads that are not whole blocks "
             "cannot be told apart. Save it with -ctk f16 -ctv f16, or check --kv-heads",
             part, rows.type->name, rows.type->block_elements, head_dim));
     if (rows.rotation != 0 && head_dim % rows.rotation != 0)

@@ -79,7 +79,7 @@ private:
             auto const sequences = DKV_TRY(cursor_.take<std::uint32_t>("a cell's sequences"));
             if (position < 0 || position == std::numeric_limits<std::int32_t>::max())
                 return corrupt(fmt::format("cell {} is at position {}", cell, position));
-            // None: older versions, whose cells belong to whoever loads them.
+            // None: older versions, whose cells take the sequence that loads them.
             if (sequences > kStreamsMax || (cell > 0 && (sequences == 0) != (first_count == 0)))
                 return corrupt(fmt::format("cell {} belongs to {} sequences", cell, sequences));
             if (sequences > 1)
@@ -236,7 +236,7 @@ bool looks_recurrent(ByteCursor cursor) {
     return found && found.value();
 }
 
-/// What a body that is no plain cache is, where that can be told.
+/// Names a body that is not a plain cache, where it can be recognised.
 Error refusal(ByteCursor const& body, BodyParser const& parsed, Result<void> const& outcome) {
     LlamaLayout other;
     bool const says_rotation = parsed.says_rotation();

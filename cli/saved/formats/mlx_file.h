@@ -3,8 +3,8 @@
 //
 //   before 0.32   metadata "0.{l}" "", "1.…" the user's, "2.{l}" the class; as many rows as tokens
 //   0.32 on       metadata "0.…" the user's, "1.{l}" the class, "2.0" "", "2.{i}.0" the name of a
-//                 state that is no array and "2.{i}.1" what it is; "{l}.2" I32 [] is the number of
-//                 tokens, and behind them keys and values have room for more, whatever is there
+//                 state that is not an array and "2.{i}.1" what it is; "{l}.2" I32 [] is the number
+//                 of tokens, and behind them keys and values have room for more, whatever is there
 //
 // The class KVCache alone is known.
 #pragma once

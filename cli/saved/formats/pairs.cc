@@ -38,8 +38,7 @@ Result<LayerTensors> find_pair(TensorFile const& file, std::string keys, std::st
     found.values = {std::move(values), nullptr};
     found.keys.tensor = file.find(found.keys.name);
     found.values.tensor = file.find(found.values.name);
-    if (found.keys.tensor == nullptr)
-        return corrupt(fmt::format("there is no {}", found.keys.name));
+    if (found.keys.tensor == nullptr) return corrupt(fmt::format("{} is missing", found.keys.name));
     if (found.values.tensor == nullptr)
         return corrupt(fmt::format("there is {} and no {}", found.keys.name, found.values.name));
     return found;

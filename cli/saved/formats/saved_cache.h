@@ -52,7 +52,7 @@ struct StoredRows {
     std::uint64_t key_row_bytes = 0;    ///< Of one KV head.
     std::uint64_t value_row_bytes = 0;  ///< Likewise.
     /// The file does not say whether they are rotated, and newer writers of it do rotate them:
-    /// norms and angles among K are right, but they are nobody else's rows.
+    /// norms and angles among K are right, but no other program can use these rows.
     bool rotation_unknown = false;
 };
 
@@ -164,7 +164,7 @@ struct OpenOptions {
 };
 
 /// Errors: Io (no such file, no permission, a FIFO; a folder where a file is due); CorruptData for
-/// what is no such file; Unsupported for a version or variant that is refused by name. Messages
+/// a file of another kind; Unsupported for a version or variant that is refused by name. Messages
 /// begin with the path and name the field at fault. Nothing is allocated that the file's own size
 /// does not justify.
 Result<std::unique_ptr<SavedCache>> open_cache(std::filesystem::path const& path,

@@ -22,7 +22,7 @@ FileTensor const* TensorFile::find(std::string_view name) const {
 
 Result<FileTensor const*> TensorFile::need(std::string_view name) const {
     FileTensor const* const found = find(name);
-    if (found == nullptr) return corrupt(fmt::format("there is no {}", name));
+    if (found == nullptr) return corrupt(fmt::format("{} is missing", name));
     return found;
 }
 

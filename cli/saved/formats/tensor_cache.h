@@ -20,7 +20,7 @@ struct TensorFile {
     static Result<TensorFile> open(MappedFile mapped, std::filesystem::path const& path);
 
     FileTensor const* find(std::string_view name) const;
-    /// Errors: CorruptData "there is no NAME".
+    /// Errors: CorruptData "NAME is missing".
     Result<FileTensor const*> need(std::string_view name) const;
 };
 

@@ -107,7 +107,7 @@ Result<void> scale(std::string const& text, std::vector<double>& frequencies) {
 Result<KeyTurner> KeyTurner::create(RopeFacts const& rope, std::uint32_t head_dim, Dtype dtype) {
     if (rope.theta == 0)
         return Error{ErrorCode::Unsupported,
-                     "the keys' positions must change, and nobody said their rope theta"};
+                     "the keys' positions must change, but their rope theta is unknown"};
     std::uint32_t const dims = rope.dims == 0 ? head_dim : rope.dims;
     if (dims % 2 != 0 || dims > head_dim)
         return Error{ErrorCode::InvalidArgument,

@@ -35,7 +35,7 @@ Result<double> metadata_number(Metadata const& metadata, std::string_view key) {
     if (found == metadata.end()) return 0.0;
     auto const value = number_of<double>(found->second);
     if (!value || !std::isfinite(*value) || *value < 0)
-        return corrupt(fmt::format("the metadata's {} is no number of at least 0", key));
+        return corrupt(fmt::format("the metadata's {} is not a number of at least 0", key));
     return *value;
 }
 
@@ -53,7 +53,7 @@ Result<RopeFacts> metadata_rope(Metadata const& metadata) {
     rope.model_interleaved = own == "true";
     if (auto const dims = metadata_text(metadata, "rope.dims"); !dims.empty()) {
         auto const count = number_of<std::uint32_t>(dims);
-        if (!count) return corrupt("the metadata's rope.dims is no count");
+        if (!count) return corrupt("the metadata's rope.dims is not a count");
         rope.dims = *count;
     }
     rope.scaling = metadata_text(metadata, "rope.scaling");

@@ -38,10 +38,10 @@ std::optional<Dtype> cache_dtype(std::string_view word) noexcept;
 /// quantised rows.
 Result<Dtype> need_cache_dtype(std::string_view tensor, std::string_view word);
 
-/// Empty where there is no such key.
+/// Empty without such a key.
 std::string_view metadata_text(Metadata const& metadata, std::string_view key);
 
-/// A finite number of at least 0; 0 where there is no such key. Errors: CorruptData.
+/// A finite number of at least 0; 0 without such a key. Errors: CorruptData.
 Result<double> metadata_number(Metadata const& metadata, std::string_view key);
 
 /// The keys rope.theta, rope.interleaved, rope.dims and rope.scaling. Errors: CorruptData.

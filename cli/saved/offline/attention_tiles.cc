@@ -17,7 +17,7 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Lanes beyond a tile's columns are nobody's.
+// Lanes beyond a tile's columns are not used.
 using F32 = hn::CappedTag<float, kTileColumns>;
 using Vec = hn::Vec<F32>;
 constexpr F32 kF32;

@@ -9,7 +9,7 @@ namespace {
 
 using Lengths = std::vector<std::uint32_t>;
 
-/// What the policy's budgets come to at this capacity; equal ones where nobody knows yet.
+/// What the policy's budgets come to at this capacity; equal ones where they are not known yet.
 Result<Lengths> lengths_at(std::uint32_t capacity,
                            PolicyParams const& params,
                            Geometry const& geometry,

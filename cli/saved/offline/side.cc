@@ -83,7 +83,7 @@ Result<void> run_form(SavedCache const& file, Side& side) {
     Geometry const& geometry = file.geometry();
     auto const form =
         DKV_TRY(reference::make_form(side.name, side.params, geometry, file.facts().prompt_tokens));
-    // Without queries nobody knows how many query heads there are, and rows are stored for each.
+    // Without queries the number of query heads is unknown, but rows are stored for each.
     std::uint32_t const wanted = std::max(form->queries_wanted(), 1U);
     DKV_TRY(check_queries(file.facts(), side.name, wanted));
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {

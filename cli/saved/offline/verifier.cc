@@ -49,7 +49,7 @@ Result<void> Verifier::verify(std::uint32_t layer) const {
     try {
         DKV_TRY(file_.verify(layer));
         return check_queries_finite(file_, layer);
-    } catch (std::bad_alloc const&) {  // Nobody would catch it on a thread of our own.
+    } catch (std::bad_alloc const&) {  // Nothing would catch it on this thread.
         return Error{ErrorCode::LimitExceeded, "not enough memory to verify a layer"};
     }
 }

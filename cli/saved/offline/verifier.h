@@ -1,4 +1,4 @@
-// Checks a file's bytes on threads of its own, while somebody else works on the same layers.
+// Checks a file's bytes on its own threads, while the caller works on the same layers.
 #pragma once
 
 #include <condition_variable>
@@ -41,7 +41,7 @@ private:
     unsigned const ahead_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::uint32_t next_ = 0;      // Layer that nobody has taken yet.
+    std::uint32_t next_ = 0;      // First layer that is not taken yet.
     std::uint32_t allowed_ = 0;   // Layers below may be taken.
     std::vector<bool> verified_;  // [layers]
     std::optional<Error> error_;

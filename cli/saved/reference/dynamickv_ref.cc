@@ -67,7 +67,8 @@ Result<std::vector<StoredList>> DynamicKvRef::stage(std::span<float const> poole
     for (std::size_t head = 0; head < lists.size(); ++head) {
         auto& list = lists[head];
         list = top_positions(pooled.subspan(head * columns, columns), stage_limit_);
-        // An even kernel's last column is no token; the release meets it when it copies the keys.
+        // An even kernel's last column is not a token; the release meets it when it copies the
+        // keys.
         if (std::ranges::find(list, static_cast<std::int32_t>(params_.prefix())) != list.end())
             return raise("RuntimeError", fmt::format("index {} is out of bounds for {} keys",
                                                      params_.prefix(), params_.prefix()));

@@ -38,7 +38,7 @@ constexpr std::size_t pooled_columns(std::size_t tokens, std::uint32_t kernel) n
 ///   scores   [rows, tokens]
 ///   returns  [rows, pooled_columns(tokens, kernel)]
 ///
-/// Errors: InvalidArgument for a kernel of 0 and for scores that are no whole number of rows.
+/// Errors: InvalidArgument for a kernel of 0 and for scores that are not whole rows.
 Result<std::vector<float>> pool1d(std::span<float const> scores,
                                   std::uint32_t rows,
                                   Pool pool,

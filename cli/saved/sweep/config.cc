@@ -105,7 +105,7 @@ private:
             },
             config_.grid);
         if (taken) return std::move(*taken);
-        return wrong(node.source(), fmt::format("there is no {}; known are {}", key, known));
+        return wrong(node.source(), fmt::format("'{}' is unknown; known are {}", key, known));
     }
 
     std::string beside(std::string const& path) const {
@@ -116,7 +116,8 @@ private:
 
     Result<void> path(std::string_view key, toml::node const& node, std::string& target) {
         auto const text = node.value_exact<std::string>();
-        if (!text || text->empty()) return wrong(node.source(), fmt::format("{} is not a path", key));
+        if (!text || text->empty())
+            return wrong(node.source(), fmt::format("{} is not a path", key));
         target = beside(*text);
         return {};
     }

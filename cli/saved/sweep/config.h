@@ -19,7 +19,7 @@ struct SweepConfig {
     std::optional<bool> error;
 };
 
-/// Errors: Io; CorruptData, with the line, for what is no TOML, an unknown key or a value of
+/// Errors: Io; CorruptData, with the line, for invalid TOML, an unknown key or a value of
 /// another kind.
 Result<SweepConfig> read_sweep_config(std::filesystem::path const& path);
 

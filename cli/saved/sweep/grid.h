@@ -38,7 +38,7 @@ struct GridPoint {
 /// not look at a parameter has no points for its values, and fullkv, which has no size, has one
 /// point.
 ///
-/// Errors: InvalidArgument when there is no policy, or no size where a policy needs one.
+/// Errors: InvalidArgument without a policy, or without a size where a policy needs one.
 Result<std::vector<GridPoint>> grid_points(Grid const& grid);
 
 }  // namespace dkv::cli

@@ -19,8 +19,8 @@ public:
     /// Makes an empty one where there is none. A last line that an interruption cut off is taken
     /// off again.
     ///
-    /// Errors: Io; CorruptData, with the line, for what is no results; LimitExceeded while another
-    /// sweep writes it.
+    /// Errors: Io; CorruptData, with the line, for a file that is not results; LimitExceeded while
+    /// another sweep writes it.
     static Result<ResultsFile> open(std::filesystem::path const& path);
 
     std::vector<Json> const& rows() const noexcept { return rows_; }

@@ -118,12 +118,12 @@ TEST_CASE("bytes go to a device and back") {
     CHECK(back == sent);
     CHECK(
         contains(refusal(dkv_cuda_copy_to_host(back.data(), sent.data(), 5), DKV_INVALID_ARGUMENT),
-                 "are no device memory"));
+                 "are not device memory"));
     auto device = sized<dkv_cuda_device>();
     REQUIRE(dkv_cuda_get_device_of(at, &device) == DKV_OK);
     CHECK(device.uuid == gpu());
     CHECK(contains(refusal(dkv_cuda_get_device_of(sent.data(), &device), DKV_INVALID_ARGUMENT),
-                   "are no device memory"));
+                   "are not device memory"));
     dkv_arena_destroy(arena);
 }
 
@@ -167,7 +167,7 @@ TEST_CASE("memory that no other process can open is refused with the hint that h
     dkv_arena* arena = nullptr;
     std::array<char, 64> heap{};
     CHECK(contains(refusal(dkv_cuda_arena_adopt(heap.data(), 64, &arena), DKV_INVALID_ARGUMENT),
-                   "are no device memory"));
+                   "are not device memory"));
     CHECK(contains(refusal(dkv_cuda_arena_adopt(nullptr, 0, &arena), DKV_INVALID_ARGUMENT), "no"));
 
     void* memory = nullptr;

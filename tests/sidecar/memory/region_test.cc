@@ -112,7 +112,7 @@ TEST_CASE("attach refuses a descriptor that was used again for another file") {
     CHECK(error.message.find("is not the file with inode ") != std::string::npos);
 }
 
-TEST_CASE("attach refuses what is no shared memory") {
+TEST_CASE("attach refuses memory that is not shared") {
     int pipes[2];
     REQUIRE(::pipe(pipes) == 0);
     UniqueFd const read_end(pipes[0]);

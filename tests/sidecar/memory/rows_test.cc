@@ -130,7 +130,7 @@ TEST_CASE("rows between two elements, and rows of nothing, are refused") {
     Lent lent;
     auto at = small_rows();
     at.offset = 2;
-    CHECK(refusal(at, *lent.region) == "keys begin at byte 2, which is no multiple of 4");
+    CHECK(refusal(at, *lent.region) == "keys begin at byte 2, which is not a multiple of 4");
     at = small_rows();
     at.tokens = 0;
     CHECK(refusal(at, *lent.region) == "keys have the shape [2, 0, 8], which holds nothing");

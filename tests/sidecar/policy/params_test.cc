@@ -170,9 +170,9 @@ TEST_CASE("a profile is checked when it is asked for, with the request's own alp
     check_invalid({.name = "dynamickv", .profile = profile, .profile_floor = -1.0},
                   "profile \"tiny\" has floor -1, not in 0 … 1");
     check_invalid({.name = "dynamickv", .profile_alpha = 1.0},
-                  "profile_alpha is 1, and there is no profile");
+                  "profile_alpha is 1, but no profile is given");
     check_invalid({.name = "dynamickv", .profile_floor = 0.5},
-                  "profile_floor is 0.5, and there is no profile");
+                  "profile_floor is 0.5, but no profile is given");
 }
 
 TEST_CASE("a ratio becomes a capacity of the prompt, never below the window") {

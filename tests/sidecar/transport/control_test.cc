@@ -209,7 +209,7 @@ TEST_CASE("control without keys does not start, and says what is missing") {
     std::filesystem::remove(folder + "/alice.key");
     CHECK(c.refusal() == "no controller is let in, no key is in '" + folder + "'" + to_do);
     std::filesystem::remove(folder);
-    CHECK(c.refusal() == "no controller is let in, there is no folder '" + folder + "'" + to_do);
+    CHECK(c.refusal() == "no controller is let in: there is no folder '" + folder + "'" + to_do);
     auto const secret = c.dir / "dkv.key_secret";
     ::chmod(secret.c_str(), 0640);
     CHECK(c.refusal() == "key file '" + secret +

@@ -51,8 +51,8 @@ TEST_CASE("mistake: cp.async from behind the end" * doctest::skip()) {
 }
 
 TEST_CASE("an asynchronous copy reads device memory and nothing else") {
-    CHECK(says("cp.async from the host", "cp.async from what is no device memory"));
-    CHECK(says("cp.async from behind the end", "cp.async from what is no device memory"));
+    CHECK(says("cp.async from the host", "cp.async from memory that is not the device's"));
+    CHECK(says("cp.async from behind the end", "cp.async from memory that is not the device's"));
 }
 
 static __global__ void copies_to(float* to, float const* from) {
@@ -74,8 +74,8 @@ TEST_CASE("mistake: cp.async past the dynamic memory" * doctest::skip()) {
 }
 
 TEST_CASE("an asynchronous copy writes the block's shared memory and nothing else") {
-    CHECK(says("cp.async to global memory", "cp.async to what is no shared memory"));
-    CHECK(says("cp.async past the dynamic memory", "cp.async to what is no shared memory"));
+    CHECK(says("cp.async to global memory", "cp.async to memory that is not shared"));
+    CHECK(says("cp.async past the dynamic memory", "cp.async to memory that is not shared"));
 }
 
 static __global__ void uses_much(int* out) {

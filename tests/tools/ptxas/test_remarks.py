@@ -36,7 +36,7 @@ ptxas info    : Function properties for helper
     8 bytes stack frame, {} bytes spill stores, 0 bytes spill loads
 """
     assert remarks.read_remarks(helper.format(0)) == []
-    with pytest.raises(remarks.Unreadable, match="helper, which is no kernel, spills"):
+    with pytest.raises(remarks.Unreadable, match="helper, which is not a kernel, spills"):
         remarks.read_remarks(helper.format(8))
 
 

@@ -33,7 +33,7 @@ class Tree:
         run(["cmake", "--preset", self.preset, "-B", self.folder, "--log-level=WARNING", "-DDKV_BENCH=OFF",
              "-DDKV_TESTS=ON", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1", "-DCMAKE_CXX_FLAGS=-DHWY_COMPILE_ONLY_STATIC"], ROOT)
         if "dkv_cuda_emu" not in (self.folder / "build.ninja").read_text():
-            raise BuildError("there is no emulation: no CUDA headers, or no boost-context")
+            raise BuildError("the emulation was not built: CUDA headers or boost-context are missing")
 
     def build(self, tests):
         """The libraries, and the objects of `tests` ("kernels/select_test")."""

@@ -116,7 +116,7 @@ private:
 /// The process's only one.
 Block& block();
 
-/// Ends the meetings of a warp that wait for nobody any more.
+/// Ends the meetings of a warp that wait for no further lane.
 void finish_meetings(Block& block, unsigned warp);
 
 /// Two places in the source are the same.

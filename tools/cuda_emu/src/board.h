@@ -11,7 +11,7 @@
 namespace cudaemu {
 
 /// One event: `recorded` counts cudaEventRecord calls, `completed` is the last of them that has
-/// happened, `wanted` the last that somebody waits for: a lazy stream then runs up to it.
+/// happened, `wanted` the last that a waiter asked for: a lazy stream then runs up to it.
 struct BoardSlot {
     std::atomic<std::uint64_t> recorded;
     std::atomic<std::uint64_t> completed;

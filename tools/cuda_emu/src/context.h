@@ -1,4 +1,4 @@
-// Contexts: each device's primary one, which exists once somebody needed it, and a host's own.
+// Contexts: each device's primary one, which exists from its first use, and a host's own.
 #pragma once
 
 #include <cuda.h>

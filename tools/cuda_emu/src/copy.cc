@@ -10,7 +10,7 @@
 namespace cudaemu {
 namespace {
 
-/// Rows of `width` bytes; one row when it is no 2D copy.
+/// Rows of `width` bytes; one row unless it is a 2D copy.
 struct Rows {
     void* to;
     std::size_t to_pitch;

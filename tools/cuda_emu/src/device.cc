@@ -321,7 +321,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int ordinal, int peer) {
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
-    // 0 where there is no driver, and no error.
+    // 0 without a driver, and success.
     bool const driver = cudaemu::refusal() != cudaErrorInsufficientDriver;
     *version = driver ? CUDART_VERSION : 0;
     return cudaSuccess;

@@ -126,7 +126,7 @@ CUresult write_value(CUstream handle, CUdeviceptr address, Word value, unsigned 
         std::uint64_t const sequence =
             push(stream, lock,
                  {.run = [=] { word_at<Word>(address).store(value); }, .after = {}, .ready = {}});
-        // Another process may poll for it, and then nobody here waits for this stream.
+        // Another process may poll for it, and then this process does not wait for this stream.
         if (stream->done < sequence) pump(stream, sequence);
         return CUDA_SUCCESS;
     });

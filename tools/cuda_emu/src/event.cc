@@ -125,7 +125,7 @@ cudaError_t with_event(cudaEvent_t event, Body body) {
     });
 }
 
-/// An event that nobody recorded has happened.
+/// An event that was never recorded has happened.
 bool has_happened(CUevent_st const& event) {
     if (event.board != nullptr) {
         BoardSlot const& slot = slot_of(event);
@@ -134,7 +134,7 @@ bool has_happened(CUevent_st const& event) {
     return event.stream == nullptr || event.stream->done >= event.sequence;
 }
 
-/// Asks whoever recorded a shared event to get on with it.
+/// Asks the process that recorded a shared event to run up to it.
 void want(MappedBoard const& board, std::size_t index, std::uint64_t count) {
     BoardSlot& slot = (*board).slots[index];
     std::uint64_t before = slot.wanted.load();

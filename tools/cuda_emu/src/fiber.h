@@ -32,7 +32,7 @@ inline void arrive(boost::context::detail::transfer_t transfer, [[maybe_unused]]
 #endif
 }
 
-/// Returns when somebody switches back.
+/// Returns when another fiber switches back.
 inline void switch_fiber(Fiber& from, Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&from.asan, to.stack, to.stack_bytes);

@@ -22,12 +22,12 @@ enum class Kind {
     Managed,       // cudaMallocManaged
 };
 
-/// A file of device memory, closed when nobody maps it any more.
+/// A file of device memory, closed with its last mapping.
 class MemoryFile {
 public:
     /// Null when the operating system refuses.
     static std::shared_ptr<MemoryFile> create(std::size_t bytes);
-    /// The same, saying on which device it is, to whoever gets the descriptor.
+    /// The same; the descriptor tells its receiver on which device it is.
     static std::shared_ptr<MemoryFile> create_on(int ordinal, std::size_t bytes);
     static std::shared_ptr<MemoryFile> adopt(int descriptor);
     ~MemoryFile();

@@ -142,7 +142,7 @@ cudaError_t free_later(void* address, cudaStream_t handle, Lock& lock) {
               },
           .after = {},
           .ready = {}});
-    // From here on whoever names it names freed memory, also before the stream is there.
+    // From here on it counts as freed memory, even before the stream gets there.
     if (Allocation* const waiting = find_base(address)) waiting->free_queued = true;
     return cudaSuccess;
 }

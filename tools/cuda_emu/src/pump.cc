@@ -13,7 +13,7 @@ namespace cudaemu {
 namespace {
 
 // A lazy stream's write for another process becomes visible this much later, as late work does on a
-// busy GPU: somebody may be polling for it, and nobody here asks.
+// busy GPU: another process may poll for it while this one does not.
 constexpr std::chrono::milliseconds kLateness{3};
 constexpr timespec kBusy{0, 200'000};
 constexpr timespec kIdle{0, 500'000'000};

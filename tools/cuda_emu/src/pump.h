@@ -1,4 +1,4 @@
-// The thread that keeps streams going when nobody in this process asks for it.
+// The thread that keeps streams going when this process does not wait for them.
 #pragma once
 
 #include <atomic>

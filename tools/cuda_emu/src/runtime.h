@@ -63,7 +63,7 @@ struct Device {
 int device_count();
 Device const& device(int ordinal);
 
-/// CUDAEMU_STREAMS=lazy: work runs when somebody waits or asks for it, not before.
+/// CUDAEMU_STREAMS=lazy: work runs when a caller waits or asks for it, not before.
 bool lazy_streams();
 /// CUDAEMU_HOST_ACCESS=trap: device memory is inaccessible to the host.
 bool traps_host_access();

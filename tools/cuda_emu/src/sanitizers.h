@@ -46,7 +46,7 @@ inline void acquire([[maybe_unused]] void* address) {
 #endif
 }
 
-/// While one lives, memory that is allocated counts as nobody's writing.
+/// While one lives, memory that is allocated does not count as written.
 class Unobserved {
 public:
     Unobserved() {

@@ -38,7 +38,7 @@ struct Stream {
     std::uint64_t wanted = 0;  ///< Up to here the pump runs even a lazy stream.
     std::chrono::steady_clock::time_point wanted_since;
     bool running = false;
-    bool capturing = false;  ///< What is pushed goes to a graph that nobody launches.
+    bool capturing = false;  ///< What is pushed goes to a graph that is never launched.
     std::deque<Work> queue;
 };
 
@@ -57,8 +57,9 @@ bool step(std::shared_ptr<Stream> const& stream, Lock& lock);
 void finish(std::shared_ptr<Stream> const& stream, std::uint64_t sequence, Lock& lock);
 void finish_everything(Lock& lock);
 
-/// Has a thread of the emulation's own keep streams going when nobody here asks for it: what other
-/// processes wait for, and what waits for them. `sequence` 0: no more than what eager streams run.
+/// Has a thread of the emulation's own keep streams going when this process does not ask for it:
+/// what other processes wait for, and what waits for them. `sequence` 0: no more than what eager
+/// streams run.
 void pump(std::shared_ptr<Stream> const& stream, std::uint64_t sequence);
 
 }  // namespace cudaemu

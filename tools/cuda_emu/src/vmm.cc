@@ -113,7 +113,7 @@ CUresult create(CUmemGenericAllocationHandle* handle,
         made->bytes = bytes;
         used_bytes(ordinal) += bytes;
         if (made->file == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
-        // As cudaMalloc's: what nobody wrote is no number.
+        // As cudaMalloc's: unwritten memory is NaN.
         void* const memory =
             ::mmap(nullptr, bytes, PROT_WRITE, MAP_SHARED, made->file->descriptor(), 0);
         if (memory == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -248,7 +248,8 @@ CUresult set_access(CUdeviceptr address,
         for (std::size_t i = 0; i < count; ++i)
             if (wishes[i].location.id < 0 || wishes[i].location.id >= device_count())
                 return CUDA_ERROR_INVALID_DEVICE;
-        // Of the device that it lies on, where everything runs here: what a peer may is no use.
+        // Of the device that it lies on, where everything runs here: a peer's access does not
+        // matter.
         return for_mappings(address, bytes, [&](Allocation& part) {
             int protection = PROT_NONE;
             for (std::size_t i = 0; i < count; ++i) {

@@ -127,7 +127,7 @@ TEST_CASE_FIXTURE(DkvFileFixture, "sinks that do not fit are refused by name") {
     check_refused(with("F32", {1, 2, 3}, 0), "q_heads is 3, no multiple of kv_heads 2");
     auto far = good_file();
     far.add("layers.2.sink_logits", "F32", {4}, bytes_of(std::vector<float>(4)));
-    check_refused(far.text(), "there is no layers.2.keys");
+    check_refused(far.text(), "layers.2.keys is missing");
 }
 
 TEST_CASE_FIXTURE(DkvFileFixture, "a file that is cut anywhere is refused") {
@@ -209,9 +209,9 @@ TEST_CASE_FIXTURE(DkvFileFixture, "another file than a cache is refused by what 
                   ErrorCode::Unsupported);
     check_spoiled("the metadata's n_prompt is \"5x\", not a number of tokens",
                   set("n_prompt", "5x"));
-    check_spoiled("the metadata's scale is no number of at least 0", set("scale", "nan"));
+    check_spoiled("the metadata's scale is not a number of at least 0", set("scale", "nan"));
     check_spoiled("layers.0.q_window is [4, 2, 3], of 1 tokens", set("n_prompt", "1"));
-    check_spoiled("layers.0.keys has 5 of 9 tokens, and there is no layers.0.positions",
+    check_spoiled("layers.0.keys has 5 of 9 tokens, but layers.0.positions is missing",
                   set("n_prompt", "9"));
     auto const rename = [](std::string const& from, std::string const& to) {
         return [=](SavedFile& file) {
@@ -219,9 +219,9 @@ TEST_CASE_FIXTURE(DkvFileFixture, "another file than a cache is refused by what 
             file.header.erase(from);
         };
     };
-    check_spoiled("there is no layers.0.keys", rename("layers.0.keys", "k_0"));
-    check_spoiled("there is no layers.1.values", rename("layers.1.values", "v_1"));
-    check_spoiled("there is no layers.1.q_window", rename("layers.1.q_window", "q_1"));
+    check_spoiled("layers.0.keys is missing", rename("layers.0.keys", "k_0"));
+    check_spoiled("layers.1.values is missing", rename("layers.1.values", "v_1"));
+    check_spoiled("layers.1.q_window is missing", rename("layers.1.q_window", "q_1"));
 }
 
 TEST_CASE_FIXTURE(DkvFileFixture, "what is no regular file is refused without waiting") {

@@ -83,7 +83,7 @@ TEST_CASE_FIXTURE(ForeignFilesFixture,
         });
     spoiled("the metadata's n_prompt is \"2\", where a layer has 3 rows",
             [](Header& header) { header["__metadata__"]["n_prompt"] = "2"; });
-    spoiled("k_0 has 3 of 9 tokens, and there is no positions_0",
+    spoiled("k_0 has 3 of 9 tokens, but positions_0 is missing",
             [](Header& header) { header["__metadata__"]["n_prompt"] = "9"; });
 }
 

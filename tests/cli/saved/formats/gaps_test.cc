@@ -64,11 +64,11 @@ TEST_CASE_FIXTURE(ForeignFilesFixture, "a layer that is missing from a file is n
     file = hf({0, 1});
     file.header["w_0"] = file.header["k_0"];
     file.header.erase("k_0");
-    check_refused(file.text(), "there is no k_0");
+    check_refused(file.text(), "k_0 is missing");
     file = hf({0, 1});
     file.header["k_03"] = file.header["k_1"];
     file.header.erase("k_1");
-    check_refused(file.text(), "there is no k_1");
+    check_refused(file.text(), "k_1 is missing");
     file = hf({0, 1});
     file.add("k_01", "F32", {1}, "abcd");
     check_refused(file.text(),
@@ -76,7 +76,7 @@ TEST_CASE_FIXTURE(ForeignFilesFixture, "a layer that is missing from a file is n
     file = dkv_layers({0, 1});
     file.header["layers.1.value"] = file.header["layers.1.values"];
     file.header.erase("layers.1.values");
-    check_refused(file.text(), "there is no layers.1.values");
+    check_refused(file.text(), "layers.1.values is missing");
 }
 
 TEST_CASE_FIXTURE(FolderFixture, "a layer that is missing from a vLLM folder is named") {

@@ -233,7 +233,7 @@ TEST_CASE_FIXTURE(LlamaFileFixture,
           "saved: K of layer 0 is q4_k: llama.cpp's types for a cache are f32, f16, bf16, q8_0, "
           "q5_1, q5_0, q4_1, q4_0 and iq4_nl");
     CHECK(refusal(LlamaSample{.row_elements = 32, .type = 8}.text()) ==
-          "saved: K is q8_0, in blocks of 32, and a head has 16 dims: heads that are no whole "
+          "saved: K is q8_0, in blocks of 32, and a head has 16 dims: heads that are not whole "
           "blocks cannot be told apart. Save it with -ctk f16 -ctv f16, or check --kv-heads");
     CHECK(refusal(LlamaSample{.version = 4, .row_elements = 8, .key_rotation = 8}.text()) ==
           "saved: K is rotated by 8, and a head has 4 dims (--kv-heads)");

@@ -132,7 +132,7 @@ TEST_CASE_FIXTURE(ForeignFilesFixture, "a layer that mlx-lm's file lacks is name
     alone.header["__metadata__"] = {{"1.0", "KVCache"}, {"2.0", ""}};
     for (char const* name : {"0.0", "0.1"})
         alone.add(name, "F32", {1, 1, 1, 1}, floats(1, 0));
-    check_refused(alone.text(), "there is no 0.2");
+    check_refused(alone.text(), "0.2 is missing");
 }
 
 TEST_CASE_FIXTURE(ForeignFilesFixture, "counts that cannot be mlx-lm's are refused by name") {

@@ -336,7 +336,7 @@ TEST_CASE_FIXTURE(WriteCacheFixture,
     auto request = numbers.request(path, FileFormat::MlxLm, kUniform);
     request.facts.rope.theta = 0;
     CHECK(refused(request) ==
-          "mlx-lm: the keys' positions must change, and nobody said their rope theta");
+          "mlx-lm: the keys' positions must change, but their rope theta is unknown");
     request.facts.rope = {.theta = 10000, .scaling = "{\"rope_type\": \"yarn\"}"};
     CHECK(refused(request) ==
           "mlx-lm: the keys' positions must change, and their rope is scaled: "

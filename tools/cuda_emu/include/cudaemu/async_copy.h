@@ -40,9 +40,9 @@ inline void async_copy(
         fail("cp.async to a misaligned address", place);
     if (reinterpret_cast<std::uintptr_t>(from) % bytes != 0)
         fail("cp.async from a misaligned address", place);
-    if (!is_shared(to, bytes)) fail("cp.async to what is no shared memory", place);
+    if (!is_shared(to, bytes)) fail("cp.async to memory that is not shared", place);
     if (read != 0 && !is_readable(from, read))
-        fail("cp.async from what is no device memory", place);
+        fail("cp.async from memory that is not the device's", place);
     std::memset(to, 0xFF, bytes);
     push_copy({to, from, bytes, read});
 }

@@ -112,7 +112,7 @@ CUDAEMU_STORE(__stcs)
 CUDAEMU_STORE(__stwt)
 #undef CUDAEMU_STORE
 
-/// A "shared address" is an offset on a GPU; here nobody can build one into a pointer.
+/// A "shared address" is an offset on a GPU; here it cannot be turned into a pointer.
 inline std::size_t __cvta_generic_to_shared(void const* address) {
     return reinterpret_cast<std::size_t>(address);
 }
