@@ -38,20 +38,4 @@ wire::PolicyT to_wire(PolicyParams const& params) {
     return to_wire(request);
 }
 
-PolicyParams params_of(wire::PolicyT const& policy) {
-    PolicyParams params;
-    params.name = policy.name;
-    kTake("capacity", policy.capacity, params.capacity);
-    kTake("keep_mass", policy.keep_mass, params.keep_mass);
-    each_number(kTake, policy, params);
-    if (policy.profile) {
-        Profile profile;
-        profile.name = policy.profile->name;
-        profile.alpha = policy.profile->alpha;
-        profile.floor = policy.profile->floor;
-        params.profile = std::make_shared<Profile>(std::move(profile));
-    }
-    return params;
-}
-
 }  // namespace dkv::cli
