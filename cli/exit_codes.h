@@ -6,10 +6,10 @@
 namespace dkv::cli {
 
 constexpr int kExitOk = 0;
-constexpr int kExitFailed = 1;     ///< The request failed, or doctor found something broken.
-constexpr int kExitUsage = 2;      ///< The command line makes no sense.
-constexpr int kExitNoSidecar = 3;  ///< No sidecar listens there, or none answers in time.
-constexpr int kExitVersion = 4;    ///< The sidecar speaks another version of the protocol.
+constexpr int kExitFailed = 1;         ///< The request failed, or doctor found something broken.
+constexpr int kExitUsage = 2;          ///< The command line makes no sense.
+constexpr int kExitNoSidecar = 3;      ///< No sidecar listens there, or none answers in time.
+constexpr int kExitVersion = 4;        ///< The sidecar speaks another version of the protocol.
 constexpr int kExitInterrupted = 130;  ///< Ctrl-C, as shells have it: 128 + SIGINT.
 constexpr int kExitInternal = 70;      ///< A bug in dkv: EX_SOFTWARE.
 
