@@ -1,5 +1,6 @@
-// Foreign bytes as a file of the format DKV_FUZZ_FORMAT: opened, every row of every layer read, verified. What must
-// hold: no crash, nothing read outside the file, no memory that the file's size does not justify.
+// Foreign bytes as a file of the format DKV_FUZZ_FORMAT: opened, every row of every layer read,
+// verified. What must hold: no crash, nothing read outside the file, no memory that the file's size
+// does not justify.
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
