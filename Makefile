@@ -119,8 +119,11 @@ gpu-test:     ## on a machine with a GPU, without a network: every kernel, IPC, 
 gpu-bundle: deps deps-test deps-cuda ## build/gpu-bundle.tar: what gpu-test runs, for a GPU machine without compilers
 	tools/gpu/bundle.sh
 
-fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each)
+fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each); every bit of small ones flipped
 	tools/fuzz/run.sh $(or $(SECONDS),30)
+	cmake --preset asan --log-level=WARNING
+	cmake --build --preset asan --target formats_test
+	DKV_EVERY_BIT=1 build/asan/bin/formats_test --test-case='*flipped bit*'
 
 soak: build deps-test ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}

@@ -29,7 +29,7 @@ function(dkv_completion shell folder name)
     file(MAKE_DIRECTORY ${dkv_share}/${folder})
     set(file ${dkv_share}/${folder}/${name})
     # The endpoint of this user on this machine, which a help text shows, differs elsewhere.
-    add_custom_command(OUTPUT ${file} COMMAND ${CMAKE_COMMAND} -E env [[DKV_ENDPOINT=$DKV_ENDPOINT]]
+    add_custom_command(OUTPUT ${file} COMMAND ${CMAKE_COMMAND} -E env DKV_ENDPOINT=ipc://PATH
         $<TARGET_FILE:dkv_program> completion ${shell} > ${file} DEPENDS dkv_program VERBATIM)
     add_custom_target(completion_${shell} DEPENDS ${file})
     add_dependencies(completions completion_${shell})

@@ -39,7 +39,10 @@ def library_version() -> str:
 
 def __getattr__(name: str) -> str:
     if name == "__version__":  # Package and library are released together.
-        return library_version()
+        try:
+            return library_version()
+        except DkvError as missing:
+            raise AttributeError(str(missing)) from missing
     raise AttributeError(f"module 'dkv' has no attribute {name!r}")
 
 

@@ -57,3 +57,18 @@ def find(name: str) -> pathlib.Path:
         if (place / name).is_file():
             return place / name
     raise UserError(f"no {name} was found: build it, or set DKV_BIN_DIR")
+
+
+def _become(name: str) -> None:
+    os.environ.setdefault("DKV_PYTHON", sys.executable)  # For `dkv eval` and the others that are written in Python.
+    os.execv(HERE / "bin" / name, [name, *sys.argv[1:]])
+
+
+def dkv() -> None:
+    """The command that pip puts on the PATH with a wheel."""
+    _become("dkv")
+
+
+def dkvd() -> None:
+    """As dkv()."""
+    _become("dkvd")

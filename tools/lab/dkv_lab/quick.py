@@ -22,13 +22,12 @@ WANTED = {
     "--texts": 6,
     "--tokens": 1024,
     "--seed": 1,
-    "--capacity": "64,128,256",
     "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
 }
 
 
-def flags(output: Path, threads: int | None) -> list[str]:
-    wanted = WANTED | {"--profile": PROFILE, "--output": output}
+def flags(output: Path, capacity: str, threads: int | None) -> list[str]:
+    wanted = WANTED | {"--capacity": capacity, "--profile": PROFILE, "--output": output}
     if threads:
         wanted["--threads"] = threads
     return ["smollm2", *(str(word) for pair in wanted.items() for word in pair)]
@@ -67,13 +66,14 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     table = options.output / "results.csv"
     for path in (table, results.budgets_path(table), results.runs_path(table)):
         path.unlink(missing_ok=True)
-    evaluate.main(flags(table, options.threads))
+    evaluate.main(flags(table, options.capacity, options.threads))
     tables.main([str(table), "--short", "--csv", str(options.output / "tables.csv")])
     eval_figures.main([str(table), "--profile", str(PROFILE), "-o", str(options.output)])
     lines = results.read([table])
