@@ -81,19 +81,11 @@ public:
 ///
 /// Errors: InvalidArgument when the range does not lie in the allocation (overflow included), or
 /// that is another device's;
-/// BadState when the memory is this process's own (CUDA's code 201: use a region of kind inproc);
+/// BadState when an IPC handle is of this process's own memory (CUDA's code 201);
 /// Device.
 Result<std::shared_ptr<OpenedMemory const>> open_memory(Exported const& memory,
                                                         std::uint64_t instance,
                                                         std::uint32_t generation);
-
-/// The calling process's own device memory: for an engine and a sidecar that are one process. Not
-/// in the registry: nothing is mapped.
-///
-/// Errors: InvalidArgument when it is not memory of the thread's device, or reaches past its
-/// allocation; Device.
-Result<std::shared_ptr<OpenedMemory const>> open_own_memory(std::uint64_t address,
-                                                            std::uint64_t bytes);
 
 /// Mappings open in this process, for status and tests.
 std::size_t opened_memory_count() noexcept;

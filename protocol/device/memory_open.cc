@@ -91,8 +91,8 @@ public:
             static_cast<void>(cudaGetLastError());
             return Error{ErrorCode::BadState,
                          "CUDA opens no memory of the process that asks for it (code 201): the "
-                         "engine is this process, and registers regions of kind inproc, or it has "
-                         "this process's pid in another pid namespace, and needs to share the "
+                         "engine is this process, or it has this process's pid in another pid "
+                         "namespace, and needs to share the "
                          "sidecar's"};
         }
         DKV_CUDA_TRY(status);
@@ -239,15 +239,6 @@ private:
     std::span<std::byte> bytes_;
 };
 
-class OwnMemory final : public OpenedMemory {
-public:
-    explicit OwnMemory(std::span<std::byte> bytes) noexcept : bytes_(bytes) {}
-    std::span<std::byte> bytes() const noexcept override { return bytes_; }
-
-private:
-    std::span<std::byte> bytes_;
-};
-
 Result<std::shared_ptr<Mapping const>> lease(IpcMemory const& memory, MappingKey key) {
     key.kind = MappingKind::Ipc;
     key.handle = memory.handle;
@@ -306,20 +297,6 @@ Result<std::shared_ptr<OpenedMemory const>> open_memory(Exported const& memory,
                 std::make_shared<OpenedRange>(std::move(mapping), one.offset, one.bytes));
         },
         memory);
-}
-
-Result<std::shared_ptr<OpenedMemory const>> open_own_memory(std::uint64_t address,
-                                                            std::uint64_t bytes) {
-    auto* const data = reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(address));
-    cudaPointerAttributes attributes{};
-    DKV_CUDA_TRY(cudaPointerGetAttributes(&attributes, data));
-    if (attributes.type != cudaMemoryTypeDevice)
-        return wrong("address " + std::to_string(address) + " is not device memory");
-    DKV_TRY(check_device(attributes.device, DKV_TRY(current_device())));
-    auto const known = DKV_TRY(behind(data));
-    DKV_TRY(check_range(address - known.base, bytes, known.bytes));
-    return std::shared_ptr<OpenedMemory const>(
-        std::make_shared<OwnMemory>(std::span(data, static_cast<std::size_t>(bytes))));
 }
 
 std::size_t opened_memory_count() noexcept {

@@ -26,24 +26,6 @@ private:
     mutable std::function<void()> told_;
 };
 
-/// Plain memory of this process: the engine sees to it that it stays.
-class OwnRegion final : public MappedRegion {
-public:
-    OwnRegion(std::byte* data, std::size_t bytes, bool writable) {
-        data_ = data;
-        bytes_ = bytes;
-        writable_ = writable;
-        identity_ = {reinterpret_cast<std::uintptr_t>(data), 0};
-    }
-    ~OwnRegion() override {
-        if (told_) told_();
-    }
-    void when_closed(std::function<void()> told) const override { told_ = std::move(told); }
-
-private:
-    mutable std::function<void()> told_;
-};
-
 class Opener {
 public:
     std::uint64_t bytes;
@@ -67,19 +49,6 @@ public:
         memory.pool = DKV_TRY(descriptors.take(owner.instance, source.ticket, cancelled));
         memory.pointer = source.pointer;
         return open(std::move(memory), source);
-    }
-    Result<RegionLease> operator()(InprocSource const& source) const {
-        if (owner.place == Place::Device) {
-            auto memory = DKV_TRY(cuda::open_own_memory(source.address, bytes));
-            return RegionLease(std::make_shared<DeviceRegion>(std::move(memory), writable));
-        }
-        if (source.address == 0 || bytes == 0 || source.address > UINTPTR_MAX - bytes)
-            return Error{ErrorCode::InvalidArgument, std::to_string(bytes) + " bytes at " +
-                                                         std::to_string(source.address) +
-                                                         " are not memory"};
-        auto* const data =
-            reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(source.address));
-        return RegionLease(std::make_shared<OwnRegion>(data, bytes, writable));
     }
     Result<RegionLease> operator()(auto const& /*shared*/) const {
         return Error{ErrorCode::Unsupported, "it is shared memory, not a device's"};

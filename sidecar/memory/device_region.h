@@ -1,4 +1,4 @@
-// Device memory of an engine, and memory of this very process, as regions.
+// Device memory of an engine, as regions.
 #pragma once
 
 #include <atomic>
@@ -12,11 +12,10 @@ namespace dkv {
 struct RegionOwner {
     std::uint64_t instance = 0;
     std::uint32_t generation = 0;
-    Place place = Place::Host;  ///< Of its cache.
 };
 
-/// Opens device memory on the calling thread's device, and this process's own memory wherever it
-/// is. Waits for the descriptor where one is to come, unless `cancelled`.
+/// Opens device memory on the calling thread's device. Waits for the descriptor where one is to
+/// come, unless `cancelled`.
 ///
 /// Errors: those of cuda::open_memory(), naming the source; NotFound when the descriptor does not
 /// come; Unsupported for shared memory.

@@ -31,9 +31,6 @@ std::string describe(RegionSource const& source) {
               [&](CudaPoolSource const& pool) {
                   return "CUDA memory of a pool, ticket " + std::to_string(pool.ticket) +
                          range(pool);
-              },
-              [](InprocSource const& own) {
-                  return "this process's memory at " + std::to_string(own.address);
               }},
         source);
 }

@@ -41,17 +41,8 @@ struct CudaPoolSource {
     std::uint64_t offset = 0;
 };
 
-/// Memory of this very process, where the engine and the sidecar are one.
-struct InprocSource {
-    std::uint64_t address = 0;
-};
-
-using RegionSource = std::variant<PosixShmSource,
-                                  MemfdSource,
-                                  CudaIpcSource,
-                                  CudaVmmSource,
-                                  CudaPoolSource,
-                                  InprocSource>;
+using RegionSource =
+    std::variant<PosixShmSource, MemfdSource, CudaIpcSource, CudaVmmSource, CudaPoolSource>;
 
 /// "memfd 5 of process 1234", "shared memory '/dkv-1'", "CUDA memory by IPC handle"
 std::string describe(RegionSource const& source);

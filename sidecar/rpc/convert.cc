@@ -131,11 +131,14 @@ Result<RegionSource> from_wire(wire::RegionSourceUnion const& source) {
                                            .pointer = DKV_TRY(sixty_four("pointer", pool->pointer)),
                                            .allocation_bytes = pool->allocation_bytes,
                                            .offset = pool->offset});
-    if (auto const* const own = source.AsInproc()) return RegionSource(InprocSource{own->address});
+    if (source.type == wire::RegionSource::Inproc)
+        return Error{ErrorCode::Unsupported,
+                     "region kind Inproc (6) was removed: lend shared memory, or CUDA memory by "
+                     "handle or descriptor"};
     return Error{ErrorCode::Unsupported,
                  "region kind " + std::to_string(number(source.type)) +
                      " is none of PosixShm (1), Memfd (2), CudaIpc (3), CudaVmmFd (4), CudaPool "
-                     "(5), Inproc (6)"};
+                     "(5)"};
 }
 
 Result<std::vector<cuda::EventHandle>> from_wire(wire::RegisterEventsT const& message) {

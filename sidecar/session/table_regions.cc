@@ -1,7 +1,6 @@
 // What engines lend: shared memory, mapped at once, and what needs their device, opened and closed
 // by their worker.
 #include <algorithm>
-#include <unistd.h>
 
 #include "sidecar/memory/device_region.h"
 #include "sidecar/session/table.h"
@@ -48,24 +47,21 @@ Result<std::variant<std::uint64_t, Later>> Table::register_region(Caller const& 
     using Answer = std::variant<std::uint64_t, Later>;
     Instance& engine = *DKV_TRY(find(caller, instance));
     DKV_TRY(check_regions_in_all());
-    bool const is_own = std::holds_alternative<InprocSource>(source);
-    if (is_own && engine.owner.pid != ::getpid())
-        return Error{ErrorCode::Unsupported, describe(source) + ": the engine is another process"};
-    if (!is_own && !is_device_memory(source)) {
+    if (!is_device_memory(source)) {
         auto const region =
             DKV_TRY(engine.regions.add(DKV_TRY(of_process(source, engine.owner.pid)), bytes,
                                        writable, descriptors_left(engine)));
         update_gauges();
         return Answer(region);
     }
-    if (engine.backend.place == Place::Host && !is_own) return not_on_cpu(source);
+    if (engine.backend.place == Place::Host) return not_on_cpu(source);
     if (engine.regions.count() >= config_.limits.regions_max)
         return Error{ErrorCode::LimitExceeded, "this engine has " +
                                                    std::to_string(engine.regions.count()) +
                                                    " regions, which is the limit"};
     DKV_TRY(check_queue(engine));
     Asker const asker{caller.peer, caller.request, instance, "RegisterRegion"};
-    RegionOwner const owner{instance, engine.hello.generation, engine.backend.place};
+    RegionOwner const owner{instance, engine.hello.generation};
     engine.strand->post([=, this, left = engine.left](Backend& backend) {
         // A backend that could not be made says so here.
         auto const ready = backend.synchronize();

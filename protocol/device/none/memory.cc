@@ -18,10 +18,6 @@ Result<std::shared_ptr<OpenedMemory const>> open_memory(Exported const& /*memory
                                                         std::uint32_t /*generation*/) {
     return without_cuda();
 }
-Result<std::shared_ptr<OpenedMemory const>> open_own_memory(std::uint64_t /*address*/,
-                                                            std::uint64_t /*bytes*/) {
-    return without_cuda();
-}
 std::size_t opened_memory_count() noexcept {
     return 0;
 }

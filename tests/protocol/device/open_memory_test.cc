@@ -205,7 +205,7 @@ TEST_CASE("a dead engine's memory can be read until it is closed, and is then go
     CHECK(opened_memory_count() == 0);
 }
 
-TEST_CASE("this process's own memory is refused by CUDA's code 201, and opened as its own") {
+TEST_CASE("a handle of this process's own memory is refused by CUDA's code 201") {
     use_first_device();
     auto const own = allocate_device_memory(kBytes).value();
     auto const exported = export_memory(own->bytes().data(), kBytes);
@@ -213,14 +213,6 @@ TEST_CASE("this process's own memory is refused by CUDA's code 201, and opened a
     auto const error = refused(open_memory(exported.value(), 1, 1));
     CHECK(error.code == ErrorCode::BadState);
     CHECK(error.message.find("code 201") != std::string::npos);
-    CHECK(error.message.find("kind inproc") != std::string::npos);
-
-    auto const address = reinterpret_cast<std::uintptr_t>(own->bytes().data());
-    CHECK(open_own_memory(address, kBytes).value()->bytes().data() == own->bytes().data());
-    CHECK(refused(open_own_memory(address, std::uint64_t{1} << 40U)).code ==
-          ErrorCode::InvalidArgument);
-    int on_the_stack = 0;
-    CHECK(!open_own_memory(reinterpret_cast<std::uintptr_t>(&on_the_stack), 4));
     CHECK(opened_memory_count() == 0);
 }
 

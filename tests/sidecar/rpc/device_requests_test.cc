@@ -3,8 +3,8 @@
 
 #include "protocol/device/device.h"
 #include "protocol/device/events.h"
-#include "protocol/device/memory.h"
 #include "tests/sidecar/rpc/server_fixture.h"
+#include "tests/support/own_device_memory.h"
 
 namespace dkv::rpc {
 namespace {
@@ -79,6 +79,20 @@ TEST_CASE("handles have 64 bytes, each of them, whatever they are handles of") {
     CHECK(s.ask_in_vain(region(std::move(pool))).message == "pointer has 65 bytes, not 64");
 }
 
+TEST_CASE("a kind of region that was removed is refused by name, and the sidecar goes on") {
+    ServerFixture s;
+    s.attach();
+
+    auto const refused = s.ask_in_vain(region(wire::InprocT()));
+
+    CHECK(refused.code == wire::ErrorCode::Unsupported);
+    CHECK(!refused.retryable);
+    CHECK(refused.message ==
+          "region kind Inproc (6) was removed: lend shared memory, or CUDA memory by handle or "
+          "descriptor");
+    CHECK(s.ask(of_engine<wire::HeartbeatT>()).type == Body::Done);
+}
+
 TEST_CASE("an engine on a GPU that the sidecar has not is refused for good") {
     Config config;
     config.backend = "cpu";
@@ -151,13 +165,16 @@ TEST_CASE("events of the sidecar's own process are refused by CUDA's code 201") 
 TEST_CASE("memory that was opened for an engine that is gone, or began anew, is nobody's") {
     if (!DeviceServer::has_device()) return;
     REQUIRE(cuda::use_device(cuda::devices().value().front().uuid));
-    auto const memory = cuda::allocate_device_memory(64).value();
-    wire::InprocT own;
-    own.address = reinterpret_cast<std::uintptr_t>(memory->bytes().data());
+    auto const memory = test::own_device_memory(64);
     for (bool const began_anew : {false, true}) {
         CAPTURE(began_anew);
         DeviceServer s;
         s.attach();
+        auto const lent = test::lend_own(*memory, s.server.descriptors(), kEngine, 1);
+        wire::CudaVmmFdT own;
+        own.ticket = lent.ticket;
+        own.allocation_bytes = lent.allocation_bytes;
+        own.offset = lent.offset;
         s.deliver(region(own), 31, "peer");
         s.await_wake();  // It is open, and the loop has not heard of it.
         if (began_anew)

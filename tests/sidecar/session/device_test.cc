@@ -1,5 +1,5 @@
 // Engines whose cache is on a GPU, against the table itself. The engine is this process, so its
-// memory comes as kind inproc; two processes share theirs in tests/sidecar/memory and tests/e2e.
+// memory comes by descriptor; two processes share theirs in tests/protocol/device and tests/e2e.
 #include "protocol/device/device.h"
 
 #include <poll.h>
@@ -11,6 +11,7 @@
 #include "protocol/device/memory.h"
 #include "tests/protocol/device/exporter.h"
 #include "tests/sidecar/session/fixture.h"
+#include "tests/support/own_device_memory.h"
 
 namespace dkv::test {
 namespace {
@@ -59,11 +60,9 @@ struct DeviceFixture : RunningTable {
         return ears.answers.back();
     }
     std::uint64_t lend(cuda::DeviceMemory const& memory, bool writable) {
+        auto const own = lend_own(memory, table.descriptors(), kEngine, ++last_ticket);
         auto const ask = [&] {
-            return table.register_region(
-                caller(), kEngine,
-                InprocSource{reinterpret_cast<std::uintptr_t>(memory.bytes().data())},
-                memory.bytes().size(), writable);
+            return table.register_region(caller(), kEngine, own, memory.bytes().size(), writable);
         };
         auto answer = ask();
         while (!answer && answer.error().code == ErrorCode::LimitExceeded) {  // Of what waits.
@@ -80,7 +79,7 @@ struct DeviceFixture : RunningTable {
     void open(std::uint64_t session) {
         if (source == nullptr) {
             attach();
-            source = cuda::allocate_device_memory(prompt.memory.bytes().size()).value();
+            source = own_device_memory(prompt.memory.bytes().size());
             REQUIRE(cuda::copy_to_device(source->bytes().data(), prompt.memory.bytes().data(),
                                          prompt.memory.bytes().size(), nullptr));
             source_region = lend(*source, false);
@@ -91,8 +90,8 @@ struct DeviceFixture : RunningTable {
         auto const opened = table.open_session(caller(), kEngine, request);
         REQUIRE(opened);
         auto const& needs = opened.value().needs;
-        staging = cuda::allocate_device_memory(needs.staging_bytes).value();
-        destination = cuda::allocate_device_memory(needs.destination_bytes).value();
+        staging = own_device_memory(needs.staging_bytes);
+        destination = own_device_memory(needs.destination_bytes);
         staging_region = lend(*staging, true);
         destination_region = lend(*destination, true);
         REQUIRE(table.bind_buffers(caller(), kEngine, session, staging_region, destination_region));
@@ -100,6 +99,7 @@ struct DeviceFixture : RunningTable {
     LayerRequest layer(std::uint32_t index) const { return layer_in(source_region, index); }
 
     std::uint64_t last_request = 0;
+    std::uint64_t last_ticket = 0;
     LentPrompt prompt;
     std::string uuid;
     std::unique_ptr<cuda::DeviceMemory> source;
@@ -150,7 +150,7 @@ TEST_CASE("a layer waits for its timeline, and that waiting is told apart from w
     if (!DeviceFixture::has_device()) return;
     DeviceFixture t;
     t.open(1);
-    auto const word = cuda::allocate_device_memory(64).value();
+    auto const word = own_device_memory(64);
     auto const region = t.lend(*word, false);
     auto request = t.layer(0);
     request.timeline_region = region;
@@ -196,7 +196,7 @@ TEST_CASE("an engine that dies while its event is waited for is let go of at onc
         std::unique_ptr<cuda::DeviceMemory> word;
         DeviceFixture t(config);
         t.open(1);
-        word = cuda::allocate_device_memory(64).value();
+        word = own_device_memory(64);
         // What is accepted says that the worker has begun with what came before.
         auto const send = [&](LayerRequest const& request) {
             while (true) {
@@ -289,7 +289,7 @@ TEST_CASE("a timeline is one 64-bit word of the device, and no event beside it")
     if (!DeviceFixture::has_device()) return;
     DeviceFixture t;
     t.open(1);
-    auto const word = cuda::allocate_device_memory(64).value();
+    auto const word = own_device_memory(64);
     auto const region = t.lend(*word, false);
     auto const refusal = [&](auto const& change) {
         auto request = t.layer(0);
@@ -348,13 +348,9 @@ TEST_CASE("an engine on a GPU that is not here is refused in one line, for good"
     CHECK(other.message.find("': it has GPU-") != std::string::npos);
 }
 
-TEST_CASE("what is another process's is no inproc memory, and a CPU engine has none of a device") {
+TEST_CASE("a CPU engine has no memory of a device, and no events") {
     TableFixture t;
-    t.process.pid = 1;
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(TableFixture::kEngine)));
-    CHECK(refused(t.table.register_region(t.caller(), TableFixture::kEngine, InprocSource{4096}, 64,
-                                          false))
-              .message == "this process's memory at 4096: the engine is another process");
     CHECK(refused(t.table.register_region(t.caller(), TableFixture::kEngine, CudaIpcSource{}, 64,
                                           false))
               .message ==

@@ -2,8 +2,8 @@
 #if __has_include(<cudaemu/fault.h>)
 #include <cudaemu/fault.h>
 
-#include "protocol/device/memory.h"
 #include "tests/sidecar/session/fixture.h"
+#include "tests/support/own_device_memory.h"
 
 namespace dkv::test {
 namespace {
@@ -15,7 +15,8 @@ struct Lost : RunningTable {
     Lost() : RunningTable(small_config(), Backends::find(small_config(), false).value()) {
         uuid = cuda::devices().value().front().uuid;
         REQUIRE(cuda::use_device(uuid));
-        memory = cuda::allocate_device_memory(kBytes).value();
+        memory = own_device_memory(kBytes);
+        own = lend_own(*memory, table.descriptors(), kEngine, 1);
         REQUIRE(table.hello(caller(), hello(kEngine)));
         REQUIRE(table.open_session(caller(), kEngine, request(1)));
     }
@@ -37,9 +38,7 @@ struct Lost : RunningTable {
     Caller caller() { return {"peer", now, ++last_request, process}; }
     std::string lend() {
         auto const before = ears.answers.size();
-        REQUIRE(table.register_region(
-            caller(), kEngine,
-            InprocSource{reinterpret_cast<std::uintptr_t>(memory->bytes().data())}, kBytes, false));
+        REQUIRE(table.register_region(caller(), kEngine, own, kBytes, false));
         await([&] { return ears.answers.size() > before; });
         return ears.answers.back();
     }
@@ -47,6 +46,7 @@ struct Lost : RunningTable {
     std::uint64_t last_request = 0;
     std::string uuid;
     std::unique_ptr<cuda::DeviceMemory> memory;
+    CudaVmmSource own;
 };
 
 TEST_CASE("a lost device fails its sessions, is said in the status, and nobody gets it again") {
