@@ -40,7 +40,8 @@ def _load(paths: list[str], cuda: bool, missing: str):
                     getattr(loaded, name)
             return loaded, path
         except (OSError, AttributeError) as error:
-            tried.append(str(error))
+            # cffi says what the loader said, between words of its own.
+            tried.append(re.sub(r"^cannot load library '[^']*': |\.  Additionally, .*$", "", str(error), flags=re.S))
     raise DkvError(Status.NOT_FOUND, missing.format("; ".join(tried)))
 
 
