@@ -1,9 +1,6 @@
 // One pass over the keys for what each query's softmax sums to; it keeps 2^logit for the second,
-// which only weighs and adds. Past a limit on what is kept, and with the engine's log-sum-exps, the
-// second computes them from the keys.
+// which only weighs and adds. Past a limit on what is kept, the second computes them from the keys.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/score_tiles.h"
@@ -18,7 +15,6 @@ constexpr std::uint32_t kRangeKeys = kRangeTiles * kTileKeys;
 constexpr std::size_t kKeptFloatsMax = 8 << 20;  // 32 MiB: 64k tokens of 128 rows.
 constexpr std::size_t kItemsPerWorker = 8;       // So that workers end together.
 constexpr std::size_t kLine = 16;                // f32 in 64 bytes.
-constexpr float kMost = std::numeric_limits<float>::max();
 
 std::size_t ranges(std::uint32_t tokens) noexcept {
     return (std::size_t{tokens} + kRangeKeys - 1) / kRangeKeys;
@@ -32,7 +28,7 @@ public:
           plan_(args.queries.heads / args.keys.heads, args.queries.tokens, args.keys, simd()),
           form_{query_scale(args.scale, args.keys.head_dim, args.softcap), args.softcap},
           prefix_(args.keys.tokens - args.queries.tokens),
-          ranges_(args.lse.empty() ? ranges(args.keys.tokens) : 0),
+          ranges_(ranges(args.keys.tokens)),
           kept_(std::min(ranges_, kKeptFloatsMax / range_floats())),
           batch_(batch()) {}
 
@@ -50,7 +46,6 @@ private:
     /// How many KV heads are met together: enough for all workers, no more than can be kept.
     std::size_t batch() const noexcept {
         std::size_t const heads = args_.keys.heads;
-        if (ranges_ == 0) return heads;
         std::size_t const wanted = kItemsPerWorker * workers_.count() / ranges_ + 1;
         std::size_t const most =
             kKeptFloatsMax / (std::max<std::size_t>(kept_, 1) * range_floats());
@@ -115,18 +110,15 @@ private:
     void run_batch(std::size_t heads) {
         workers_.for_each(heads, [&](std::size_t head, std::size_t) {
             pack_queries(plan_, args_.queries, first_ + head, 0, of(head).queries);
-            if (!args_.lse.empty()) take_lse(head);
         });
-        if (ranges_ > 0) {
-            workers_.for_each(heads * ranges_, [&](std::size_t item, std::size_t worker) {
-                statistics(item / ranges_, item % ranges_, worker);
-            });
-            workers_.for_each(heads, [&](std::size_t head, std::size_t) {
-                HeadMemory const memory = of(head);
-                join_statistics(plan_, memory.statistics, ranges_, memory.largest, memory.weight);
-                finish_weights(head);
-            });
-        }
+        workers_.for_each(heads * ranges_, [&](std::size_t item, std::size_t worker) {
+            statistics(item / ranges_, item % ranges_, worker);
+        });
+        workers_.for_each(heads, [&](std::size_t head, std::size_t) {
+            HeadMemory const memory = of(head);
+            join_statistics(plan_, memory.statistics, ranges_, memory.largest, memory.weight);
+            finish_weights(head);
+        });
         std::size_t const count = ranges(prefix_);
         workers_.for_each(heads * count, [&](std::size_t item, std::size_t worker) {
             // Backwards: what was kept last is still near.
@@ -141,18 +133,6 @@ private:
         range_statistics(plan_, memory.queries, range(head, index, args_.keys.tokens), prefix_,
                          form_, tile_memory(worker_memory(worker), head_dim()), out,
                          out + plan_.rows_padded, kept(head, index));
-    }
-
-    void take_lse(std::size_t head) {
-        HeadMemory const memory = of(head);
-        auto const lse = args_.lse.subspan((first_ + head) * plan_.rows, plan_.rows);
-        std::transform(lse.begin(), lse.end(), memory.largest, [](float each) {
-            each *= kLog2E;
-            return std::isnan(each) ? kMost : std::clamp(each, -kMost, kMost);
-        });
-        std::fill(memory.largest + plan_.rows, memory.largest + plan_.rows_padded, 0.0f);
-        std::fill_n(memory.weight, plan_.rows_padded, 1.0f);
-        finish_weights(head);
     }
 
     /// The sinks take their share, and sums over the window become means.
@@ -198,7 +178,7 @@ private:
     RowPlan const plan_;
     LogitForm const form_;
     std::uint32_t const prefix_;  // Tokens before the window.
-    std::size_t const ranges_;    // Of the statistics; 0 when the engine supplies them.
+    std::size_t const ranges_;    // Of the statistics.
     std::size_t const kept_;      // How many of them, from the first on, are kept for the sums.
     std::size_t const batch_;     // KV heads that are met together.
 

@@ -127,7 +127,7 @@ void join_statistics(RowPlan const& plan,
                      float* largest,
                      float* weight);
 
-/// Adds to each row's softmax, as join_statistics() or a log-sum-exp with weight 1 gives it, the
+/// Adds to each row's softmax, as join_statistics() gives it, the
 /// sink of its head. `sinks` [group], to base e.
 void join_sinks(RowPlan const& plan, std::span<float const> sinks, float* largest, float* weight);
 

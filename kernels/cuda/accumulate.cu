@@ -57,7 +57,7 @@ Result<PassNeeds> needs_of(AccumulateArgs const& args, std::uint32_t block) {
     std::uint32_t const tokens = args.keys.tokens;
     for (std::uint32_t first = 0; first < tokens; first += std::min(block, tokens - first)) {
         auto const pass = DKV_TRY(plan_block(args, first, block));
-        PassNeeds const own = pass.needs(true);
+        PassNeeds const own = pass.needs();
         needs = {std::max(needs.packed_bytes, own.packed_bytes), std::max(needs.rows, own.rows),
                  std::max(needs.partials, own.partials), own.sinks};
     }

@@ -30,7 +30,7 @@ Result<std::uint64_t> by_attention(PromptSizes const& sizes) {
     auto const keys = rows_of(sizes, sizes.kv_heads, sizes.tokens);
     auto const queries = rows_of(sizes, sizes.q_heads, sizes.window);
     auto const pass = DKV_TRY(Pass::plan(queries, keys, sizes.tokens - sizes.window, 0, 0));
-    std::uint64_t const window = pass.needs(true).scratch_bytes();
+    std::uint64_t const window = pass.needs().scratch_bytes();
     if (!sizes.accumulates) return window;
     AccumulateArgs const args{.queries = rows_of(sizes, sizes.q_heads, sizes.tokens),
                               .keys = keys,

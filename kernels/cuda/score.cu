@@ -12,11 +12,10 @@ Result<void> score(ScoreArgs const& args, Queue& queue) {
     std::uint32_t const prefix = args.keys.tokens - args.queries.tokens;
     auto pass = DKV_TRY(Pass::plan(args.queries, args.keys, prefix, args.scale, args.softcap));
     DKV_TRY(check_blocks_later(args.keys, queue));
-    DKV_TRY(pass.take_memory(queue, pass.needs(args.lse.empty()), args.sink_logits));
+    DKV_TRY(pass.take_memory(queue, pass.needs(), args.sink_logits));
     DKV_TRY(pass.pack_queries(queue));
     float const share = 1.0F / static_cast<float>(args.queries.tokens);  // Sums become means.
-    DKV_TRY(args.lse.empty() ? pass.statistics(queue, share)
-                             : pass.take_lse(queue, args.lse, share));
+    DKV_TRY(pass.statistics(queue, share));
     DKV_TRY(pass.join_sinks(queue, share));
     return pass.sums(queue, {.scores = args.scores.data(),
                              .mass = args.mass.empty() ? nullptr : args.mass.data(),

@@ -1,5 +1,4 @@
-// Before the passes: the queries in the lanes' order. Between them: the engine's log-sum-exps, and
-// the model's sinks.
+// Before the passes: the queries in the lanes' order. Between them: the model's sinks.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -75,25 +74,6 @@ DKV_KERNEL void pack_floats_kernel(PassShape shape,
                         ? load_f32(query_at(shape, queries, head, row) + dim * queries.at.dim_bytes,
                                    queries.dtype)
                         : 0;
-}
-
-//   lse      [q_heads, window]           read
-//   weights  [kv_heads, rows_padded]     written
-DKV_KERNEL void take_lse_kernel(PassShape shape,
-                                float const* __restrict__ lse,
-                                float share,
-                                RowWeight* __restrict__ weights) {
-    std::uint64_t const index = std::uint64_t{blockIdx.x} * kThreads + threadIdx.x;
-    if (index >= std::uint64_t{shape.kv_heads} * shape.rows_padded) return;
-    auto const row = static_cast<std::uint32_t>(index % shape.rows_padded);
-    std::uint64_t const head = index / shape.rows_padded;
-    weights[index] = RowWeight{0, 0};
-    if (!is_query(shape, row)) return;
-    std::uint64_t const query_head = head * shape.group + row / shape.window_rows;
-    float const given = lse[query_head * shape.window + row % shape.window_rows] * kLog2E;
-    // Of NaN nothing is known: its query gives nothing.
-    weights[index] =
-        RowWeight{given != given ? FLT_MAX : fminf(fmaxf(given, -FLT_MAX), FLT_MAX), share};
 }
 
 // A thread adds its head's sink to a row's sum: what the row gives to tokens becomes less.
@@ -195,12 +175,6 @@ Result<void> Pass::pack_queries(Queue& queue) {
     return launch(pack_fragments_kernel, blocks_of(packed_bytes_ / 16), kThreads, 0, queue.stream(),
                   shape_, queries_, static_cast<std::uint32_t>(packed_bytes_ / 32 / rows),
                   reinterpret_cast<uint4*>(memory_.packed));
-}
-
-Result<void> Pass::take_lse(Queue& queue, std::span<float const> lse, float share) {
-    std::uint64_t const rows = std::uint64_t{shape_.kv_heads} * shape_.rows_padded;
-    return launch(take_lse_kernel, blocks_of(rows), kThreads, 0, queue.stream(), shape_, lse.data(),
-                  share, memory_.weights);
 }
 
 Result<void> Pass::join_sinks(Queue& queue, float share) const {

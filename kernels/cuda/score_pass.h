@@ -101,10 +101,9 @@ public:
                              float scale,
                              float softcap);
 
-    /// Without statistics() no partials are needed.
-    PassNeeds needs(bool statistics) const {
-        return {packed_bytes_, std::size_t{shape_.kv_heads} * shape_.rows_padded,
-                statistics ? partials() : 0, std::size_t{shape_.kv_heads} * shape_.group};
+    PassNeeds needs() const {
+        return {packed_bytes_, std::size_t{shape_.kv_heads} * shape_.rows_padded, partials(),
+                std::size_t{shape_.kv_heads} * shape_.group};
     }
     /// Scratch of the queue's. `needs` may be larger than this pass's own. `sinks` [q_heads] are
     /// the host's, read before this returns; empty: none.
@@ -115,8 +114,6 @@ public:
     Result<void> pack_queries(Queue& queue);
     /// Each row's largest logit and 1 / Σ 2^(logit - largest), times `share`.
     Result<void> statistics(Queue& queue, float share);
-    /// In place of statistics(): the engine's log-sum-exps [q_heads, window].
-    Result<void> take_lse(Queue& queue, std::span<float const> lse, float share);
     /// After either: the sinks' part of each row's sum. Without sinks nothing is launched.
     Result<void> join_sinks(Queue& queue, float share) const;
     Result<void> sums(Queue& queue, SumsTarget const& target) const;

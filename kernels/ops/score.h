@@ -25,7 +25,7 @@ namespace dkv {
 /// and mass are always finite.
 ///
 /// With sinks each query's softmax is over its tokens' logits, after scale and softcap, and its
-/// head's sink. That gets no score. `lse` is of the tokens alone: the sink is added to it here.
+/// head's sink. That gets no score.
 struct ScoreArgs {
     RowsView queries;
     RowsView keys;
@@ -34,8 +34,6 @@ struct ScoreArgs {
     GroupReduce reduce = GroupReduce::Mean;
     float scale = 0;    ///< 0: 1/sqrt(head_dim).
     float softcap = 0;  ///< 0: none.
-    /// [q_heads, window] log-sum-exp of each query's logits, from the engine; empty: computed here.
-    std::span<float const> lse;
     /// [q_heads] learned attention sinks, in the host's memory; empty: none.
     std::span<float const> sink_logits = {};
 };

@@ -57,7 +57,6 @@ Result<void> Ranker::score_window(Scoring& scoring) {
                              .reduce = scoring.reduce,
                              .scale = source_.scale,
                              .softcap = source_.softcap,
-                             .lse = {},
                              .sink_logits = source_.sink_logits}));
     scoring.mass_on_host = DKV_TRY(download<float>(*backend_, scoring.mass.elements()));
     return {};

@@ -136,10 +136,10 @@ TEST_CASE("a prompt whose keys are paged scores what the dense one scores") {
             std::vector<float> want(std::size_t{2} * (tokens - kWindow));
             auto got = want;
 
-            REQUIRE(backend.score(
-                {.queries = window, .keys = keys.view, .scores = want, .mass = {}, .lse = {}}));
-            REQUIRE(backend.score(
-                {.queries = window, .keys = paged.view, .scores = got, .mass = {}, .lse = {}}));
+            REQUIRE(
+                backend.score({.queries = window, .keys = keys.view, .scores = want, .mass = {}}));
+            REQUIRE(
+                backend.score({.queries = window, .keys = paged.view, .scores = got, .mass = {}}));
             CHECK(got == want);
 
             REQUIRE(backend.accumulate(
@@ -188,8 +188,7 @@ TEST_CASE("a block that does not exist is refused, and nothing is read or writte
             auto const scored = backend.score({.queries = window,
                                                .keys = cache.view,
                                                .scores = std::span(scores).first(5),
-                                               .mass = {},
-                                               .lse = {}});
+                                               .mass = {}});
             REQUIRE_FALSE(scored);
             CHECK(scored.error().message == want);
             CHECK(scores == std::vector<float>(7, 5.F));

@@ -30,17 +30,9 @@ void check_against_reference(Backend& backend, Call& call) {
     CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
     CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
 
-    std::vector<float> const lse(want.lse.begin(), want.lse.end());
-    ScoreArgs one_pass = call.args;
-    one_pass.lse = lse;
-    REQUIRE(backend.score(one_pass));
-    CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
-    CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
-
     ScoreArgs no_mass = call.args;
     no_mass.mass = {};
     auto const with_mass = call.scores;
-    no_mass.lse = lse;
     REQUIRE(backend.score(no_mass));
     CHECK(call.scores == with_mass);
 }
@@ -363,8 +355,6 @@ TEST_CASE("score refuses numbers and memory that cannot be") {
         change(call.args);
         return call.refusal();
     };
-    std::vector<float> const lse(23);
-    CHECK(refusal([&](auto& args) { args.lse = lse; }) == "lse has 23 elements, not [6, 4]");
     CHECK(refusal([](auto& args) { args.scale = kInfinity; }) == "scale is inf");
     CHECK(refusal([](auto& args) { args.softcap = -1; }) == "softcap is -1.000000");
     CHECK(refusal([](auto& args) { args.keys.data = nullptr; }) == "keys has no data");

@@ -91,10 +91,8 @@ public:
         auto const keys = DKV_TRY(mirror_of(*device_, args.keys));
         auto const scores = DKV_TRY(mirror_of(*device_, host.scores));
         auto const mass = DKV_TRY(mirror_of(*device_, host.mass));
-        auto const lse = DKV_TRY(mirror_of(*device_, host.lse));
         args.scores = scores.as<float>();
         args.mass = mass.as<float>();
-        args.lse = lse.as<float const>();
         DKV_TRY(device_->score(args));
         DKV_TRY(scores.fetch(*device_));
         return mass.fetch(*device_);

@@ -41,7 +41,6 @@ inline double worst_error(std::span<float const> got,
 struct Scores {
     std::vector<double> scores;
     std::vector<double> mass;
-    std::vector<double> lse;           ///< [q_heads, window], of the tokens alone.
     std::vector<double> window_share;  ///< [kv_heads]: what the mass leaves to the window.
     std::vector<double> sink_share;    ///< [kv_heads]: and to the sinks.
 };
@@ -82,7 +81,6 @@ inline Scores reference_score(Rows const& queries,
             double sum = 0;
             for (double const logit : logits)
                 sum += std::exp(logit - largest);
-            out.lse.push_back(largest + std::log(sum));
             double const sink = sinks.empty() ? 0 : std::exp(double{sinks[q_head]} - largest);
             sum += sink;
             out.sink_share[head] += sink / sum / window / group;

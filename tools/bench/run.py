@@ -45,8 +45,7 @@ def table(report, torch_seconds, threads):
         name = row["name"].removesuffix("/real_time")
         op, model, dtype, tokens = name.split("/")
         seconds = row[column] * UNITS[row["time_unit"]]
-        # With the engine's log-sum-exps torch would still have to do all of it.
-        baseline = torch_seconds.get(name.replace("score_lse/", "score/"))
+        baseline = torch_seconds.get(name)
         yield {
             "op": op, "model": model, "dtype": dtype, "tokens": int(tokens), "ms": seconds * 1e3,
             "gb_per_s": row["GB/s"], "of_ceiling": row["of_ceiling"], "gflop_per_s": row.get("GFLOP/s"),

@@ -9,17 +9,14 @@ void run(benchmark::State& state,
          Ceiling const& ceiling,
          Model const& model,
          Dtype dtype,
-         std::uint32_t tokens,
-         bool with_lse) {
+         std::uint32_t tokens) {
     Rows const queries(dtype, model.q_heads, kWindow, model.head_dim);
     Rows const keys(dtype, model.kv_heads, tokens, model.head_dim);
     std::vector<float> scores(std::size_t{model.kv_heads} * (tokens - kWindow));
-    std::vector<float> const lse(std::size_t{model.q_heads} * kWindow, 9.0f);
     ScoreArgs args;
     args.queries = queries.view;
     args.keys = keys.view;
     args.scores = scores;
-    if (with_lse) args.lse = lse;
 
     for (auto _ : state) {
         require(state, backend.score(args));
@@ -38,12 +35,10 @@ void register_score(Backend& backend, Ceiling const& ceiling) {
     for (Model const& model : kModels)
         for (Dtype const dtype : kDtypes)
             for (std::uint32_t const tokens : kTokens)
-                for (bool const with_lse : {false, true})
-                    add(ceiling,
-                        name(with_lse ? "score_lse" : "score", model, name_of(dtype), tokens),
-                        [=, &backend, &model](benchmark::State& state) {
-                            run(state, backend, ceiling, model, dtype, tokens, with_lse);
-                        });
+                add(ceiling, name("score", model, name_of(dtype), tokens),
+                    [=, &backend, &model](benchmark::State& state) {
+                        run(state, backend, ceiling, model, dtype, tokens);
+                    });
 }
 
 }  // namespace dkv::bench

@@ -64,8 +64,6 @@ Result<Inputs> Inputs::create(Shape const& shape) {
         random_elements(shape.dtype, std::size_t{shape.q_heads} * asking * shape.head_dim)));
     auto const scores = random_scores(shape.layers * columns(shape));
     inputs.scores = DKV_TRY(on_device(std::as_bytes(std::span(scores))));
-    std::vector<float> const lse(std::size_t{shape.q_heads} * kWindow, 9.0F);
-    inputs.lse = DKV_TRY(on_device(std::as_bytes(std::span(lse))));
     auto const ids = random_ids(shape);
     inputs.ids = DKV_TRY(on_device(std::as_bytes(std::span(ids))));
     inputs.out = DKV_TRY(cuda::allocate_device_memory(

@@ -25,11 +25,10 @@ std::span<T> as(std::span<std::byte> bytes) {
 ///   keys     [kv_heads, tokens, head_dim]
 ///   queries  [q_heads, window or, for accumulate, tokens, head_dim]
 ///   scores   [layers, kv_heads, tokens - window]   f32, skewed as attention is
-///   lse      [q_heads, window]                     f32
 ///   ids      [kv_heads, tokens / 4]                ascending
 ///   out      whatever an op writes
 struct Inputs {
-    std::unique_ptr<cuda::DeviceMemory> keys, queries, scores, lse, ids, out;
+    std::unique_ptr<cuda::DeviceMemory> keys, queries, scores, ids, out;
 
     static Result<Inputs> create(Shape const& shape);
 };

@@ -77,8 +77,7 @@ public:
             std::function<Result<void>()> body;
         };
         std::vector<Op> ops{
-            {"score", 2 * keys + window + scores, [&] { return score(false); }},
-            {"score_lse", keys + window + scores, [&] { return score(true); }},
+            {"score", 2 * keys + window + scores, [&] { return score(); }},
             {"key_norm", keys + scores, [&] { return key_score(KeyMeasure::Norm); }},
             {"key_diff", 2 * keys + scores, [&] { return key_score(KeyMeasure::Difference); }},
             {"pool", 2 * scores, [&] { return pool(); }},
@@ -119,14 +118,11 @@ private:
         return as<float>(inputs_.out->bytes()).first(columns(shape_));
     }
 
-    Result<void> score(bool with_lse) {
+    Result<void> score() {
         ScoreArgs args;
         args.queries = rows(*inputs_.queries, shape_.q_heads, kWindow);
         args.keys = keys();
         args.scores = written();
-        if (with_lse)
-            args.lse =
-                as<float const>(inputs_.lse->bytes()).first(std::size_t{shape_.q_heads} * kWindow);
         return cuda::score(args, queue_);
     }
     Result<void> accumulate() {

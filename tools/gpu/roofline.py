@@ -56,7 +56,7 @@ LLAMA = Shape("llama-3-8b", 32, 8, 128)
 MODELS = {shape.model: shape for shape in  # As in bench.cc.
           (LLAMA, Shape("smollm2-135m", 9, 3, 64, layers=30), Shape("tiny", 4, 2, 64, layers=2))}
 ELEMENT = {"bf16": 2, "f16": 2, "f32": 4}
-OPS = ["score", "score_lse", "accumulate", "key_norm", "key_diff", "pool", "select", "sum", "tally", "gather"]
+OPS = ["score", "accumulate", "key_norm", "key_diff", "pool", "select", "sum", "tally", "gather"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ def work(op, shape, dtype, tokens):
     seen = shape.q_heads * tokens * tokens / 2  # Logits of all queries, causal.
     return {
         "score": Work(2 * keys + queries + columns, 2 * products, 2 * logits),
-        "score_lse": Work(keys + queries + columns, products, logits),
         "accumulate": Work(keys * (1 + shape.q_heads // shape.kv_heads) + columns, 4 * seen * shape.head_dim, 2 * seen),
         "key_norm": Work(keys + columns, 2 * keys / element),
         "key_diff": Work(2 * keys + columns, 6 * keys / element),

@@ -42,7 +42,6 @@ Result<std::vector<float>> window_attention(Backend& backend,
                            .reduce = GroupReduce::None,
                            .scale = file.facts().scale,
                            .softcap = file.facts().softcap,
-                           .lse = {},
                            .sink_logits = saved.sink_logits}));
     DKV_TRY(backend.download(std::as_bytes(target), std::as_writable_bytes(std::span(scores))));
     return scores;

@@ -260,7 +260,6 @@ TEST_CASE("no op asks for more scratch than a prompt of its sizes is said to wan
                                      .keys = keys.view(),
                                      .scores = scores,
                                      .mass = {},
-                                     .lse = {},
                                      .sink_logits = sinks},
                                     *queue));
         within("accumulate", cuda::accumulate({.queries = queries.view(),
