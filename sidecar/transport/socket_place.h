@@ -15,7 +15,7 @@ namespace dkv {
 class SocketPlace {
 public:
     /// Makes the directory (mode 0700) where it is missing, takes the lock, removes a socket that
-    /// nobody listens at any more. For an endpoint that is not ipc:// there is nothing to do.
+    /// no process listens at any more. For an endpoint that is not ipc:// there is nothing to do.
     ///
     /// Errors: AlreadyExists when a sidecar listens there, or something that is not a socket is in
     /// the way; InvalidArgument, naming the directory, when it belongs to another user or others

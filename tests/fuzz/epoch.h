@@ -127,7 +127,7 @@ private:
         oracle_->share = share;
     }
 
-    /// Hellos with a wrong number make engines that nobody is.
+    /// Hellos with a wrong number make engines that do not exist.
     void detach_strangers() {
         std::vector<std::uint64_t> strangers;
         for (auto const& [id, view] : oracle_->now().instances)

@@ -33,7 +33,7 @@ public:
     /// From wherever the engine is. Afterwards the sidecar says that it is there.
     void lead(Engine& engine, Target const& target);
     /// The next message of a prompt that goes its way; rows are compared before it is adopted.
-    /// Attaches first, where somebody detached the engine.
+    /// Attaches first, if the engine was detached.
     void advance(Engine& engine);
     /// Until the workers have nothing more to say of the prompt.
     void settle(Engine const& engine);

@@ -65,7 +65,7 @@ public:
     /// Bytes instead of the next reply.
     void garble_next(std::vector<std::uint8_t> bytes);
 
-    /// Whoever sends this kind of request is spoken to by say(); Hello at first.
+    /// say() speaks to the peer that sent this kind of request; Hello at first.
     void follow(wire::Body kind);
     /// To the peer that is followed, unasked.
     void say(wire::BodyUnion message);

@@ -44,7 +44,7 @@ struct GoldenCase {
     std::optional<std::int64_t> duplicate_entries;  ///< "duplicate_entries"
 };
 
-/// Errors: CorruptData, naming case and field, for what is no golden file, and for a case without
+/// Errors: CorruptData, naming case and field, for a file of another kind, and for a case without
 /// error that lacks an outcome; LimitExceeded for a case of more than 2^28 scores.
 Result<std::vector<GoldenCase>> parse_golden(std::string_view text);
 

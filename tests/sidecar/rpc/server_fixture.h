@@ -79,7 +79,7 @@ struct ServerFixture {
         deliver(std::move(message), id, peer);
         REQUIRE(outbox.letters.empty());
     }
-    /// A worker has something to say, which nobody has looked at yet.
+    /// A worker has a result that the server has not read yet.
     void await_wake() { wakes.wait(); }
     /// The one answer that comes late.
     wire::EnvelopeT& late_answer(Peer const& peer = "peer") {
