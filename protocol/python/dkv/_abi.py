@@ -34,7 +34,8 @@ def _load(paths: list[str], cuda: bool, missing: str):
     tried = []
     for path in paths:
         try:
-            loaded = ffi.dlopen(path)
+            # Never unloaded: its threads run until the process ends, and cffi closes what it collects.
+            loaded = ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_NODELETE)
             for name in dir(loaded):
                 if name.startswith("dkv_cuda_") == cuda:
                     getattr(loaded, name)
