@@ -40,10 +40,9 @@ struct SweepWork {
 };
 
 /// The flags go before the file.
-template <class List>
-void fill_in(List& mine, List const& others) {
+constexpr auto kFillIn = [](char const*, auto& mine, auto const& others) {
     if (mine.empty()) mine = others;
-}
+};
 
 /// Compacted files lie beside whole ones, and `*.safetensors` names both.
 void add(SweepWork& work, SweepFile file, OpenOptions const& open) {
@@ -64,14 +63,13 @@ Result<SweepWork> work_of(SweepOptions const& options) {
                    .csv = options.csv.empty() ? config.csv : options.csv,
                    .with_error = !options.no_error && config.error.value_or(true)};
     auto grid = options.grid;
-    fill_in(grid.policies, config.grid.policies);
+    kFillIn("policies", grid.policies, config.grid.policies);
     bool sized = false;
     each_size([&sized](char const*, auto const& values) { sized = sized || !values.empty(); },
               grid);
-    auto const fill = [](char const*, auto& mine, auto const& others) { fill_in(mine, others); };
-    if (!sized) each_size(fill, grid, config.grid);
-    each_number(fill, grid, config.grid);
-    each_of_profile(fill, grid, config.grid);
+    if (!sized) each_size(kFillIn, grid, config.grid);
+    each_number(kFillIn, grid, config.grid);
+    each_of_profile(kFillIn, grid, config.grid);
     work.points = DKV_TRY(grid_points(grid));
 
     if (!options.files.empty()) config.files.clear();

@@ -4,31 +4,17 @@
 #include "protocol/policy/parameters.h"
 
 namespace dkv::cli {
-namespace {
-
-Json value_json(auto const& value) {
-    return value;
-}
-Json value_json(wire::Pool value) {
-    return name_of(static_cast<Pool>(value));
-}
-Json value_json(wire::GroupReduce value) {
-    return name_of(static_cast<GroupReduce>(value));
-}
-Json value_json(wire::Granularity value) {
-    return name_of(static_cast<Granularity>(value));
-}
-Json value_json(wire::ScoreNorm value) {
-    return name_of(static_cast<ScoreNorm>(value));
-}
-
-}  // namespace
+namespace {}  // namespace
 
 Json to_json(wire::PolicyT const& policy) {
     Json json{{"name", policy.name}};
     each_value(
-        [&json](char const* name, auto const& value) {
-            if (value) json[name] = value_json(*value);
+        [&json]<class T>(char const* name, flatbuffers::Optional<T> const& value) {
+            if (!value) return;
+            if constexpr (std::is_enum_v<T>)
+                json[name] = parameter(name).word(static_cast<std::size_t>(*value));
+            else
+                json[name] = *value;
         },
         policy);
     if (!policy.preset.empty()) json["preset"] = policy.preset;

@@ -77,6 +77,10 @@ struct Parameter {
     std::string_view what;
     std::string_view source;
 
+    /// A word by its number; "unknown" for one of a later version.
+    std::string_view word(std::size_t number) const noexcept {
+        return number < words.size() ? words[number] : "unknown";
+    }
     /// "--r-max"
     std::string flag() const;
     /// "1 … 1024, at most capacity"; "mean, max or sum".
