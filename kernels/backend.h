@@ -16,6 +16,7 @@
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
 #include "kernels/ops/sum.h"
+#include "kernels/ops/surrogate.h"
 #include "kernels/ops/tally.h"
 
 namespace dkv {
@@ -84,6 +85,7 @@ public:
     virtual Result<void> pool(PoolArgs const& args) = 0;
     virtual Result<void> select(SelectArgs const& args) = 0;
     virtual Result<void> sum(SumArgs const& args) = 0;
+    virtual Result<void> surrogate(SurrogateArgs const& args) = 0;
     virtual Result<void> tally(TallyArgs const& args) = 0;
     virtual Result<void> gather(GatherArgs const& args) = 0;
     virtual Result<void> synchronize() = 0;

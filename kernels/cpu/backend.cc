@@ -71,6 +71,11 @@ public:
         return ended(cpu::select(args, workers_));
     }
     Result<void> sum(SumArgs const& args) override { return ended(cpu::sum(args, workers_)); }
+    Result<void> surrogate(SurrogateArgs const& args) override {
+        DKV_TRY(check_table(args.keys));
+        DKV_TRY(check_table(args.values));
+        return ended(cpu::surrogate(args, workers_));
+    }
     Result<void> tally(TallyArgs const& args) override { return ended(cpu::tally(args, workers_)); }
     Result<void> gather(GatherArgs const& args) override {
         DKV_TRY(check_table(args.source));

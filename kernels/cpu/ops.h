@@ -9,6 +9,7 @@
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
 #include "kernels/ops/sum.h"
+#include "kernels/ops/surrogate.h"
 #include "kernels/ops/tally.h"
 
 namespace dkv::cpu {
@@ -20,6 +21,7 @@ Result<void> key_score(KeyScoreArgs const& args, Workers& workers);
 Result<void> pool(PoolArgs const& args, Workers& workers);
 Result<void> select(SelectArgs const& args, Workers& workers);
 Result<void> sum(SumArgs const& args, Workers& workers);
+Result<void> surrogate(SurrogateArgs const& args, Workers& workers);
 Result<void> tally(TallyArgs const& args, Workers& workers);
 Result<void> gather(GatherArgs const& args, Workers& workers);
 

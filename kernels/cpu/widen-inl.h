@@ -53,7 +53,11 @@ HWY_INLINE Vec load_widened(std::uint16_t const* from, Dtype dtype) {
 inline void widen_row(std::byte const* row, RowsView const& view, float* out) {
     std::size_t dim = 0;
     bool const aligned = reinterpret_cast<std::uintptr_t>(row) % bytes_of(view.dtype) == 0;
-    if (view.dim_stride == 1 && aligned && view.dtype != Dtype::F32) {
+    if (view.dim_stride == 1 && aligned && view.dtype == Dtype::F32) {
+        auto const* const elements = reinterpret_cast<float const*>(row);
+        for (; dim + kLanes <= view.head_dim; dim += kLanes)
+            hn::Store(hn::LoadU(kF32, elements + dim), kF32, out + dim);
+    } else if (view.dim_stride == 1 && aligned) {
         auto const* const elements = reinterpret_cast<std::uint16_t const*>(row);
         for (; dim + kLanes <= view.head_dim; dim += kLanes)
             hn::Store(load_widened(elements + dim, view.dtype), kF32, out + dim);

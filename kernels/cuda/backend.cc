@@ -108,6 +108,9 @@ public:
     Result<void> sum(SumArgs const& args) override {
         return run("dkv sum", [&] { return cuda::sum(args, *queue_); });
     }
+    Result<void> surrogate(SurrogateArgs const& args) override {
+        return run("dkv surrogate", [&] { return cuda::surrogate(args, *queue_); });
+    }
     Result<void> tally(TallyArgs const& args) override {
         return run("dkv tally", [&] { return cuda::tally(args, *queue_); });
     }

@@ -13,6 +13,7 @@
 #include "kernels/ops/score.h"
 #include "kernels/ops/select.h"
 #include "kernels/ops/sum.h"
+#include "kernels/ops/surrogate.h"
 #include "kernels/ops/tally.h"
 
 namespace dkv {
@@ -29,6 +30,7 @@ Result<void> key_score(KeyScoreArgs const& args, Queue& queue);
 Result<void> pool(PoolArgs const& args, Queue& queue);
 Result<void> select(SelectArgs const& args, Queue& queue);
 Result<void> sum(SumArgs const& args, Queue& queue);
+Result<void> surrogate(SurrogateArgs const& args, Queue& queue);
 Result<void> tally(TallyArgs const& args, Queue& queue);
 Result<void> gather(GatherArgs const& args, Queue& queue);
 

@@ -21,6 +21,7 @@ public:
     Result<void> pool(PoolArgs const&) override { return why_; }
     Result<void> select(SelectArgs const&) override { return why_; }
     Result<void> sum(SumArgs const&) override { return why_; }
+    Result<void> surrogate(SurrogateArgs const&) override { return why_; }
     Result<void> tally(TallyArgs const&) override { return why_; }
     Result<void> gather(GatherArgs const&) override { return why_; }
     Result<void> synchronize() override { return why_; }

@@ -52,6 +52,10 @@ public:
         DKV_TRY(count("sum"));
         return inner_.sum(args);
     }
+    Result<void> surrogate(SurrogateArgs const& args) override {
+        DKV_TRY(count("surrogate"));
+        return inner_.surrogate(args);
+    }
     Result<void> tally(TallyArgs const& args) override {
         DKV_TRY(count("tally"));
         return inner_.tally(args);

@@ -116,6 +116,20 @@ public:
         DKV_TRY(device_->key_score(args));
         return scores.fetch(*device_);
     }
+    Result<void> surrogate(SurrogateArgs const& host) override {
+        DKV_TRY(check(host));
+        SurrogateArgs args = host;
+        auto const keys = DKV_TRY(mirror_of(*device_, args.keys));
+        auto const values = DKV_TRY(mirror_of(*device_, args.values));
+        auto const weights = DKV_TRY(mirror_of(*device_, host.weights));
+        auto const turns = DKV_TRY(mirror_of(*device_, host.turns));
+        auto const scores = DKV_TRY(mirror_of(*device_, host.scores));
+        args.weights = weights.as<float const>();
+        args.turns = turns.as<float const>();
+        args.scores = scores.as<float>();
+        DKV_TRY(device_->surrogate(args));
+        return scores.fetch(*device_);
+    }
     Result<void> pool(PoolArgs const& host) override {
         DKV_TRY(check(host));
         PoolArgs args = host;

@@ -178,6 +178,46 @@ inline std::vector<double> reference_key_score(Rows const& keys, KeyScoreArgs co
     return out;
 }
 
+inline std::vector<double> reference_surrogate(Rows const& keys,
+                                               Rows const& values,
+                                               SurrogateArgs const& args,
+                                               std::vector<float> const& frequencies) {
+    auto const heads = keys.view.heads;
+    auto const dims = keys.view.head_dim;
+    std::size_t const features = args.weights.size() / heads;
+    std::vector<double> out;
+    for (std::uint32_t head = 0; head < heads; ++head)
+        for (std::uint32_t token = 0; token < keys.view.tokens - args.window; ++token) {
+            std::vector<double> known;
+            std::vector<double> logs;
+            for (auto const* const rows : {&keys, &values})
+                for (std::uint32_t of = 0; of < heads; ++of) {
+                    std::vector<double> row;
+                    double squares = 0;
+                    for (std::uint32_t dim = 0; dim < dims; ++dim) {
+                        row.push_back(double{rows->get(of, token, dim)});
+                        squares += row.back() * row.back();
+                    }
+                    logs.push_back(std::log(std::max(squares, 0x1p-40)) / 2);
+                    for (std::size_t i = 0; rows == &keys && i < frequencies.size(); ++i) {
+                        double const angle = token * double{frequencies[i]};
+                        double& a = row[args.interleaved ? 2 * i : i];
+                        double& b = row[args.interleaved ? 2 * i + 1 : frequencies.size() + i];
+                        double const turned = a * std::cos(angle) + b * std::sin(angle);
+                        b = b * std::cos(angle) - a * std::sin(angle);
+                        a = turned;
+                    }
+                    known.insert(known.end(), row.begin(), row.end());
+                }
+            known.insert(known.end(), logs.begin(), logs.end());
+            known.push_back(1);
+            out.push_back(std::inner_product(
+                known.begin(), known.end(),
+                args.weights.begin() + static_cast<std::ptrdiff_t>(head * features), 0.0));
+        }
+    return out;
+}
+
 inline std::vector<double> reference_pool(PoolArgs const& args) {
     std::vector<double> out(args.scores.size());
     auto const half = static_cast<std::int64_t>(args.kernel / 2);

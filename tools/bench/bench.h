@@ -93,6 +93,7 @@ std::vector<float> random_scores(std::size_t count, std::uint32_t seed);
 void register_score(Backend& backend, Ceiling const& ceiling);
 void register_accumulate(Backend& backend, Ceiling const& ceiling);
 void register_key_score(Backend& backend, Ceiling const& ceiling);
+void register_surrogate(Backend& backend, Ceiling const& ceiling);
 void register_pool(Backend& backend, Ceiling const& ceiling);
 void register_select(Backend& backend, Ceiling const& ceiling);
 void register_sum(Backend& backend, Ceiling const& ceiling);

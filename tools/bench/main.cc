@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
     dkv::bench::register_score(*backend, ceiling);
     dkv::bench::register_accumulate(*backend, ceiling);
     dkv::bench::register_key_score(*backend, ceiling);
+    dkv::bench::register_surrogate(*backend, ceiling);
     dkv::bench::register_pool(*backend, ceiling);
     dkv::bench::register_select(*backend, ceiling);
     dkv::bench::register_sum(*backend, ceiling);
