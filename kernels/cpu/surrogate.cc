@@ -20,21 +20,24 @@ Result<void> surrogate(SurrogateArgs const& args, Workers& workers) {
 
     std::size_t const heads = args.keys.heads;
     std::size_t const dim = args.keys.head_dim;
-    std::size_t const row = surrogate_row(dim);
-    std::size_t const own = surrogate_memory(args);
-    std::size_t const floats = heads * 2 * heads * row + workers.count() * own;
+    std::size_t const of_head = surrogate_weights(heads, dim);
+    std::size_t const own = surrogate_memory(heads, dim);
+    std::size_t const floats = heads * of_head + workers.count() * own;
     float* const memory = workers.memory(floats);
     if (memory == nullptr)
         return Error{
             ErrorCode::LimitExceeded,
             "not enough memory for " + std::to_string(floats * sizeof(float)) + " bytes of rows"};
     std::fill_n(memory, floats, 0.0F);
-    for (std::size_t head = 0; head < heads; ++head)
-        for (std::size_t of = 0; of < 2 * heads; ++of)
-            std::copy_n(args.weights.data() + head * surrogate_features(heads, dim) + of * dim, dim,
-                        memory + (head * 2 * heads + of) * row);
+    for (std::size_t head = 0; head < heads; ++head) {
+        float const* from = args.weights.data() + head * surrogate_features(heads, dim);
+        float* to = memory + head * of_head;
+        for (std::size_t of = 0; of < 2 * heads; ++of, from += dim, to += surrogate_row(dim))
+            std::copy_n(from, dim, to);
+        std::copy_n(from, 2 * heads, to);
+    }
 
-    float* const mine = memory + heads * 2 * heads * row;
+    float* const mine = memory + heads * of_head;
     workers.for_each((columns + kRangeTokens - 1) / kRangeTokens,
                      [&](std::size_t item, std::size_t worker) {
                          auto const begin = static_cast<std::uint32_t>(item * kRangeTokens);

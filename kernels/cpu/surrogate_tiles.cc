@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <hwy/cache_control.h>
 #include <limits>
 
 // Left out: as in score_tiles.cc.
@@ -98,76 +99,145 @@ HWY_INLINE float squares(float const* row, std::size_t floats) {
     return hn::GetLane(hn::SumOfLanes(kF32, sum));
 }
 
-/// ln ‖x‖ of every row, in the place of its squares. [count], with room to whole vectors.
-HWY_INLINE void logarithms(float* values, std::size_t count) {
-    for (std::size_t i = 0; i < count; i += kLanes) {
-        Vec const x = hn::Load(kF32, values + i);
-        Vec const log = hn::Log(kF32, hn::Max(x, hn::Set(kF32, kSquaresLeast)));
-        hn::Store(hn::Mul(log, hn::Set(kF32, 0.5F)), kF32, values + i);
-    }
-}
-
-/// Products of one head's weights with kSurrogateTokens tokens' rows, `floats` apart.
-HWY_INLINE void products(float const* weights,
-                         float const* tokens,
-                         std::size_t floats,
-                         float* out) {
-    static_assert(kSurrogateTokens == 4);
-    Vec sums[kSurrogateTokens] = {hn::Zero(kF32), hn::Zero(kF32), hn::Zero(kF32), hn::Zero(kF32)};
+/// ln ‖x‖ of every row, in the place of its squares. `floats` are whole vectors.
+HWY_INLINE void logarithms(float* values, std::size_t floats) {
     for (std::size_t i = 0; i < floats; i += kLanes) {
-        Vec const w = hn::Load(kF32, weights + i);
-        for (std::uint32_t t = 0; t < kSurrogateTokens; ++t)
-            sums[t] = hn::MulAdd(w, hn::Load(kF32, tokens + t * floats + i), sums[t]);
+        Vec const x = hn::Max(hn::Load(kF32, values + i), hn::Set(kF32, kSquaresLeast));
+        hn::Store(hn::Mul(hn::Log(kF32, x), hn::Set(kF32, 0.5F)), kF32, values + i);
     }
-    for (std::uint32_t t = 0; t < kSurrogateTokens; ++t)
-        out[t] = hn::GetLane(hn::SumOfLanes(kF32, sums[t]));
 }
 
-void surrogate_scores(SurrogateArgs const& args,
-                      std::uint32_t begin,
-                      std::uint32_t end,
-                      float const* rows,
-                      float* memory) {
-    std::size_t const heads = args.keys.heads;
-    std::size_t const dim = args.keys.head_dim;
-    std::size_t const row = surrogate_row(dim);
-    std::size_t const token_floats = 2 * heads * row;
-    std::size_t const columns = args.keys.tokens - args.window;
-    std::size_t const features = surrogate_features(heads, dim);
-    float* const norms = memory + kSurrogateTokens * token_floats + 2 * row;  // [tokens, 2 * heads]
-    Angles const angles{memory + kSurrogateTokens * token_floats,
-                        memory + kSurrogateTokens * token_floats + row};
-
-    for (std::uint32_t first = begin; first < end; first += kSurrogateTokens) {
-        std::uint32_t const count = std::min(kSurrogateTokens, end - first);
-        for (std::uint32_t t = 0; t < count; ++t) {
-            float* const own = memory + t * token_floats;
-            if (args.pairs != 0) angles.set(args, first + t);
-            for (std::uint32_t head = 0; head < heads; ++head) {
-                float* const key = own + head * row;
-                float* const value = own + (heads + head) * row;
-                widen_row(args.keys.row(head, first + t), args.keys, key);
-                widen_row(args.values.row(head, first + t), args.values, value);
-                if (args.pairs != 0 && args.interleaved) turn_pairs(angles, args.pairs, key);
-                if (args.pairs != 0 && !args.interleaved) turn_halves(angles, args.pairs, key);
-                norms[t * 2 * heads + head] = squares(key, row);
-                norms[t * 2 * heads + heads + head] = squares(value, row);
+/// Adds one row of kSurrogateTokens tokens, times the weights of kHeads heads, to vectors of sums
+/// [heads, kSurrogateTokens, kLanes]. A row has `floats`; a head's next weights are `apart`.
+template <std::size_t kHeads>
+HWY_INLINE void add_products(
+    float const* weights, std::size_t apart, float const* tokens, std::size_t floats, float* sums) {
+    constexpr std::size_t kTokens = 4;
+    static_assert(kSurrogateTokens % kTokens == 0);
+    for (std::size_t first = 0; first < kSurrogateTokens; first += kTokens) {
+        float* const of_token = sums + first * kLanes;
+        float const* const rows = tokens + first * floats;
+        Vec all[kHeads][kTokens];
+        for (std::size_t h = 0; h < kHeads; ++h)
+            for (std::size_t t = 0; t < kTokens; ++t)
+                all[h][t] = hn::Load(kF32, of_token + (h * kSurrogateTokens + t) * kLanes);
+        for (std::size_t i = 0; i < floats; i += kLanes)
+            for (std::size_t h = 0; h < kHeads; ++h) {
+                Vec const w = hn::Load(kF32, weights + h * apart + i);
+                for (std::size_t t = 0; t < kTokens; ++t)
+                    all[h][t] = hn::MulAdd(w, hn::Load(kF32, rows + t * floats + i), all[h][t]);
             }
+        for (std::size_t h = 0; h < kHeads; ++h)
+            for (std::size_t t = 0; t < kTokens; ++t)
+                hn::Store(all[h][t], kF32, of_token + (h * kSurrogateTokens + t) * kLanes);
+    }
+}
+
+/// A tile of tokens: one row of each is held at a time.
+class Tile {
+public:
+    Tile(SurrogateArgs const& args, float const* weights, float* memory)
+        : args_(args),
+          heads_(args.keys.heads),
+          floats_(surrogate_row(args.keys.head_dim)),
+          norm_floats_(surrogate_norms(heads_)),
+          weights_(weights),
+          tokens_(memory),
+          angles_(tokens_ + kSurrogateTokens * floats_),
+          norms_(angles_ + kSurrogateTokens * 2 * floats_),
+          sums_(norms_ + kSurrogateTokens * norm_floats_) {}
+
+    HWY_INLINE void score(std::uint32_t first, std::uint32_t count) {
+        for (std::uint32_t t = 0; args_.pairs != 0 && t < count; ++t)
+            angles(t).set(args_, first + t);
+        std::fill_n(sums_, heads_ * kSurrogateTokens * kLanes, 0.0F);
+        for (std::size_t of = 0; of < 2 * heads_; ++of) {
+            for (std::uint32_t t = 0; t < count; ++t)
+                load(of, first, t);
+            if (of + 1 < 2 * heads_) fetch(of + 1, first, count);
+            add(weights_ + of * floats_, tokens_, floats_);
         }
-        logarithms(norms, count * 2 * heads);
-        for (std::size_t head = 0; head < heads; ++head) {
-            float sums[kSurrogateTokens];
-            products(rows + head * token_floats, memory, token_floats, sums);
-            float const* const rest = args.weights.data() + (head + 1) * features - 2 * heads - 1;
+        logarithms(norms_, count * norm_floats_);
+        add(weights_ + 2 * heads_ * floats_, norms_, norm_floats_);
+        store(first, count);
+    }
+
+private:
+    HWY_INLINE Angles angles(std::uint32_t t) const {
+        float* const cosines = angles_ + t * 2 * floats_;
+        return {cosines, cosines + floats_};
+    }
+    HWY_INLINE RowsView const& rows(std::size_t of) const {
+        return of < heads_ ? args_.keys : args_.values;
+    }
+    HWY_INLINE std::byte* row(std::size_t of, std::uint32_t token) const {
+        return rows(of).row(static_cast<std::uint32_t>(of < heads_ ? of : of - heads_), token);
+    }
+
+    /// The next head's rows lie far away: no hardware foresees them.
+    HWY_INLINE void fetch(std::size_t of, std::uint32_t first, std::uint32_t count) const {
+        constexpr std::uint64_t kLine = 64;
+        std::uint64_t const bytes = rows(of).dim_stride == 1 ? rows(of).row_bytes() : 1;
+        for (std::uint32_t t = 0; t < count; ++t)
+            for (std::uint64_t at = 0; at < bytes; at += kLine)
+                hwy::Prefetch(row(of, first + t) + at);
+    }
+
+    HWY_INLINE void load(std::size_t of, std::uint32_t first, std::uint32_t t) {
+        float* const own = tokens_ + t * floats_;
+        widen_row(row(of, first + t), rows(of), own);
+        norms_[t * norm_floats_ + of] = squares(own, floats_);
+        if (of >= heads_ || args_.pairs == 0) return;
+        if (args_.interleaved)
+            turn_pairs(angles(t), args_.pairs, own);
+        else
+            turn_halves(angles(t), args_.pairs, own);
+    }
+
+    HWY_INLINE void add(float const* weights, float const* tokens, std::size_t floats) {
+        std::size_t const apart = surrogate_weights(heads_, args_.keys.head_dim);
+        std::size_t head = 0;
+        for (; head + 2 <= heads_; head += 2)
+            add_products<2>(weights + head * apart, apart, tokens, floats,
+                            sums_ + head * kSurrogateTokens * kLanes);
+        if (head < heads_)
+            add_products<1>(weights + head * apart, apart, tokens, floats,
+                            sums_ + head * kSurrogateTokens * kLanes);
+    }
+
+    HWY_INLINE void store(std::uint32_t first, std::uint32_t count) {
+        std::size_t const columns = args_.keys.tokens - args_.window;
+        std::size_t const features = surrogate_features(heads_, args_.keys.head_dim);
+        for (std::size_t head = 0; head < heads_; ++head) {
+            float const constant = args_.weights[(head + 1) * features - 1];
             for (std::uint32_t t = 0; t < count; ++t) {
-                float sum = sums[t] + rest[2 * heads];
-                for (std::size_t i = 0; i < 2 * heads; ++i)
-                    sum += rest[i] * norms[t * 2 * heads + i];
-                args.scores[head * columns + first + t] =
+                float const* const at = sums_ + (head * kSurrogateTokens + t) * kLanes;
+                float const sum = constant + hn::GetLane(hn::SumOfLanes(kF32, hn::Load(kF32, at)));
+                args_.scores[head * columns + first + t] =
                     std::isfinite(sum) ? sum : std::numeric_limits<float>::quiet_NaN();
             }
         }
     }
+
+    SurrogateArgs const& args_;
+    std::size_t heads_;
+    std::size_t floats_;       // Of a row.
+    std::size_t norm_floats_;  // Of a token's norms.
+    float const* weights_;     // [heads, surrogate_weights]
+    float* tokens_;            // [kSurrogateTokens, floats]
+    float* angles_;            // [kSurrogateTokens, 2, floats]
+    float* norms_;             // [kSurrogateTokens, norm_floats]
+    float* sums_;              // [heads, kSurrogateTokens, kLanes]
+};
+
+void surrogate_scores(SurrogateArgs const& args,
+                      std::uint32_t begin,
+                      std::uint32_t end,
+                      float const* weights,
+                      float* memory) {
+    Tile tile(args, weights, memory);
+    for (std::uint32_t first = begin; first < end; first += kSurrogateTokens)
+        tile.score(first, std::min(kSurrogateTokens, end - first));
 }
 
 }  // namespace
@@ -182,9 +252,9 @@ HWY_EXPORT(surrogate_scores);
 void surrogate_scores(SurrogateArgs const& args,
                       std::uint32_t begin,
                       std::uint32_t end,
-                      float const* rows,
+                      float const* weights,
                       float* memory) {
-    HWY_DYNAMIC_DISPATCH(surrogate_scores)(args, begin, end, rows, memory);
+    HWY_DYNAMIC_DISPATCH(surrogate_scores)(args, begin, end, weights, memory);
 }
 
 }  // namespace dkv::cpu

@@ -14,23 +14,31 @@ constexpr std::size_t surrogate_row(std::size_t head_dim) noexcept {
 }
 
 /// Tokens that are held at a time.
-inline constexpr std::uint32_t kSurrogateTokens = 4;
+inline constexpr std::uint32_t kSurrogateTokens = 16;
 
-/// What a worker needs beside the weights, in floats.
-constexpr std::size_t surrogate_memory(SurrogateArgs const& args) noexcept {
-    std::size_t const rows = 2 * std::size_t{args.keys.heads};
-    return kSurrogateTokens * rows * surrogate_row(args.keys.head_dim) +  // K and V
-           2 * surrogate_row(args.keys.head_dim) +                        // cosines, sines
-           (kSurrogateTokens * rows + 15) / 16 * 16;                      // norms
+/// Floats of one token's norms as they are held, and of their weights.
+constexpr std::size_t surrogate_norms(std::size_t heads) noexcept {
+    return surrogate_row(2 * heads);
 }
 
-/// Scores tokens begin … end - 1. `rows` [kv_heads, 2 * kv_heads, surrogate_row] are the weights of
-/// K and V, zeros behind the last dimension; `memory` [surrogate_memory], aligned to 64 bytes, was
+/// Floats of one head's weights as they are held: a row for K and V of each head, then the norms'.
+constexpr std::size_t surrogate_weights(std::size_t heads, std::size_t head_dim) noexcept {
+    return 2 * heads * surrogate_row(head_dim) + surrogate_norms(heads);
+}
+
+/// Floats that a worker needs beside the weights: a row of every token, its cosines and sines, its
+/// norms, and a vector of sums per head and token.
+constexpr std::size_t surrogate_memory(std::size_t heads, std::size_t head_dim) noexcept {
+    return kSurrogateTokens * (3 * surrogate_row(head_dim) + surrogate_norms(heads) + 16 * heads);
+}
+
+/// Scores tokens begin … end - 1. `weights` [kv_heads, surrogate_weights] have zeros behind
+/// the last element of each row; `memory` [surrogate_memory], aligned to 64 bytes, was
 /// zeroed before its first use.
 void surrogate_scores(SurrogateArgs const& args,
                       std::uint32_t begin,
                       std::uint32_t end,
-                      float const* rows,
+                      float const* weights,
                       float* memory);
 
 }  // namespace dkv::cpu
