@@ -1,5 +1,10 @@
 #include "cli/wire_policy.h"
 
+#include <algorithm>
+#include <iterator>
+
+#include "protocol/base/bf16.h"
+
 namespace dkv::cli {
 namespace {
 
@@ -11,6 +16,16 @@ constexpr auto kTake = []<class To>(char const*, auto const& from, To& to) {
     else
         to = static_cast<To>(*from);
 };
+
+std::unique_ptr<wire::SurrogateT> to_wire(Surrogate const& surrogate) {
+    auto made = std::make_unique<wire::SurrogateT>();
+    made->kv_heads = surrogate.kv_heads;
+    made->head_dim = surrogate.head_dim;
+    std::ranges::transform(surrogate.weights, std::back_inserter(made->weights), bf16_from_f32);
+    made->frequencies = surrogate.frequencies;
+    made->interleaved = surrogate.interleaved;
+    return made;
+}
 
 }  // namespace
 
@@ -28,6 +43,8 @@ wire::PolicyT to_wire(PolicyRequest const& request) {
         policy.profile->alpha = request.profile->alpha;
         policy.profile->floor = request.profile->floor;
         policy.profile->kernel = request.profile->kernel;
+        if (request.profile->surrogate)
+            policy.profile->surrogate = to_wire(*request.profile->surrogate);
     }
     return policy;
 }

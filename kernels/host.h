@@ -7,13 +7,10 @@
 #include <cstring>
 
 #include "kernels/tensor_view.h"
+#include "protocol/base/bf16.h"
 #include "protocol/base/dtype.h"
 
 namespace dkv {
-
-inline float f32_from_bf16(std::uint16_t bits) noexcept {
-    return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
 
 inline float f32_from_f16(std::uint16_t bits) noexcept {
     std::uint32_t const sign = (bits & 0x8000u) << 16;

@@ -25,6 +25,9 @@ enum class Granularity : std::uint8_t { Layer = 0, Head = 1, LayerHead = 2 };
 /// of the wire protocol.
 enum class ScoreNorm : std::uint8_t { None = 0, Layer = 1, LayerNoSink = 2 };
 
+/// Whose questions a cache is compacted for. Numbers are part of the wire protocol.
+enum class Purpose : std::uint8_t { Both = 0, Reuse = 1, ThisQuestion = 2 };
+
 /// The words of an enumeration that may be asked for, in the order of their numbers.
 template <class Word>
 inline constexpr std::array<std::string_view, 0> kWordsOf{};
@@ -38,6 +41,10 @@ inline constexpr std::array<std::string_view, 3> kWordsOf<Granularity>{"layer", 
 template <>
 inline constexpr std::array<std::string_view, 3> kWordsOf<ScoreNorm>{"none", "layer",
                                                                      "layer-nosink"};
+
+template <>
+inline constexpr std::array<std::string_view, 3> kWordsOf<Purpose>{"both", "reuse",
+                                                                   "this-question"};
 
 /// "unknown" for a number that has no word; "none" for GroupReduce::None.
 template <class Word>

@@ -51,6 +51,7 @@ bool Range::holds(double value) const noexcept {
 }
 
 std::string Parameter::flag() const {
+    if (name == "purpose") return "--for";
     std::string text = fmt::format("--{}", name);
     std::ranges::replace(text, '_', '-');
     return text;

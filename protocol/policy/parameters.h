@@ -26,6 +26,8 @@ enum class Trait : std::uint8_t {
     Sinks,       ///< Treats the first tokens apart.
     Pyramid,     ///< Gives early layers more than late ones.
     EveryQuery,  ///< Needs the queries of the whole prompt.
+    Purposed,    ///< Can keep what this prompt asks for, or what later ones may.
+    Given,       ///< Ranks by scores that come with the cache.
 };
 
 class Traits {
@@ -81,7 +83,7 @@ struct Parameter {
     std::string_view word(std::size_t number) const noexcept {
         return number < words.size() ? words[number] : "unknown";
     }
-    /// "--r-max"
+    /// "--r-max"; purpose's is "--for", which no name in C++ or Python can be.
     std::string flag() const;
     /// "1 … 1024, at most capacity"; "mean, max or sum".
     std::string allowed() const;

@@ -13,6 +13,9 @@ namespace dkv::sdk {
 namespace {
 
 constexpr std::size_t kProfileWeightsMax = std::size_t{1} << 20U;
+constexpr std::uint64_t kSurrogateWeightsMax = std::uint64_t{1} << 24U;
+constexpr std::uint64_t kHeadsMax = 1024;
+constexpr std::uint64_t kHeadDimMax = 4096;
 
 // One for each type that a field of dkv_policy has; nothing where it has its default.
 
@@ -96,8 +99,36 @@ wire::GeometryT wire_of(Geometry const& geometry) {
 
 namespace {
 
+Result<std::unique_ptr<wire::SurrogateT>> wire_of(dkv_surrogate const& surrogate,
+                                                  std::uint32_t layers) {
+    if (surrogate.struct_bytes < sizeof surrogate)
+        return invalid(fmt::format("policy->profile->surrogate->struct_bytes is {}, not {}",
+                                   surrogate.struct_bytes, sizeof surrogate));
+    std::uint64_t const heads = surrogate.kv_heads;
+    std::uint64_t const dims = surrogate.head_dim;
+    if (heads == 0 || dims == 0 || heads > kHeadsMax || dims > kHeadDimMax ||
+        surrogate.weights == nullptr || surrogate.pairs > dims / 2 ||
+        (surrogate.pairs != 0 && surrogate.frequencies == nullptr))
+        return invalid(fmt::format(
+            "the profile's surrogate has {} KV heads of {} dimensions and "
+            "{} pairs{}",
+            heads, dims, surrogate.pairs, surrogate.weights == nullptr ? ", and no weights" : ""));
+    std::uint64_t const count = layers * heads * (2 * heads * dims + 2 * heads + 1);
+    if (count > kSurrogateWeightsMax)
+        return invalid(fmt::format("the profile's surrogate has {} weights, more than {}", count,
+                                   kSurrogateWeightsMax));
+    auto result = std::make_unique<wire::SurrogateT>();
+    result->kv_heads = surrogate.kv_heads;
+    result->head_dim = surrogate.head_dim;
+    result->weights.assign(surrogate.weights, surrogate.weights + count);
+    result->frequencies.assign(surrogate.frequencies, surrogate.frequencies + surrogate.pairs);
+    result->interleaved = surrogate.interleaved != 0;
+    return result;
+}
+
 Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
-    if (profile.struct_bytes < sizeof profile)
+    // Programs built before profiles had surrogates end there.
+    if (profile.struct_bytes < offsetof(dkv_profile, surrogate))
         return invalid("policy->profile->struct_bytes is " + std::to_string(profile.struct_bytes) +
                        ", not " + std::to_string(sizeof profile));
     std::size_t const count = std::size_t{profile.layers} * profile.heads;
@@ -113,6 +144,8 @@ Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
     result->alpha = profile.alpha;
     result->floor = profile.floor;
     result->kernel = profile.kernel;
+    if (profile.struct_bytes >= sizeof profile && profile.surrogate != nullptr)
+        result->surrogate = DKV_TRY(wire_of(*profile.surrogate, profile.layers));
     return result;
 }
 

@@ -146,17 +146,32 @@ void dkv_engine_close(dkv_engine* engine);
 /* -------------------------------------------------------------------------------------- a session
  */
 
+/* What predicts from K and V alone how much later text attends to a token (`dkv calibrate
+ * --surrogate`). A KV head's weights are for the keys of every KV head, rotated back to position 0,
+ * the values of every head, the logarithms of their norms, and a constant. */
+typedef struct dkv_surrogate {
+    uint32_t struct_bytes;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint16_t const*
+        weights; /* bf16, [layers, kv_heads, 2 * kv_heads * head_dim + 2 * kv_heads + 1] */
+    float const* frequencies; /* [pairs] of the keys' rotation */
+    uint32_t pairs;           /* at most head_dim / 2; 0: keys are not rotated */
+    int32_t interleaved;      /* 1: dims (2i, 2i + 1) turn together; 0: (i, i + pairs) */
+} dkv_surrogate;
+
 /* How much each layer or KV head of the model matters (`dkv calibrate`): budgets go with
  * weight^alpha, and every head keeps at least floor of the mean. */
 typedef struct dkv_profile {
     uint32_t struct_bytes;
-    char const* name;      /* for people */
-    uint32_t layers;       /* as in dkv_geometry */
-    uint32_t heads;        /* KV heads; 1: the heads of a layer alike */
-    double const* weights; /* [layers * heads], at least 0, one of them above */
-    double alpha;          /* 0 … 8 */
-    double floor;          /* 0 … 1 */
-    uint32_t kernel;       /* of the pooling that it was measured with; 0: unknown */
+    char const* name;               /* for people */
+    uint32_t layers;                /* as in dkv_geometry */
+    uint32_t heads;                 /* KV heads; 1: the heads of a layer alike */
+    double const* weights;          /* [layers * heads], at least 0, one of them above */
+    double alpha;                   /* 0 … 8 */
+    double floor;                   /* 0 … 1 */
+    uint32_t kernel;                /* of the pooling that it was measured with; 0: unknown */
+    dkv_surrogate const* surrogate; /* NULL: none */
 } dkv_profile;
 
 /* A wish; what the operator set with `dkv policy set` goes before it. Fill with dkv_policy_init,
@@ -185,6 +200,7 @@ typedef struct dkv_policy {
     dkv_profile const* profile; /* dynamickv; NULL: none */
     double profile_alpha;       /* 0 … 8, in place of the profile's own */
     double profile_floor;       /* 0 … 1, in place of the profile's own */
+    char const* purpose;        /* auto: "both", "reuse", "this-question"; NULL: default */
 } dkv_policy;
 void dkv_policy_init(dkv_policy* policy);
 

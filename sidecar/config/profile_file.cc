@@ -1,10 +1,13 @@
 #include "sidecar/config/profile_file.h"
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <set>
 #include <vector>
+
+#include "protocol/base/bf16.h"
 
 namespace dkv {
 namespace {
@@ -13,6 +16,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr char const* kFormat = "dkv-profile";
 constexpr int kVersion = 1;
+constexpr int kSurrogateVersion = 1;
 constexpr std::uintmax_t kBytesMax = 16U << 20U;
 
 Error corrupt(std::filesystem::path const& path, std::string const& why) {
@@ -59,6 +63,44 @@ Result<Json> read_json(std::filesystem::path const& path) {
     return json;
 }
 
+/// Two bytes of every weight, the lower one first, as four characters.
+Result<std::vector<float>> weights_of_hex(std::filesystem::path const& path,
+                                          std::vector<std::string> const& layers) {
+    std::vector<float> weights;
+    for (std::string const& hex : layers)
+        for (std::size_t i = 0; i < hex.size(); i += 4) {
+            std::string const digits = hex.substr(i + 2, 2) + hex.substr(i, 2);
+            std::uint16_t bits = 0;
+            auto const end = digits.data() + digits.size();
+            if (digits.size() != 4 || std::from_chars(digits.data(), end, bits, 16).ptr != end)
+                return corrupt(path, "has surrogate weights that are not hexadecimal bf16");
+            weights.push_back(f32_from_bf16(bits));
+        }
+    return weights;
+}
+
+Result<std::shared_ptr<Surrogate const>> surrogate_from(std::filesystem::path const& path,
+                                                        Json const& json,
+                                                        Json const& geometry) {
+    if (json.value("version", Json()) != kSurrogateVersion)
+        return Error{ErrorCode::Unsupported, path.string() + " has a surrogate of version " +
+                                                 json.value("version", Json()).dump() +
+                                                 "; this build reads version 1"};
+    auto surrogate = std::make_shared<Surrogate>();
+    surrogate->kv_heads = geometry.at("kv_heads").get<std::uint32_t>();
+    surrogate->head_dim = geometry.at("head_dim").get<std::uint32_t>();
+    if (json.at("features").get<std::uint64_t>() != surrogate->features())
+        return corrupt(path, "has a surrogate of " + json.at("features").dump() +
+                                 " features, and its geometry takes " +
+                                 std::to_string(surrogate->features()));
+    Json const& rope = json.at("rope");
+    surrogate->frequencies = rope.at("frequencies").get<std::vector<float>>();
+    surrogate->interleaved = rope.at("interleaved").get<bool>();
+    surrogate->weights =
+        DKV_TRY(weights_of_hex(path, json.at("weights").get<std::vector<std::string>>()));
+    return std::shared_ptr<Surrogate const>(std::move(surrogate));
+}
+
 /// Throws what the library throws of a field that is missing or of another type.
 Result<ProfileFile> from_json(std::filesystem::path const& path, Json const& json) {
     ProfileFile file;
@@ -90,6 +132,11 @@ Result<ProfileFile> from_json(std::filesystem::path const& path, Json const& jso
     }
     profile.layers = static_cast<std::uint32_t>(layers);
     profile.heads = static_cast<std::uint32_t>(heads);
+    if (json.contains("surrogate") && !json.at("surrogate").is_null()) {
+        file.surrogate = json.at("surrogate");
+        file.surrogate.erase("weights");
+        profile.surrogate = DKV_TRY(surrogate_from(path, json.at("surrogate"), geometry));
+    }
     return file;
 }
 

@@ -16,8 +16,9 @@ struct ProfileFile {
     std::string granularity;     ///< "head", or "layer": one weight for the heads of a layer.
     std::uint32_t kv_heads = 0;  ///< Of the model.
     nlohmann::ordered_json model;
-    nlohmann::ordered_json recipe;   ///< How it was measured.
-    nlohmann::ordered_json figures;  ///< What was measured.
+    nlohmann::ordered_json recipe;     ///< How it was measured.
+    nlohmann::ordered_json figures;    ///< What was measured.
+    nlohmann::ordered_json surrogate;  ///< All but its weights; null: there is none.
 };
 
 /// Errors: Io when it cannot be read; CorruptData when it is not a profile, naming what is wrong;

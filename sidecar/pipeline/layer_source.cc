@@ -42,10 +42,13 @@ Result<void> check(LayerSource const& source, JobSpec const& spec) {
                            per_query_head ? geometry.q_heads : geometry.kv_heads,
                            spec.prompt_tokens, 1));
     }
-    if (can.has(Trait::Attention) && source.queries.data == nullptr &&
+    if (can.has(Trait::Attention) && !foresees(spec.params) && source.queries.data == nullptr &&
         source.scores.data == nullptr)
         return Error{ErrorCode::InvalidArgument, "there are neither queries nor scores, and " +
                                                      spec.params.name + " ranks tokens by them"};
+    if (can.has(Trait::Given) && source.scores.data == nullptr)
+        return Error{ErrorCode::InvalidArgument,
+                     "there are no scores, and " + spec.params.name + " ranks tokens by them"};
     if (!std::isfinite(source.scale) || !std::isfinite(source.softcap) || source.softcap < 0)
         return Error{ErrorCode::InvalidArgument, "scale " + std::to_string(source.scale) +
                                                      " and softcap " +

@@ -18,6 +18,32 @@ std::vector<std::int32_t> first_positions(std::span<std::int32_t const> position
     return ids;
 }
 
+/// Of each head the first `limits` of two lists as long, the first of them beginning; a token that
+/// both have counts for who took it.
+std::vector<std::int32_t> taken_in_turn(std::span<std::int32_t const> first,
+                                        std::span<std::int32_t const> second,
+                                        std::span<std::uint32_t const> limits,
+                                        std::size_t tokens) {
+    std::vector<std::int32_t> ids;
+    ids.reserve(first.size());
+    std::size_t begin = 0;
+    for (std::uint32_t const limit : limits) {
+        std::vector<bool> taken(tokens, false);
+        std::span<std::int32_t const> const lists[] = {first.subspan(begin, limit),
+                                                       second.subspan(begin, limit)};
+        std::size_t at[] = {0, 0};
+        begin += limit;
+        for (std::size_t turn = 0; ids.size() < begin; turn = 1 - turn) {
+            while (at[turn] < limit && taken[static_cast<std::size_t>(lists[turn][at[turn]])])
+                ++at[turn];
+            if (at[turn] == limit) continue;
+            taken[static_cast<std::size_t>(lists[turn][at[turn]])] = true;
+            ids.push_back(lists[turn][at[turn]++]);
+        }
+    }
+    return ids;
+}
+
 }  // namespace
 
 Result<std::size_t> Ranker::add(PolicyParams const& params,
@@ -25,11 +51,14 @@ Result<std::size_t> Ranker::add(PolicyParams const& params,
                                 std::uint32_t spare) {
     Ranking const ranking = policy.ranking();
     RankedBy by;
-    by.scoring = DKV_TRY(add_scoring(ranking, params));
-    if (ranking == Ranking::Scores) {
+    bool const joined = ranking == Ranking::Joined;
+    by.scoring = DKV_TRY(add_scoring(joined ? Ranking::Scores : ranking, params));
+    if (joined) by.in_turn = DKV_TRY(add_scoring(Ranking::Surrogate, params));
+    if (ranking == Ranking::Scores || joined) {
         by.kernel = params.kernel;
         by.pool = params.pool;
     }
+    if (ranking == Ranking::Given) by.kernel = 1;  // Kept as they are, for later tallies.
     if (ranking == Ranking::Positions) by.positions = policy.ranked_positions();
     auto const prefix = static_cast<std::uint32_t>(this->prefix(scorings_[by.scoring]));
     for (std::uint32_t layer = 0; layer < geometry_.layers; ++layer) {
@@ -37,7 +66,7 @@ Result<std::size_t> Ranker::add(PolicyParams const& params,
             by.limits.push_back(std::min(prefix, limit + spare));
         by.tallied = by.tallied || policy.tally_total(layer).has_value();
     }
-    by.tallied = by.tallied && ranking == Ranking::Scores;
+    by.tallied = by.tallied && by.kernel != 0;
     std::size_t const index = add_order(std::move(by));
     DKV_TRY(make_room(index));
     return index;
@@ -47,12 +76,15 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
     Scoring scoring;
     scoring.ranking = ranking;
     scoring.window = params.window;
-    bool const by_attention = ranking == Ranking::Scores || ranking == Ranking::Accumulated;
+    bool const by_attention =
+        ranking == Ranking::Scores || ranking == Ranking::Accumulated || ranking == Ranking::Given;
     if (by_attention) scoring.reduce = params.reduce;
     scoring.query_norm = ranking == Ranking::Accumulated && params.query_norm;
+    if (ranking == Ranking::Surrogate) scoring.surrogate = params.profile->surrogate;
     auto const found = std::ranges::find_if(scorings_, [&](Scoring const& other) {
         return other.ranking == scoring.ranking && other.window == scoring.window &&
-               other.reduce == scoring.reduce && other.query_norm == scoring.query_norm;
+               other.reduce == scoring.reduce && other.query_norm == scoring.query_norm &&
+               other.surrogate == scoring.surrogate;
     });
     if (found != scorings_.end()) return static_cast<std::size_t>(found - scorings_.begin());
 
@@ -61,6 +93,7 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
         scoring.attention = DKV_TRY(add_scoring(Ranking::Scores, params));
     if (ranking != Ranking::Positions)
         scoring.scores = DKV_TRY(BackendArray<float>::create(*backend_, count));
+    if (ranking == Ranking::Surrogate) DKV_TRY(add_surrogate(scoring));
     if (ranking == Ranking::Scores) {
         scoring.mass = DKV_TRY(BackendArray<float>::create(*backend_, count));
         scoring.attention = scorings_.size();
@@ -69,11 +102,23 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
     return scorings_.size() - 1;
 }
 
+Result<void> Ranker::add_surrogate(Scoring& scoring) {
+    Surrogate const& surrogate = *scoring.surrogate;
+    scoring.weights = DKV_TRY(BackendArray<float>::create(*backend_, surrogate.weights.size()));
+    DKV_TRY(backend_->upload(std::as_bytes(std::span(surrogate.weights)),
+                             std::as_writable_bytes(scoring.weights.elements())));
+    auto const table = dkv::turns(surrogate.frequencies, prompt_tokens_);
+    scoring.turns = DKV_TRY(BackendArray<float>::create(*backend_, table.size()));
+    return backend_->upload(std::as_bytes(std::span(table)),
+                            std::as_writable_bytes(scoring.turns.elements()));
+}
+
 /// Where another policy ranks alike, the larger limit serves both: a prefix of a selection is a
 /// selection.
 std::size_t Ranker::add_order(RankedBy by) {
     auto const same = std::ranges::find_if(orders_, [&](RankedBy const& other) {
-        return other.scoring == by.scoring && other.kernel == by.kernel && other.pool == by.pool &&
+        return other.scoring == by.scoring && other.in_turn == by.in_turn &&
+               other.kernel == by.kernel && other.pool == by.pool &&
                other.positions == by.positions;
     });
     if (same == orders_.end()) {
@@ -119,27 +164,39 @@ Result<Ranked> Ranker::rank(std::size_t by,
                             std::uint32_t layer,
                             std::span<std::uint32_t const> limits) {
     RankedBy& order = orders_[by];
-    if (order.ranks == nullptr) DKV_TRY(work_out(order, layer));
+    layer_ = layer;
+    if (order.ranks == nullptr) DKV_TRY(work_out(order));
     return Ranked{best_of(order.ranks, limits), order.pooled};
 }
 
-Result<void> Ranker::work_out(RankedBy& by, std::uint32_t layer) {
+Result<void> Ranker::work_out(RankedBy& by) {
     Scoring& scoring = scorings_[by.scoring];
     DKV_TRY(score(scoring));
     auto const mass = DKV_TRY(mass_of(scoring));
     auto const limits =
-        std::span(by.limits).subspan(std::size_t{layer} * geometry_.kv_heads, geometry_.kv_heads);
-    if (!by.positions.empty()) {
-        by.ranks = std::make_shared<Ranks const>(
-            make_ranks(first_positions(by.positions, limits), limits, mass, prefix(scoring)));
-        return {};
-    }
-    std::span<float const> best_by = scoring.scores.elements();
-    if (by.kernel != 0) best_by = DKV_TRY(pool(by, scoring));
-    auto ids = DKV_TRY(select(best_by, limits, prefix(scoring)));
+        std::span(by.limits).subspan(std::size_t{layer_} * geometry_.kv_heads, geometry_.kv_heads);
+    auto ids = DKV_TRY(best(by, limits));
     by.ranks =
         std::make_shared<Ranks const>(make_ranks(std::move(ids), limits, mass, prefix(scoring)));
     return {};
+}
+
+/// What is scored is known.
+Result<std::vector<std::int32_t>> Ranker::best(RankedBy& by,
+                                               std::span<std::uint32_t const> limits) {
+    Scoring& scoring = scorings_[by.scoring];
+    if (!by.positions.empty()) return first_positions(by.positions, limits);
+    std::vector<std::int32_t> ids;
+    if (!by.in_turn || scoring.known) {
+        std::span<float const> best_by = scoring.scores.elements();
+        if (by.kernel != 0) best_by = DKV_TRY(pool(by, scoring));
+        ids = DKV_TRY(select(best_by, limits, prefix(scoring)));
+    }
+    if (!by.in_turn) return ids;
+    Scoring& other = scorings_[*by.in_turn];
+    DKV_TRY(score(other));
+    auto others = DKV_TRY(select(other.scores.elements(), limits, prefix(other)));
+    return ids.empty() ? others : taken_in_turn(ids, others, limits, prefix(scoring));
 }
 
 /// The scores smoothed: kept with the layer where tallies will want it.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -49,15 +50,21 @@ private:
         bool query_norm = false;
         std::size_t attention = 0;  // The scoring by attention that knows this window's mass.
 
+        std::shared_ptr<Surrogate const> surrogate;  // Of Ranking::Surrogate.
+        BackendArray<float> weights;                 // Its weights, and the keys' turns.
+        BackendArray<float> turns;
+
         BackendArray<float> scores;  // [kv_heads, prefix]; also what ranks if nothing pools.
         BackendArray<float> mass;    // [kv_heads, prefix]
         bool ready = false;
+        bool known = false;               // There was something to score by.
         std::vector<float> mass_on_host;  // Empty: unknown.
     };
     /// How scores become ranks.
     struct RankedBy {
         std::size_t scoring = 0;
-        std::uint32_t kernel = 0;  // 0: nothing is pooled.
+        std::optional<std::size_t> in_turn;  // The scoring that takes turns with it.
+        std::uint32_t kernel = 0;            // 0: nothing is pooled.
         Pool pool = Pool::Max;
         std::vector<std::int32_t> positions;  // Not empty: instead of scores.
 
@@ -74,6 +81,7 @@ private:
         return geometry_.kv_heads * prefix(scoring);
     }
     Result<std::size_t> add_scoring(Ranking ranking, PolicyParams const& params);
+    Result<void> add_surrogate(Scoring& scoring);
     std::size_t add_order(RankedBy by);
     Result<void> make_room(std::size_t by);
 
@@ -82,10 +90,12 @@ private:
     Result<void> score_window(Scoring& scoring);
     Result<void> accumulate(Scoring& scoring);
     Result<void> score_keys(Scoring& scoring, KeyMeasure measure);
+    Result<void> score_by_surrogate(Scoring& scoring);
     Result<void> score_by_engine(Scoring& scoring);
     Result<std::vector<float>> engine_rows();
     Result<std::span<float const>> mass_of(Scoring& scoring);
-    Result<void> work_out(RankedBy& by, std::uint32_t layer);
+    Result<void> work_out(RankedBy& by);
+    Result<std::vector<std::int32_t>> best(RankedBy& by, std::span<std::uint32_t const> limits);
     Result<std::span<float const>> pool(RankedBy& by, Scoring const& scoring);
     Result<std::vector<std::int32_t>> select(std::span<float const> scores,
                                              std::span<std::uint32_t const> limits,
@@ -95,6 +105,7 @@ private:
     Geometry geometry_;
     std::uint32_t prompt_tokens_;
     LayerSource source_;
+    std::uint32_t layer_ = 0;  // That is ranked.
     std::vector<Scoring> scorings_;
     std::vector<RankedBy> orders_;
     BackendArray<float> pooled_;  // Scratch, where no tally wants it later.

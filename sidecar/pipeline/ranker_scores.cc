@@ -17,11 +17,13 @@ bool Ranker::has_queries(Scoring const& scoring) const noexcept {
 Result<void> Ranker::score(Scoring& scoring) {
     if (scoring.ready) return {};
     scoring.mass_on_host.clear();
+    scoring.known = true;
     bool const by_engine = !has_queries(scoring) && source_.scores.data != nullptr;
     switch (scoring.ranking) {
         case Ranking::Scores:
             if (has_queries(scoring)) DKV_TRY(score_window(scoring));
             if (by_engine) DKV_TRY(score_by_engine(scoring));
+            scoring.known = has_queries(scoring) || by_engine;
             break;
         case Ranking::Accumulated:
             if (has_queries(scoring)) DKV_TRY(accumulate(scoring));
@@ -29,6 +31,9 @@ Result<void> Ranker::score(Scoring& scoring) {
             break;
         case Ranking::KeyNorm: DKV_TRY(score_keys(scoring, KeyMeasure::Norm)); break;
         case Ranking::KeyDifference: DKV_TRY(score_keys(scoring, KeyMeasure::Difference)); break;
+        case Ranking::Surrogate: DKV_TRY(score_by_surrogate(scoring)); break;
+        case Ranking::Given: DKV_TRY(score_by_engine(scoring)); break;
+        case Ranking::Joined:
         case Ranking::Positions: break;
     }
     scoring.ready = true;
@@ -79,6 +84,20 @@ Result<void> Ranker::score_keys(Scoring& scoring, KeyMeasure measure) {
                                 .scores = scoring.scores.elements(),
                                 .window = scoring.window,
                                 .measure = measure});
+}
+
+Result<void> Ranker::score_by_surrogate(Scoring& scoring) {
+    Surrogate const& surrogate = *scoring.surrogate;
+    std::size_t const count = surrogate.kv_heads * surrogate.features();
+    return backend_->surrogate(
+        {.keys = source_.keys,
+         .values = source_.values,
+         .weights = scoring.weights.elements().subspan(layer_ * count, count),
+         .turns = scoring.turns.elements(),
+         .scores = scoring.scores.elements(),
+         .window = scoring.window,
+         .pairs = static_cast<std::uint32_t>(surrogate.frequencies.size()),
+         .interleaved = surrogate.interleaved});
 }
 
 /// The engine's scores as dense rows. They may have any strides: a gather of every token, head by

@@ -46,8 +46,11 @@ std::uint32_t queries_wanted(JobSpec const& spec, Ranking ranking) {
     switch (ranking) {
         case Ranking::Accumulated: return spec.prompt_tokens;
         case Ranking::KeyNorm:
-        case Ranking::KeyDifference: return 0;
+        case Ranking::KeyDifference:
+        case Ranking::Surrogate:
+        case Ranking::Given: return 0;
         case Ranking::Scores:
+        case Ranking::Joined:
         case Ranking::Positions: break;
     }
     return spec.params.window;
@@ -82,7 +85,10 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
         .accumulates = ranking == Ranking::Accumulated,
         .reduce = spec.params.reduce,
         .scores_keys = ranking == Ranking::KeyNorm || ranking == Ranking::KeyDifference};
-    if (ranking == Ranking::Scores) sizes.kernel = spec.params.kernel;
+    bool const by_surrogate = ranking == Ranking::Surrogate || ranking == Ranking::Joined;
+    bool const pools =
+        ranking == Ranking::Scores || ranking == Ranking::Joined || ranking == Ranking::Given;
+    if (pools) sizes.kernel = spec.params.kernel;
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
         auto const limits = policy.stage_limits(layer);
         sizes.ids =
@@ -95,13 +101,21 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
     // Scores and mass by the window's attention; then what others rank by, or the pooled scores of
     // the layer, and of those before it that a tally may want.
     std::uint64_t arrays = 2;
-    if (sizes.accumulates || sizes.scores_keys) arrays += 1;
-    if (ranking == Ranking::Scores) arrays += sizes.tallies ? geometry.layers : 1;
+    if (sizes.accumulates || sizes.scores_keys || by_surrogate || ranking == Ranking::Given)
+        arrays += 1;
+    if (pools) arrays += sizes.tallies ? geometry.layers : 1;
     // What is selected, and which rows are copied, while they grow; the scores of an engine that
     // gives such, made dense.
     sizes.buffers_bytes =
         arrays * scores + (sizes.ids + 2 * rows) * sizeof(std::int32_t) +
         (geometry.q_heads + std::uint64_t{1}) * spec.prompt_tokens * sizeof(float);
+    if (by_surrogate) {
+        Surrogate const& surrogate = *spec.params.profile->surrogate;
+        std::uint64_t const rows_of_turns = kTurnBlock + spec.prompt_tokens / kTurnBlock + 1;
+        sizes.buffers_bytes +=
+            (surrogate.weights.size() + rows_of_turns * 2 * surrogate.frequencies.size()) *
+            sizeof(float);
+    }
     return sizes;
 }
 

@@ -1,11 +1,17 @@
-// What is best by the evaluation (docs/eval): a profile decides where there is one. Without one no
-// rule that looks at the prompt beats equal budgets.
+// What is best by the evaluation (docs/eval). A profile decides budgets where there is one; without
+// one no rule that looks at the prompt beats equal budgets. Its surrogate foresees later questions.
 #include "sidecar/policy/factories.h"
+#include "sidecar/policy/known_budgets.h"
+#include "sidecar/policy/profile_budgets.h"
 
 namespace dkv {
 
 std::unique_ptr<Policy> make_auto(PolicyParams const& params, PromptShape const& shape) {
-    return params.profile ? make_dynamickv(params, shape) : make_snapkv(params, shape);
+    if (!params.profile) return make_snapkv(params, shape);
+    if (!foresees(params)) return make_dynamickv(params, shape);
+    if (params.purpose == Purpose::Reuse) return make_reuse(params, shape);
+    return std::make_unique<RankedBudgets>(profile_budgets(*params.profile, params.base(), shape),
+                                           Ranking::Joined);
 }
 
 }  // namespace dkv

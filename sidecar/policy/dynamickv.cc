@@ -26,14 +26,16 @@ std::uint32_t stage_limit(PolicyParams const& params, PromptShape const& shape) 
 /// alike, or each head of each layer.
 class GlobalThreshold final : public Policy {
 public:
-    GlobalThreshold(PolicyParams const& params, PromptShape const& shape)
-        : base_(params.base()),
+    GlobalThreshold(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
+        : ranking_(ranking),
+          base_(params.base()),
           update_interval_(params.update_interval),
           shares_per_layer_(params.granularity == Granularity::Layer ? 1 : shape.kv_heads),
           share_min_(least_tokens(params.r_min, params.base())),
           stage_limits_(shape.kv_heads, stage_limit(params, shape)),
           budgets_(shape.layers, shape.kv_heads, stage_limits_.front()) {}
 
+    Ranking ranking() const noexcept override { return ranking_; }
     bool budgets_known() const noexcept override { return false; }
 
     std::span<std::uint32_t const> stage_limits(std::uint32_t /*layer*/) const noexcept override {
@@ -80,6 +82,7 @@ public:
     HeadBudgets const& budgets() const noexcept override { return budgets_; }
 
 private:
+    Ranking ranking_;
     std::uint32_t base_;
     std::uint32_t update_interval_;
     std::uint32_t shares_per_layer_;
@@ -92,12 +95,14 @@ private:
 /// not. Nothing has to wait for another layer.
 class LayerThreshold final : public Policy {
 public:
-    LayerThreshold(PolicyParams const& params, PromptShape const& shape)
-        : total_(std::uint64_t{params.base()} * shape.kv_heads),
+    LayerThreshold(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
+        : ranking_(ranking),
+          total_(std::uint64_t{params.base()} * shape.kv_heads),
           least_(shape.kv_heads, least_tokens(params.r_min, params.base())),
           stage_limits_(shape.kv_heads, stage_limit(params, shape)),
           budgets_(shape.layers, shape.kv_heads, stage_limits_.front()) {}
 
+    Ranking ranking() const noexcept override { return ranking_; }
     bool budgets_known() const noexcept override { return false; }
     bool budgets_known_by_layer() const noexcept override { return true; }
     std::span<std::uint32_t const> stage_limits(std::uint32_t /*layer*/) const noexcept override {
@@ -118,6 +123,7 @@ public:
     HeadBudgets const& budgets() const noexcept override { return budgets_; }
 
 private:
+    Ranking ranking_;
     std::uint64_t total_;                      // Of a layer.
     std::vector<std::uint32_t> least_;         // [kv_heads]
     std::vector<std::uint32_t> stage_limits_;  // [kv_heads]
@@ -127,17 +133,22 @@ private:
 }  // namespace
 
 std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape) {
+    return make_by_counts(params, shape, Ranking::Scores);
+}
+
+std::unique_ptr<Policy> make_by_counts(PolicyParams const& params,
+                                       PromptShape const& shape,
+                                       Ranking ranking) {
     if (params.profile)
-        return std::make_unique<KnownBudgets>(
-            profile_budgets(*params.profile, params.base(), shape));
+        return std::make_unique<RankedBudgets>(
+            profile_budgets(*params.profile, params.base(), shape), ranking);
     // Who may stage no more than the mean keeps the mean, and so does a head that is alone.
     bool const head_is_alone = params.granularity == Granularity::Head && shape.kv_heads == 1;
     if (stage_limit(params, shape) == params.base() || head_is_alone)
-        return std::make_unique<KnownBudgets>(
-            HeadBudgets(shape.layers, shape.kv_heads, params.base()));
+        return std::make_unique<RankedBudgets>(params, shape, ranking);
     if (params.granularity == Granularity::Head)
-        return std::make_unique<LayerThreshold>(params, shape);
-    return std::make_unique<GlobalThreshold>(params, shape);
+        return std::make_unique<LayerThreshold>(params, shape, ranking);
+    return std::make_unique<GlobalThreshold>(params, shape, ranking);
 }
 
 }  // namespace dkv

@@ -16,5 +16,12 @@ std::unique_ptr<Policy> make_pyramidkv(PolicyParams const& params, PromptShape c
 std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_knorm(PolicyParams const& params, PromptShape const& shape);
 std::unique_ptr<Policy> make_keydiff(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_reuse(PolicyParams const& params, PromptShape const& shape);
+std::unique_ptr<Policy> make_scores(PolicyParams const& params, PromptShape const& shape);
+
+/// dynamickv's budgets, of tokens that are ranked by attention or by what is given.
+std::unique_ptr<Policy> make_by_counts(PolicyParams const& params,
+                                       PromptShape const& shape,
+                                       Ranking ranking);
 
 }  // namespace dkv

@@ -7,7 +7,7 @@
 namespace dkv {
 
 std::unique_ptr<Policy> make_h2o(PolicyParams const& params, PromptShape const& shape) {
-    return std::make_unique<EqualBudgets>(params, shape, Ranking::Accumulated);
+    return std::make_unique<RankedBudgets>(params, shape, Ranking::Accumulated);
 }
 
 }  // namespace dkv

@@ -6,7 +6,7 @@
 namespace dkv {
 
 std::unique_ptr<Policy> make_keydiff(PolicyParams const& params, PromptShape const& shape) {
-    return std::make_unique<EqualBudgets>(params, shape, Ranking::KeyDifference);
+    return std::make_unique<RankedBudgets>(params, shape, Ranking::KeyDifference);
 }
 
 }  // namespace dkv

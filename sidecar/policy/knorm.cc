@@ -5,7 +5,7 @@
 namespace dkv {
 
 std::unique_ptr<Policy> make_knorm(PolicyParams const& params, PromptShape const& shape) {
-    return std::make_unique<EqualBudgets>(params, shape, Ranking::KeyNorm);
+    return std::make_unique<RankedBudgets>(params, shape, Ranking::KeyNorm);
 }
 
 }  // namespace dkv

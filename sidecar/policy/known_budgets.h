@@ -22,12 +22,14 @@ private:
     HeadBudgets budgets_;
 };
 
-/// The same in every layer and head, of tokens in another order than by the window's attention.
-class EqualBudgets final : public KnownBudgets {
+/// Of tokens in another order than by the window's attention.
+class RankedBudgets final : public KnownBudgets {
 public:
-    EqualBudgets(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
-        : KnownBudgets(HeadBudgets(shape.layers, shape.kv_heads, params.base())),
-          ranking_(ranking) {}
+    RankedBudgets(HeadBudgets budgets, Ranking ranking)
+        : KnownBudgets(std::move(budgets)), ranking_(ranking) {}
+    /// The same in every layer and head.
+    RankedBudgets(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
+        : RankedBudgets(HeadBudgets(shape.layers, shape.kv_heads, params.base()), ranking) {}
 
     Ranking ranking() const noexcept override { return ranking_; }
 

@@ -103,6 +103,25 @@ Result<void> check(PolicyParams const& params) {
     return {};
 }
 
+/// One that ranks must be there, and any must be the model's.
+Result<void> check_surrogate(PolicyParams const& params, Geometry const& geometry) {
+    Surrogate const* const surrogate = params.profile ? params.profile->surrogate.get() : nullptr;
+    if (surrogate == nullptr && params.name == "reuse")
+        return Error{ErrorCode::InvalidArgument,
+                     "reuse ranks tokens by a profile's surrogate, and " +
+                         (params.profile ? "profile \"" + params.profile->name + "\" has none"
+                                         : std::string("there is no profile")) +
+                         ": `dkv calibrate MODEL --surrogate` makes one"};
+    if (surrogate == nullptr ||
+        (surrogate->kv_heads == geometry.kv_heads && surrogate->head_dim == geometry.head_dim))
+        return {};
+    return Error{ErrorCode::InvalidArgument,
+                 "profile \"" + params.profile->name + "\" has a surrogate for " +
+                     text(surrogate->kv_heads) + " KV heads of " + text(surrogate->head_dim) +
+                     " dimensions, not for " + text(geometry.kv_heads) + " of " +
+                     text(geometry.head_dim) + ": calibrate this model"};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Profile const>> resolve_profile(PolicyRequest const& request) {
@@ -140,6 +159,8 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     params.profile = DKV_TRY(resolve_profile(request));
     // Published policies keep their published kernel; what is best has the one that was best.
     if (params.name == "auto") params.kernel = kKernelOfAuto;
+    // KVzip's: one threshold for all heads of all layers.
+    if (params.name == "scores") params.granularity = Granularity::LayerHead;
     // A profile was measured with a kernel: other tokens would be the best ones with another.
     if (params.profile && params.profile->kernel != 0) params.kernel = params.profile->kernel;
     auto const take = [](char const*, auto& value, auto const& asked) {
@@ -170,6 +191,8 @@ Result<PolicyParams> sized(PolicyParams const& params,
                                                      " KV heads, not for " + text(geometry.layers) +
                                                      " of " + text(geometry.kv_heads) +
                                                      ": calibrate this model"};
+
+    DKV_TRY(check_surrogate(params, geometry));
 
     PolicyParams result = params;
     if (params.ratio) {

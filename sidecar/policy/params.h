@@ -69,7 +69,7 @@ std::string in_words(PolicyParams const& params);
 /// many tokens. A ratio never goes below the window; keep_mass stays, since it needs scores.
 ///
 /// Errors: InvalidArgument when `bytes` cannot hold the window, or when the profile is for other
-/// layers or heads than `geometry` has.
+/// layers or heads than `geometry` has, or reuse has no profile with a surrogate.
 Result<PolicyParams> sized(PolicyParams const& params,
                            Geometry const& geometry,
                            std::uint32_t prompt_tokens);

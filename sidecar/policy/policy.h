@@ -56,6 +56,9 @@ enum class Ranking : std::uint8_t {
     Accumulated,    ///< By the attention of all queries: ops/accumulate.
     KeyNorm,        ///< By the keys alone: ops/key_score.
     KeyDifference,  ///< Likewise.
+    Surrogate,      ///< By the profile's surrogate, from keys and values alone.
+    Joined,         ///< By the window's attention and the surrogate in turn.
+    Given,          ///< By scores that come with the layer.
     Positions       ///< By position alone: ranked_positions() says how.
 };
 
@@ -121,6 +124,9 @@ std::span<PolicyEntry const> policies() noexcept;
 
 /// `name` is one of theirs.
 PolicyEntry const& entry_of(std::string_view name) noexcept;
+
+/// Whether later questions have a say: the profile's surrogate ranks, alone or in turn.
+bool foresees(PolicyParams const& params) noexcept;
 
 /// The published codes' forms, in cli/saved/reference: nothing that a sidecar runs.
 std::span<std::string_view const> reference_forms() noexcept;

@@ -2,12 +2,29 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "protocol/base/result.h"
 
 namespace dkv {
+
+/// Predicts from K and V alone how much later text attends to a token: kernels/ops/surrogate.h.
+struct Surrogate {
+    std::uint32_t kv_heads = 0;
+    std::uint32_t head_dim = 0;
+    std::vector<float> weights;      ///< [layers, kv_heads, features()]
+    std::vector<float> frequencies;  ///< [pairs] of the keys' rotation; empty: they have none.
+    bool interleaved = false;        ///< Dims (2i, 2i + 1) turn together, else (i, i + pairs).
+
+    std::size_t features() const noexcept {
+        return 2 * std::size_t{kv_heads} * head_dim + 2 * std::size_t{kv_heads} + 1;
+    }
+};
+
+/// The same for keys whose dims turn together in the other way.
+Surrogate reordered(Surrogate const& surrogate, bool interleaved);
 
 /// Budgets in proportion to weight^alpha, at least floor of the mean.
 struct Profile {
@@ -18,10 +35,12 @@ struct Profile {
     double alpha = 1;             ///< In 0 … 8.
     double floor = 0;             ///< In 0 … 1.
     std::uint32_t kernel = 0;     ///< Of the pooling that it was measured with; 0: unknown.
+    std::shared_ptr<Surrogate const> surrogate = {};  ///< Null: it has none.
 };
 
 /// Errors: InvalidArgument, naming the value: an invalid shape, a weight that is negative
-/// or not finite, no weight above 0, alpha or floor outside its range, an even kernel.
+/// or not finite, no weight above 0, alpha or floor outside its range, an even kernel, a surrogate
+/// of another size or with a number that is not finite.
 Result<void> check(Profile const& profile);
 
 }  // namespace dkv

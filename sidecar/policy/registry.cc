@@ -11,8 +11,9 @@ namespace {
 using enum Trait;
 
 constexpr std::array kPolicies{
-    PolicyEntry{"auto", Traits(Sized, Attention, Pooled, Profiled),
-                "the best that was measured: dynamickv with a profile, snapkv without, kernel 15",
+    PolicyEntry{"auto", Traits(Sized, Attention, Pooled, Profiled, Purposed),
+                "the best that was measured: budgets of a profile, and its surrogate beside what "
+                "the last tokens attend to; snapkv without, kernel 15",
                 make_auto},
     PolicyEntry{"fullkv", Traits(), "keep every token", make_fullkv},
     PolicyEntry{"streamingllm", Traits(Sized, Sinks),
@@ -34,6 +35,11 @@ constexpr std::array kPolicies{
     PolicyEntry{"keydiff", Traits(Sized),
                 "query-free: the keys least like their mean direction, as much in every layer",
                 make_keydiff},
+    PolicyEntry{"reuse", Traits(Sized, Profiled),
+                "query-free: what later text will attend to, foreseen by a profile's surrogate",
+                make_reuse},
+    PolicyEntry{"scores", Traits(Sized, Staged, Profiled, Sinks, Given),
+                "by scores that come with the cache (dkv capture --replay)", make_scores},
 };
 
 constexpr std::array<std::string_view, 6> kReferenceForms{"dynamickv-ref",  "snapkv-ref",
@@ -54,6 +60,14 @@ PolicyEntry const& entry_of(std::string_view name) noexcept {
     auto const* const entry = std::ranges::find(kPolicies, name, &PolicyEntry::name);
     DKV_ASSERT(entry != kPolicies.end());
     return *entry;
+}
+
+bool foresees(PolicyParams const& params) noexcept {
+    if (!params.profile || !params.profile->surrogate) return false;
+    if (params.name == "reuse") return true;
+    // A share of the window's attention says nothing of later questions.
+    return entry_of(params.name).traits.has(Trait::Purposed) && !params.keep_mass &&
+           params.purpose != Purpose::ThisQuestion;
 }
 
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <optional>
 
+#include "protocol/base/bf16.h"
 #include "protocol/base/printable.h"
 
 namespace dkv::rpc {
@@ -64,6 +66,18 @@ Result<void> take_word(char const* name, flatbuffers::Optional<T> const& from, W
     return {};
 }
 
+std::shared_ptr<Surrogate const> surrogate_of(wire::ProfileT const& profile) {
+    if (profile.surrogate == nullptr) return nullptr;
+    auto surrogate = std::make_shared<Surrogate>();
+    surrogate->kv_heads = profile.surrogate->kv_heads;
+    surrogate->head_dim = profile.surrogate->head_dim;
+    std::ranges::transform(profile.surrogate->weights, std::back_inserter(surrogate->weights),
+                           f32_from_bf16);
+    surrogate->frequencies = profile.surrogate->frequencies;
+    surrogate->interleaved = profile.surrogate->interleaved;
+    return surrogate;
+}
+
 std::size_t detail_bytes(SessionFacts const& facts) noexcept {
     return facts.lengths.size() * sizeof(std::uint32_t) + facts.mass_kept.size() * sizeof(float);
 }
@@ -93,7 +107,8 @@ Result<PolicyRequest> from_wire(wire::PolicyT const& policy) {
                                               .weights = policy.profile->weights,
                                               .alpha = policy.profile->alpha,
                                               .floor = policy.profile->floor,
-                                              .kernel = policy.profile->kernel});
+                                              .kernel = policy.profile->kernel,
+                                              .surrogate = surrogate_of(*policy.profile)});
     return request;
 }
 

@@ -238,7 +238,8 @@ Result<ChosenPolicy> Table::choose(Instance const& instance,
         return ChosenPolicy{DKV_TRY(resolve_or_default(*wish, instance.hello.model)),
                             PolicySource::Default};
     PolicyRequest request = *set;
-    bool const unasked = wish->name == "auto" && !request.name.empty() && request.name != "auto";
+    bool const takes_it = request.name.empty() || request.name == "auto" || request.name == "reuse";
+    bool const unasked = wish->name == "auto" && !takes_it;
     if (!request.profile && !unasked) request.profile = DKV_TRY(resolve_profile(*wish));
     return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),
                         instance.policy ? PolicySource::Instance : PolicySource::All};

@@ -272,7 +272,7 @@ TEST_CASE("every parameter has words, a range, a source and at least one policy"
         CHECK_FALSE(row.allowed().empty());
         CHECK_FALSE(row.source.empty());
         CHECK((uses("dynamickv", row) || uses("streamingllm", row) || uses("pyramidkv", row) ||
-               uses("h2o", row)));
+               uses("h2o", row) || uses("auto", row)));
         CHECK_FALSE(uses("fullkv", row));
         CHECK(uses("a policy of tomorrow", row));
     }

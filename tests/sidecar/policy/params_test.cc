@@ -63,7 +63,7 @@ TEST_CASE("a capacity of just the window is allowed, and leaves no room for sink
 TEST_CASE("an unknown policy is refused with the list of the known ones") {
     check_refused({.name = "dynamicvk"}, ErrorCode::NotFound,
                   "no policy is called \"dynamicvk\"; there are auto, fullkv, streamingllm, h2o, "
-                  "snapkv, pyramidkv, dynamickv, knorm, keydiff");
+                  "snapkv, pyramidkv, dynamickv, knorm, keydiff, reuse, scores");
     CHECK(resolve({.name = ""}).error().code == ErrorCode::NotFound);
 }
 

@@ -127,7 +127,8 @@ void check_totals(PolicyParams const& params, HeadBudgets const& budgets, std::u
     std::uint32_t const heads = budgets.kv_heads();
     std::uint64_t const base = params.base();
     REQUIRE(budgets.total() == base * layers * heads);
-    bool const dynamic = params.name == "dynamickv" || params.name == "auto";
+    bool const dynamic = params.name == "dynamickv" || params.name == "auto" ||
+                         params.name == "scores" || params.name == "reuse";
     bool const ragged = dynamic && (params.profile ? params.profile->heads > 1
                                                    : params.granularity != Granularity::Layer);
     for (std::uint32_t head = 0; head < heads && !ragged; ++head) {
@@ -218,12 +219,15 @@ TEST_CASE("the registry lists every policy once, with a summary") {
         CHECK(static_cast<bool>(entry.make));
     }
     CHECK(names == std::vector<std::string>{"auto", "fullkv", "streamingllm", "h2o", "snapkv",
-                                            "pyramidkv", "dynamickv", "knorm", "keydiff"});
+                                            "pyramidkv", "dynamickv", "knorm", "keydiff", "reuse",
+                                            "scores"});
 }
 
 TEST_CASE("a prompt that fits is kept whole by every policy") {
     for (PolicyEntry const& entry : policies()) {
-        auto const params = params_of(std::string(entry.name).c_str(), 64, 32);
+        auto params = params_of(std::string(entry.name).c_str(), 64, 32);
+        std::mt19937 random(1);
+        if (entry.name == "reuse") params.profile = random_profile(shape_of(4, 2, 65, 32), random);
         for (std::uint32_t tokens : {1U, 31U, 32U, 33U, 63U, 64U}) {
             CAPTURE(entry.name);
             CAPTURE(tokens);
@@ -265,6 +269,7 @@ TEST_CASE("every policy keeps exactly its capacity on awkward prompts") {
                 for (Granularity const granularity :
                      {Granularity::Layer, Granularity::Head, Granularity::LayerHead}) {
                     params.granularity = granularity;
+                    if (entry.name == "reuse") params.profile = random_profile(shape, random);
                     check_exact(params, shape, random);
                 }
                 params.profile = random_profile(shape, random);
@@ -297,6 +302,7 @@ TEST_CASE("every policy keeps exactly its size on random prompts") {
         for (PolicyEntry const& entry : policies())
             for (Size const size : {Size::Capacity, Size::Ratio, Size::Bytes, Size::Mass}) {
                 params.name = entry.name;
+                if (entry.name == "reuse") continue;  // Refused without a surrogate.
                 if (size == Size::Mass && !resolve({.name = params.name, .keep_mass = 0.5}))
                     continue;
                 check_exact(resized(params, size, shape, random), shape, random);
