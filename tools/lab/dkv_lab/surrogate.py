@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from dataclasses import dataclass
 
 import torch
 
+from dkv.errors import UserError
 from dkv.hf import surrogate_file
 from dkv.hf.replay import Instruction
 
-from . import needles
+from . import needles, progress
 from .probe import Layer, Probe
 from .sources import Reader
 
 _LEAST = 2.0**-20  # Scores below count as this: the logarithm of 0 is no target.
 _LEAST_SQUARE = 2.0**-40  # Of a norm, in its logarithm.
+TARGET, RIDGE, TEXTS = "kvzip", 1e-2, 48
 FACTS = 12  # Statements hidden in every second text: numbers and names are rare in what this machine has to read.
 
 
@@ -135,6 +138,37 @@ def _with_facts(text: str, rng: random.Random) -> str:
             out += [f" {statement}\n" for statement in rng.choice(makers)(rng).statements]
             room = rng.randint(mean // 2, 3 * mean // 2)
     return "".join(out)
+
+
+def fit_model(probe: Probe, tokenizer, count: int, tokens: int, seed: int) -> dict:
+    """The profile's "surrogate", fitted on `count` texts of the calibration part and judged on others.
+
+    Raises UserError for a model whose keys cannot be un-rotated or whose attention cannot be replayed.
+    """
+    try:
+        rope = surrogate_file.rope_of_model(probe.model)
+    except surrogate_file.SurrogateError as wrong:
+        raise UserError(f"no surrogate for this model: {wrong}") from None
+    instruction, begun = Instruction.of(tokenizer), time.monotonic()
+    held = max(2, count // 4)
+    parts = {"calibration": count, "tuning": held}
+    rows = [row for part, wanted in parts.items() for row in texts(tokenizer, part, wanted, tokens, seed)]
+    sums = {part: {TARGET: []} for part in parts}
+    with progress.of("fitting the surrogate", rows) as done:
+        for number, row in enumerate(rows):
+            measure(probe, row.tokens, instruction, rope, sums["calibration" if number < count else "tuning"])
+            done(row)
+    recipe = {"texts": count, "tokens": tokens, "seed": seed, "held": held, "seconds": round(time.monotonic() - begun)}
+    return section(sums["calibration"][TARGET], sums["tuning"][TARGET], TARGET, RIDGE, rope, recipe)
+
+
+def words(made: surrogate_file.Surrogate) -> str:
+    """One line about a surrogate."""
+    values = sorted(value for row in made.r2 for value in row)
+    size = sum(layer.numel() for layer in made.weights)
+    spread = f"{sum(values) / len(values):.2f} ({values[0]:.2f} … {values[-1]:.2f} by KV head)"
+    texts_ = f"{made.recipe.get('texts')} texts of {made.recipe.get('tokens')} tokens"
+    return f"surrogate of {made.target}, {size:,} weights in bf16 from {texts_}; R² on others {spread}"
 
 
 def section(layers: list[Sums], held: list[Sums], target: str, ridge: float, rope, recipe: dict) -> dict:
