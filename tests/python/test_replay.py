@@ -5,8 +5,8 @@ import torch
 from conftest import make_tiny_llama
 from test_lab_probe import make_tiny_gemma, make_tiny_gemma2, make_tiny_gpt_oss
 
-from dkv.hf import replay
-from dkv.hf.replay import Instruction, ReplayError, replay_scores
+import dkv.hf
+from dkv.hf.replay import KINDS, Instruction, ReplayError, replay_scores
 from dkv_lab.probe import Probe
 
 ASK = Instruction(first=[7, 8, 9], later=[10, 11], answer=[12, 13])
@@ -109,9 +109,9 @@ def eager(query, key, value, scale, softcap, sinks, window):
 def test_scores_are_the_largest_attention_of_a_replay(make, chunk):
     model, ids = make(), tokens(50)
 
-    found = replay_scores(model, ids, ASK, kinds=replay.KINDS, chunk=chunk)
+    found = replay_scores(model, ids, ASK, kinds=KINDS, chunk=chunk)
 
-    for kind in replay.KINDS:
+    for kind in KINDS:
         expected = brute_force(model, ids, chunk, plus=kind == "kvzip+")
         assert len(found[kind]) == len(expected)
         for layer, wanted in zip(found[kind], expected):
@@ -134,3 +134,39 @@ def test_the_lab_replays_from_the_rows_it_has(make):
 def test_rows_of_another_model_are_refused():
     with pytest.raises(ReplayError, match="rows of 1 layers for a model with 4"):
         replay_scores(make_tiny_llama(), tokens(20), ASK, rows=[(torch.zeros(2, 20, 16),) * 2])
+
+
+class Words:
+    """A tokenizer whose instruction is ASK."""
+
+    chat_template = None
+
+    def __call__(self, text, add_special_tokens=False):
+        known = {"\n\nRepeat the previous context exactly.": ASK.first, "\n": ASK.answer}
+        return {"input_ids": known.get(text, ASK.later)}
+
+
+@pytest.mark.parametrize("make", [make_tiny_llama, make_tiny_gemma])
+def test_a_captured_prompt_is_replayed_after_its_generation(make):
+    model, ids = make(), tokens(50)
+    cache = dkv.hf.Capture(model)
+    model.generate(torch.tensor([ids]), past_key_values=cache, max_new_tokens=4, do_sample=False)
+
+    found = dkv.hf.replay(cache, Words())
+
+    for layer, wanted in zip(found, replay_scores(make(), ids, ASK)["kvzip"], strict=True):
+        torch.testing.assert_close(layer, wanted, rtol=2e-4, atol=1e-6)
+    assert cache.captured[0].get_seq_length() == 53  # The cache is as it was.
+
+
+def test_what_cannot_be_replayed_is_said():
+    model = make_tiny_llama()
+    cache = dkv.hf.Capture(model)
+
+    with pytest.raises(ReplayError, match="the prompt of this cache has not run yet"):
+        dkv.hf.replay(cache, Words())
+    model(torch.tensor([tokens(20)]), past_key_values=cache)
+    with pytest.raises(ReplayError, match="token ids are not known: run it with generate"):
+        dkv.hf.replay(cache, Words())
+    with pytest.raises(ReplayError, match="kind is kvzap, not kvzip or kvzip"):
+        dkv.hf.replay(cache, Words(), "kvzap")

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .arguments import not_understood
+from .capture import Capture
 from .interface import Call, mark, stand_in_front
 
 KINDS = ("kvzip", "kvzip+")
@@ -49,6 +50,30 @@ class Instruction:
             ids("\n\nRepeat the part of the previous context exactly, starting with"),
             ids(_answer_prefix(tokenizer)),
         )
+
+
+def replay(cache: Capture, tokenizer, kind: str = "kvzip") -> list[torch.Tensor]:
+    """KVzip's scores of the prompt that this cache has captured: [Hkv, n] f32 of each captured layer.
+
+    Runs the cache's model once more over the prompt, and first over the prompt itself where the model has sliding
+    windows. Raises ReplayError.
+    """
+    model = cache.model()
+    if model is None:
+        raise ReplayError("the model of this cache is gone: replay while it lives")
+    if kind not in KINDS:
+        raise ReplayError(f"kind is {kind}, not {' or '.join(KINDS)}")
+    if cache.refusal is not None:
+        raise ReplayError(f"the prompt cannot be replayed: {cache.refusal}")
+    count = cache.n_prompt
+    if not count or not cache.captured or cache.captured[-1].get_seq_length() < count:
+        raise ReplayError("the prompt of this cache has not run yet")
+    if cache.tokens is None:
+        raise ReplayError("the prompt's token ids are not known: run it with generate(), or set tokens [1, n] of the cache")
+    rows = None
+    if len(cache.captured) == len(cache.layers):
+        rows = [(layer.keys[0, :, :count], layer.values[0, :, :count]) for layer in cache.captured]
+    return replay_scores(model, cache.tokens.reshape(-1).tolist(), Instruction.of(tokenizer), rows, (kind,))[kind]
 
 
 def replay_scores(
