@@ -16,7 +16,7 @@ import torch
 from dkv.hf import models
 from dkv.hf import profile_file as profile
 
-from . import needles, progress, restore, scores
+from . import needles, progress, restore, scores, surrogate
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .store import PrefillStore
@@ -167,6 +167,7 @@ _EXAMPLES = """what comes out:
 examples:
   dkv calibrate smollm2 -o mine.json
   dkv calibrate ~/models/Llama-3.2-1B -o llama.json
+  dkv calibrate smollm2 -o mine.json --surrogate                                     adds the surrogate to mine.json
   dkv calibrate smollm2 -o try.json --granularity layer --needles 1 --texts 1 --tokens 256    a try
 
 then:
@@ -199,6 +200,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--step", type=int, default=128, help="how much more (%(default)s)")
     parser.add_argument("--alpha", type=float, default=0.7, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
+    parser.add_argument(
+        "--surrogate",
+        type=int,
+        nargs="?",
+        const=surrogate.TEXTS,
+        metavar="TEXTS",
+        help="also fit, on so many texts, what predicts replay scores, which reuse and auto rank by; into the profile "
+        f"OUTPUT where that was made for this model, else into a new one ({surrogate.TEXTS})",
+    )
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"), help="the profile (%(default)s)")
@@ -207,6 +217,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
         parser.error(f"unknown task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
+    if options.surrogate is not None and options.surrogate < 2:
+        parser.error(f"--surrogate {options.surrogate}: at least 2 texts")
     if options.restore and options.restore <= options.window:
         parser.error(f"--restore {options.restore} leaves nothing beside the window of {options.window}")
     if options.cut <= options.window:
@@ -223,6 +235,31 @@ def main(arguments: list[str]) -> int:
     model, tokenizer, name = models.load(options.model)
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
+    made = _known(options.output, described)
+    if made is None or not options.surrogate:
+        surrogate_before = made and made.surrogate
+        made = _calibrated(probe, tokenizer, described, options)
+        made.surrogate = surrogate_before
+        made.save(options.output)
+        used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task in TASKS)
+        print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
+    if options.surrogate:
+        made.surrogate = surrogate.fit_model(probe, tokenizer, options.surrogate, options.tokens, options.seed)
+        made.save(options.output)
+        print(f"{options.output}: {surrogate.words(made.predictor())}")
+    return 0
+
+
+def _known(path: Path, described: dict) -> profile.Profile | None:
+    """The profile that is there already, where it was made for these weights."""
+    try:
+        found = profile.load(path, profile.Geometry(**described["geometry"]))
+    except profile.ProfileError:
+        return None
+    return found if found.model.get("weights") == described["weights"] else None
+
+
+def _calibrated(probe: Probe, tokenizer, described: dict, options) -> profile.Profile:
     names = ("tasks", "granularity", "needles", "texts", "tokens", "cut", "window", "forced", "kernel", "seed")
     recipe = {name: getattr(options, name) for name in names} | {"method": "damage", "pool": "max", "reduce": "mean"}
     # More prompts may be added later: the journal does not depend on how many there are.
@@ -246,8 +283,5 @@ def main(arguments: list[str]) -> int:
         restored = _restore(probe, store, [row for row in rows if row.key in useful], made, options, header)
         recipe |= {"restore": options.restore, "step": options.step}
         made = build_profile(records, described, recipe, options.alpha, options.floor, restored)
-    made.save(options.output)
-    used = ", ".join(f"{figures['prompts']} of {figures['tried']} {task}" for task, figures in made.figures.items() if task in TASKS)
-    print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
-    return 0
+    return made
 

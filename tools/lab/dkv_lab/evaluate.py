@@ -21,10 +21,11 @@ import torch
 import dkv
 from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
+from dkv.hf.replay import Instruction
 
-from . import decode, longbench, needles, policies, progress, ruler, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ruler, sidecar
 from .needles import Row
-from .probe import Probe, Prompt, Variant
+from .probe import Probe, Prompt, Rankings, Variant
 from .report import eval_figures, tables
 from .results import COLUMNS, Results, note_run
 from .store import PrefillStore
@@ -37,9 +38,14 @@ def rows_for(tokenizer, options) -> list[Row]:
     columns = []
     for length in options.tokens:
         part, seed = options.part, options.seed
-        columns.append(needles.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
-        columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler", ruler.RULER))
-        columns.append(needles.text_rows(tokenizer, part, options.texts, length, seed, FORCED + 1))
+        if options.question in ("shown", "both"):
+            columns.append(needles.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
+            columns.append(needles.needle_rows(tokenizer, "ruler", part, options.ruler, length, seed, "ruler", ruler.RULER))
+            columns.append(needles.text_rows(tokenizer, part, options.texts, length, seed, FORCED + 1))
+        if options.question in ("hidden", "both"):
+            columns.append(hidden.needle_rows(tokenizer, options.family, part, options.needles, length, seed))
+            columns.append(hidden.ruler_rows(tokenizer, part, options.ruler, length, seed, ruler.RULER))
+            columns.append(hidden.text_rows(tokenizer, part, options.texts, length, seed))
     if options.grid:
         lengths, depths = options.grid
         columns.append(needles.grid_rows(tokenizer, options.family, options.part, lengths, depths, options.repeats, options.seed))
@@ -102,13 +108,15 @@ def evaluate(
     chooser: sidecar.Chooser | None = None,
 ) -> tuple[list[dict], list[torch.Tensor]]:
     """A line per policy and capacity, and the budgets of each."""
-    is_text = not row.answer and not row.writes
+    is_text = not row.answer and not row.writes and not row.asks
     wants_sums = any(name.startswith("h2o") for name in options.policies)
     prompt, greedy = store.prefill(row.tokens, wants_sums, FORCED + 1 if is_text else 0)
-    facts = policies.Facts(prompt, loaded)
+    facts = policies.Facts(prompt, loaded, lambda: _replayed(probe, tokenizer, prompt, row))
     with chooser.lend(prompt) if chooser is not None else contextlib.nullcontext() as loan:
         chosen = choices_for(facts, options.policies, options.capacity, loan)
     variants = [choice.variant for choice in chosen]
+    if row.asks:
+        return _asked(probe, row, prompt, chosen, facts.rankings)
     if row.writes:
         ends = decode.ends_of(probe.model)
         written = decode.greedy(probe, prompt, variants, facts.rankings, row.writes, ends)
@@ -140,6 +148,42 @@ def evaluate(
     return lines, [variant.budgets for variant in variants]
 
 
+def _asked(
+    probe: Probe, row: Row, prompt: Prompt, chosen: list[Choice], rankings: Rankings
+) -> tuple[list[dict], list[torch.Tensor]]:
+    """The questions one after the other over what was kept of the context, each before its answer."""
+    is_text = row.task == "text"
+    tail, spans = [], []
+    for ask in row.asks:
+        answer = list(ask.answer) or probe.greedy(prompt, FORCED, ask.question).tolist()
+        spans.append((len(tail) + len(ask.question), len(tail) + len(ask.question) + len(answer)))
+        tail += [*ask.question, *answer]
+    judged = torch.cat([torch.arange(*span) for span in spans])
+    variants = [choice.variant for choice in chosen]
+    outcome = probe.force(prompt, torch.tensor(tail), variants, rankings, is_text, judged)
+    lines, begin = [], 0
+    for key, ask, span in zip(row.keys, row.asks, spans):
+        part = slice(begin, begin + span[1] - span[0])
+        begin = part.stop
+        for index, choice in enumerate(chosen):
+            line = _line(row, prompt, choice) | {"key": key, "template": ask.template, "question": "hidden"}
+            if is_text:
+                line["kl"] = f"{float(outcome.kl[index, part].mean()):.6f}"
+                line["agree"] = f"{float(outcome.agree[index, part].float().mean()):.4f}"
+            else:
+                line["found"] = int(outcome.hit[index, part].all())
+                line["full_found"] = int(outcome.hit[0, part].all())
+                line["logprob"] = f"{float(outcome.logprob[index, part].sum()):.5f}"
+            if ask.depth is not None:
+                line["depth"] = f"{ask.depth:.4f}"
+            lines.append(line)
+    return lines, [variant.budgets for variant in variants] * len(row.asks)
+
+
+def _replayed(probe: Probe, tokenizer, prompt: Prompt, row: Row) -> list[torch.Tensor]:
+    return probe.replay(prompt, row.tokens, Instruction.of(tokenizer))["kvzip"]
+
+
 def _line(row: Row, prompt: Prompt, choice: Choice) -> dict:
     kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
     return dict.fromkeys(COLUMNS, "") | {
@@ -152,6 +196,7 @@ def _line(row: Row, prompt: Prompt, choice: Choice) -> dict:
         "kept": kept,
         "bytes": kept * _row_bytes(prompt),
         "through": choice.through,
+        "question": "shown",
     }
 
 
@@ -222,6 +267,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
     parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
     parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
+    parser.add_argument(
+        "--question",
+        choices=("shown", "hidden", "both"),
+        default="both",
+        help="shown: it stands in the prompt's window; hidden: it follows what was compressed (%(default)s)",
+    )
     parser.add_argument("--perplexity", action="store_true", help="also of what really came next; doubles the forwards")
     parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts (%(default)s)")
@@ -273,7 +324,7 @@ def main(arguments: list[str]) -> int:
     results = Results(options.output)
     note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
     rows = rows_for(tokenizer, options)
-    todo = [row for row in rows if not results.has(row.key, len(row.tokens), options.policies, options.capacity)]
+    todo = [row for row in rows if not results.has(row.keys, len(row.tokens), options.policies, options.capacity)]
     with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
         for row in todo:
             results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))

@@ -29,6 +29,16 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A question that comes after a prompt was compressed."""
+
+    question: tuple[int, ...]
+    answer: tuple[int, ...]  # Empty: what the full cache answers.
+    template: str
+    depth: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One prompt of a task, as tokens."""
 
@@ -42,6 +52,12 @@ class Row:
     depth: float | None = None  # Where they were meant to be, 0 … 1: the mean.
     writes: int = 0  # Tokens to be written greedily and judged as a text; 0: the answer is forced.
     judge: Callable[[str], float] | None = None  # Of what was written, 0 … 1.
+    asks: tuple[Ask, ...] = ()  # Asked in this order, each before its answer. Empty: the question is in the prompt.
+
+    @property
+    def keys(self) -> list[str]:
+        """Of its lines in the results: one for each question."""
+        return [f"{self.key}-q{index}" for index in range(len(self.asks))] or [self.key]
 
 
 def _pick(rng: random.Random, words: str) -> str:
@@ -271,7 +287,7 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int, continua
     rows = []
     for index in range(count):
         document, text = reader.excerpt(8 * (length + continuation))
-        tokens = _start(tokenizer) + _encode(tokenizer, text)
+        tokens = start(tokenizer) + encode(tokenizer, text)
         key = f"{task}-{part}-{length}-{seed}-{index}"
         rows.append(Row(key, task, document.kind, tokens[:length], [], tuple(tokens[length : length + continuation])))
     return rows
@@ -295,24 +311,36 @@ def grid_rows(tokenizer, family: str, part: str, lengths: list[int], depths: lis
 def _needle_row(
     tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str, depths: list[float] | None = None
 ) -> Row:
-    question = _encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
-    statements = [_encode(tokenizer, f" {statement}\n") for statement in fact.statements]
-    start = _start(tokenizer)
-    room = length - len(start) - len(question) - sum(map(len, statements))
+    question = question_of(tokenizer, fact)
+    tokens, spans, depths = hidden(tokenizer, fact.statements, reader, rng, length - len(question), template, depths)
+    answer = encode(tokenizer, fact.answer)
+    return Row(key, task, template, tokens + question, answer, facts=tuple(spans), depth=sum(depths) / len(depths))
+
+
+def question_of(tokenizer, fact: Fact) -> list[int]:
+    return encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
+
+
+def hidden(
+    tokenizer, texts: list[str], reader: Reader, rng, length: int, template: str, depths: list[float] | None = None
+) -> tuple[list[int], list[tuple[int, int]], list[float]]:
+    """`length` tokens of prose with statements hidden in it; where each is: [begin, end), and the depth, 0 … 1."""
+    statements = [encode(tokenizer, f" {statement}\n") for statement in texts]
+    tokens = start(tokenizer)
+    room = length - len(tokens) - sum(map(len, statements))
     if room < 0:
         raise ValueError(f"{length} tokens are too few for {template}")
-    hay = _encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
+    hay = encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
     breaks = _breaks(tokenizer, hay)
     depths = depths or sorted(rng.uniform(0.05, 0.95) for _ in statements)
-    tokens, begin, spans = start, 0, []
+    begin, spans = 0, []
     for depth, statement in zip(depths, statements):
         at = max(begin, min(breaks, key=lambda b: abs(b - depth * room)))
         tokens += hay[begin:at]
         spans.append((len(tokens), len(tokens) + len(statement)))
         tokens += statement
         begin = at
-    tokens += hay[begin:] + question
-    return Row(key, task, template, tokens, _encode(tokenizer, fact.answer), facts=tuple(spans), depth=sum(depths) / len(depths))
+    return tokens + hay[begin:], spans, depths
 
 
 def _breaks(tokenizer, tokens: list[int]) -> list[int]:
@@ -320,11 +348,11 @@ def _breaks(tokenizer, tokens: list[int]) -> list[int]:
     return [i + 1 for i, piece in enumerate(tokenizer.batch_decode([[t] for t in tokens])) if "\n" in piece] or [0, len(tokens)]
 
 
-def _start(tokenizer) -> list[int]:
+def start(tokenizer) -> list[int]:
     """What the tokenizer puts before a text: Gemma is lost without its <bos>."""
-    plain, whole = _encode(tokenizer, "x"), tokenizer("x")["input_ids"]
+    plain, whole = encode(tokenizer, "x"), tokenizer("x")["input_ids"]
     return whole[: -len(plain)] if whole[-len(plain) :] == plain else []
 
 
-def _encode(tokenizer, text: str) -> list[int]:
+def encode(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]

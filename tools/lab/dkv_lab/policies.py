@@ -15,9 +15,10 @@ import dkv
 from dkv.errors import UserError
 from dkv.hf.profile_file import Profile
 
-from . import budgets, scores
+from . import budgets, scores, surrogate
 from .probe import Prompt, Rankings, Variant
 
+_POOLED = ("scores", "joined")
 RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
 
 
@@ -31,6 +32,7 @@ class Facts:
 
     prompt: Prompt
     profiles: dict[str, Profile]  # By their files' stems; the first is the default.
+    replay: Callable[[], list[torch.Tensor]] | None = None  # Makes KVzip's scores [Hkv, n] of every compressed layer.
 
     def profile(self, name: str = "") -> Profile:
         if not self.profiles:
@@ -58,6 +60,33 @@ class Facts:
             self.rankings.orders[name] = [scores.rank(layer) for layer in made]
         return name
 
+    def by_surrogate(self, use: str) -> str:
+        """The ranking that the profile's surrogate predicts, by name."""
+        name, made = f"surrogate {use}", self.profile(use).predictor()
+        if name not in self.rankings.orders:
+            if made is None:
+                raise UnknownPolicy("reuse and joined need a profile with a surrogate: dkv calibrate MODEL --surrogate")
+            pairs = zip(self.prompt.compressed, made.weights)
+            found = [surrogate.predicted(self.prompt.layers[index], weights, made.rope) for index, weights in pairs]
+            self.rankings.orders[name] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in found]
+        return name
+
+    def by_both(self, use: str, options: dict) -> str:
+        """The window's pooled scores and the surrogate in turn, the window first."""
+        window, other = self.ranked(**options), self.by_surrogate(use)
+        name = f"{window} and {other}"
+        if name not in self.rankings.orders:
+            pairs = zip(self.rankings.orders[window], self.rankings.orders[other])
+            self.rankings.orders[name] = [scores.joined(*pair) for pair in pairs]
+        return name
+
+    def by_replay(self) -> str:
+        if "replay" not in self.rankings.orders:
+            if self.replay is None:
+                raise UnknownPolicy("replay needs a model that can be run again")
+            self.rankings.orders["replay"] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in self.replay()]
+        return "replay"
+
     def shape(self, capacity: int) -> budgets.Shape:
         base = min(capacity - self.prompt.window, self.prompt.prefix)
         return budgets.Shape(len(self.prompt.compressed), self.prompt.kv_heads, self.prompt.prefix, base)
@@ -67,7 +96,7 @@ class Facts:
 class Rule:
     """Both functions take the facts and every parameter; the first also the shape."""
 
-    ranking: str | None  # Of scores.prompt_rankings; None: the sidecar alone knows this policy.
+    ranking: str | None  # Of scores.prompt_rankings, "surrogate", "joined" or "replay"; None: the sidecar alone knows it.
     budgets: Callable[..., torch.Tensor] | None
     wish: Callable[..., dict]  # What dkv.Policy gets, beside capacity, window and the options of scores.
     parameters: dict[str, float | str] = field(default_factory=dict)  # With their defaults.
@@ -75,7 +104,7 @@ class Rule:
 
     @property
     def options(self) -> dict[str, float | str]:
-        return self.parameters | (RANKED if self.ranking == "scores" else {})
+        return self.parameters | (RANKED if self.ranking in _POOLED else {})
 
 
 def _uniform(name: str, ranking: str) -> Rule:
@@ -91,7 +120,7 @@ def _profile_budgets(facts: Facts, shape: budgets.Shape, alpha: float, floor: fl
     return budgets.by_weights(shape, used.tensor(), used.alpha if alpha < 0 else alpha, used.floor if floor < 0 else floor)
 
 
-def _profile_wish(facts: Facts, alpha: float, floor: float, use: str) -> dict:
+def _profile_wish(facts: Facts, alpha: float, floor: float, use: str, name: str = "dynamickv") -> dict:
     used = facts.profile(use)
     made = dkv.Profile(
         name=use or next(iter(facts.profiles)),
@@ -99,7 +128,10 @@ def _profile_wish(facts: Facts, alpha: float, floor: float, use: str) -> dict:
         alpha=used.alpha if alpha < 0 else alpha,
         floor=used.floor if floor < 0 else floor,
     )
-    return {"name": "dynamickv", "profile": made}
+    return {"name": name, "profile": made}
+
+
+_OF_PROFILE = {"alpha": -1.0, "floor": -1.0, "use": ""}  # A negative number: the profile's own.
 
 
 RULES = {
@@ -121,8 +153,10 @@ RULES = {
         lambda facts, m, r_min: {"name": "dynamickv", "update_interval": int(m) or len(facts.prompt.compressed), "r_min": r_min},
         {"m": 4.0, "r_min": 0.1},
     ),
-    # A negative number: the profile's own.
-    "profile": Rule("scores", _profile_budgets, _profile_wish, {"alpha": -1.0, "floor": -1.0, "use": ""}, needs_profile=True),
+    "profile": Rule("scores", _profile_budgets, _profile_wish, _OF_PROFILE, needs_profile=True),
+    "reuse": Rule("surrogate", _profile_budgets, functools.partial(_profile_wish, name="reuse"), _OF_PROFILE, True),
+    "joined": Rule("joined", _profile_budgets, functools.partial(_profile_wish, name="auto"), _OF_PROFILE, True),
+    "replay": Rule("replay", _profile_budgets, functools.partial(_profile_wish, name="scores"), _OF_PROFILE, True),
 }
 
 
@@ -153,7 +187,7 @@ def _resolved(text: str, facts: Facts) -> tuple[Rule, dict, dict]:
     """The rule, its own parameters, and the options of the scores that it ranks by, if it does."""
     name, given = parse(text)
     rule = RULES[name]
-    options = ranked_options(facts, name, given) if rule.ranking == "scores" else {}
+    options = ranked_options(facts, name, given) if rule.ranking in _POOLED else {}
     return rule, rule.parameters | {key: value for key, value in given.items() if key in rule.parameters}, options
 
 
@@ -162,7 +196,15 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
     rule, parameters, options = _resolved(text, facts)
     if rule.budgets is None:
         raise UnknownPolicy(f"{text} is the sidecar's alone: leave --inline out")
-    ranking = facts.ranked(**options) if options else rule.ranking
+    ranking = rule.ranking
+    if ranking == "scores":
+        ranking = facts.ranked(**options)
+    elif ranking == "surrogate":
+        ranking = facts.by_surrogate(parameters["use"])
+    elif ranking == "joined":
+        ranking = facts.by_both(parameters["use"], options)
+    elif ranking == "replay":
+        ranking = facts.by_replay()
     return Variant(f"{text}@{capacity}", rule.budgets(facts, facts.shape(capacity), **parameters), ranking)
 
 

@@ -18,6 +18,7 @@ from dkv.errors import UserError
 from dkv.hf.arguments import differing, foreign
 from dkv.hf.interface import Call
 from dkv.hf.profile_file import sliding_windows
+from dkv.hf.replay import replay_scores
 
 NAME = "dkv_probe"
 _QUERY_BLOCK = 256  # Bounds the logits of a prefill whose attention is computed by hand.
@@ -149,14 +150,28 @@ class Probe:
             )
         return Prompt(ids.numel(), window, recorder.layers, logits[0, -1].float())
 
+    def replay(self, prompt: Prompt, tokens: list[int], instruction, kinds: tuple[str, ...] = ("kvzip",)) -> dict[str, list]:
+        """Replay scores [Hkv, n] of every compressed layer, by kind. dkv.hf.replay"""
+        rows = [(layer.keys, layer.values) for layer in prompt.layers]
+        self.model.set_attn_implementation("sdpa" if all(layer.softcap is None for layer in prompt.layers) else "eager")
+        try:
+            return replay_scores(self.model, tokens, instruction, rows, kinds)
+        finally:
+            self.model.set_attn_implementation(NAME)
+
     @torch.inference_mode()
-    def greedy(self, prompt: Prompt, tokens: int) -> torch.Tensor:
-        """The next `tokens` tokens with the full cache; ends of sequence are tokens like others. [tokens]"""
-        decoder = _Decode(prompt)
-        out = [prompt.logits.argmax()]
+    def greedy(self, prompt: Prompt, tokens: int, asked: tuple[int, ...] = ()) -> torch.Tensor:
+        """The next `tokens` tokens with the full cache, after `asked`; ends of sequence are tokens like others. [tokens]"""
+        decoder, position, out = _Decode(prompt), prompt.tokens, []
+        waiting = [torch.tensor(token, device=prompt.logits.device) for token in asked] or [prompt.logits.argmax()]
+        if not asked:
+            out = waiting[:]
         while len(out) < tokens:
-            logits = self._forward(out[-1][None, None], prompt.tokens + len(out) - 1, decoder)
-            out.append(logits[0, -1].float().argmax())
+            logits = self._forward(waiting.pop(0)[None, None], position, decoder)
+            position += 1
+            if not waiting:
+                out.append(logits[0, -1].float().argmax())
+                waiting = out[-1:]
         return torch.stack(out)
 
     @torch.inference_mode()
@@ -167,30 +182,33 @@ class Probe:
         variants: list[Variant],
         rankings: Rankings,
         compare: bool = False,
+        judged: torch.Tensor | None = None,
     ) -> Outcome:
         """Scores answer [T] under every variant. The first token comes from the prefill, the same for all.
 
-        `compare`: also against the full cache's distributions.
+        `compare`: also against the full cache's distributions. `judged`: which of the T tokens are scored, ascending
+        (None: all); the others are questions, which come before what they ask for.
         """
+        judged = torch.arange(answer.numel()) if judged is None else judged
         check_variants(prompt, variants, rankings)
-        reference = self._logprobs(prompt, answer, [_whole(prompt)], rankings)[0] if compare else None
-        per_pass = max(1, _LOGIT_FLOATS // (max(1, answer.numel() - 1) * prompt.logits.numel()))
+        reference = self._logprobs(prompt, answer, judged, [_whole(prompt)], rankings)[0] if compare else None
+        per_pass = max(1, _LOGIT_FLOATS // (max(1, judged.numel()) * prompt.logits.numel()))
         parts = []
         for begin in range(0, len(variants), per_pass):
-            logprobs = self._logprobs(prompt, answer, variants[begin : begin + per_pass], rankings)
-            parts.append(_score(logprobs, answer, reference))
+            logprobs = self._logprobs(prompt, answer, judged, variants[begin : begin + per_pass], rankings)
+            parts.append(_score(logprobs, answer[judged], reference))
         join = lambda name: None if parts[0][name] is None else torch.cat([part[name] for part in parts])
         return Outcome(join("logprob"), join("hit"), join("kl"), join("agree"))
 
-    def _logprobs(self, prompt, answer, variants, rankings) -> torch.Tensor:
-        """[variants, T, vocabulary]"""
-        first = prompt.logits.expand(len(variants), 1, -1)
-        if answer.numel() == 1:
-            return first.log_softmax(-1)
-        forced = _Forced(prompt, variants, rankings, answer.numel() - 1)
-        ids = answer[:-1].expand(len(variants), -1)
-        logits = self._forward(ids, prompt.tokens, forced).float()
-        return torch.cat([first, logits], dim=1).log_softmax(-1)
+    def _logprobs(self, prompt, answer, judged, variants, rankings) -> torch.Tensor:
+        """[variants, judged, vocabulary]"""
+        parts = [prompt.logits.expand(len(variants), 1, -1)] if int(judged[0]) == 0 else []
+        if int(judged[-1]) > 0:
+            forced = _Forced(prompt, variants, rankings, int(judged[-1]))
+            ids = answer[: int(judged[-1])].expand(len(variants), -1)
+            wanted = (judged[judged > 0] - 1).to(ids.device)
+            parts.append(self._forward(ids, prompt.tokens, forced, logits_to_keep=wanted).float())
+        return torch.cat(parts, dim=1).log_softmax(-1)
 
     def _forward(self, ids, position: int, probe_pass, **kwargs) -> torch.Tensor:
         positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]

@@ -14,7 +14,7 @@ from dkv.errors import UserError
 
 COLUMNS = (
     "key task template tokens policy capacity kept found logprob kl agree continuation_nll full_found"
-    " bytes through depth score"
+    " bytes through depth score question"
 ).split()
 _FIRST_VERSION = 13  # Columns that every file has.
 
@@ -49,12 +49,14 @@ class Results:
             with path.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
 
-    def has(self, key: str, tokens: int, names: list[str], capacities: list[int]) -> bool:
-        wanted = [(key, name, str(c)) for name in names for c in capacities if c < tokens]
-        return all(entry in self._done for entry in [(key, "fullkv", "0"), *wanted])
+    def has(self, keys: list[str], tokens: int, names: list[str], capacities: list[int]) -> bool:
+        wanted = [(name, str(c)) for name in names for c in capacities if c < tokens]
+        return all((key, *entry) in self._done for key in keys for entry in [("fullkv", "0"), *wanted])
 
     def append(self, lines: list[dict], budgets: list[torch.Tensor]) -> None:
         """Lines of one prompt, and the prefix tokens [layers, heads] of each."""
+        if "question" not in self._columns and any(line["question"] == "hidden" for line in lines):
+            raise ResultsError(f"{self._path} has no column for hidden questions: choose another output, or --question shown")
         with self._path.open("a", newline="") as file, budgets_path(self._path).open("a") as beside:
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             for line, kept in zip(lines, budgets):
@@ -95,7 +97,7 @@ def read(paths: list[Path]) -> list[dict]:
     lines = []
     for path in paths:
         with path.open() as file:
-            lines += csv.DictReader(file)
+            lines += [{"question": "shown"} | line for line in csv.DictReader(file)]  # Older files have shown ones alone.
     return lines
 
 

@@ -54,6 +54,13 @@ def rank(scores: torch.Tensor) -> torch.Tensor:
     return torch.sort(torch.nan_to_num(scores, nan=-torch.inf), dim=-1, descending=True, stable=True).indices
 
 
+def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Two orders [Hkv, N] as one: by the better of a token's two places, `first` before `second` where they are equal."""
+    places = torch.arange(first.shape[1], device=first.device).expand_as(first)
+    one, two = (torch.empty_like(first).scatter_(1, order, places) for order in (first, second))
+    return torch.argsort(torch.minimum(2 * one, 2 * two + 1), dim=1, stable=True)
+
+
 def rank_by_position(prompt: Prompt, sinks: int = 4) -> torch.Tensor:
     """StreamingLLM: the sinks, then the latest first. [Hkv, N]"""
     sinks = min(sinks, prompt.prefix)

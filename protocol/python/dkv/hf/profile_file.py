@@ -12,6 +12,8 @@ import torch
 
 from dkv.errors import UserError
 
+from . import surrogate_file
+
 FORMAT, VERSION = "dkv-profile", 1
 _SAMPLE = 512  # Values per sampled tensor.
 _IGNORED = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache", "_attn_implementation"}
@@ -44,6 +46,7 @@ class Profile:
     weights: list[list[float]]
     figures: dict = field(default_factory=dict)  # Per task: damage, prompts; and the mean error curves.
     kernel: int = 7  # Of the scores' pooling, where the policy's options name none.
+    surrogate: dict | None = None  # surrogate_file.py: predicts replay scores from K and V.
 
     @property
     def geometry(self) -> Geometry:
@@ -52,10 +55,19 @@ class Profile:
     def tensor(self) -> torch.Tensor:
         return torch.tensor(self.weights, dtype=torch.float64)
 
+    def predictor(self) -> surrogate_file.Surrogate | None:
+        """The surrogate's weights. Raises SurrogateError for a section that is malformed."""
+        made = self.geometry
+        if self.surrogate is None:
+            return None
+        return surrogate_file.read(self.surrogate, len(made.compressed), made.kv_heads, made.head_dim)
+
     def save(self, path: Path) -> None:
         """Written beside and renamed: a reader never sees half a file."""
         scratch = path.with_name(path.name + ".part")
         data = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.surrogate is None:
+            del data["surrogate"]
         lines = [f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in data.items()]
         scratch.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         os.replace(scratch, path)
@@ -90,6 +102,10 @@ def load(path: Path, geometry: Geometry | None = None) -> Profile:
         raise ProfileError(f"{path} has kernel {profile.kernel}: it must be odd")
     if not all(0 <= value < float("inf") for value in values) or sum(values) == 0:
         raise ProfileError(f"{path} has a weight that is negative or not finite, or no weight above 0")
+    try:
+        profile.predictor()
+    except surrogate_file.SurrogateError as wrong:
+        raise ProfileError(f"{path}: {wrong}") from None
     if geometry is not None and made_for != geometry:
         raise ProfileError(
             f"{path} is for {_words(made_for)}, not for {_words(geometry)}: calibrate this model"

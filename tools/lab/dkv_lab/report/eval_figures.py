@@ -94,9 +94,9 @@ def profile_map(made: profile_file.Profile):
 # -------------------------------------------------------------------- quality against capacity
 
 
-def quality(lines: list[dict], task: str, column: str, tokens: str, title: str):
+def quality(lines: list[dict], task: str, question: str, column: str, tokens: str, title: str):
     """A line per policy with its 95 % interval; the full cache as a dashed line. None where only it was measured."""
-    entries = tables.table(lines, task, column, tokens, None, "snapkv")
+    entries = tables.table(lines, task, column, tokens, None, "snapkv", question)
     cut = [entry for entry in entries if entry["policy"] != "fullkv"]
     if not cut:
         return None
@@ -136,19 +136,21 @@ def draw_all(paths: list[Path], made: list[profile_file.Profile]) -> dict:
     lines, entries, runs = results.read(paths), results.read_budgets(paths), results.read_runs(paths)
     model = runs[-1]["model"]["name"] if runs else ""
     drawn = {}
-    for task in dict.fromkeys(line["task"] for line in lines if line.get("depth")):
-        mine = [line for line in lines if line["task"] == task and line.get("depth")]
+    shown = [line for line in lines if line["question"] == "shown"]
+    for task in dict.fromkeys(line["task"] for line in shown if line.get("depth")):
+        mine = [line for line in shown if line["task"] == task and line.get("depth")]
         for capacity in sorted({int(line["capacity"]) for line in mine} - {0}):
             drawn[f"{task}-{capacity}"] = heat_maps(mine, capacity, f"{model}: {task}, {capacity} tokens")
     study = budgets_study(entries, model, runs[-1]["window"] if runs else 0)
     for capacity in study.capacities:
         drawn[f"budgets-{capacity}"] = figures.budgets(study, capacity)
     for task, metrics in tables.METRICS.items():
-        for tokens in sorted({line["tokens"] for line in lines if line["task"] == task}, key=int):
+        for question, tokens, _ in [group for group in tables.groups(lines, task, False) if group[1]]:
+            mine = [line for line in lines if (line["task"], line["question"], line["tokens"]) == (task, question, tokens)]
             for column, title in metrics:
-                if any(line.get(column) for line in lines if line["task"] == task and line["tokens"] == tokens):
-                    name = f"{task}-{column.replace('_', '-')}-{tokens}"
-                    drawn[name] = quality(lines, task, column, tokens, f"{model}: {title}, {tokens} tokens")
+                if any(line.get(column) for line in mine):
+                    name = f"{task}-{column.replace('_', '-')}-{tokens}" + ("-hidden" if question == "hidden" else "")
+                    drawn[name] = quality(mine, task, question, column, tokens, f"{model}: {title}, question {question}, {tokens} tokens")
     return drawn | {f"profile-{one.model['name'].lower()}": profile_map(one) for one in made}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..results import read, read_runs
 
 _RESAMPLES = 2000
+QUESTIONS = ("shown", "hidden")  # In the prompt's window; after the prompt was compressed.
 _FEWEST = 5  # Prompts: below that a bootstrap's interval says nothing.
 METRICS = {  # task: (column, title, what is better)
     "needle": [("found", "needle found"), ("logprob", "answer's log-probability")],
@@ -42,8 +43,11 @@ def ratio(pairs: list[tuple[float, float]]) -> float:
     return sum(value for value, _ in pairs) / max(1e-12, sum(base for _, base in pairs))
 
 
-def table(lines: list[dict], task: str, column: str, tokens: str | None, template: str | None, against: str) -> list[dict]:
+def table(
+    lines: list[dict], task: str, column: str, tokens: str | None, template: str | None, against: str, question: str = "shown"
+) -> list[dict]:
     """One entry per policy and capacity: n, mean, interval, paired difference. Needles: those the full cache finds."""
+    lines = [line for line in lines if line["question"] == question]
     cells: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     sizes: dict[tuple[str, int], list[int]] = defaultdict(list)
     for line in lines:
@@ -106,12 +110,15 @@ def _cell(entry: dict) -> str:
     return text
 
 
-def groups(lines: list[dict], task: str, by_template: bool) -> list[tuple[str | None, str | None]]:
-    """The (tokens, template) of a task's tables. LongBench's prompts are as long as they are: a table per dataset."""
-    mine = [line for line in lines if line["task"] == task]
-    templates = sorted({line["template"] for line in mine}) if by_template or task == "longbench" else []
-    lengths = [None] if task == "longbench" else sorted({line["tokens"] for line in mine}, key=int)
-    return [(tokens, template) for tokens in lengths for template in [None, *templates]] if mine else []
+def groups(lines: list[dict], task: str, by_template: bool) -> list[tuple[str, str | None, str | None]]:
+    """The (question, tokens, template) of a task's tables. LongBench's prompts are as long as they are: a table per dataset."""
+    found = []
+    for question in QUESTIONS:
+        mine = [line for line in lines if line["task"] == task and line["question"] == question]
+        templates = sorted({line["template"] for line in mine}) if by_template or task == "longbench" else []
+        lengths = [None] if task == "longbench" else sorted({line["tokens"] for line in mine}, key=int)
+        found += [(question, tokens, template) for tokens in lengths for template in [None, *templates]] if mine else []
+    return found
 
 
 def heading(runs: list[dict]) -> str:
@@ -141,13 +148,14 @@ def main(arguments: list[str]) -> int:
     if runs:
         print(heading(runs))
     for task, metrics in METRICS.items():
-        for tokens, template in groups(lines, task, options.templates):
+        for question, tokens, template in groups(lines, task, options.templates):
             for column, title in metrics:
-                entries = table(lines, task, column, tokens, template, options.against)
+                entries = table(lines, task, column, tokens, template, options.against, question)
                 where = {"task": task, "template": template or "all", "tokens": tokens or "all", "metric": column}
+                where |= {"question": question}
                 written += [where | entry for entry in entries]
                 if entries:
-                    words = [title, *([f"{tokens} tokens"] if tokens else []), *([template] if template else [])]
+                    words = [title, f"question {question}", *([f"{tokens} tokens"] if tokens else []), *([template] if template else [])]
                     print(f"\n### {', '.join(words)}\n")
                     print("\n".join(_short(entries) if options.short else markdown(entries, options.against)))
     notes = [*options.note, *([heading(runs)] if runs else []), *(f"{run['date']} {run['command']}" for run in runs)]
@@ -160,7 +168,7 @@ def main(arguments: list[str]) -> int:
 
 
 def write_csv(path: Path, entries: list[dict], notes: list[str]) -> None:
-    columns = "task template tokens metric policy capacity bytes n mean low high difference dlow dhigh ratio rlow rhigh".split()
+    columns = "task question template tokens metric policy capacity bytes n mean low high difference dlow dhigh ratio rlow rhigh".split()
     with path.open("w", newline="") as file:
         file.writelines(f"# {note}\n" for note in notes)
         writer = csv.DictWriter(file, columns)
