@@ -18,8 +18,8 @@ std::vector<std::int32_t> first_positions(std::span<std::int32_t const> position
     return ids;
 }
 
-/// Of each head the first `limits` of two lists as long, the first of them beginning; a token that
-/// both have counts for who took it.
+/// Of each head `limits` tokens of two lists as long: the best of each, then the second of each,
+/// the first list's before the other's.
 std::vector<std::int32_t> taken_in_turn(std::span<std::int32_t const> first,
                                         std::span<std::int32_t const> second,
                                         std::span<std::uint32_t const> limits,
@@ -29,17 +29,13 @@ std::vector<std::int32_t> taken_in_turn(std::span<std::int32_t const> first,
     std::size_t begin = 0;
     for (std::uint32_t const limit : limits) {
         std::vector<bool> taken(tokens, false);
-        std::span<std::int32_t const> const lists[] = {first.subspan(begin, limit),
-                                                       second.subspan(begin, limit)};
-        std::size_t at[] = {0, 0};
+        for (std::size_t at = begin; ids.size() < begin + limit; ++at)
+            for (std::int32_t const id : {first[at], second[at]}) {
+                if (taken[static_cast<std::size_t>(id)] || ids.size() == begin + limit) continue;
+                taken[static_cast<std::size_t>(id)] = true;
+                ids.push_back(id);
+            }
         begin += limit;
-        for (std::size_t turn = 0; ids.size() < begin; turn = 1 - turn) {
-            while (at[turn] < limit && taken[static_cast<std::size_t>(lists[turn][at[turn]])])
-                ++at[turn];
-            if (at[turn] == limit) continue;
-            taken[static_cast<std::size_t>(lists[turn][at[turn]])] = true;
-            ids.push_back(lists[turn][at[turn]++]);
-        }
     }
     return ids;
 }

@@ -29,6 +29,7 @@ from .words import (
     Profile,
     Result,
     Status,
+    Surrogate,
 )
 
 
@@ -65,6 +66,7 @@ __all__ = [
     "Rows",
     "Session",
     "Status",
+    "Surrogate",
     "cuda",
     "library_version",
 ]

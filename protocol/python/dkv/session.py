@@ -7,7 +7,9 @@ import typing
 from . import _abi, checks, cuda, parameters
 from ._abi import NULL, ffi
 from .arena import Arena, Rows
-from .words import DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Status
+from .words import (
+    DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Status, Surrogate,
+)  # fmt: skip
 
 
 class Session:
@@ -179,6 +181,18 @@ def _sinks(layer: int, given, q_heads: int):
     return ffi.new("float[]", numbers)
 
 
+def _surrogate(surrogate: Surrogate):
+    return _abi.new(
+        "dkv_surrogate",
+        kv_heads=surrogate.kv_heads,
+        head_dim=surrogate.head_dim,
+        weights=ffi.from_buffer("uint16_t[]", surrogate.weights),
+        frequencies=_abi.array("float", surrogate.frequencies),
+        pairs=len(surrogate.frequencies),
+        interleaved=int(surrogate.interleaved),
+    )
+
+
 def _profile(profile: Profile):
     return _abi.new(
         "dkv_profile",
@@ -189,6 +203,7 @@ def _profile(profile: Profile):
         alpha=profile.alpha,
         floor=profile.floor,
         kernel=profile.kernel,
+        surrogate=None if profile.surrogate is None else _surrogate(profile.surrogate),
     )
 
 

@@ -79,6 +79,32 @@ class Geometry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Surrogate:
+    """What predicts from K and V alone how much later text attends to a token (`dkv calibrate --surrogate`)."""
+
+    kv_heads: int
+    head_dim: int
+    weights: bytes  # Little-endian bf16 [layers][KV heads][features].
+    frequencies: tuple[float, ...] = ()  # Of the keys' rotation; (): they have none.
+    interleaved: bool = False  # Dims (2i, 2i + 1) turn together, else (i, i + len(frequencies)).
+
+    def __post_init__(self):
+        for name in ("kv_heads", "head_dim"):
+            object.__setattr__(self, name, checks.count(f"surrogate.{name}", getattr(self, name)))
+        checks.instance("surrogate.weights", self.weights, bytes)
+        if not self.weights or len(self.weights) % self.layer_bytes:
+            raise checks.refusal("surrogate.weights", len(self.weights), f"{self.layer_bytes} bytes of every layer")
+
+    @property
+    def layer_bytes(self) -> int:
+        return 2 * self.kv_heads * (2 * self.kv_heads * self.head_dim + 2 * self.kv_heads + 1)
+
+    @property
+    def layers(self) -> int:
+        return len(self.weights) // self.layer_bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """How much each layer or KV head of one model matters (`dkv calibrate`)."""
 
@@ -87,6 +113,7 @@ class Profile:
     alpha: float  # Budgets go with weight**alpha …
     floor: float  # … and every head keeps at least this share of the mean.
     kernel: int | None = None  # Of the pooling that it was measured with: used where the policy names none.
+    surrogate: Surrogate | None = None
 
     def __post_init__(self):
         checks.text("profile.name", self.name)
@@ -102,6 +129,10 @@ class Profile:
             object.__setattr__(self, name, checks.number(f"profile.{name}", value, "a number", lambda _: True))
         if self.kernel is not None:
             object.__setattr__(self, "kernel", checks.count("profile.kernel", self.kernel))
+        if self.surrogate is not None:
+            checks.instance("profile.surrogate", self.surrogate, Surrogate)
+            if self.surrogate.layers != len(weights):
+                raise checks.refusal("profile.surrogate", self.surrogate.layers, f"of {len(weights)} layers, as the weights are")
 
 
 def _check_policy(self) -> None:

@@ -127,6 +127,7 @@ def _profile_wish(facts: Facts, alpha: float, floor: float, use: str, name: str 
         weights=used.weights,
         alpha=used.alpha if alpha < 0 else alpha,
         floor=used.floor if floor < 0 else floor,
+        surrogate=used.surrogate_wish(),
     )
     return {"name": name, "profile": made}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import dkv
 from dkv.errors import UserError
 
 from . import surrogate_file
@@ -61,6 +62,11 @@ class Profile:
         if self.surrogate is None:
             return None
         return surrogate_file.read(self.surrogate, len(made.compressed), made.kv_heads, made.head_dim)
+
+    def surrogate_wish(self) -> dkv.Surrogate | None:
+        """As a session takes it."""
+        made = self.predictor()
+        return None if made is None else made.as_wish(self.geometry.kv_heads, self.geometry.head_dim)
 
     def save(self, path: Path) -> None:
         """Written beside and renamed: a reader never sees half a file."""

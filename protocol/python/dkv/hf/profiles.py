@@ -86,4 +86,6 @@ def describe(model: torch.nn.Module) -> dict:
 
 
 def _as_wish(name: str, made: files.Profile) -> dkv.Profile:
-    return dkv.Profile(name=name, weights=made.weights, alpha=made.alpha, floor=made.floor, kernel=made.kernel)
+    return dkv.Profile(
+        name=name, weights=made.weights, alpha=made.alpha, floor=made.floor, kernel=made.kernel, surrogate=made.surrogate_wish()
+    )

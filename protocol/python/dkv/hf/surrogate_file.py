@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+import dkv
+
 from .files import rope_of
 
 VERSION = 1
@@ -53,6 +55,11 @@ class Surrogate:
             "r2": self.r2,
             "recipe": self.recipe,
         }
+
+    def as_wish(self, kv_heads: int, head_dim: int) -> dkv.Surrogate:
+        """As a session takes it."""
+        weights = b"".join(bytes.fromhex(_hex(layer)) for layer in self.weights)
+        return dkv.Surrogate(kv_heads, head_dim, weights, self.rope.frequencies, self.rope.interleaved)
 
 
 def feature_count(kv_heads: int, head_dim: int) -> int:
