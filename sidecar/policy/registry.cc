@@ -39,7 +39,7 @@ constexpr std::array kPolicies{
                 "query-free: what later text will attend to, foreseen by a profile's surrogate",
                 make_reuse},
     PolicyEntry{"scores", Traits(Sized, Staged, Profiled, Sinks, Given),
-                "by scores that come with the cache (dkv capture --replay)", make_scores},
+                "by scores that the engine sends with each layer", make_scores},
 };
 
 constexpr std::array<std::string_view, 6> kReferenceForms{"dynamickv-ref",  "snapkv-ref",

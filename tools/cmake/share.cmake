@@ -1,4 +1,4 @@
-# share/ of a prefix, made in the build folder as it is installed: man pages and completions.
+# share/ of a prefix, made in the build folder as it is installed: man pages, profiles, completions.
 set(dkv_share ${CMAKE_BINARY_DIR}/share)
 
 # What protocol/policy/parameters.inc says of every policy parameter.
@@ -26,6 +26,13 @@ endfunction()
 dkv_parameters_in_roff(POLICY_PARAMETERS)
 configure_file(docs/man/dkv.1.in ${dkv_share}/man/man1/dkv.1 @ONLY)
 configure_file(docs/man/dkvd.8.in ${dkv_share}/man/man8/dkvd.8 @ONLY)
+
+# The profiles that come with dkv, where its commands look for them.
+file(GLOB profiles CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/protocol/python/dkv/profiles/*.json)
+foreach(profile ${profiles})
+    get_filename_component(name ${profile} NAME)
+    configure_file(${profile} ${dkv_share}/dkv/profiles/${name} COPYONLY)
+endforeach()
 
 add_custom_target(completions)
 function(dkv_completion shell folder name)

@@ -9,6 +9,7 @@
 
 #include "cli/saved/offline/conversion_notes.h"
 #include "cli/saved/offline/pages.h"
+#include "cli/saved/offline/profiles.h"
 #include "cli/saved/offline/provenance.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
@@ -113,9 +114,9 @@ JobSpec Compaction::spec_of(PolicyParams const& params) const {
 Result<void> Compaction::resolve_policy() {
     PolicyRequest wish = request_.policy;
     if (wish.name.empty()) wish.name = "auto";
-    params_ = DKV_TRY(resolve(wish, facts().model));
+    params_ = DKV_TRY(resolve(with_own_profile(wish, facts()), facts().model));
     bytes_ = std::exchange(params_.bytes, std::nullopt);
-    params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
+    params_ = DKV_TRY(sized_for(params_, facts()));
     return {};
 }
 

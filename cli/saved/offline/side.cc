@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/saved/offline/profiles.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
 #include "cli/saved/reference/forms.h"
@@ -130,10 +131,7 @@ Result<Side> run_side(Backend& backend,
     wish.name = reference ? name.substr(0, name.find('-')) : name;
     if (reference && request.keep_mass)
         return invalid("keep_mass is none of " + name + "'s parameters: give a capacity");
-    Side side{.name = name,
-              .params = DKV_TRY(sized(DKV_TRY(resolve(wish, file.facts().model)), file.geometry(),
-                                      file.facts().prompt_tokens)),
-              .kept = {}};
+    Side side{.name = name, .params = DKV_TRY(params_for(wish, file.facts())), .kept = {}};
     DKV_TRY(reference ? run_form(file, side) : run_plan(backend, file, side));
     return side;
 }

@@ -27,7 +27,9 @@ Result<void> check_queries(CacheFacts const& facts, std::string const& name, std
 
 std::uint32_t queries_needed(CacheFacts const& facts, PolicyParams const& params, Ranking ranking) {
     if (ranking == Ranking::Accumulated) return facts.prompt_tokens;
-    return ranking == Ranking::Scores ? params.window : 0;
+    // What a surrogate can do without uses the queries that there are.
+    if (ranking == Ranking::Joined && facts.query_rows == 0) return 0;
+    return ranking == Ranking::Scores || ranking == Ranking::Joined ? params.window : 0;
 }
 
 Result<void> check_queries_needed(CacheFacts const& facts,
@@ -37,12 +39,12 @@ Result<void> check_queries_needed(CacheFacts const& facts,
     if (wanted == 0) return {};
     auto checked = check_queries(facts, params.name, wanted);
     if (checked) return checked;
-    bool const fewer_would_do = facts.query_rows > 0 && ranking == Ranking::Scores;
+    bool const fewer_would_do = facts.query_rows > 0 && ranking != Ranking::Accumulated;
     return Error{checked.error().code,
                  checked.error().message +
                      (fewer_would_do ? fmt::format(": a window of {} would do", facts.query_rows)
                                      : ": `dkv capture MODEL FILE` works them out") +
-                     "; knorm, keydiff and streamingllm need none"};
+                     "; reuse, knorm, keydiff and streamingllm need none"};
 }
 
 std::vector<std::int32_t> kept_rows(Plan const& plan, std::uint32_t layer) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cli/saved/offline/attention_error.h"
+#include "cli/saved/offline/profiles.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
 #include "sidecar/pipeline/savings.h"
@@ -57,8 +58,7 @@ private:
     /// A plan for the point, unless the prompt is kept whole.
     Result<void> add(std::size_t index, PolicyRequest const& point) {
         SweepRow& row = rows_[index];
-        row.params = DKV_TRY(resolve(point, facts().model));
-        row.params = DKV_TRY(sized(row.params, file_.geometry(), facts().prompt_tokens));
+        row.params = DKV_TRY(params_for(point, facts()));
         row.bytes_full = file_.geometry().cache_bytes(facts().prompt_tokens);
         JobSpec const spec{.geometry = file_.geometry(),
                            .prompt_tokens = facts().prompt_tokens,

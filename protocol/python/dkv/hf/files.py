@@ -29,6 +29,7 @@ import torch
 from dkv.words import DkvError, Status
 
 NEXT_TOKEN = "next_token"  # In the provenance, so that every program carries it along.
+FINGERPRINT = "model_weights"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SEAL, _CRC = "crc32", "crc32."
 _PROVENANCE = "provenance."

@@ -36,4 +36,5 @@ def load(folder: str, dtype: torch.dtype = torch.float32):
     if not Path(folder).is_dir():
         raise UserError(f"{folder} is not a folder with a model")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model.config._name_or_path = Path(name).name  # For people: not the folder in the cache.
     return model, AutoTokenizer.from_pretrained(folder), Path(name).name

@@ -16,9 +16,10 @@ import os
 
 import torch
 
+from . import profiles
 from .cache import Cache
 from .capture import Capture
-from .files import NEXT_TOKEN, rope_of
+from .files import FINGERPRINT, NEXT_TOKEN, rope_of
 from .load import LoadedCache
 from .rows import Unfit, captured_rows, check_layers, check_model, check_tokens, kept_rows, on_cpu
 from .write import About, write
@@ -112,10 +113,16 @@ def _about(model: torch.nn.Module, count: int, tokens: torch.Tensor | None, next
         n_prompt=count,
         tokens=tokens,
         rope=rope_of(model.config),
-        provenance={} if next_token is None else {NEXT_TOKEN: str(next_token)},
+        provenance=_fingerprint(model) | ({} if next_token is None else {NEXT_TOKEN: str(next_token)}),
     )
 
 
+def _fingerprint(model: torch.nn.Module) -> dict[str, str]:
+    """By which `dkv compact` and the others find the model's profile."""
+    try:
+        return {FINGERPRINT: profiles.describe(model)["weights"]}
+    except Exception:  # As profiles.resolve(): configs refuse in many ways.
+        return {}
 
 def _model_of(model: torch.nn.Module | None) -> torch.nn.Module:
     if model is None:

@@ -14,8 +14,8 @@ TEST_CASE_FIXTURE(CompactFixture, "where there are no queries, what needs them s
     auto wish = request({.name = "", .capacity = 20, .window = 4}, make(0));
     CHECK(refusal(wish) ==
           "invalid_argument: cache: auto needs the queries of the last 4 tokens, and the file has "
-          "none: `dkv capture MODEL FILE` works them out; knorm, keydiff and streamingllm need "
-          "none");
+          "none: `dkv capture MODEL FILE` works them out; reuse, knorm, keydiff and streamingllm "
+          "need none");
     for (char const* policy : {"knorm", "keydiff", "streamingllm"}) {
         wish.policy.name = policy;
         CHECK(compact(wish).mass_kept.empty());
@@ -25,7 +25,7 @@ TEST_CASE_FIXTURE(CompactFixture, "where there are no queries, what needs them s
     wish.policy.name = "snapkv";
     CHECK(refusal(wish) ==
           "invalid_argument: cache: snapkv needs the queries of the last 4 tokens, and the file "
-          "has 2: a window of 2 would do; knorm, keydiff and streamingllm need none");
+          "has 2: a window of 2 would do; reuse, knorm, keydiff and streamingllm need none");
     CHECK(files() == std::vector<std::string>{"cache"});
 }
 

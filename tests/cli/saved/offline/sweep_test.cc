@@ -188,10 +188,10 @@ TEST_CASE_FIXTURE(SweepFixture, "what one point lacks stands in its row, and the
 
     CHECK(rows[0].error ==
           "h2o needs the queries of the last 90 tokens, and the file has 4: `dkv capture MODEL "
-          "FILE` works them out; knorm, keydiff and streamingllm need none");
+          "FILE` works them out; reuse, knorm, keydiff and streamingllm need none");
     CHECK(rows[1].error ==
           "snapkv needs the queries of the last 8 tokens, and the file has 4: a window of 4 would "
-          "do; knorm, keydiff and streamingllm need none");
+          "do; reuse, knorm, keydiff and streamingllm need none");
     CHECK(rows[2].error == "");
     CHECK(rows[2].lengths == std::vector<std::uint32_t>(10, 20));
     CHECK(rows[2].mass_kept.empty());

@@ -1,0 +1,91 @@
+#include "cli/saved/offline/profiles.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
+#include "sidecar/config/profile_file.h"
+#include "sidecar/policy/policy.h"
+
+namespace dkv::offline {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char const* kFingerprint = "model_weights";  // As dkv.hf.save() writes it.
+
+std::string variable(char const* name) {
+    char const* const value = std::getenv(name);
+    return value == nullptr ? "" : value;
+}
+
+fs::path cache_root() {
+    if (auto const given = variable("DKV_CACHE"); !given.empty()) return given;
+    return fs::path(variable("HOME")) / ".cache" / "dkv";
+}
+
+std::vector<fs::path> files_in(fs::path const& folder) {
+    std::vector<fs::path> files;
+    std::error_code ignored;
+    for (auto const& entry : fs::directory_iterator(folder, ignored))
+        if (entry.path().extension() == ".json") files.push_back(entry.path());
+    std::ranges::sort(files);
+    return files;
+}
+
+/// Files that are no profiles, or of another version, are passed over.
+std::shared_ptr<Profile> find_profile(std::string const& weights) {
+    for (fs::path const& folder : profile_folders())
+        for (fs::path const& path : files_in(folder)) {
+            auto file = read_profile_file(path);
+            if (!file || file.value().model.value("weights", "") != weights) continue;
+            file.value().profile.name = path.stem().string();
+            return std::make_shared<Profile>(std::move(file.value().profile));
+        }
+    return nullptr;
+}
+
+}  // namespace
+
+std::vector<fs::path> profile_folders() {
+    std::vector<fs::path> folders;
+    std::istringstream given(variable("DKV_PROFILES"));
+    for (std::string folder; std::getline(given, folder, ':');)
+        if (!folder.empty()) folders.emplace_back(folder);
+    folders.push_back(cache_root() / "profiles");
+    std::error_code ignored;
+    fs::path const prefix = fs::read_symlink("/proc/self/exe", ignored).parent_path().parent_path();
+    folders.push_back(prefix / "share" / "dkv" / "profiles");
+    folders.push_back(prefix / "profiles");  // A wheel's.
+    return folders;
+}
+
+PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts) {
+    bool const takes_one = request.name == "auto" || request.name == "reuse";
+    auto const weights = facts.provenance.find(kFingerprint);
+    if (!takes_one || request.profile || weights == facts.provenance.end()) return request;
+    request.profile = find_profile(weights->second);
+    return request;
+}
+
+Result<PolicyParams> params_for(PolicyRequest const& request, CacheFacts const& facts) {
+    return sized_for(DKV_TRY(resolve(with_own_profile(request, facts), facts.model)), facts);
+}
+
+Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& facts) {
+    PolicyParams result = DKV_TRY(sized(params, facts.geometry, facts.prompt_tokens));
+    if (!foresees(result)) return result;
+    if (!facts.rope.order_known)
+        return Error{ErrorCode::Unsupported,
+                     "the profile's surrogate needs to know which dims of a key turn together, "
+                     "which the file does not say: say --rope-theta THETA, and --rope-interleaved "
+                     "where adjacent ones do; or --for this-question"};
+    if (result.profile->surrogate->interleaved == facts.rope.interleaved) return result;
+    auto profile = std::make_shared<Profile>(*result.profile);
+    profile->surrogate =
+        std::make_shared<Surrogate>(reordered(*profile->surrogate, facts.rope.interleaved));
+    result.profile = std::move(profile);
+    return result;
+}
+
+}  // namespace dkv::offline
