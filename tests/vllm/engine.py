@@ -1,0 +1,122 @@
+"""A real vLLM in this process, stepped by hand, so that a test sees its pool and its steps."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="WARNING",
+)
+
+from vllm import LLM, SamplingParams  # noqa: E402
+
+from dkv.vllm.process import process  # noqa: E402
+from dkv.vllm.worker import Worker  # noqa: E402
+
+
+@dataclasses.dataclass
+class Answer:
+    tokens: list[int]
+    logprobs: list[dict[int, float]]  # Of each step's five likeliest tokens.
+
+
+def transfer(**extra) -> dict:
+    return dict(
+        kv_connector="DkvConnector",
+        kv_connector_module_path="dkv.vllm.connector",
+        kv_role="kv_both",
+        kv_connector_extra_config=extra,
+    )
+
+
+class Engine:
+    def __init__(self, model: str, endpoint: str | None, extra: dict | None = None, **options):
+        """endpoint None: without dkv. `extra`: more of its settings."""
+        defaults = dict(
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=2048,
+            max_num_batched_tokens=2048,
+            max_num_seqs=8,
+            block_size=32,
+            enable_prefix_caching=False,
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+        )
+        if endpoint is not None:
+            defaults["kv_transfer_config"] = transfer(endpoint=endpoint, **(extra or {}))
+        self.llm = LLM(model=model, **{**defaults, **options})
+        self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.answers: dict[str, Answer] = {}
+        self.positions: dict[str, list] = {}  # Request → [layer][KV head] positions that it kept.
+        self.applied_after: dict[str, int] = {}  # Request → tokens it had said when its plan was carried out.
+        self.stats: collections.Counter[str] = collections.Counter()
+        self.worker: Worker | None = process.worker if endpoint is not None else None
+        if self.worker is not None:
+            self._watch(self.worker)
+
+    def _watch(self, worker: Worker) -> None:
+        usual = worker._applied
+
+        def applied(prompt, dropped, positions):
+            name = prompt.key[0]
+            self.positions[name] = positions
+            self.applied_after[name] = prompt.steps + 1
+            usual(prompt, dropped, positions)
+
+        worker._applied = applied
+        for side in (worker, self.scheduler.connector._scheduler):  # vLLM takes their counters at each step.
+            side.stats.add = self._counted(side.stats.add)
+
+    def _counted(self, usual):
+        def add(counter, count=1):
+            self.stats[counter] += count
+            usual(counter, count)
+
+        return add
+
+    @property
+    def free(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def add(self, name: str, tokens: list[int], count: int = 24, dkv: object = None) -> None:
+        """A request; `dkv` is its own choice."""
+        extra = None if dkv is None else {"kv_transfer_params": {"dkv": dkv}}
+        params = SamplingParams(
+            temperature=0.0, max_tokens=count, logprobs=5, ignore_eos=True, detokenize=False, extra_args=extra
+        )
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": tokens}, params)
+
+    def abort(self, name: str) -> None:
+        self.llm.llm_engine.abort_request([name])
+
+    def step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                said = output.outputs[0]
+                chances = [{token: each.logprob for token, each in step.items()} for step in said.logprobs or []]
+                self.answers[output.request_id] = Answer(list(said.token_ids), chances)
+
+    def run(self, each_step=None) -> None:
+        """Until no request is left."""
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.step()
+            if each_step is not None:
+                each_step(self)
+
+    def close(self) -> None:
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm, self.scheduler, self.worker
+        gc.collect()
+        cleanup_dist_env_and_memory()
