@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from processes import Sidecar  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,47 @@ def reference(model):
     from reference import Reference
 
     return Reference(model)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A folder with a model of random weights: nonsense, of which every number can be checked, in no time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=192,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.12,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny):
+    from reference import Reference
+
+    return Reference(tiny)
+
+
+@pytest.fixture
+def noise():
+    """Tokens for the tiny model; the same for the same count and seed."""
+
+    def tokens(count: int, seed: int = 7) -> list[int]:
+        return torch.randint(3, 1024, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    return tokens
 
 
 @pytest.fixture(scope="session")

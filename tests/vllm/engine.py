@@ -27,6 +27,19 @@ class Answer:
     logprobs: list[dict[int, float]]  # Of each step's five likeliest tokens.
 
 
+@dataclasses.dataclass
+class Kept:
+    """How a prompt was compacted."""
+
+    tokens: int
+    positions: list  # [layer][KV head]: what attention sees of it.
+    planned: list  # The same as the sidecar said it, before it was filled up to whole blocks.
+    after: int  # Tokens that had been said by then.
+
+    def lengths(self) -> list[list[int]]:
+        return [[len(head) for head in layer] for layer in self.positions]
+
+
 def transfer(**extra) -> dict:
     return dict(
         kv_connector="DkvConnector",
@@ -55,8 +68,7 @@ class Engine:
         self.llm = LLM(model=model, **{**defaults, **options})
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.answers: dict[str, Answer] = {}
-        self.positions: dict[str, list] = {}  # Request → [layer][KV head] positions that it kept.
-        self.applied_after: dict[str, int] = {}  # Request → tokens it had said when its plan was carried out.
+        self.kept: dict[str, Kept] = {}  # Of each request's last prefill.
         self.stats: collections.Counter[str] = collections.Counter()
         self.worker: Worker | None = process.worker if endpoint is not None else None
         if self.worker is not None:
@@ -66,9 +78,8 @@ class Engine:
         usual = worker._applied
 
         def applied(prompt, dropped, positions):
-            name = prompt.key[0]
-            self.positions[name] = positions
-            self.applied_after[name] = prompt.steps + 1
+            name = prompt.key[0].rsplit("-", 1)[0]  # vLLM appends a random number.
+            self.kept[name] = Kept(prompt.tokens, positions, prompt.kept, prompt.steps + 1)
             usual(prompt, dropped, positions)
 
         worker._applied = applied

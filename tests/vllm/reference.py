@@ -30,14 +30,14 @@ class Reference:
         return (logits.softmax(-1).to(values.dtype) @ values).transpose(1, 2).contiguous(), None
 
     @torch.no_grad()
-    def worst(self, prompt: list[int], answer, kept: list | None, after: int = 0) -> float:
-        """The largest |difference| of a top-5 logprob of `answer`, whose first `after` tokens saw the full cache."""
+    def worst(self, prompt: list[int], answer, kept=None) -> float:
+        """The largest |difference| of a top-5 logprob of `answer` to this model's; kept: an engine.Kept, None: all."""
         self._kept, self._tokens = None, len(prompt)
         output = self._model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
         worst = 0.0
         for step, (token, chances) in enumerate(zip(answer.tokens, answer.logprobs)):
             expected = output.logits[0, -1].log_softmax(-1)
             worst = max([worst, *(abs(float(expected[each]) - chance) for each, chance in chances.items())])
-            self._kept = kept if step + 1 >= after else None
+            self._kept = None if kept is None or step + 1 < kept.after else kept.positions
             output = self._model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
         return worst
