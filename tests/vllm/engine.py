@@ -13,11 +13,14 @@ os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING",
+    TORCHDYNAMO_DISABLE="1",  # Else the logprobs are counted by a function that is compiled for a minute.
 )
 
+from processes import waited_for  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 
 from dkv.vllm.process import process  # noqa: E402
+from dkv.vllm.prompt import State  # noqa: E402
 from dkv.vllm.worker import Worker  # noqa: E402
 
 
@@ -67,12 +70,24 @@ class Engine:
             defaults["kv_transfer_config"] = transfer(endpoint=endpoint, **(extra or {}))
         self.llm = LLM(model=model, **{**defaults, **options})
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.preemptions = 0
+        self._count_preemptions()
         self.answers: dict[str, Answer] = {}
         self.kept: dict[str, Kept] = {}  # Of each request's last prefill.
         self.stats: collections.Counter[str] = collections.Counter()
         self.worker: Worker | None = process.worker if endpoint is not None else None
         if self.worker is not None:
             self._watch(self.worker)
+            waited_for(lambda: self.worker.sidecar.attached, "the engine to attach")
+
+    def _count_preemptions(self) -> None:
+        usual = self.scheduler._preempt_request
+
+        def preempt(*arguments, **options):
+            self.preemptions += 1
+            return usual(*arguments, **options)
+
+        self.scheduler._preempt_request = preempt
 
     def _watch(self, worker: Worker) -> None:
         usual = worker._applied
@@ -115,9 +130,16 @@ class Engine:
                 chances = [{token: each.logprob for token, each in step.items()} for step in said.logprobs or []]
                 self.answers[output.request_id] = Answer(list(said.token_ids), chances)
 
-    def run(self, each_step=None) -> None:
-        """Until no request is left."""
+    def settled(self) -> bool:
+        """Whether every prompt that was read has its plan, or will have none."""
+        return all(prompt.blocks is None or prompt.state != State.PREFILL for prompt in self.worker.prompts.values())
+
+    def run(self, each_step=None, wait: bool = True) -> None:
+        """Until no request is left. wait: for plans, which vLLM never does, so that a test knows when they are carried
+        out: in the step after the prefill."""
         while self.llm.llm_engine.has_unfinished_requests():
+            if wait and self.worker is not None:
+                waited_for(self.settled, "the plans")
             self.step()
             if each_step is not None:
                 each_step(self)

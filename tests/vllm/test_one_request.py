@@ -1,20 +1,20 @@
-"""SmolLM2-135M in a real vLLM with a real dkvd: one request at a time."""
+"""A small model of random weights in a real vLLM with a real dkvd: one request at a time."""
 
 from __future__ import annotations
 
 import signal
 
 import pytest
-import torch
 from engine import Engine
+from processes import waited_for
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
-LAYERS, KV_HEADS, BLOCK = 30, 3, 32
+LAYERS, KV_HEADS, BLOCK = 6, 2, 32
 
 
 @pytest.fixture(scope="module")
-def engine(model, sidecar):
-    running = Engine(model, sidecar.endpoint, {"layers_per_group": 1})
+def engine(tiny, sidecar):
+    running = Engine(tiny, sidecar.endpoint, {"layers_per_group": 1})
     yield running
     running.close()
 
@@ -28,57 +28,57 @@ def answer(engine, name, tokens, dkv=None, count=24):
     return free
 
 
-def test_layers_keep_unequal_numbers_of_rows(engine, reference, text):
-    prompt = text(500)
+def test_layers_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
+    prompt = noise(500)
 
     free = answer(engine, "layers", prompt, {"granularity": "layer"})
 
     kept = engine.kept["layers"]
     lengths = kept.lengths()
-    assert all(len(set(layer)) == 1 for layer in lengths) and len({layer[0] for layer in lengths}) > 3
+    assert all(len(set(layer)) == 1 for layer in lengths) and len({layer[0] for layer in lengths}) > 1
     assert all((500 - layer[0]) % BLOCK == 0 for layer in lengths)
     blocks = sum((500 - layer[0]) // BLOCK for layer in lengths)
     assert max(free[:-1]) - free[0] == blocks > 0.4 * LAYERS * (500 // BLOCK)
-    assert reference.worst(prompt, engine.answers["layers"], kept) < TOLERANCE
-    assert reference.worst(prompt, engine.answers["layers"]) > 100 * TOLERANCE  # Against the full cache.
+    assert tiny_reference.worst(prompt, engine.answers["layers"], kept) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["layers"]) > 100 * TOLERANCE  # Against the full cache.
 
 
-def test_heads_keep_unequal_numbers_of_rows(engine, reference, text):
-    prompt = text(509)
+def test_heads_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
+    prompt = noise(509)
 
     answer(engine, "heads", prompt, {"granularity": "layer-head"})
 
     kept = engine.kept["heads"]
     assert any(len(set(layer)) > 1 for layer in kept.lengths())
-    assert reference.worst(prompt, engine.answers["heads"], kept) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["heads"], kept) < TOLERANCE
 
 
-def test_a_prompt_of_whole_blocks(engine, reference, text):
-    prompt = text(13 * BLOCK)
+def test_a_prompt_of_whole_blocks(engine, tiny_reference, noise):
+    prompt = noise(13 * BLOCK)
 
     answer(engine, "whole blocks", prompt, {"granularity": "layer-head"})
 
     kept = engine.kept["whole blocks"]
     assert all(length % BLOCK == 0 for layer in kept.lengths() for length in layer)
-    assert reference.worst(prompt, engine.answers["whole blocks"], kept) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["whole blocks"], kept) < TOLERANCE
 
 
-def test_a_request_chooses_its_capacity(engine, text):
-    answer(engine, "small", text(500), {"capacity": 48}, count=4)
-    answer(engine, "large", text(500), {"capacity": 200}, count=4)
+def test_a_request_chooses_its_capacity(engine, noise):
+    answer(engine, "small", noise(500), {"capacity": 48}, count=4)
+    answer(engine, "large", noise(500), {"capacity": 200}, count=4)
 
     small, large = (sum(map(sum, engine.kept[name].lengths())) for name in ("small", "large"))
     assert 48 * LAYERS * KV_HEADS <= small < 200 * LAYERS * KV_HEADS <= large
 
 
-def test_a_request_says_off(engine, reference, text):
-    prompt = text(300)
+def test_a_request_says_off(engine, tiny_reference, noise):
+    prompt = noise(300)
 
     answer(engine, "off", prompt, "off", count=6)
 
     assert "off" not in engine.kept
     assert engine.stats["left whole: its request said off"] == 1
-    assert reference.worst(prompt, engine.answers["off"]) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["off"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ def test_a_request_says_off(engine, reference, text):
         ({"capacity": 8}, "capacity is 8, smaller than window 32"),
     ],
 )
-def test_a_wish_that_is_not_understood_leaves_the_request_whole(engine, text, wish, reason):
-    answer(engine, "wish", text(100), wish, count=4)
+def test_a_wish_that_is_not_understood_leaves_the_request_whole(engine, noise, wish, reason):
+    answer(engine, "wish", noise(100), wish, count=4)
 
     assert len(engine.answers["wish"].tokens) == 4
     assert [each for each in engine.stats if each.startswith("left whole: ") and reason in each]
 
 
-def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, reference, text):
-    prompt, seen = text(500, part=1), []
+def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, tiny_reference, noise):
+    prompt, seen = noise(500, 8), []
     engine.add("late", prompt)
     sidecar.process.send_signal(signal.SIGSTOP)
 
@@ -106,50 +106,28 @@ def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, reference, 
         seen.append(engine.free)
         if len(seen) == 6:
             sidecar.process.send_signal(signal.SIGCONT)
+            waited_for(engine.settled, "the plan")
 
-    engine.run(go_on)
+    engine.run(go_on, wait=False)
 
     kept = engine.kept["late"]
-    assert kept.after > 5 and max(seen[:5]) == seen[0]
-    assert reference.worst(prompt, engine.answers["late"], kept) < TOLERANCE
+    assert kept.after == 7 and max(seen[:6]) == seen[0] and max(seen[6:-1]) > seen[0]
+    assert tiny_reference.worst(prompt, engine.answers["late"], kept) < TOLERANCE
 
 
-def test_the_positions_are_those_of_the_adapter_for_transformers(engine, sidecar, model, text):
-    import dkv.hf
-    from transformers import AutoModelForCausalLM
-
-    prompt = text(500)
-    answer(engine, "positions", prompt, {"granularity": "layer-head"}, count=2)
-
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").eval()
-    options = dict(policy="dynamickv", capacity=128, granularity="layer-head", profile=None)
-    cache = dkv.hf.Cache(plain, endpoint=sidecar.endpoint, timeout_s=60, **options)
-    with torch.no_grad():
-        plain(torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1)
-
-    assert cache.report().compressed, cache.report().failure
-    planned = engine.kept["positions"].planned
-    same = total = 0
-    for mine, theirs in zip(planned, cache.layers):
-        for head, positions in enumerate(theirs.positions):
-            total += len(positions)
-            same += len(set(positions) & set(mine[head]))
-    assert same / total > 0.995  # Rows that differ in the last bit may swap at the edge of a budget.
-
-
-def test_a_dead_sidecar_costs_no_request_anything(engine, sidecar, reference, text):
-    prompt = text(400)
+def test_a_dead_sidecar_costs_no_request_anything(engine, sidecar, tiny_reference, noise):
+    prompt = noise(400)
     sidecar.kill()
 
     answer(engine, "dead", prompt, count=6)
 
     assert "dead" not in engine.kept
-    assert reference.worst(prompt, engine.answers["dead"]) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["dead"]) < TOLERANCE
     assert [each for each in engine.stats if each.startswith("left whole: unavailable")], engine.stats
 
     sidecar.start("--policy", "dynamickv", "--capacity", "128")
     for again in range(40):  # The engine notices within a heartbeat.
-        answer(engine, f"again {again}", text(300), count=2)
+        answer(engine, f"again {again}", noise(300), count=2)
         if f"again {again}" in engine.kept:
             return
     raise AssertionError(engine.stats)

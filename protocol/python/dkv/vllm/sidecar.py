@@ -18,13 +18,16 @@ ALL = 1 << 31  # A policy that scores with every query (h2o).
 class Sidecar:
     """`windows` is read by the engine's thread: how many queries a prompt's policy scores with, by its wish."""
 
-    def __init__(self, shape: Shape, ready_options, wish: dict, **options):
-        """options: of dkv.Engine. `wish`: fields of dkv.Policy that a request's own choice goes before."""
-        self._shape, self._ready_options, self._wish, self._options = shape, ready_options, wish, options
+    def __init__(self, shape: Shape, block: int, ready_options, wish: dict, **options):
+        """block: tokens of a block. wish: fields of dkv.Policy that a request's own choice goes before. options: of
+        dkv.Engine."""
+        self._shape, self._block, self._ready_options, self._wish = shape, block, ready_options, wish
+        self._options = options
         self._windows: dict[tuple, int] = {}
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._waiting: list[Prompt] = []
         self._engine: dkv.Engine | None = None
+        self._refused: dkv.DkvError | None = None
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="dkv-sidecar", daemon=True)
         self._thread.start()
@@ -49,9 +52,17 @@ class Sidecar:
         self._jobs.put((self._stop,))
         self._thread.join(timeout=5)
 
+    @property
+    def attached(self) -> bool:
+        return self._engine is not None and self._engine.state.attached
+
     # ---------------------------------------------------------------- the sidecar's thread
 
     def _run(self) -> None:
+        try:
+            self._engine = dkv.Engine(self._shape.geometry(), **self._options)
+        except dkv.DkvError as error:
+            self._refused = error  # Each prompt is told so.
         while not self._ends:
             with contextlib.suppress(queue.Empty):
                 job, *arguments = self._jobs.get(timeout=WAIT_S if self._waiting else None)
@@ -73,10 +84,16 @@ class Sidecar:
         if prompt.abandoned:
             return
         if self._engine is None:
-            self._engine = dkv.Engine(self._shape.geometry(), **self._options)
+            raise self._refused
         wish = {**self._wish, **dict(prompt.choice.policy)}
         policy = dkv.Policy(**wish) if wish else None
-        session = self._engine.open_session(prompt.tokens, policy=policy, progressive=False)
+        session = self._engine.open_session(
+            prompt.tokens,
+            policy=policy,
+            progressive=False,
+            row_multiple=self._block,
+            row_offset=prompt.tokens % self._block,
+        )
         plan = session.plan
         if not plan.compress:
             session.close()

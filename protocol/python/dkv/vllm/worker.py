@@ -34,8 +34,9 @@ class Worker:
         dtype = one.kv_cache_torch_dtype
         self._shape = Shape(len(layers), one.num_heads, one.num_kv_heads, one.head_size, dtype)
         self._place = place_of(None, torch.device(config.device_config.device))
-        self._sidecar = Sidecar(
+        self.sidecar = Sidecar(
             self._shape,
+            groups[0][1].kv_cache_spec.block_size,
             self._place.ready_options,
             wish,
             endpoint=settings.endpoint,
@@ -44,7 +45,7 @@ class Worker:
             device=self._place.device,
             group=_group_of_ranks(config),
         )
-        self._prompts: dict[Key, Prompt] = {}
+        self.prompts: dict[Key, Prompt] = {}
         self._rows: list[tuple[Prompt, int, int, int]] | None = None  # Of this step's batch: prompt, its tokens, queries.
         self._compacted: dict[str, list[int]] = {}  # Request → its first block in each group.
         self._report = Report()
@@ -79,21 +80,21 @@ class Worker:
         self._rows = None
         for request in meta.gone:
             self._forget(request)
-        for prompt in self._prompts.values():
+        for prompt in self.prompts.values():
             prompt.done = None
         for prefill in meta.prefills:
             if prefill.done == 0:
                 for group in self._groups:
                     group.shortened.forget(prefill.first[group.index])
                 self._begin(prefill)
-            prompt = self._prompts.get(prefill.key)
+            prompt = self.prompts.get(prefill.key)
             if prompt is not None:
                 prompt.done, prompt.blocks = prefill.done, prefill.blocks
 
     def take(self, name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, metadata) -> None:
         """Called by every attention layer. Copies what belongs to prompts, and reports layers that are complete."""
         group = self._of_layer.get(name)
-        if group is None or not self._prompts:
+        if group is None or not self.prompts:
             return
         if self._rows is None:
             self._rows = self._find_rows(group, metadata)
@@ -102,12 +103,12 @@ class Worker:
             if prompt.state == State.PREFILL and prompt.take(
                 self._ordinal[name], done, query[begin:end], key[begin:end], value[begin:end]
             ):
-                self._sidecar.layer_ready(prompt, self._ordinal[name], **_attention_of(layer.impl))
+                self.sidecar.layer_ready(prompt, self._ordinal[name], **_attention_of(layer.impl))
 
     def end_step(self) -> None:
         """Carries out the plans that have come. Does not wait for those that have not."""
         self._rows = None
-        for prompt in list(self._prompts.values()):
+        for prompt in list(self.prompts.values()):
             if prompt.state == State.WHOLE:
                 self._leave_whole(prompt, prompt.reason)
             elif prompt.blocks is None:
@@ -124,9 +125,9 @@ class Worker:
         return report if report.dropped else None
 
     def close(self) -> None:
-        for prompt in list(self._prompts.values()):
+        for prompt in list(self.prompts.values()):
             self._end(prompt, "the engine ends")
-        self._sidecar.close()
+        self.sidecar.close()
 
     # ---------------------------------------------------------------- helpers
 
@@ -136,16 +137,16 @@ class Worker:
             self._count(choice.wrong or "its request said off")
             return
         try:
-            prompt = Prompt(prefill, self._shape, self._sidecar.queries(choice.policy), self._place)
+            prompt = Prompt(prefill, self._shape, self.sidecar.queries(choice.policy), self._place)
         except Exception as error:  # No memory for the copy.
             self._count(f"{type(error).__name__}: {error}")
             return
-        self._prompts[prefill.key] = prompt
-        self._sidecar.begin(prompt)
+        self.prompts[prefill.key] = prompt
+        self.sidecar.begin(prompt)
 
     def _find_rows(self, group: Group, metadata) -> list[tuple[Prompt, int, int, int]]:
         """Which rows of this step's batch are prompts. On a GPU the one synchronization of a step with a prefill."""
-        mine = {prompt.first[group.index]: prompt for prompt in self._prompts.values() if prompt.done is not None}
+        mine = {prompt.first[group.index]: prompt for prompt in self.prompts.values() if prompt.done is not None}
         if not mine:
             return []
         starts, firsts = metadata.query_start_loc.tolist(), metadata.block_table[:, 0].tolist()
@@ -185,11 +186,11 @@ class Worker:
 
     def _end(self, prompt: Prompt, reason: str | None) -> None:
         prompt.abandoned = True
-        del self._prompts[prompt.key]
-        self._sidecar.end(prompt, reason)
+        del self.prompts[prompt.key]
+        self.sidecar.end(prompt, reason)
 
     def _forget(self, request: str) -> None:
-        for prompt in [each for each in self._prompts.values() if each.key[0] == request]:
+        for prompt in [each for each in self.prompts.values() if each.key[0] == request]:
             self._leave_whole(prompt, "it ended or was preempted before its plan came")
         first = self._compacted.pop(request, None)
         if first is not None:
