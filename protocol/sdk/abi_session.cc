@@ -82,9 +82,10 @@ dkv_status dkv_session_open(dkv_engine* engine,
         if (engine == nullptr) return null_pointer("engine");
         if (session == nullptr) return null_pointer("session");
         *session = nullptr;
-        DKV_TRY(check_struct("options", options));
+        if (options == nullptr) return null_pointer("options");
         DKV_TRY(check_struct("plan", plan));
-        dkv_session_options wanted = *options;
+        auto wanted =
+            DKV_TRY(whole("options", *options, offsetof(dkv_session_options, row_multiple), {}));
         dkv_policy policy;
         if (options->policy != nullptr) {
             policy = DKV_TRY(policy_of(*options->policy));

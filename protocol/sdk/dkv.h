@@ -209,6 +209,12 @@ typedef struct dkv_session_options {
     uint32_t prompt_tokens;   /* of the whole prompt, all chunks */
     dkv_policy const* policy; /* NULL: the sidecar's choice */
     int32_t progressive;      /* 1: layers are released while prefill runs; 0: only at the end */
+    uint32_t unused;          /* earlier versions had padding here */
+    /* What an earlier dkv.h did not have; its struct_bytes is accepted, and these are left out. */
+    uint32_t row_multiple; /* tokens in a block of the engine's cache: the rows that a KV head keeps
+                              are rounded up with its next best ones to row_offset (mod
+                              row_multiple), at most prompt_tokens. 0: not rounded */
+    uint32_t row_offset;   /* below row_multiple */
 } dkv_session_options;
 
 typedef struct dkv_session_plan {

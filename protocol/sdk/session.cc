@@ -52,6 +52,8 @@ Session::Session(std::shared_ptr<Engine> engine,
       id_(random_id()),
       prompt_tokens_(options.prompt_tokens),
       progressive_(options.progressive != 0),
+      row_multiple_(options.row_multiple),
+      row_offset_(options.row_offset),
       inbox_(std::make_shared<Inbox>(session_words_max(engine_->options().geometry))) {}
 
 Session::~Session() {
@@ -65,6 +67,8 @@ Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
     message.session = id_;
     message.prompt_tokens = prompt_tokens_;
     message.progressive = progressive_;
+    message.row_multiple = row_multiple_;
+    message.row_offset = row_offset_;
     if (wish != nullptr)
         message.policy =
             std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish, attachment_.policy)));

@@ -89,6 +89,8 @@ private:
     std::uint64_t const id_;
     std::uint32_t const prompt_tokens_;
     bool const progressive_;
+    std::uint32_t const row_multiple_;
+    std::uint32_t const row_offset_;
     std::shared_ptr<Inbox> const inbox_;
     wire::SessionOpenedT opened_;
     std::shared_ptr<Arena> staging_;

@@ -15,12 +15,23 @@
 
 namespace dkv {
 
+/// Rows that a KV head keeps are rounded up with its next best ones, so that they fill the engine's
+/// blocks. A multiple of 1 rounds nothing.
+struct RowRounding {
+    std::uint32_t multiple = 1;  ///< At least 1.
+    std::uint32_t offset = 0;    ///< Below `multiple`.
+
+    /// The least number from `rows` on that is `offset` (mod `multiple`); at most `most`.
+    std::uint32_t up(std::uint32_t rows, std::uint32_t most) const noexcept;
+};
+
 /// What to do with one prompt.
 struct JobSpec {
     Geometry geometry;
     std::uint32_t prompt_tokens = 0;
     PolicyParams params;
     bool progressive = true;  ///< Stage rows as layers come, so that the source may be dropped.
+    RowRounding rounding = {};
 };
 
 /// Bytes a job needs from the engine. All 0 when the prompt is kept whole.

@@ -1,5 +1,6 @@
 #include "sidecar/pipeline/plan.h"
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -16,6 +17,7 @@ Result<Plan> Plan::create(Backend& backend,
     auto policy = make_policy(spec.params, shape_of(spec));
     DKV_ASSERT(policy != nullptr);
     Plan plan(backend, spec, std::move(policy));
+    spare += std::min(spec.rounding.multiple - 1, spec.prompt_tokens);
     plan.ranked_by_ = DKV_TRY(ranker.add(spec.params, *plan.policy_, spare));
     return plan;
 }
@@ -32,7 +34,8 @@ Result<void> Plan::check_turn(std::uint32_t layer) const {
 
 Result<Plan::Weighed> Plan::weigh(std::uint32_t layer, Ranker& ranker) {
     DKV_TRY(check_turn(layer));
-    Ranked ranked = DKV_TRY(ranker.rank(ranked_by_, layer, policy_->stage_limits(layer)));
+    Ranked ranked =
+        DKV_TRY(ranker.rank(ranked_by_, layer, rounded(spec_, policy_->stage_limits(layer))));
     Weighed weighed{.ranks = std::move(ranked.layer),
                     .pooled = std::move(ranked.pooled),
                     .scale = 1,
@@ -97,7 +100,7 @@ Result<void> Plan::settle(std::uint32_t layer, Weighed& weighed) {
         policy_->take_mass(layer, weighed.ranks.mass_curves());
     }
     if (!weighed.counts.empty()) policy_->rebalance(layer + 1, weighed.counts);
-    weighed.ranks.trim(policy_->budgets().layer(layer));
+    weighed.ranks.trim(rounded(spec_, policy_->budgets().layer(layer)));
     weighed.pooled.reset();
     return {};
 }
@@ -110,7 +113,7 @@ std::vector<std::uint32_t> Plan::take(Weighed weighed) {
     if (!settles_at_once() && !weighed.counts.empty()) {
         policy_->rebalance(layers_done(), weighed.counts);
         for (std::uint32_t layer = 0; layer < layers_done(); ++layer)
-            if (layers_[layer].ranks.trim(policy_->budgets().layer(layer)))
+            if (layers_[layer].ranks.trim(rounded(spec_, policy_->budgets().layer(layer))))
                 trimmed.push_back(layer);
     }
     if (all_taken())
@@ -122,7 +125,7 @@ std::vector<std::uint32_t> Plan::take(Weighed weighed) {
 std::vector<std::uint32_t> Plan::budgeted_lengths() const {
     std::vector<std::uint32_t> lengths;
     for (std::uint32_t layer = 0; layer < spec_.geometry.layers; ++layer)
-        for (std::uint32_t const budget : policy_->budgets().layer(layer))
+        for (std::uint32_t const budget : rounded(spec_, policy_->budgets().layer(layer)))
             lengths.push_back(spec_.params.window + budget);
     return lengths;
 }

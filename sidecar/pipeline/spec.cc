@@ -42,6 +42,19 @@ PromptShape shape_of(JobSpec const& spec) {
             .window = spec.params.window};
 }
 
+std::uint32_t RowRounding::up(std::uint32_t rows, std::uint32_t most) const noexcept {
+    std::uint64_t const missing = (std::uint64_t{offset} + multiple - rows % multiple) % multiple;
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(most, rows + missing));
+}
+
+std::vector<std::uint32_t> rounded(JobSpec const& spec, std::span<std::uint32_t const> budgets) {
+    std::uint32_t const window = spec.params.window;
+    std::vector<std::uint32_t> tokens;
+    for (std::uint32_t const budget : budgets)
+        tokens.push_back(spec.rounding.up(window + budget, spec.prompt_tokens) - window);
+    return tokens;
+}
+
 std::uint32_t queries_wanted(JobSpec const& spec, Ranking ranking) {
     switch (ranking) {
         case Ranking::Accumulated: return spec.prompt_tokens;
@@ -67,7 +80,7 @@ StagingLayout staging_layout(JobSpec const& spec, Policy const& policy) {
     std::uint32_t limit_max = 0;
     for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
         limit_max = std::max(limit_max, std::ranges::max(policy.stage_limits(layer)));
-    layout.rows_max = spec.params.window + limit_max;
+    layout.rows_max = spec.rounding.up(spec.params.window + limit_max, spec.prompt_tokens);
     return layout;
 }
 
@@ -90,9 +103,11 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
         ranking == Ranking::Scores || ranking == Ranking::Joined || ranking == Ranking::Given;
     if (pools) sizes.kernel = spec.params.kernel;
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
-        auto const limits = policy.stage_limits(layer);
-        sizes.ids =
-            std::max(sizes.ids, std::accumulate(limits.begin(), limits.end(), std::uint64_t{0}));
+        std::uint64_t ids = 0;
+        for (std::uint32_t const limit : policy.stage_limits(layer))
+            ids += std::min<std::uint64_t>(spec.prompt_tokens - spec.params.window,
+                                           std::uint64_t{limit} + spec.rounding.multiple - 1);
+        sizes.ids = std::max(sizes.ids, ids);
         sizes.tallies = sizes.tallies || policy.tally_total(layer).has_value();
     }
     std::uint64_t const scores = std::uint64_t{geometry.kv_heads} *
@@ -132,8 +147,11 @@ JobNeeds needs_of(JobSpec const& spec) {
     needs.stage_rows = layout.rows_max;
     needs.staging_bytes = layout.region_bytes();
     // How many tokens hold a share of the attention is not known beforehand.
-    std::uint32_t const mean_max =
-        spec.params.keep_mass ? spec.prompt_tokens : spec.params.capacity;
+    std::uint64_t const mean_max =
+        spec.params.keep_mass
+            ? spec.prompt_tokens
+            : std::min<std::uint64_t>(spec.prompt_tokens, std::uint64_t{spec.params.capacity} +
+                                                              spec.rounding.multiple - 1);
     needs.destination_bytes = packed_bytes_max(
         spec.geometry, std::uint64_t{spec.geometry.layers} * spec.geometry.kv_heads * mean_max);
     return needs;

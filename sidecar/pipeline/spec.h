@@ -2,12 +2,16 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "sidecar/pipeline/job.h"
 
 namespace dkv {
 
 PromptShape shape_of(JobSpec const& spec);
+
+/// Prefix tokens of each head when its budget is rounded up as the spec says. [kv_heads]
+std::vector<std::uint32_t> rounded(JobSpec const& spec, std::span<std::uint32_t const> budgets);
 
 /// Rows of queries to ask the engine for with each layer. What ranks by position asks for the
 /// window's, so that the attention kept is known; what ranks by keys is for those who

@@ -51,7 +51,9 @@ Reply open_session(Context& context, Caller const& caller, wire::OpenSessionT co
     OpenRequest request{.session = message.session,
                         .prompt_tokens = message.prompt_tokens,
                         .progressive = message.progressive,
-                        .wish = std::nullopt};
+                        .wish = std::nullopt,
+                        .row_multiple = message.row_multiple,
+                        .row_offset = message.row_offset};
     if (message.policy) request.wish = DKV_TRY(from_wire(*message.policy));
     auto const opened = DKV_TRY(context.table.open_session(caller, message.instance, request));
     wire::SessionOpenedT reply;

@@ -44,6 +44,8 @@ struct OpenRequest {
     std::uint32_t prompt_tokens = 0;
     bool progressive = true;
     std::optional<PolicyRequest> wish = {};
+    std::uint32_t row_multiple = 0;  ///< 0: kept rows are not rounded.
+    std::uint32_t row_offset = 0;
 };
 
 struct OpenedSession {

@@ -22,6 +22,15 @@ void add_savings(Savings& savings, SessionFacts const& facts) {
     savings.wait_ns += facts.wait_ns;
 }
 
+Result<RowRounding> rounding_of(OpenRequest const& request) {
+    if (request.row_multiple == 0) return RowRounding{};
+    if (request.row_offset < request.row_multiple)
+        return RowRounding{.multiple = request.row_multiple, .offset = request.row_offset};
+    return Error{ErrorCode::InvalidArgument,
+                 fmt::format("row_offset is {}, not below row_multiple {}", request.row_offset,
+                             request.row_multiple)};
+}
+
 double mean(std::vector<float> const& values) {
     return values.empty() ? 0.0
                           : std::accumulate(values.begin(), values.end(), 0.0) /
@@ -72,6 +81,7 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
         return Error{ErrorCode::LimitExceeded,
                      "the prompt has " + std::to_string(request.prompt_tokens) +
                          " tokens; the limit is " + std::to_string(config_.limits.tokens_max)};
+    auto const rounding = DKV_TRY(rounding_of(request));
     auto chosen = DKV_TRY(choose(engine, request.wish));
     chosen.params = DKV_TRY(sized(chosen.params, engine.hello.geometry, request.prompt_tokens));
     if (sessions_open() >= config_.limits.sessions_max)
@@ -88,7 +98,8 @@ Result<OpenedSession> Table::open_session(Caller const& caller,
                               .job = {.geometry = engine.hello.geometry,
                                       .prompt_tokens = request.prompt_tokens,
                                       .params = chosen.params,
-                                      .progressive = request.progressive},
+                                      .progressive = request.progressive,
+                                      .rounding = rounding},
                               .opened_at = caller.now,
                               .device = engine.hello.device,
                               .place = engine.backend.place,

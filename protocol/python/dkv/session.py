@@ -15,13 +15,28 @@ from .words import (
 class Session:
     """Made by Engine.open_session. Belongs to one thread at a time."""
 
-    def __init__(self, engine, prompt_tokens: int, policy: Policy | None, progressive: bool):
+    def __init__(
+        self,
+        engine,
+        prompt_tokens: int,
+        policy: Policy | None,
+        progressive: bool,
+        row_multiple: int = 0,
+        row_offset: int = 0,
+    ):
         self._handle = NULL
         prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
         if policy is not None:
             checks.instance("policy", policy, Policy)
         wish = None if policy is None else _policy(policy)
-        options = _abi.new("dkv_session_options", prompt_tokens=prompt_tokens, progressive=int(progressive), policy=wish)
+        options = _abi.new(
+            "dkv_session_options",
+            prompt_tokens=prompt_tokens,
+            progressive=int(progressive),
+            policy=wish,
+            row_multiple=row_multiple,
+            row_offset=row_offset,
+        )
         plan, handle = _abi.new("dkv_session_plan"), _abi.handle("dkv_session")
         _abi.call("dkv_session_open", engine._handle, options, handle, plan)
         self._handle = handle[0]

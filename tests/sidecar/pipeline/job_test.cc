@@ -85,6 +85,50 @@ void run_and_check(Backend& backend, JobSpec const& spec, std::uint32_t seed, Or
 
 }  // namespace
 
+TEST_CASE("rows are rounded up with the next best ones") {
+    auto const backend = make_cpu_backend(2);
+    JobSpec spec = small_spec("snapkv");
+    spec.rounding = {.multiple = 8, .offset = 3};  // 14 rows become 19.
+    auto const prompt = fake_prompt(spec, 11);
+
+    auto const run = run_job(*backend, spec, prompt);
+
+    spec.rounding = {};
+    spec.params.capacity = 19;
+    auto const expected = run_job(*backend, spec, prompt);
+    CHECK(run.outcome.lengths == std::vector<std::uint32_t>(10, 19));
+    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
+        CHECK(run.positions(spec.geometry, layer) == expected.positions(spec.geometry, layer));
+}
+
+TEST_CASE("unequal budgets are rounded head by head, staged or not") {
+    auto const backend = make_cpu_backend(2);
+    for (bool const progressive : {true, false})
+        for (std::uint32_t const multiple : {1U, 8U, 64U, 1000U}) {
+            JobSpec spec = small_spec();
+            spec.params.granularity = Granularity::LayerHead;
+            spec.progressive = progressive;
+            auto const prompt = fake_prompt(spec, 11);
+            auto const plain = run_job(*backend, spec, prompt);
+            spec.rounding = {.multiple = multiple, .offset = spec.prompt_tokens % multiple};
+            CAPTURE(progressive);
+            CAPTURE(multiple);
+
+            auto const run = run_job(*backend, spec, prompt);
+
+            for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer) {
+                auto const kept = run.positions(spec.geometry, layer);
+                auto const less = plain.positions(spec.geometry, layer);
+                for (std::size_t head = 0; head < kept.size(); ++head) {
+                    auto const dropped = spec.prompt_tokens - kept[head].size();
+                    CHECK(dropped % multiple == 0);
+                    CHECK(kept[head].size() - less[head].size() < multiple);
+                    CHECK(std::ranges::includes(kept[head], less[head]));
+                }
+            }
+        }
+}
+
 TEST_CASE("a job keeps what its policy wants, for every policy and dtype, staged or not") {
     auto const backend = make_cpu_backend(2);
     for (char const* const policy : kCompressing)

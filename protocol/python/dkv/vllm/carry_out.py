@@ -1,0 +1,92 @@
+"""A plan carried out: the kept rows move to the request's first blocks, one write per layer or KV head."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from .blocks import Pages, Shortened, kept_blocks, rounded
+from .messages import Dropped
+from .prompt import Prompt
+
+
+@dataclasses.dataclass
+class Group:
+    """Layers that share a block table."""
+
+    index: int  # In vLLM's list of groups.
+    block: int  # Tokens of a block.
+    layers: list[tuple[int, torch.nn.Module]]  # Ordinal among the compressible layers, and the layer.
+    shortened: Shortened
+    heads_apart: bool
+
+
+def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list[list[torch.Tensor]]]:
+    """Writes the kept rows, and makes the groups' builders read them from the next step on.
+
+    Returns what can be freed, and the positions that each layer and KV head has now: the sidecar's, filled up to whole
+    blocks and to the count that the layers of a group share.
+    """
+    dropped = Dropped(full=[0] * len(prompt.blocks), keep=[0] * len(prompt.blocks))
+    positions: list = [None] * len(prompt.kept)
+    for group in groups:
+        counts = _counts([prompt.kept[ordinal] for ordinal, _ in group.layers], prompt.tokens, group)
+        row, first = prompt.blocks[group.index], prompt.first[group.index]
+        full = prompt.tokens // group.block
+        alike = len(set(counts)) == 1
+        if alike:
+            keep = kept_blocks(counts[0], prompt.tokens, group.block)
+            slots = _slots(row[:keep] + row[full : full + 1], counts[0], group.block)
+        else:
+            pages = Pages(row, counts, prompt.tokens, group.block)
+            keep = pages.blocks
+        for ordinal, layer in group.layers:
+            kept = positions[ordinal] = [
+                _filled(torch.tensor(ids, dtype=torch.long), count, prompt.tokens)
+                for ids, count in zip(prompt.kept[ordinal], counts)
+            ]
+            rows = [(keys[0, head, ids], values[0, head, ids]) for keys, values in [prompt.storage.layer(ordinal)]
+                    for head, ids in enumerate(kept)]  # fmt: skip
+            if alike:
+                keys, values = (torch.stack(each, 1) for each in zip(*rows))
+                layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots.to(keys.device))
+            else:
+                _write_heads(layer, rows, pages, row, group.block)
+        if alike:
+            group.shortened.put(first, keep, full, prompt.tokens)
+        else:
+            group.shortened.put_heads(first, pages)
+        dropped.full[group.index], dropped.keep[group.index] = full, keep
+    return dropped, positions
+
+
+def _counts(kept: list[list[list[int]]], tokens: int, group: Group) -> list[int]:
+    """Rows of each KV head, the same in all layers of the group: the largest, rounded up to whole blocks."""
+    most = [max(len(layer[head]) for layer in kept) for head in range(len(kept[0]))]
+    if not group.heads_apart:
+        most = [max(most)] * len(most)
+    return [rounded(count, tokens, group.block) for count in most]
+
+
+def _filled(ids: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
+    """`ids` and the newest tokens that are not among them, `count` in all: their memory is spent anyway."""
+    free = torch.ones(tokens, dtype=torch.bool)
+    free[ids] = False
+    more = count - len(ids)
+    return torch.cat([ids, free.nonzero().flatten()[-more:]]).sort().values if more > 0 else ids
+
+
+def _slots(blocks: list[int], count: int, block: int) -> torch.Tensor:
+    """Where `count` rows lie one after another in these blocks."""
+    at = torch.arange(count)
+    return torch.tensor([*blocks, 0])[at // block] * block + at % block
+
+
+def _write_heads(layer, rows, pages: Pages, row: list[int], block: int) -> None:
+    cache, heads = layer.kv_cache, len(rows)
+    single = cache.view(cache.shape[0] * heads, 1, block, cache.shape[3])
+    tail = row[pages.full] * heads if pages.full < len(row) else 0  # Nothing lies there when n mod b is 0.
+    for head, (keys, values) in enumerate(rows):
+        slots = _slots([*pages.rows[head].tolist(), tail + head], len(keys), block)
+        layer.impl.do_kv_cache_update(layer, keys[:, None].contiguous(), values[:, None].contiguous(), single, slots)

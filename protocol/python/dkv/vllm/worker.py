@@ -1,0 +1,224 @@
+"""The worker's half: watches prefills, hands them to the sidecar, and carries out the plans that have come."""
+
+from __future__ import annotations
+
+import torch
+from vllm.logger import init_logger
+
+from dkv.hf.place import place_of
+
+from . import refusals
+from .blocks import Shortened
+from .carry_out import Group, carry_out
+from .messages import Dropped, Key, Report, StepMeta
+from .process import process
+from .prompt import Prompt, Shape, State
+from .settings import Settings
+from .sidecar import Sidecar
+from .spec import DkvSpec
+from .stats import WHOLE, DkvStats
+
+log = init_logger("vllm.dkv")
+
+
+class Worker:
+    def __init__(self, config, cache_config, settings: Settings, wish: dict):
+        layers = process.find_layers()
+        groups = [group for group in enumerate(cache_config.kv_cache_groups) if isinstance(group[1].kv_cache_spec, DkvSpec)]
+        self._ordinal = {name: ordinal for ordinal, name in enumerate(layers)}
+        self._layers, self._cache = layers, cache_config
+        self._group_specs = groups
+        self._groups: list[Group] = []
+        self._of_layer: dict[str, Group] = {}
+        one = next(iter(layers.values()))
+        dtype = one.kv_cache_torch_dtype
+        self._shape = Shape(len(layers), one.num_heads, one.num_kv_heads, one.head_size, dtype)
+        self._place = place_of(None, torch.device(config.device_config.device))
+        self.sidecar = Sidecar(
+            self._shape,
+            groups[0][1].kv_cache_spec.block_size,
+            self._place.ready_options,
+            wish,
+            endpoint=settings.endpoint,
+            engine=f"vLLM {_vllm_version()}",
+            model=str(config.model_config.served_model_name or config.model_config.model),
+            device=self._place.device,
+            group=_group_of_ranks(config),
+        )
+        self.prompts: dict[Key, Prompt] = {}
+        self._rows: list[tuple[Prompt, int, int, int]] | None = None  # Of this step's batch: prompt, its tokens, queries.
+        self._compacted: dict[str, list[int]] = {}  # Request → its first block in each group.
+        self._report = Report()
+        self.stats = DkvStats()
+        self._reasons: set[str] = set()
+        process.worker = self
+
+    def bind_caches(self) -> None:
+        """The KV caches exist now. Raises ValueError for blocks that the attention kernel splits."""
+        for index, spec in self._group_specs:
+            layers = [(self._ordinal[name], self._layers[name]) for name in spec.layer_names]
+            block = spec.kv_cache_spec.block_size
+            for _, layer in layers:
+                if layer.kv_cache.dim() != 4 or layer.kv_cache.shape[2] != block:
+                    raise ValueError(
+                        f"dkv: {layer.layer_name} has a KV cache of shape {tuple(layer.kv_cache.shape)}, not "
+                        f"[blocks, KV heads, {block}, 2 · head_dim]: use a --block-size that its kernel does not split"
+                    )
+            apart = all(getattr(layer.impl, "heads_apart", False) for _, layer in layers)
+            blocks, device = layers[0][1].kv_cache.shape[0], layers[0][1].kv_cache.device
+            group = Group(index, block, layers, Shortened(blocks, device), apart)
+            self._groups.append(group)
+            self._of_layer.update({name: group for name in spec.layer_names})
+
+    def shortened(self, layer_name: str):
+        group = self._of_layer.get(layer_name)
+        return group.shortened if group is not None else None
+
+    # ---------------------------------------------------------------- one step, in this order
+
+    def begin_step(self, meta: StepMeta) -> None:
+        self._rows = None
+        for request in meta.gone:
+            self._forget(request)
+        for prompt in self.prompts.values():
+            prompt.done = None
+        for prefill in meta.prefills:
+            if prefill.done == 0:
+                for group in self._groups:
+                    group.shortened.forget(prefill.first[group.index])
+                self._begin(prefill)
+            prompt = self.prompts.get(prefill.key)
+            if prompt is not None:
+                prompt.done, prompt.blocks = prefill.done, prefill.blocks
+
+    def take(self, name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, metadata) -> None:
+        """Called by every attention layer. Copies what belongs to prompts, and reports layers that are complete."""
+        group = self._of_layer.get(name)
+        if group is None or not self.prompts:
+            return
+        if self._rows is None:
+            self._rows = self._find_rows(group, metadata)
+        layer = self._layers[name]
+        for prompt, done, begin, end in self._rows:
+            if prompt.state == State.PREFILL and prompt.take(
+                self._ordinal[name], done, query[begin:end], key[begin:end], value[begin:end]
+            ):
+                self.sidecar.layer_ready(prompt, self._ordinal[name], **_attention_of(layer.impl))
+
+    def end_step(self) -> None:
+        """Carries out the plans that have come. Does not wait for those that have not."""
+        self._rows = None
+        for prompt in list(self.prompts.values()):
+            if prompt.state == State.WHOLE:
+                self._leave_whole(prompt, prompt.reason)
+            elif prompt.blocks is None:
+                continue  # Its prefill goes on.
+            elif not prompt.complete():
+                self._leave_whole(prompt, "a part of its prefill did not pass through Python (a CUDA graph)")
+            elif prompt.state == State.PLANNED:
+                self._carry_out(prompt)
+            else:
+                prompt.steps += 1
+
+    def report(self) -> Report | None:
+        report, self._report = self._report, Report()
+        return report if report.dropped else None
+
+    def close(self) -> None:
+        for prompt in list(self.prompts.values()):
+            self._end(prompt, "the engine ends")
+        self.sidecar.close()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _begin(self, prefill) -> None:
+        choice = prefill.choice
+        if choice.off or choice.wrong:
+            self._count(choice.wrong or "its request said off")
+            return
+        try:
+            prompt = Prompt(prefill, self._shape, self.sidecar.queries(choice.policy), self._place)
+        except Exception as error:  # No memory for the copy.
+            self._count(f"{type(error).__name__}: {error}")
+            return
+        self.prompts[prefill.key] = prompt
+        self.sidecar.begin(prompt)
+
+    def _find_rows(self, group: Group, metadata) -> list[tuple[Prompt, int, int, int]]:
+        """Which rows of this step's batch are prompts. On a GPU the one synchronization of a step with a prefill."""
+        mine = {prompt.first[group.index]: prompt for prompt in self.prompts.values() if prompt.done is not None}
+        if not mine:
+            return []
+        starts, firsts = metadata.query_start_loc.tolist(), metadata.block_table[:, 0].tolist()
+        return [
+            (mine[first], mine[first].done, starts[row], starts[row + 1])
+            for row, first in enumerate(firsts[: len(starts) - 1])
+            if first in mine and starts[row + 1] > starts[row]
+        ]
+
+    def _carry_out(self, prompt: Prompt) -> None:
+        try:
+            dropped, positions = carry_out(prompt, self._groups)
+        except Exception as error:
+            log.exception("dkv: a plan was not carried out")
+            for group in self._groups:
+                group.shortened.forget(prompt.first[group.index])
+            self._leave_whole(prompt, f"{type(error).__name__}: {error}")
+            return
+        self._compacted[prompt.key[0]] = prompt.first
+        self._report.dropped[prompt.key] = dropped
+        self._applied(prompt, dropped, positions)
+        self._end(prompt, None)
+
+    def _applied(self, prompt: Prompt, dropped: Dropped, positions: list[list[torch.Tensor]]) -> None:
+        self.stats.add("requests compressed")
+        self.stats.add("steps that plans came late", prompt.steps)
+
+    def _leave_whole(self, prompt: Prompt, reason: str) -> None:
+        self._count(reason)
+        self._end(prompt, reason)
+
+    def _count(self, reason: str) -> None:
+        self.stats.add(WHOLE + reason)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            log.info("dkv: a request is left whole: %s (said once; the counts are among the KV Transfer metrics)", reason)
+
+    def _end(self, prompt: Prompt, reason: str | None) -> None:
+        prompt.abandoned = True
+        del self.prompts[prompt.key]
+        self.sidecar.end(prompt, reason)
+
+    def _forget(self, request: str) -> None:
+        for prompt in [each for each in self.prompts.values() if each.key[0] == request]:
+            self._leave_whole(prompt, "it ended or was preempted before its plan came")
+        first = self._compacted.pop(request, None)
+        if first is not None:
+            for group in self._groups:
+                group.shortened.forget(first[group.index])
+
+
+def _attention_of(impl) -> dict:
+    """What layer_ready() must know of a layer's attention."""
+    known: dict = {"scale": impl.scale}
+    softcap = getattr(impl, "logits_soft_cap", None)
+    if softcap:
+        known["softcap"] = float(softcap)
+    if getattr(impl, "sinks", None) is not None:
+        known["sink_logits"] = impl.sinks.detach().float().tolist()
+    return known
+
+
+def _group_of_ranks(config) -> int:
+    """Names the ranks of one engine to the sidecar; 0: a rank alone."""
+    if config.parallel_config.world_size == 1:
+        return 0
+    import zlib
+
+    return zlib.crc32(config.kv_transfer_config.engine_id.encode()) or 1
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return vllm.__version__

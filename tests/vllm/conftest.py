@@ -1,0 +1,98 @@
+"""Fixtures of the tests with a real vLLM: the model's folder, its reference, a real dkvd."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from processes import Sidecar  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    """SmolLM2-135M as a Hugging Face folder."""
+    from dkv.hf import weights
+
+    return str(weights.smollm2_folder())
+
+
+@pytest.fixture(scope="session")
+def reference(model):
+    from reference import Reference
+
+    return Reference(model)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A folder with a model of random weights: nonsense, of which every number can be checked, in no time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=192,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.12,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_reference(tiny):
+    from reference import Reference
+
+    return Reference(tiny)
+
+
+@pytest.fixture
+def noise():
+    """Tokens for the tiny model; the same for the same count and seed."""
+
+    def tokens(count: int, seed: int = 7) -> list[int]:
+        return torch.randint(3, 1024, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    return tokens
+
+
+@pytest.fixture(scope="session")
+def text(model):
+    """`count` tokens of a text that the model can go on with; another `part` begins elsewhere."""
+    from tokenizers import Tokenizer
+
+    pages = "\n\n".join((ROOT / name).read_text() for name in ("LICENSE", "docs/ARCHITECTURE.md", "docs/POLICIES.md"))
+    ids = Tokenizer.from_file(f"{model}/tokenizer.json").encode(pages).ids
+
+    def tokens(count: int, part: int = 0) -> list[int]:
+        begin = 777 * part
+        assert len(ids) >= begin + count
+        return ids[begin : begin + count]
+
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory):
+    """A running dkvd, dynamickv at 128, for the tests of one file."""
+    folder = tmp_path_factory.mktemp("dkvd")
+    folder.chmod(0o700)
+    running = Sidecar(folder)
+    yield running.start("--policy", "dynamickv", "--capacity", "128")
+    running.stop()

@@ -1,0 +1,155 @@
+"""A real vLLM in this process, stepped by hand, so that a test sees its pool and its steps."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="WARNING",
+    TORCHDYNAMO_DISABLE="1",  # Else the logprobs are counted by a function that is compiled for a minute.
+)
+
+from processes import waited_for  # noqa: E402
+from vllm import LLM, SamplingParams  # noqa: E402
+
+from dkv.vllm.process import process  # noqa: E402
+from dkv.vllm.prompt import State  # noqa: E402
+from dkv.vllm.worker import Worker  # noqa: E402
+
+
+@dataclasses.dataclass
+class Answer:
+    tokens: list[int]
+    logprobs: list[dict[int, float]]  # Of each step's five likeliest tokens.
+
+
+@dataclasses.dataclass
+class Kept:
+    """How a prompt was compacted."""
+
+    tokens: int
+    positions: list  # [layer][KV head]: what attention sees of it.
+    planned: list  # The same as the sidecar said it, before it was filled up to whole blocks.
+    after: int  # Tokens that had been said by then.
+
+    def lengths(self) -> list[list[int]]:
+        return [[len(head) for head in layer] for layer in self.positions]
+
+
+def transfer(**extra) -> dict:
+    return dict(
+        kv_connector="DkvConnector",
+        kv_connector_module_path="dkv.vllm.connector",
+        kv_role="kv_both",
+        kv_connector_extra_config=extra,
+    )
+
+
+class Engine:
+    def __init__(self, model: str, endpoint: str | None, extra: dict | None = None, **options):
+        """endpoint None: without dkv. `extra`: more of its settings."""
+        defaults = dict(
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=2048,
+            max_num_batched_tokens=2048,
+            max_num_seqs=8,
+            block_size=32,
+            enable_prefix_caching=False,
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+        )
+        if endpoint is not None:
+            defaults["kv_transfer_config"] = transfer(endpoint=endpoint, **(extra or {}))
+        self.llm = LLM(model=model, **{**defaults, **options})
+        self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.preemptions = 0
+        self._count_preemptions()
+        self.answers: dict[str, Answer] = {}
+        self.kept: dict[str, Kept] = {}  # Of each request's last prefill.
+        self.stats: collections.Counter[str] = collections.Counter()
+        self.worker: Worker | None = process.worker if endpoint is not None else None
+        if self.worker is not None:
+            self._watch(self.worker)
+            waited_for(lambda: self.worker.sidecar.attached, "the engine to attach")
+
+    def _count_preemptions(self) -> None:
+        usual = self.scheduler._preempt_request
+
+        def preempt(*arguments, **options):
+            self.preemptions += 1
+            return usual(*arguments, **options)
+
+        self.scheduler._preempt_request = preempt
+
+    def _watch(self, worker: Worker) -> None:
+        usual = worker._applied
+
+        def applied(prompt, dropped, positions):
+            name = prompt.key[0].rsplit("-", 1)[0]  # vLLM appends a random number.
+            self.kept[name] = Kept(prompt.tokens, positions, prompt.kept, prompt.steps + 1)
+            usual(prompt, dropped, positions)
+
+        worker._applied = applied
+        for side in (worker, self.scheduler.connector._scheduler):  # vLLM takes their counters at each step.
+            side.stats.add = self._counted(side.stats.add)
+
+    def _counted(self, usual):
+        def add(counter, count=1):
+            self.stats[counter] += count
+            usual(counter, count)
+
+        return add
+
+    @property
+    def free(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def add(self, name: str, tokens: list[int], count: int = 24, dkv: object = None) -> None:
+        """A request; `dkv` is its own choice."""
+        extra = None if dkv is None else {"kv_transfer_params": {"dkv": dkv}}
+        params = SamplingParams(
+            temperature=0.0, max_tokens=count, logprobs=5, ignore_eos=True, detokenize=False, extra_args=extra
+        )
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": tokens}, params)
+
+    def abort(self, name: str) -> None:
+        self.llm.llm_engine.abort_request([name])
+
+    def step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                said = output.outputs[0]
+                chances = [{token: each.logprob for token, each in step.items()} for step in said.logprobs or []]
+                self.answers[output.request_id] = Answer(list(said.token_ids), chances)
+
+    def settled(self) -> bool:
+        """Whether every prompt that was read has its plan, or will have none."""
+        return all(prompt.blocks is None or prompt.state != State.PREFILL for prompt in self.worker.prompts.values())
+
+    def run(self, each_step=None, wait: bool = True) -> None:
+        """Until no request is left. wait: for plans, which vLLM never does, so that a test knows when they are carried
+        out: in the step after the prefill."""
+        while self.llm.llm_engine.has_unfinished_requests():
+            if wait and self.worker is not None:
+                waited_for(self.settled, "the plans")
+            self.step()
+            if each_step is not None:
+                each_step(self)
+
+    def close(self) -> None:
+        import gc
+
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm, self.scheduler, self.worker
+        gc.collect()
+        cleanup_dist_env_and_memory()

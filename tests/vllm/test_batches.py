@@ -1,0 +1,101 @@
+"""Several requests at once: chunked prefill, a pool that is too small, aborts, and no block lost over many requests."""
+
+from __future__ import annotations
+
+import pytest
+from engine import Engine
+
+TOLERANCE = 1e-4  # Of a logprob, float32.
+GROUPS, BLOCK = 3, 32
+POOL = 230  # Blocks: about five requests of 400 tokens that are whole.
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, sidecar):
+    running = Engine(
+        tiny,
+        sidecar.endpoint,
+        {"layers_per_group": 2},
+        max_num_batched_tokens=256,
+        num_gpu_blocks_override=POOL,
+        max_num_seqs=16,
+    )
+    yield running
+    running.close()
+
+
+def test_a_prefill_in_chunks(engine, tiny_reference, noise):
+    prompt, begin = noise(700), engine.free
+    free = []
+    engine.add("chunks", prompt, dkv={"granularity": "layer-head"})
+
+    engine.run(lambda engine: free.append(engine.free))
+
+    kept = engine.kept["chunks"]
+    assert free[0] > free[1] > free[2] and max(free[3:-1]) > free[2]
+    for first in range(0, 6, 2):  # The layers of a group share one table, and so each head's count.
+        assert kept.lengths()[first] == kept.lengths()[first + 1]
+    assert tiny_reference.worst(prompt, engine.answers["chunks"], kept) < TOLERANCE
+    assert engine.free == begin
+
+
+def test_requests_side_by_side_do_not_read_one_anothers_rows(engine, tiny_reference, noise):
+    begin, running = engine.free, []
+    prompts = {f"side {at}": noise(400 - 9 * at, seed=at) for at in range(10)}
+    wishes = [None, {"granularity": "layer-head"}, "off", {"capacity": 64}]
+    for at, (name, prompt) in enumerate(prompts.items()):
+        engine.add(name, prompt, 30, wishes[at % len(wishes)])
+
+    engine.run(lambda engine: running.append(len(engine.scheduler.running)))
+
+    assert engine.free == begin
+    assert max(running) > POOL // (GROUPS * (400 // BLOCK + 2))  # More than fit when all are whole.
+    for name, prompt in prompts.items():
+        assert tiny_reference.worst(prompt, engine.answers[name], engine.kept.get(name)) < TOLERANCE, name
+
+
+def test_preempted_requests_are_compacted_again(engine, tiny_reference, noise):
+    begin, before = engine.free, engine.preemptions
+    prompts = {f"preempted {at}": noise(60 + 7 * at, seed=at) for at in range(12)}
+    for name, prompt in prompts.items():
+        engine.add(name, prompt, 190, {"capacity": 48})
+
+    engine.run()
+
+    assert engine.preemptions > before
+    assert engine.free == begin
+    for name, prompt in prompts.items():
+        answer, kept = engine.answers[name], engine.kept[name]
+        assert len(answer.tokens) == 190
+        # What came after the last prefill: of a resumed request, the prompt and what it had said before.
+        said = kept.tokens - len(prompt)
+        rest = type(answer)(answer.tokens[said:], answer.logprobs[said:])
+        assert tiny_reference.worst(prompt + answer.tokens[:said], rest, kept) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_an_abort_at_any_moment_loses_no_block(engine, noise, steps):
+    begin = engine.free
+    engine.add("aborted", noise(600, seed=steps))
+    engine.add("stays", noise(300, seed=steps), 8)
+    for _ in range(steps):
+        engine.step()
+    engine.abort("aborted")
+
+    engine.run()
+
+    assert engine.free == begin and len(engine.answers["stays"].tokens) == 8
+    assert not engine.worker.prompts
+
+
+def test_no_block_is_lost_over_many_requests(engine, noise):
+    begin = engine.free
+    for at in range(100):
+        engine.add(f"many {at}", noise(140 + at % 90, seed=at), 2 + at % 7, {"capacity": 40 + at % 50})
+
+    engine.run()
+
+    assert engine.free == begin
+    assert sum(name.startswith("many") for name in engine.kept) == 100
+    assert not engine.worker.prompts
+    assert not any(len(group.shortened) for group in engine.worker._groups)

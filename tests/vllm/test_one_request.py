@@ -1,0 +1,133 @@
+"""A small model of random weights in a real vLLM with a real dkvd: one request at a time."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from engine import Engine
+from processes import waited_for
+
+TOLERANCE = 1e-4  # Of a logprob, float32.
+LAYERS, KV_HEADS, BLOCK = 6, 2, 32
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, sidecar):
+    running = Engine(tiny, sidecar.endpoint, {"layers_per_group": 1})
+    yield running
+    running.close()
+
+
+def answer(engine, name, tokens, dkv=None, count=24):
+    """Adds a request, runs it to its end and returns the free blocks after each step."""
+    begin, free = engine.free, []
+    engine.add(name, tokens, count, dkv)
+    engine.run(lambda engine: free.append(engine.free))
+    assert engine.free == begin  # Every block came back.
+    return free
+
+
+def test_layers_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
+    prompt = noise(500)
+
+    free = answer(engine, "layers", prompt, {"granularity": "layer"})
+
+    kept = engine.kept["layers"]
+    lengths = kept.lengths()
+    assert all(len(set(layer)) == 1 for layer in lengths) and len({layer[0] for layer in lengths}) > 1
+    assert all((500 - layer[0]) % BLOCK == 0 for layer in lengths)
+    blocks = sum((500 - layer[0]) // BLOCK for layer in lengths)
+    assert max(free[:-1]) - free[0] == blocks > 0.4 * LAYERS * (500 // BLOCK)
+    assert tiny_reference.worst(prompt, engine.answers["layers"], kept) < TOLERANCE
+    assert tiny_reference.worst(prompt, engine.answers["layers"]) > 100 * TOLERANCE  # Against the full cache.
+
+
+def test_heads_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
+    prompt = noise(509)
+
+    answer(engine, "heads", prompt, {"granularity": "layer-head"})
+
+    kept = engine.kept["heads"]
+    assert any(len(set(layer)) > 1 for layer in kept.lengths())
+    assert tiny_reference.worst(prompt, engine.answers["heads"], kept) < TOLERANCE
+
+
+def test_a_prompt_of_whole_blocks(engine, tiny_reference, noise):
+    prompt = noise(13 * BLOCK)
+
+    answer(engine, "whole blocks", prompt, {"granularity": "layer-head"})
+
+    kept = engine.kept["whole blocks"]
+    assert all(length % BLOCK == 0 for layer in kept.lengths() for length in layer)
+    assert tiny_reference.worst(prompt, engine.answers["whole blocks"], kept) < TOLERANCE
+
+
+def test_a_request_chooses_its_capacity(engine, noise):
+    answer(engine, "small", noise(500), {"capacity": 48}, count=4)
+    answer(engine, "large", noise(500), {"capacity": 200}, count=4)
+
+    small, large = (sum(map(sum, engine.kept[name].lengths())) for name in ("small", "large"))
+    assert 48 * LAYERS * KV_HEADS <= small < 200 * LAYERS * KV_HEADS <= large
+
+
+def test_a_request_says_off(engine, tiny_reference, noise):
+    prompt = noise(300)
+
+    answer(engine, "off", prompt, "off", count=6)
+
+    assert "off" not in engine.kept
+    assert engine.stats["left whole: its request said off"] == 1
+    assert tiny_reference.worst(prompt, engine.answers["off"]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "wish, reason",
+    [
+        ("on", 'kv_transfer_params["dkv"] is \'on\': expected "off" or parameters of a policy'),
+        ({"capasity": 64}, "kv_transfer_params[\"dkv\"] has 'capasity': expected name, capacity"),
+        ({"capacity": "much"}, "capacity is 'much'"),
+        ({"capacity": 8}, "capacity is 8, smaller than window 32"),
+    ],
+)
+def test_a_wish_that_is_not_understood_leaves_the_request_whole(engine, noise, wish, reason):
+    answer(engine, "wish", noise(100), wish, count=4)
+
+    assert len(engine.answers["wish"].tokens) == 4
+    assert [each for each in engine.stats if each.startswith("left whole: ") and reason in each]
+
+
+def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, tiny_reference, noise):
+    prompt, seen = noise(500, 8), []
+    engine.add("late", prompt)
+    sidecar.process.send_signal(signal.SIGSTOP)
+
+    def go_on(engine):
+        seen.append(engine.free)
+        if len(seen) == 6:
+            sidecar.process.send_signal(signal.SIGCONT)
+            waited_for(engine.settled, "the plan")
+
+    engine.run(go_on, wait=False)
+
+    kept = engine.kept["late"]
+    assert kept.after == 7 and max(seen[:6]) == seen[0] and max(seen[6:-1]) > seen[0]
+    assert tiny_reference.worst(prompt, engine.answers["late"], kept) < TOLERANCE
+
+
+def test_a_dead_sidecar_costs_no_request_anything(engine, sidecar, tiny_reference, noise):
+    prompt = noise(400)
+    sidecar.kill()
+
+    answer(engine, "dead", prompt, count=6)
+
+    assert "dead" not in engine.kept
+    assert tiny_reference.worst(prompt, engine.answers["dead"]) < TOLERANCE
+    assert [each for each in engine.stats if each.startswith("left whole: unavailable")], engine.stats
+
+    sidecar.start("--policy", "dynamickv", "--capacity", "128")
+    for again in range(40):  # The engine notices within a heartbeat.
+        answer(engine, f"again {again}", noise(300), count=2)
+        if f"again {again}" in engine.kept:
+            return
+    raise AssertionError(engine.stats)
