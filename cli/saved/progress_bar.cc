@@ -10,7 +10,7 @@
 namespace dkv::cli {
 namespace {
 
-constexpr std::size_t kBarColumns = 24;
+constexpr std::size_t kProgressColumns = 24;
 constexpr std::chrono::milliseconds kRedraw{100};
 /// Before that the speed is unknown.
 constexpr double kSpeedAfterSeconds = 0.5;
@@ -23,7 +23,7 @@ std::string progress_text(ProgressFacts const& facts, Style const& style) {
                                                               static_cast<double>(facts.bytes));
     std::string text;
     if (facts.files > 1) text = fmt::format("{}/{} files  ", facts.files_done, facts.files);
-    text += fmt::format("{} {:>7}", bar(share, kBarColumns, style), human_share(share));
+    text += fmt::format("{} {:>7}", bar(share, kProgressColumns, style), human_share(share));
     if (facts.seconds >= kSpeedAfterSeconds && facts.bytes_done > 0) {
         double const speed = static_cast<double>(facts.bytes_done) / facts.seconds;
         auto const left =

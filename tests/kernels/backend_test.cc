@@ -90,8 +90,8 @@ struct OnDevice {
 };
 
 /// A gather of one head's tokens of one f32 each.
-struct Rows {
-    Rows(Backend& backend, std::vector<std::int32_t> const& which)
+struct Staged {
+    Staged(Backend& backend, std::vector<std::int32_t> const& which)
         : source(backend, {10, 11, 12, 13}),
           ids(backend, which),
           out(backend, std::vector<float>(which.size(), -1)),
@@ -125,7 +125,7 @@ TEST_CASE("a device refuses memory that it has not, and works on") {
         CHECK(refused.error().message ==
               "not enough device memory for " + std::to_string(bytes) + " bytes");
     }
-    Rows rows(*device, {2, 0});
+    Staged rows(*device, {2, 0});
     REQUIRE(rows.gather(*device));
     CHECK(rows.out.fetch(*device) == std::vector<float>{12, 10});
 }
@@ -146,9 +146,9 @@ TEST_CASE("a pool is there from the start, or there is no backend") {
 TEST_CASE("what an op finds wrong on the device is told when it is waited for, once") {
     auto const device = test::device();
     if (!device) return;
-    Rows good(*device, {1, 3});
-    Rows bad(*device, {0, 4});
-    Rows after(*device, {2});
+    Staged good(*device, {1, 3});
+    Staged bad(*device, {0, 4});
+    Staged after(*device, {2});
 
     REQUIRE(good.gather(*device));
     REQUIRE(bad.gather(*device));  // Nobody has looked yet.
@@ -217,7 +217,7 @@ TEST_CASE("a thousand ops may be under way before anybody waits") {
 TEST_CASE("memory that goes while it is used is there until it has been") {
     auto const device = test::device();
     if (!device) return;
-    auto rows = std::make_unique<Rows>(*device, std::vector<std::int32_t>{3, 2, 1, 0});
+    auto rows = std::make_unique<Staged>(*device, std::vector<std::int32_t>{3, 2, 1, 0});
     OnDevice<float> const kept(*device, std::vector<float>(4));
     RowsView view =
         dense_rows(reinterpret_cast<std::byte*>(rows->out.span().data()), Dtype::F32, 1, 4, 1);

@@ -20,7 +20,7 @@ namespace {
 constexpr std::size_t kBufferBytes = std::size_t{64} << 20U;
 constexpr std::size_t kGapBytes = kBufferBytes;  // No hole is left that a buffer would fit into.
 constexpr std::size_t kGaps = 96;
-constexpr std::ptrdiff_t kFar = std::ptrdiff_t{5} << 30U;
+constexpr std::ptrdiff_t kFarApart = std::ptrdiff_t{5} << 30U;
 constexpr std::uint32_t kDim = 64;
 
 /// Addresses that nobody else is given.
@@ -151,7 +151,7 @@ void check_far(Backend& backend, FarApart& memory, RowsView far) {
 void check_all(Backend& backend, Place place) {
     FarApart memory(backend);
     if (backend.name().find("emulated") != std::string_view::npos)
-        REQUIRE(memory.high - memory.low >= kFar);
+        REQUIRE(memory.high - memory.low >= kFarApart);
     for (Dtype const dtype : {Dtype::F32, Dtype::F16}) {
         for (std::size_t const skew : {std::size_t{0}, bytes_of(dtype)}) {
             INFO(backend.name(), ", ", name_of(dtype), ", ", skew, " bytes off");

@@ -18,14 +18,14 @@ namespace {
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 /// One call's memory.
-struct Call {
-    Call(std::uint32_t heads,
-         std::uint32_t tokens,
-         std::uint32_t window,
-         std::uint32_t head_dim,
-         KeyMeasure measure,
-         Dtype dtype = Dtype::F32,
-         Layout layout = Layout::HeadMajor)
+struct KeyCall {
+    KeyCall(std::uint32_t heads,
+            std::uint32_t tokens,
+            std::uint32_t window,
+            std::uint32_t head_dim,
+            KeyMeasure measure,
+            Dtype dtype = Dtype::F32,
+            Layout layout = Layout::HeadMajor)
         : keys(dtype, heads, tokens, head_dim, layout),
           scores(std::size_t{heads} * (tokens - window)) {
         args.keys = keys.view;
@@ -48,7 +48,7 @@ struct Call {
 
 TEST_CASE("the norm ranks small keys first, per head") {
     test::for_each_backend([](Backend& backend) {
-        Call call(2, 3, 1, 2, KeyMeasure::Norm);
+        KeyCall call(2, 3, 1, 2, KeyMeasure::Norm);
         call.keys.fill([](auto head, auto token, auto dim) {
             return static_cast<float>((dim == 0 ? 3 : 4) * (head == 0 ? token : 2 - token));
         });
@@ -60,7 +60,7 @@ TEST_CASE("the norm ranks small keys first, per head") {
 TEST_CASE("the difference is measured from the mean of directions, the window's among them") {
     test::for_each_backend([](Backend& backend) {
         // Directions (1, 0), (0, 1) and (0, 1): their mean points to (1, 2) / √5.
-        Call call(1, 3, 1, 2, KeyMeasure::Difference);
+        KeyCall call(1, 3, 1, 2, KeyMeasure::Difference);
         call.keys.fill([](auto, auto token, auto dim) {
             return token == 0 ? (dim == 0 ? 7.f : 0.f) : (dim == 0 ? 0.f : 0.5f);
         });
@@ -76,7 +76,7 @@ TEST_CASE("the difference is measured of keys in 16-byte words, however many the
             for (std::uint32_t const tokens : {1u, 2u, 9u, 63u, 64u, 65u, 70u, 71u, 600u}) {
                 INFO(name_of(dtype), ", ", tokens, " tokens");
                 // Two directions in turns.
-                Call call(2, tokens, 0, dim, KeyMeasure::Difference, dtype);
+                KeyCall call(2, tokens, 0, dim, KeyMeasure::Difference, dtype);
                 call.keys.fill([](auto head, auto token, auto axis) {
                     return axis == 40 * (token % 2) + head ? 3.f : 0.f;
                 });
@@ -109,7 +109,7 @@ TEST_CASE("key scores are the reference at every shape, dtype and layout") {
             auto const layout = pick(
                 std::array{Layout::HeadMajor, Layout::TokenMajor, Layout::DimMajor, Layout::Odd});
             for (KeyMeasure const measure : {KeyMeasure::Norm, KeyMeasure::Difference}) {
-                Call call(heads, tokens, window, dim, measure, dtype, layout);
+                KeyCall call(heads, tokens, window, dim, measure, dtype, layout);
                 std::normal_distribution<float> normal;
                 call.keys.fill([&](auto, auto token, auto axis) {
                     return token % 97 == 5 ? 0.f : normal(random) + (axis == 0 ? 2.f : 0.f);
@@ -134,7 +134,7 @@ TEST_CASE("a key that is no number scores lowest and does not move the mean") {
         for (float const poison : {std::nanf(""), std::numeric_limits<float>::infinity(), 3e38f}) {
             for (KeyMeasure const measure : {KeyMeasure::Norm, KeyMeasure::Difference}) {
                 std::mt19937 random(4);
-                Call call(1, 60, 2, 16, measure);
+                KeyCall call(1, 60, 2, 16, measure);
                 call.keys.fill_normal(random);
                 call.keys.set(0, 3, 7, 0);
                 for (std::uint32_t dim = 0; dim < 16; ++dim)
@@ -152,7 +152,7 @@ TEST_CASE("a key that is no number scores lowest and does not move the mean") {
 
 TEST_CASE("keys of zeros are neither alike nor unlike anything") {
     test::for_each_backend([](Backend& backend) {
-        Call call(1, 9, 2, 5, KeyMeasure::Difference);
+        KeyCall call(1, 9, 2, 5, KeyMeasure::Difference);
         REQUIRE(backend.key_score(call.args));
         CHECK(call.scores == std::vector<float>(7, 0.f));
     });
@@ -160,7 +160,7 @@ TEST_CASE("keys of zeros are neither alike nor unlike anything") {
 
 TEST_CASE("key scores are the same bits on any number of threads") {
     std::mt19937 random(3);
-    Call call(3, 5000, 32, 64, KeyMeasure::Difference, Dtype::Bf16);
+    KeyCall call(3, 5000, 32, 64, KeyMeasure::Difference, Dtype::Bf16);
     call.keys.fill_normal(random);
     std::vector<std::vector<float>> all;
     for (unsigned const threads : {1u, 2u, 0u}) {
@@ -173,7 +173,7 @@ TEST_CASE("key scores are the same bits on any number of threads") {
 
 TEST_CASE("key_score refuses what disagrees") {
     auto const refusal = [&](auto change) {
-        Call call(2, 10, 4, 8, KeyMeasure::Norm);
+        KeyCall call(2, 10, 4, 8, KeyMeasure::Norm);
         change(call.args);
         return call.refusal();
     };
@@ -187,7 +187,7 @@ TEST_CASE("key_score refuses what disagrees") {
           "scores has 11 elements, not [2, 6]");
     CHECK(refusal([](auto& args) { args.keys.data = nullptr; }) == "keys has no data");
 
-    Call call(1, 2, 1, 1, KeyMeasure::Norm);
+    KeyCall call(1, 2, 1, 1, KeyMeasure::Norm);
     call.args.keys.place = Place::Device;
     auto const device = make_cpu_backend(1)->key_score(call.args);
     REQUIRE_FALSE(device);

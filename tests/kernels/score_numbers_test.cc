@@ -13,7 +13,7 @@ using Call = test::ScoreCall;
 
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
 }  // namespace
@@ -26,7 +26,7 @@ TEST_CASE("a soft cap of any size leaves scores finite") {
             Call call({1, 2, 3, 90, 16}, Dtype::F16, GroupReduce::Mean);
             call.fill(random);
             call.keys.set(0, 5, 3, std::nanf(""));
-            call.keys.set(0, 6, 3, kInfinity);
+            call.keys.set(0, 6, 3, kInf);
             call.args.softcap = softcap;
             REQUIRE(backend.score(call.args));
             CHECK(std::ranges::all_of(call.scores, [](float score) {
@@ -73,7 +73,7 @@ TEST_CASE("NaN and infinite inputs give finite scores") {
         std::mt19937 random(5);
         float const nan = std::nanf("");
         for (Dtype const dtype : {Dtype::F32, Dtype::F16, Dtype::Bf16}) {
-            for (float const poison : {nan, kInfinity, -kInfinity}) {
+            for (float const poison : {nan, kInf, -kInf}) {
                 for (bool const all : {false, true}) {
                     Call call({2, 3, 8, 200, 64}, dtype, GroupReduce::Mean);
                     call.fill(random);

@@ -184,6 +184,8 @@ struct TableFixture : RunningTable {
     std::unique_ptr<EngineMemory> destination;
 };
 
+inline constexpr auto kEngine = TableFixture::kEngine;
+
 template <class T>
 Error refused(Result<T> const& result) {
     REQUIRE(!result);

@@ -10,10 +10,10 @@
 namespace dkv {
 namespace {
 
+using test::kEngine;
 using test::LentPrompt;
 using test::refused;
 using test::TableFixture;
-constexpr auto kEngine = TableFixture::kEngine;
 
 TEST_CASE("a dynamickv session: layers are staged, planned, packed, adopted, closed") {
     TableFixture t;

@@ -11,9 +11,9 @@
 namespace dkv {
 namespace {
 
+using test::kEngine;
 using test::refused;
 using test::TableFixture;
-constexpr auto kEngine = TableFixture::kEngine;
 
 TEST_CASE("a repeated hello changes nothing; an earlier generation is refused") {
     TableFixture t;

@@ -28,8 +28,8 @@ void connect_to(sockaddr_un const& address, UniqueFd const& connection) {
                       sizeof address) == 0);
 }
 
-struct Listener {
-    Listener() {
+struct FdListener {
+    FdListener() {
         auto listening = FdSocket::listen(
             "ipc://" + (dir / "dkvd.sock"),
             [this](std::uint64_t instance, std::uint64_t ticket, UniqueFd file) -> Result<void> {
@@ -93,7 +93,7 @@ std::int64_t milliseconds(timespec const& begin, timespec const& end) {
 }
 
 TEST_CASE("descriptors come with their instance and ticket, as many as a connection sends") {
-    Listener t;
+    FdListener t;
     auto const engine = t.connect();
     auto const other = t.connect();
     send(engine, {7, 1}, 1);
@@ -105,7 +105,7 @@ TEST_CASE("descriptors come with their instance and ticket, as many as a connect
 }
 
 TEST_CASE("a message of another form ends its connection, and no other") {
-    Listener t;
+    FdListener t;
     auto const good = t.connect();
     for (auto const& [words, files] : {std::pair{std::vector<std::uint64_t>{7, 1}, 0UL},
                                        {{7, 1}, 2UL},
@@ -122,7 +122,7 @@ TEST_CASE("a message of another form ends its connection, and no other") {
 }
 
 TEST_CASE("connections are bounded; one that ends makes room") {
-    Listener t;
+    FdListener t;
     std::vector<UniqueFd> all;
     for (std::size_t at = 0; at < FdSocket::kConnectionsMax; ++at) {
         all.push_back(t.connect());
@@ -134,7 +134,7 @@ TEST_CASE("connections are bounded; one that ends makes room") {
 
 TEST_CASE(
     "who connects while the process has no descriptor left waits, without a spinning thread") {
-    Listener t;
+    FdListener t;
     // It has logged before: a sanitizer looks at an object's type once, by a descriptor of its own.
     auto const bad = t.connect();
     send(bad, {7}, 1);
@@ -161,7 +161,7 @@ TEST_CASE(
     "the socket is its owner's alone, takes the place of a stale one, and goes when it ends") {
     std::string path;
     {
-        Listener t;
+        FdListener t;
         path = t.socket->path();
         struct stat info {};
         REQUIRE(::stat(path.c_str(), &info) == 0);
