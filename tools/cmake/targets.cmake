@@ -22,7 +22,7 @@ if(DKV_SANITIZE)
     # Also for the shared library: whoever loads it into another process preloads the runtime.
     add_compile_options(-fsanitize=${DKV_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${DKV_SANITIZE})
-    # These two are a seventh of a compilation. The address sanitizer reports a null pointer that is read or
+    # These two are about an eighth of a compilation. The address sanitizer reports a null pointer that is read or
     # written, and an object that was freed.
     if(DKV_SANITIZE MATCHES undefined)
         add_compile_options(-fno-sanitize=null,vptr)
@@ -38,7 +38,7 @@ function(dkv_glue name)
 endfunction()
 
 # dkv_front(NAME): glue that reads flags and prints, once a run. CLI11's templates take a third less to
-# compile with -O1. It casts no bytes to wider types, and checking alignment is a seventh of its compilation.
+# compile with -O1. It casts no bytes to wider types, and checking alignment is about a seventh of its compilation.
 function(dkv_front name)
     dkv_glue(${name})
     if(DKV_SANITIZE MATCHES undefined)
