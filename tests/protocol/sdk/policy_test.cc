@@ -24,6 +24,13 @@ TEST_CASE("a policy's every field reaches the sidecar, and a profile with its we
     profile.alpha = 0.5;
     profile.floor = 0.25;
     profile.kernel = 21;
+    auto surrogate = sized<dkv_surrogate>();
+    std::vector<std::uint16_t> const bf16(2 * 2 * 9, 0x3fc0);
+    surrogate.kv_heads = 2;
+    surrogate.head_dim = 1;
+    surrogate.weights = bf16.data();
+    surrogate.interleaved = 1;
+    profile.surrogate = &surrogate;
     policy.granularity = "layer-head";
     policy.score_norm = "layer-nosink";
     policy.query_norm = 0;
@@ -51,6 +58,12 @@ TEST_CASE("a policy's every field reaches the sidecar, and a profile with its we
     CHECK(wish.profile->alpha == 0.5);
     CHECK(wish.profile->floor == 0.25);
     CHECK(wish.profile->kernel == 21);
+    REQUIRE(wish.profile->surrogate);
+    CHECK(wish.profile->surrogate->kv_heads == 2);
+    CHECK(wish.profile->surrogate->head_dim == 1);
+    CHECK(wish.profile->surrogate->weights == std::vector<std::uint16_t>(2 * 2 * 9, 0x3fc0));
+    CHECK(wish.profile->surrogate->frequencies.empty());
+    CHECK(wish.profile->surrogate->interleaved);
 }
 
 TEST_CASE("an engine that was built with an earlier dkv.h gets the defaults of what it lacks") {

@@ -220,4 +220,68 @@ TEST_CASE("budgets from a profile are those of dkv_lab.budgets, to the token") {
     }
 }
 
+TEST_CASE("a profile file may have a surrogate, whose weights are bf16 in hexadecimal") {
+    Folder const folder;
+    auto json = good();
+    // 2 KV heads of 8 dimensions: 37 weights a head, two heads, two layers.
+    std::string layer;
+    for (int i = 0; i < 2 * 37; ++i)
+        layer += i == 1 ? "20c0" : "803f";  // -2.5 and 1, the lower byte first.
+    json["surrogate"] = {{"version", 1},
+                         {"target", "kvzip"},
+                         {"rope", {{"frequencies", {1.0, 0.5}}, {"interleaved", true}}},
+                         {"features", 37},
+                         {"weights", {layer, layer}},
+                         {"r2", {{0.5, 0.75}, {0.25, 0.5}}}};
+
+    auto const file = read_profile_file(folder.path(json.dump()));
+
+    REQUIRE(file);
+    Surrogate const& surrogate = *file.value().profile.surrogate;
+    CHECK(surrogate.kv_heads == 2);
+    CHECK(surrogate.head_dim == 8);
+    CHECK(surrogate.frequencies == std::vector{1.0F, 0.5F});
+    CHECK(surrogate.interleaved);
+    CHECK(surrogate.weights.size() == 2 * 2 * 37);
+    CHECK(surrogate.weights[0] == 1);
+    CHECK(surrogate.weights[1] == -2.5F);
+    CHECK(file.value().surrogate.at("target") == "kvzip");
+    CHECK_FALSE(file.value().surrogate.contains("weights"));
+
+    auto const refused = [&](auto const& change, ErrorCode code = ErrorCode::CorruptData) {
+        auto changed = json;
+        change(changed["surrogate"]);
+        return folder.refusal(changed.dump(), code);
+    };
+    CHECK(refused([](Json& s) { s["version"] = 2; }, ErrorCode::Unsupported) ==
+          "has a surrogate of version 2; this build reads version 1");
+    CHECK(refused([](Json& s) { s["features"] = 36; }) ==
+          "has a surrogate of 36 features, and its geometry takes 37");
+    CHECK(refused([&](Json& s) {
+              s["weights"] = {layer, layer.substr(1)};
+          }) == "has surrogate weights that are not hexadecimal bf16");
+    CHECK(refused([&](Json& s) { s["weights"] = {layer}; }, ErrorCode::InvalidArgument)
+              .ends_with("has a surrogate of 74 weights for 2 layers of 2 KV heads of 8 "
+                         "dimensions, which take 148"));
+    CHECK(refused(
+              [&](Json& s) {
+                  s["weights"] = {layer, layer.substr(4) + "c07f"};
+              },
+              ErrorCode::InvalidArgument)
+              .ends_with("has a surrogate with a number that is not finite"));
+}
+
+TEST_CASE("a surrogate is reordered for keys whose dims turn together in the other way") {
+    Surrogate halves{.kv_heads = 1,
+                     .head_dim = 5,
+                     .weights = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13},
+                     .frequencies = {1.0F, 0.5F},
+                     .interleaved = false};
+    Surrogate const pairs = reordered(halves, true);
+    // Dims 0 and 2, 1 and 3 turned together; what is no key stays.
+    CHECK(pairs.weights == std::vector<float>{1, 3, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13});
+    CHECK(reordered(pairs, false).weights == halves.weights);
+    CHECK(reordered(halves, false).weights == halves.weights);
+}
+
 }  // namespace dkv
