@@ -50,6 +50,55 @@ __device__ __forceinline__ void turn_back(float* rows,
     }
 }
 
+/// What a block works with.
+struct Block {
+    Shape const& shape;
+    float const* __restrict__ weights;  // [heads, surrogate_features]
+    float* rows;                        // [kTokens, head_dim + 1], shared
+    std::uint32_t first;                // Token.
+    std::uint32_t first_head;           // Of this warp.
+
+    __device__ __forceinline__ std::uint64_t features() const {
+        return 2 * std::uint64_t{shape.heads} * shape.head_dim + 2 * shape.heads + 1;
+    }
+    /// A head behind the last one does the last one's work, and writes nothing.
+    __device__ __forceinline__ std::uint64_t head(unsigned i) const {
+        return min(first_head + i * kWarps, shape.heads - 1);
+    }
+
+    /// Lays one head's rows of the tile into shared memory.
+    __device__ __forceinline__ void load(AnyKeys const& from, std::uint32_t source) const {
+        std::uint32_t const dims = shape.head_dim;
+        __syncthreads();
+        for (std::uint32_t i = threadIdx.x; i < kTokens * dims; i += kThreads) {
+            std::uint32_t const token = min(first + i / dims, shape.tokens - 1);
+            rows[i / dims * (dims + 1) + i % dims] = from.load(source, token, i % dims);
+        }
+        __syncthreads();
+    }
+
+    /// Adds what lies there, times the weights of row `of`.
+    __device__ __forceinline__ void add(std::uint32_t of, float (&sums)[kHeadsPerWarp]) const {
+        std::uint32_t const dims = shape.head_dim;
+        float const* const own = rows + threadIdx.x % kWarpLanes * (dims + 1);
+        float squares = 0;
+#pragma unroll 2
+        for (std::uint32_t dim = 0; dim < dims; ++dim) {
+            float const x = own[dim];
+            squares = fmaf(x, x, squares);
+#pragma unroll
+            for (unsigned i = 0; i < kHeadsPerWarp; ++i)
+                sums[i] = fmaf(weights[head(i) * features() + std::uint64_t{of} * dims + dim], x,
+                               sums[i]);
+        }
+        float const log = logf(squares > kSquaresLeast ? squares : kSquaresLeast) / 2;
+#pragma unroll
+        for (unsigned i = 0; i < kHeadsPerWarp; ++i)
+            sums[i] =
+                fmaf(weights[(head(i) + 1) * features() - 2 * shape.heads - 1 + of], log, sums[i]);
+    }
+};
+
 //   weights  [heads, surrogate_features]   f32
 //   turns    as turns() gives them         f32; read where there are pairs
 //   scores   [heads, columns]              written
@@ -60,55 +109,32 @@ DKV_KERNEL void __launch_bounds__(kThreads) surrogate_kernel(AnyKeys keys,
                                                              float const* __restrict__ turns,
                                                              float* __restrict__ scores,
                                                              Fault const* fault) {
-    if (fault->kind != 0) return;     // A block that does not exist must not be read.
-    DKV_DYNAMIC_SHARED(float, rows);  // [kTokens, head_dim + 1]
-    std::uint32_t const dims = shape.head_dim;
-    std::uint32_t const first = blockIdx.x % shape.tiles * kTokens;
-    std::uint32_t const first_head = blockIdx.x / shape.tiles * kHeads + threadIdx.x / kWarpLanes;
-    std::uint64_t const features = 2 * std::uint64_t{shape.heads} * dims + 2 * shape.heads + 1;
-    unsigned const lane = threadIdx.x % kWarpLanes;
-
+    if (fault->kind != 0) return;  // A block that does not exist must not be read.
+    DKV_DYNAMIC_SHARED(float, rows);
+    Block const block{shape, weights, rows, blockIdx.x % shape.tiles * kTokens,
+                      blockIdx.x / shape.tiles * kHeads + threadIdx.x / kWarpLanes};
     float sums[kHeadsPerWarp] = {};
-    for (std::uint32_t of = 0; of < 2 * shape.heads; ++of) {
-        bool const is_key = of < shape.heads;
-        AnyKeys const& from = is_key ? keys : values;
-        std::uint32_t const source = is_key ? of : of - shape.heads;
-        __syncthreads();
-        for (std::uint32_t i = threadIdx.x; i < kTokens * dims; i += kThreads) {
-            std::uint32_t const token = min(first + i / dims, shape.tokens - 1);
-            rows[i / dims * (dims + 1) + i % dims] = from.load(source, token, i % dims);
-        }
-        __syncthreads();
-        if (is_key && shape.pairs != 0) {
-            turn_back(rows, shape, first, turns);
+    for (std::uint32_t source = 0; source < shape.heads; ++source) {
+        block.load(keys, source);
+        if (shape.pairs != 0) {
+            turn_back(rows, shape, block.first, turns);
             __syncthreads();
         }
-        float const* const own = rows + lane * (dims + 1);
-        float squares = 0;
-        for (std::uint32_t dim = 0; dim < dims; ++dim) {
-            float const x = own[dim];
-            squares = fmaf(x, x, squares);
-#pragma unroll
-            for (unsigned i = 0; i < kHeadsPerWarp; ++i) {
-                std::uint64_t const head = min(first_head + i * kWarps, shape.heads - 1);
-                sums[i] =
-                    fmaf(weights[head * features + std::uint64_t{of} * dims + dim], x, sums[i]);
-            }
-        }
-        float const log = logf(squares > kSquaresLeast ? squares : kSquaresLeast) / 2;
-#pragma unroll
-        for (unsigned i = 0; i < kHeadsPerWarp; ++i) {
-            std::uint64_t const head = min(first_head + i * kWarps, shape.heads - 1);
-            sums[i] = fmaf(weights[(head + 1) * features - 2 * shape.heads - 1 + of], log, sums[i]);
-        }
+        block.add(source, sums);
     }
-    if (first + lane >= shape.columns) return;
+    for (std::uint32_t source = 0; source < shape.heads; ++source) {
+        block.load(values, source);
+        block.add(shape.heads + source, sums);
+    }
+
+    std::uint32_t const token = block.first + threadIdx.x % kWarpLanes;
+    if (token >= shape.columns) return;
 #pragma unroll
     for (unsigned i = 0; i < kHeadsPerWarp; ++i) {
-        std::uint64_t const head = first_head + i * kWarps;
+        std::uint64_t const head = block.first_head + i * kWarps;
         if (head >= shape.heads) return;
-        float const score = sums[i] + weights[(head + 1) * features - 1];
-        scores[head * shape.columns + first + lane] =
+        float const score = sums[i] + weights[(head + 1) * block.features() - 1];
+        scores[head * shape.columns + token] =
             is_number(fabsf(score)) ? score : __uint_as_float(0x7fc00000U);
     }
 }
