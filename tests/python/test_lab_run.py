@@ -99,7 +99,7 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
     output, made = tmp_path / "r.csv", calibrated(tmp_path)
     names = "streamingllm,h2o,snapkv,snapkv/kernel=3/pool=avg/reduce=max,pyramidkv,dynamickv,profile,profile/alpha=0.5/floor=0"
     flags = ["tiny", "--profile", str(made), "--policies", names, "--capacity", "48,64", "--tokens", "300"]
-    flags += ["--needles", "3", "--texts", "2", "--perplexity", "--inline", "-o", str(output)]
+    flags += ["--needles", "3", "--texts", "2", "--perplexity", "--inline", "--question", "shown", "-o", str(output)]
 
     assert evaluate.main(flags) == 0
 
@@ -107,7 +107,7 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
         lines = list(csv.DictReader(file))
     assert {int(line["kept"]) for line in lines if line["capacity"] == "48"} == {48 * 8}
     assert len(lines) == 5 * (1 + 2 * 8)
-    assert "KL to the full cache, 300 tokens" in capsys.readouterr().out
+    assert "KL to the full cache, question shown, 300 tokens" in capsys.readouterr().out
     full = [float(line["kl"]) for line in lines if line["policy"] == "fullkv" and line["kl"]]
     assert max(full) < 1e-4
     assert evaluate.main(flags) == 0  # All there: nothing is run or written again.

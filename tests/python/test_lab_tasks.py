@@ -199,7 +199,7 @@ def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):
 
     out = capsys.readouterr().out
     assert out.startswith("tiny, weights ") and "seed 1" in out
-    for title in ("### NLL of the continuation, 400 tokens", "### LongBench's score, hotpotqa", "| 64 (0.06 MiB) |"):
+    for title in ("### NLL of the continuation, question shown, 400 tokens", "### LongBench's score, question shown, hotpotqa", "| 64 (0.06 MiB) |"):
         assert title in out
     table = out.split("### KL to the full cache")[1].split("\n")
     assert table[4].startswith("| fullkv |")
@@ -236,7 +236,7 @@ def test_what_a_user_can_mend_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def line_of(policy, kept, **columns):
-    line = dict.fromkeys(results.COLUMNS, "") | {"key": "k", "task": "text", "tokens": "512", "through": "sidecar"}
+    line = dict.fromkeys(results.COLUMNS, "") | {"key": "k", "task": "text", "tokens": "512", "through": "sidecar", "question": "shown"}
     return line | {"policy": policy, "capacity": "0" if policy == "fullkv" else "128", "kept": str(kept)} | columns
 
 

@@ -195,10 +195,10 @@ def test_a_model_whose_keys_cannot_be_unrotated_gets_no_surrogate():
         surrogate.fit_model(probe, Bytes(), 2, 100, 0)
 
 
-def test_two_orders_choose_in_turn():
+def test_two_orders_are_joined_by_the_better_place():
     first, second = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[4, 0, 3, 2, 1]])
 
-    assert scores.joined(first, second).tolist() == [[0, 4, 1, 3, 2]]
+    assert scores.joined(first, second).tolist() == [[0, 4, 1, 2, 3]]
 
 
 def test_reuse_and_joined_need_a_surrogate(tiny, tmp_path):

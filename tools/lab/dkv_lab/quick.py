@@ -36,7 +36,7 @@ def flags(output: Path, capacity: str, threads: int | None) -> list[str]:
 def problems(lines: list[dict], heads: int) -> list[str]:
     """What did not come out as it must, in words. `heads`: of all compressed layers together."""
     found = []
-    means: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    means: dict[tuple[str, str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         capacity, kept = int(line["capacity"]), int(line["kept"])
         expected = (capacity or int(line["tokens"])) * heads
@@ -46,8 +46,9 @@ def problems(lines: list[dict], heads: int) -> list[str]:
             found.append(f"{line['policy']} was not chosen by the sidecar")
         for column in ("found", "kl", "agree"):
             if line[column] != "" and line["full_found"] != "0":
-                means[line["task"], column][line["policy"], capacity].append(float(line[column]))
-    for (task, column), cells in means.items():
+                means[line["task"], line["question"], column][line["policy"], capacity].append(float(line[column]))
+    for (task, question, column), cells in means.items():
+        task = f"{task}, question {question}"
         average = {cell: sum(values) / len(values) for cell, values in cells.items()}
         sign = -1 if column == "kl" else 1
         full = average["fullkv", 0]
@@ -58,7 +59,7 @@ def problems(lines: list[dict], heads: int) -> list[str]:
         ]
         if column == "kl" and not average["profile", 128] < average["snapkv", 128]:
             found.append(f"{task}: profile's KL {average['profile', 128]:.4f} is no better than SnapKV's {average['snapkv', 128]:.4f}")
-    if not any(column == "kl" for _, column in means):
+    if not any(column == "kl" for *_, column in means):
         found.append("no text was evaluated")
     return found
 
