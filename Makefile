@@ -37,9 +37,13 @@ PTXAS = cmake --preset release -B build/ptxas --log-level=WARNING -DDKV_CUDA=ON 
 E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) \
 	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf
 
+# The same with vLLM's environment.
+VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin \
+	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so .venv-vllm/bin/python
+
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-vllm bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
 
 help:         ## list the targets
@@ -106,6 +110,14 @@ test-architectures: build ## dkv.hf with a tiny model of every architecture; doc
 test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which are installed on first use (a minute)
 	tools/formats/install.sh
 	$(E2E) tools/formats
+
+test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
+	tools/vllm/install.sh
+	$(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf tests/vllm
+
+bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
+	tools/vllm/install.sh
+	$(VLLM) tools/bench/vllm.py $(BENCH_VLLM)
 
 ptxas: deps deps-test deps-cuda ## what nvcc made of every kernel, for every architecture, against the table under version control
 	$(PTXAS) --target ptxas

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from engine import Engine
+from processes import waited_for
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
 GROUPS, BLOCK = 3, 32
@@ -27,7 +30,7 @@ def engine(tiny, sidecar):
 def test_a_prefill_in_chunks(engine, tiny_reference, noise):
     prompt, begin = noise(700), engine.free
     free = []
-    engine.add("chunks", prompt, dkv={"granularity": "layer-head"})
+    engine.add("chunks", prompt, dkv={"granularity": "layer-head", "capacity": 128})
 
     engine.run(lambda engine: free.append(engine.free))
 
@@ -39,10 +42,32 @@ def test_a_prefill_in_chunks(engine, tiny_reference, noise):
     assert engine.free == begin
 
 
+def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, tiny_reference, noise):
+    prompt, seen = noise(500), []
+    engine.add("late", prompt)
+    engine.step()  # The first chunk.
+    (reading,) = engine.worker.prompts.values()
+    waited_for(lambda: reading.session, "the session")
+    sidecar.process.send_signal(signal.SIGSTOP)
+
+    def go_on(engine):
+        seen.append(engine.free)
+        if len(seen) == 6:
+            sidecar.process.send_signal(signal.SIGCONT)
+            waited_for(engine.settled, "the plan")
+
+    engine.run(go_on, wait=False)
+
+    kept = engine.kept["late"]
+    assert kept.after == 7  # No step waited, and seven tokens saw the full cache.
+    assert max(seen[:6]) == seen[0] < max(seen[6:-1])
+    assert tiny_reference.worst(prompt, engine.answers["late"], kept) < TOLERANCE
+
+
 def test_requests_side_by_side_do_not_read_one_anothers_rows(engine, tiny_reference, noise):
     begin, running = engine.free, []
     prompts = {f"side {at}": noise(400 - 9 * at, seed=at) for at in range(10)}
-    wishes = [None, {"granularity": "layer-head"}, "off", {"capacity": 64}]
+    wishes = [None, {"granularity": "layer-head", "capacity": 128}, "off", {"capacity": 64}]
     for at, (name, prompt) in enumerate(prompts.items()):
         engine.add(name, prompt, 30, wishes[at % len(wishes)])
 

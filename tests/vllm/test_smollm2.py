@@ -20,7 +20,7 @@ def engine(model, sidecar):
 @pytest.mark.parametrize("granularity", ["layer", "layer-head"])
 def test_what_is_said_is_what_a_masked_model_says(engine, reference, text, granularity):
     prompt, free = text(PROMPT), engine.free
-    engine.add(granularity, prompt, dkv={"granularity": granularity})
+    engine.add(granularity, prompt, dkv={"granularity": granularity, "capacity": 128})
 
     engine.run()
 
@@ -35,7 +35,7 @@ def test_the_positions_are_those_of_the_adapter_for_transformers(engine, sidecar
     from transformers import AutoModelForCausalLM
 
     prompt = text(PROMPT)
-    engine.add("positions", prompt, 2, {"granularity": "layer-head"})
+    engine.add("positions", prompt, 2, {"granularity": "layer-head", "capacity": 128})
     engine.run()
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").eval()
     options = dict(policy="dynamickv", capacity=128, granularity="layer-head", profile=None)

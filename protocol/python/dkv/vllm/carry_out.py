@@ -22,43 +22,57 @@ class Group:
     heads_apart: bool
 
 
-def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list[list[torch.Tensor]]]:
+def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list, Exception | None]:
     """Writes the kept rows, and makes the groups' builders read them from the next step on.
 
-    Returns what can be freed, and the positions that each layer and KV head has now: the sidecar's, filled up to whole
-    blocks and to the count that the layers of a group share.
+    Returns what can be freed, and the positions that each layer and KV head has now: the sidecar's, filled up to the
+    count that the layers of a group share. Where there is no memory for a group's rows, that group and those behind it
+    stay whole, and the reason is the third.
     """
-    dropped = Dropped(full=[0] * len(prompt.blocks), keep=[0] * len(prompt.blocks))
-    positions: list = [None] * len(prompt.kept)
+    full = [0] * len(prompt.blocks)
     for group in groups:
-        counts = _counts([prompt.kept[ordinal] for ordinal, _ in group.layers], prompt.tokens, group)
-        row, first = prompt.blocks[group.index], prompt.first[group.index]
-        full = prompt.tokens // group.block
-        alike = len(set(counts)) == 1
-        if alike:
-            keep = kept_blocks(counts[0], prompt.tokens, group.block)
-            slots = _slots(row[:keep] + row[full : full + 1], counts[0], group.block)
-        else:
-            pages = Pages(row, counts, prompt.tokens, group.block)
-            keep = pages.blocks
-        for ordinal, layer in group.layers:
-            kept = positions[ordinal] = [
-                _filled(torch.tensor(ids, dtype=torch.long), count, prompt.tokens)
-                for ids, count in zip(prompt.kept[ordinal], counts)
-            ]
-            rows = [(keys[0, head, ids], values[0, head, ids]) for keys, values in [prompt.storage.layer(ordinal)]
-                    for head, ids in enumerate(kept)]  # fmt: skip
-            if alike:
-                keys, values = (torch.stack(each, 1) for each in zip(*rows))
-                layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots.to(keys.device))
-            else:
-                _write_heads(layer, rows, pages, row, group.block)
-        if alike:
-            group.shortened.put(first, keep, full, prompt.tokens)
-        else:
-            group.shortened.put_heads(first, pages)
-        dropped.full[group.index], dropped.keep[group.index] = full, keep
-    return dropped, positions
+        full[group.index] = prompt.tokens // group.block
+    dropped, positions = Dropped(full, list(full)), [None] * len(prompt.kept)
+    for group in groups:
+        try:
+            counts = _counts([prompt.kept[ordinal] for ordinal, _ in group.layers], prompt.tokens, group)
+            gathered = [_gather(prompt, ordinal, counts) for ordinal, _ in group.layers]
+        except Exception as error:
+            return dropped, positions, error
+        for (ordinal, _), (kept, _) in zip(group.layers, gathered):
+            positions[ordinal] = kept
+        rows = [each for _, each in gathered]
+        dropped.keep[group.index] = _write(prompt, group, counts, rows)
+    return dropped, positions, None
+
+
+def _gather(prompt: Prompt, ordinal: int, counts: list[int]) -> tuple[list[torch.Tensor], list]:
+    """Positions, and (keys, values), of each KV head of a layer."""
+    keys, values = prompt.storage.layer(ordinal)
+    kept = [
+        _filled(torch.tensor(ids, dtype=torch.long), count, prompt.tokens)
+        for ids, count in zip(prompt.kept[ordinal], counts)
+    ]
+    at = [ids.to(keys.device) for ids in kept]
+    return kept, [(keys[0, head, ids], values[0, head, ids]) for head, ids in enumerate(at)]
+
+
+def _write(prompt: Prompt, group: Group, counts: list[int], layers: list[list]) -> int:
+    """Moves a group's rows. Returns how many of the first blocks hold them."""
+    row, first, full = prompt.blocks[group.index], prompt.first[group.index], prompt.tokens // group.block
+    if len(set(counts)) == 1:
+        keep = kept_blocks(counts[0], prompt.tokens, group.block)
+        slots = _slots(row[:keep] + row[full : full + 1], counts[0], group.block)
+        for (_, layer), rows in zip(group.layers, layers):
+            keys, values = (torch.stack(each, 1) for each in zip(*rows))
+            layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, slots.to(keys.device))
+        group.shortened.put(first, keep, full, prompt.tokens)
+        return keep
+    pages = Pages(row, counts, prompt.tokens, group.block)
+    for (_, layer), rows in zip(group.layers, layers):
+        _write_heads(layer, rows, pages, row, group.block)
+    group.shortened.put_heads(first, pages)
+    return pages.blocks
 
 
 def _counts(kept: list[list[list[int]]], tokens: int, group: Group) -> list[int]:

@@ -36,7 +36,7 @@ class DkvConnector(KVConnectorBase_V1, SupportsHMA):
         else:
             from .worker import Worker
 
-            self._worker = Worker(vllm_config, kv_cache_config, settings, {})
+            self._worker = Worker(vllm_config, kv_cache_config, settings)
 
     # ---------------------------------------------------------------- in the scheduler
 

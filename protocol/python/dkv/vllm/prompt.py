@@ -16,7 +16,7 @@ from .messages import Prefill
 class State(enum.Enum):
     PREFILL = enum.auto()  # Or its plan is awaited.
     PLANNED = enum.auto()  # `kept` is final.
-    WHOLE = enum.auto()  # It will not be compressed; `reason` says why.
+    WHOLE = enum.auto()  # It will not be compressed; `reason` and `detail` say why.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Prompt:
         self.session: dkv.Session | None = None
         self.steps = 0  # Engine steps since its prefill ended.
         self.abandoned = False  # Its request ended, or was preempted.
-        self.state, self.reason = State.PREFILL, ""
+        self.state, self.reason, self.detail = State.PREFILL, "", ""
         self.kept: list[list[list[int]]] = []  # Per layer and KV head: positions, ascending.
         self._seen = [0] * shape.layers
 
@@ -66,8 +66,9 @@ class Prompt:
     def complete(self) -> bool:
         return all(seen == self.tokens for seen in self._seen)
 
-    def leave_whole(self, reason: str) -> None:
-        self.reason, self.state = reason, State.WHOLE
+    def leave_whole(self, reason: str, detail: str = "") -> None:
+        """reason: one of few, to be counted by. detail: for the log."""
+        self.reason, self.detail, self.state = reason, detail, State.WHOLE
 
     def query_window(self, layer: int, rows: int) -> dkv.Rows | None:
         """The last `rows` of the queries that were copied."""

@@ -50,7 +50,7 @@ def _parallel(config) -> str | None:
         size = getattr(parallel, name, 1)
         if size > 1:
             return f"{name} is {size}: only 1 is supported; remove {option}"
-    if parallel.enable_dbo:
+    if parallel.use_ubatching:
         return "dual batch overlap splits the batch that dkv looks at: remove --enable-dbo"
     return None
 

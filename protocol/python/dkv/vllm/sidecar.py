@@ -18,11 +18,9 @@ ALL = 1 << 31  # A policy that scores with every query (h2o).
 class Sidecar:
     """`windows` is read by the engine's thread: how many queries a prompt's policy scores with, by its wish."""
 
-    def __init__(self, shape: Shape, block: int, ready_options, wish: dict, **options):
-        """block: tokens of a block. wish: fields of dkv.Policy that a request's own choice goes before. options: of
-        dkv.Engine."""
-        self._shape, self._block, self._ready_options, self._wish = shape, block, ready_options, wish
-        self._options = options
+    def __init__(self, shape: Shape, block: int, ready_options, **options):
+        """block: tokens of a block of the KV cache. options: of dkv.Engine."""
+        self._shape, self._block, self._ready_options, self._options = shape, block, ready_options, options
         self._windows: dict[tuple, int] = {}
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._waiting: list[Prompt] = []
@@ -85,8 +83,8 @@ class Sidecar:
             return
         if self._engine is None:
             raise self._refused
-        wish = {**self._wish, **dict(prompt.choice.policy)}
-        policy = dkv.Policy(**wish) if wish else None
+        wish = dict(prompt.choice.policy)
+        policy = dkv.Policy(**wish) if wish else None  # None: the sidecar's own, whole.
         session = self._engine.open_session(
             prompt.tokens,
             policy=policy,
@@ -101,9 +99,9 @@ class Sidecar:
             return
         self._windows[prompt.choice.policy] = ALL if plan.window >= prompt.tokens else plan.window
         if plan.window > prompt.query_rows:
-            reason = f"{plan.policy} scores with {plan.window} queries, and {prompt.query_rows} were copied"
-            session.close(reason)
-            prompt.leave_whole(reason + "; the next prompt has them")
+            detail = f"{plan.policy} scores with {plan.window} queries, and {prompt.query_rows} were copied"
+            session.close(detail)
+            prompt.leave_whole("its policy needs more queries than were copied", detail + "; the next prompt has them")
             return
         prompt.session = session
 
@@ -145,10 +143,10 @@ class Sidecar:
             self._waiting.remove(prompt)
         session, prompt.session = prompt.session, None
         if session is not None:
+            error = session.failure or error
             session.close(str(error))
         if prompt.state == State.PREFILL:
-            named = f"{error.name}: {error}" if isinstance(error, dkv.DkvError) else f"{type(error).__name__}: {error}"
-            prompt.leave_whole(named)
+            prompt.leave_whole(error.name if isinstance(error, dkv.DkvError) else type(error).__name__, str(error))
 
     def _stop(self) -> None:
         self._ends = True

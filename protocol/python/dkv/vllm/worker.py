@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
+
 import torch
 from vllm.logger import init_logger
 
@@ -19,10 +22,11 @@ from .spec import DkvSpec
 from .stats import WHOLE, DkvStats
 
 log = init_logger("vllm.dkv")
+SAID_MAX = 100  # Lines of the log about requests that were left whole.
 
 
 class Worker:
-    def __init__(self, config, cache_config, settings: Settings, wish: dict):
+    def __init__(self, config, cache_config, settings: Settings):
         layers = process.find_layers()
         groups = [group for group in enumerate(cache_config.kv_cache_groups) if isinstance(group[1].kv_cache_spec, DkvSpec)]
         self._ordinal = {name: ordinal for ordinal, name in enumerate(layers)}
@@ -38,10 +42,9 @@ class Worker:
             self._shape,
             groups[0][1].kv_cache_spec.block_size,
             self._place.ready_options,
-            wish,
             endpoint=settings.endpoint,
             engine=f"vLLM {_vllm_version()}",
-            model=str(config.model_config.served_model_name or config.model_config.model),
+            model=_model_name(config.model_config),
             device=self._place.device,
             group=_group_of_ranks(config),
         )
@@ -50,7 +53,7 @@ class Worker:
         self._compacted: dict[str, list[int]] = {}  # Request → its first block in each group.
         self._report = Report()
         self.stats = DkvStats()
-        self._reasons: set[str] = set()
+        self._said: set[str] = set()
         process.worker = self
 
     def bind_caches(self) -> None:
@@ -110,7 +113,7 @@ class Worker:
         self._rows = None
         for prompt in list(self.prompts.values()):
             if prompt.state == State.WHOLE:
-                self._leave_whole(prompt, prompt.reason)
+                self._leave_whole(prompt, prompt.reason, prompt.detail)
             elif prompt.blocks is None:
                 continue  # Its prefill goes on.
             elif not prompt.complete():
@@ -134,12 +137,12 @@ class Worker:
     def _begin(self, prefill) -> None:
         choice = prefill.choice
         if choice.off or choice.wrong:
-            self._count(choice.wrong or "its request said off")
+            self._count("its request said off" if choice.off else "its request's wish was not understood", choice.wrong)
             return
         try:
             prompt = Prompt(prefill, self._shape, self.sidecar.queries(choice.policy), self._place)
         except Exception as error:  # No memory for the copy.
-            self._count(f"{type(error).__name__}: {error}")
+            self._count(type(error).__name__, str(error))
             return
         self.prompts[prefill.key] = prompt
         self.sidecar.begin(prompt)
@@ -157,14 +160,9 @@ class Worker:
         ]
 
     def _carry_out(self, prompt: Prompt) -> None:
-        try:
-            dropped, positions = carry_out(prompt, self._groups)
-        except Exception as error:
-            log.exception("dkv: a plan was not carried out")
-            for group in self._groups:
-                group.shortened.forget(prompt.first[group.index])
-            self._leave_whole(prompt, f"{type(error).__name__}: {error}")
-            return
+        dropped, positions, error = carry_out(prompt, self._groups)
+        if error is not None:
+            log.error("dkv: a request of %d tokens is compacted in part: %r", prompt.tokens, error)
         self._compacted[prompt.key[0]] = prompt.first
         self._report.dropped[prompt.key] = dropped
         self._applied(prompt, dropped, positions)
@@ -174,15 +172,17 @@ class Worker:
         self.stats.add("requests compressed")
         self.stats.add("steps that plans came late", prompt.steps)
 
-    def _leave_whole(self, prompt: Prompt, reason: str) -> None:
-        self._count(reason)
+    def _leave_whole(self, prompt: Prompt, reason: str, detail: str = "") -> None:
+        self._count(reason, detail)
         self._end(prompt, reason)
 
-    def _count(self, reason: str) -> None:
+    def _count(self, reason: str, detail: str | None = None) -> None:
+        """Reasons are few, and details, which may quote a request, are not counted by."""
         self.stats.add(WHOLE + reason)
-        if reason not in self._reasons:
-            self._reasons.add(reason)
-            log.info("dkv: a request is left whole: %s (said once; the counts are among the KV Transfer metrics)", reason)
+        said = f"{reason}: {detail}" if detail else reason
+        if said not in self._said and len(self._said) < SAID_MAX:
+            self._said.add(said)
+            log.warning("dkv: a request is left whole: %s (said once, and counted)", said)
 
     def _end(self, prompt: Prompt, reason: str | None) -> None:
         prompt.abandoned = True
@@ -209,12 +209,17 @@ def _attention_of(impl) -> dict:
     return known
 
 
+def _model_name(model_config) -> str:
+    """What the sidecar finds the model's profile by."""
+    served = model_config.served_model_name
+    served = served[0] if isinstance(served, list) else served
+    return Path(served or model_config.model).name
+
+
 def _group_of_ranks(config) -> int:
     """Names the ranks of one engine to the sidecar; 0: a rank alone."""
     if config.parallel_config.world_size == 1:
         return 0
-    import zlib
-
     return zlib.crc32(config.kv_transfer_config.engine_id.encode()) or 1
 
 
