@@ -378,3 +378,24 @@ def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smol
     assert [live.kept_positions(layer) for layer in range(30)] == [cache.kept_positions(layer) for layer in range(30)]
     assert loaded_text(model, cache, 32) == expected
     assert small.stat().st_size < 0.16 * whole.stat().st_size
+
+
+@pytest.mark.e2e
+@pytest.mark.model
+@pytest.mark.parametrize("policy", [None, "reuse"])
+def test_smollm2_keeps_of_a_file_what_it_keeps_live_with_its_own_profile(smollm2, document, tmp_path, sidecar, policy):  # noqa: F811
+    model, _ = smollm2
+    tokens, whole, small = document(900), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    live = dkv.hf.Cache(model, policy=policy, capacity=128, endpoint=sidecar.endpoint, timeout_s=120)
+    expected = new_text(model, tokens, 8, past_key_values=live)
+    assert live.report().compressed, live.report().failure
+    model.set_attn_implementation("sdpa")
+
+    dkv.hf.save(model, tokens, whole)
+    run_dkv("compact", whole, "-o", small, *(["--policy", policy] if policy else []), "--capacity", 128)
+    cache = dkv.hf.load(small, model)
+
+    assert cache.provenance["policy"] == live.report().policy == (policy or "auto")
+    assert cache.provenance["profile"] == "smollm2-135m-instruct"
+    assert [live.kept_positions(layer) for layer in range(30)] == [cache.kept_positions(layer) for layer in range(30)]
+    assert loaded_text(model, cache, 8) == expected

@@ -59,7 +59,7 @@ class Cache(Copyable, TransformersCache):
                    generation goes on uncompressed
     profile        how much this model's layers or heads matter, for dynamickv: a file of `dkv calibrate`,
                    a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py);
-                   "auto" when no policy is named either
+                   "auto" when the policy is auto or reuse, or none is named
     force_profile  also a file that was made for other weights of the same shape
     device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
                    device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
@@ -103,7 +103,7 @@ class Cache(Copyable, TransformersCache):
             model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine,
             timeout_s=timeout_s, prompt_tokens=prompt_tokens, strict=strict, profile=profile, force_profile=force_profile,
         )  # fmt: skip
-        unasked = profile is None and policy in (None, "auto")
+        unasked = profile is None and policy in (None, "auto", "reuse")
         found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
         if found is not None and policy is None:
             policy = "auto" if unasked else "dynamickv"

@@ -6,6 +6,7 @@ come with dkv. `dkv profile` lists them.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
@@ -60,14 +61,22 @@ def resolve(model: torch.nn.Module, given: str | Path | dkv.Profile | None, forc
 
 def find(described: dict) -> tuple[Path, dkv.Profile] | None:
     """The first profile that was made for these weights. Files that are none are passed over."""
+    geometry = files.Geometry(**described["geometry"])
     for path in paths():
-        try:
-            made = files.load(path, files.Geometry(**described["geometry"]))
-        except files.ProfileError:
-            continue
-        if made.model.get("weights") == described["weights"]:
-            return path, _as_wish(path.stem, made)
+        model, wish = _read_once(path, path.stat().st_mtime_ns)
+        if wish is not None and model.get("weights") == described["weights"] and files.Geometry(**model["geometry"]) == geometry:
+            return path, wish
     return None
+
+
+@functools.lru_cache(maxsize=32)
+def _read_once(path: Path, changed: int) -> tuple[dict, dkv.Profile | None]:
+    """What the profile was made for, and the profile: every cache asks for them. None: the file is none."""
+    try:
+        made = files.load(path)
+    except files.ProfileError:
+        return {}, None
+    return made.model, _as_wish(path.stem, made)
 
 
 def paths() -> list[Path]:
