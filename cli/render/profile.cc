@@ -51,6 +51,11 @@ Fields fields_of(ProfileFile const& file) {
     if (profile.kernel != 0)
         fields.emplace_back("kernel",
                             fmt::format("{}, where the policy names none", profile.kernel));
+    if (profile.surrogate)
+        fields.emplace_back(
+            "surrogate", fmt::format("{} weights, {} KiB; {}", profile.surrogate->weights.size(),
+                                     profile.surrogate->weights.size() * 2 / 1024,
+                                     words_of(file.surrogate.value("recipe", Json::object()))));
     if (auto const words = words_of(file.recipe); !words.empty())
         fields.emplace_back("recipe", words);
     for (auto const& [task, measured] : file.figures.items())
@@ -161,7 +166,8 @@ Json to_json(ProfileFile const& file, std::optional<ProfileBudgets> const& budge
               {"weights", weights},
               {"model", file.model},
               {"recipe", file.recipe},
-              {"figures", file.figures}};
+              {"figures", file.figures},
+              {"surrogate", file.surrogate}};
     if (budgets)
         json["budgets"] = {{"capacity", budgets->capacity},
                            {"prompt_tokens", budgets->prompt_tokens},

@@ -10,6 +10,8 @@ namespace {
 
 constexpr double kAlphaMax = 8;
 constexpr std::uint32_t kProfileKernelMax = 63;
+constexpr std::uint32_t kHeadsMax = 4096;  // So that the count of weights fits in 64 bits.
+constexpr std::uint32_t kHeadDimMax = 65536;
 
 Error wrong(Profile const& profile, std::string const& why) {
     return Error{ErrorCode::InvalidArgument, "profile \"" + profile.name + "\" " + why};
@@ -18,7 +20,9 @@ Error wrong(Profile const& profile, std::string const& why) {
 Result<void> check_surrogate(Profile const& profile, Surrogate const& surrogate) {
     std::size_t const wanted =
         std::size_t{profile.layers} * surrogate.kv_heads * surrogate.features();
-    if (surrogate.kv_heads == 0 || surrogate.head_dim == 0 || surrogate.weights.size() != wanted)
+    bool const possible = surrogate.kv_heads > 0 && surrogate.kv_heads <= kHeadsMax &&
+                          surrogate.head_dim > 0 && surrogate.head_dim <= kHeadDimMax;
+    if (!possible || surrogate.weights.size() != wanted)
         return wrong(profile, "has a surrogate of " + std::to_string(surrogate.weights.size()) +
                                   " weights for " + std::to_string(profile.layers) + " layers of " +
                                   std::to_string(surrogate.kv_heads) + " KV heads of " +

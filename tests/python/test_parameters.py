@@ -17,7 +17,7 @@ from dkv.session import _policy
 VALUES = {
     "capacity": 96, "window": 16, "kernel": 5, "pool": "avg", "reduce": "max", "r_max": 4.0, "r_min": 0.25, "update_interval": 2,
     "sinks": 3, "beta": 5.0, "granularity": "head", "score_norm": "layer", "query_norm": True, "ratio": 0.5, "bytes": 1 << 40,
-    "keep_mass": 0.9, "preset": "paper", "profile_alpha": 0.5, "profile_floor": 0.1,
+    "keep_mass": 0.9, "preset": "paper", "profile_alpha": 0.5, "profile_floor": 0.1, "purpose": "reuse",
 }  # fmt: skip
 SIZES = [each.name for each in parameters.PARAMETERS if each.is_size]
 

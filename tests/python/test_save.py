@@ -16,6 +16,7 @@ from test_cache import greedy
 from transformers import AutoModelForCausalLM
 
 import dkv.hf
+from dkv.hf import profiles
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def test_the_whole_cache_is_written_with_the_last_queries(tiny_llama, prompt, sa
             "rope.theta": "10000",
             "rope.interleaved": "false",
             "provenance.next_token": str(int(out.logits[0, -1].argmax())),
+            "provenance.model_weights": profiles.describe(tiny_llama)["weights"],
         }
         assert len(file.keys()) == 3 * 4 + 1
         assert file.get_tensor("tokens").tolist() == prompt(300)[0].tolist()

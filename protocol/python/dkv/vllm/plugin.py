@@ -5,12 +5,6 @@ All of it is inert until the connector is configured: the backends then hand out
 
 from __future__ import annotations
 
-BACKENDS = {
-    "CPU_ATTN": "dkv.vllm.cpu.DkvCpuBackend",
-    "FLASH_ATTN": "dkv.vllm.cuda.DkvFlashBackend",
-    "TRITON_ATTN": "dkv.vllm.cuda.DkvTritonBackend",
-}
-
 
 def register() -> None:
     from . import refusals
@@ -25,5 +19,5 @@ def register() -> None:
 
     register_all_kvcache_specs(None)  # The registry fills itself only while it is empty.
     KVCacheSpecRegistry.register(DkvSpec, DkvManager, uniform_type_base_spec=DkvSpec)
-    for name, path in BACKENDS.items():
+    for name, path in refusals.BACKENDS.items():
         register_backend(AttentionBackendEnum[name], path)

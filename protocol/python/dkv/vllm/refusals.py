@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 OLDEST = (0, 32)
+# Attention backends of vLLM that dkv has its own form of.
+BACKENDS = {
+    "CPU_ATTN": "dkv.vllm.cpu.DkvCpuBackend",
+    "FLASH_ATTN": "dkv.vllm.cuda.DkvFlashBackend",
+    "TRITON_ATTN": "dkv.vllm.cuda.DkvTritonBackend",
+}
 
 
 def old_version() -> str | None:
@@ -71,7 +77,6 @@ def _engine(config) -> str | None:
 
 def check_groups(config, groups) -> None:
     """Raises ValueError when no cache group is dkv's. `groups` is the KVCacheConfig's."""
-    from .plugin import BACKENDS
     from .spec import DkvSpec
 
     if any(isinstance(group.kv_cache_spec, DkvSpec) for group in groups):
