@@ -29,13 +29,13 @@ def engine(tiny, sidecar):
 
 def test_a_prefill_in_chunks(engine, tiny_reference, noise):
     prompt, begin = noise(700), engine.free
-    free = []
+    free, given_back = [], engine.stats["blocks given back"]
     engine.add("chunks", prompt, dkv={"granularity": "layer-head", "capacity": 128})
 
     engine.run(lambda engine: free.append(engine.free))
 
     kept = engine.kept["chunks"]
-    assert free[0] > free[1] > free[2] and max(free[3:-1]) > free[2]
+    assert begin > free[0] > free[1] and engine.stats["blocks given back"] > given_back
     for first in range(0, 6, 2):  # The layers of a group share one table, and so each head's count.
         assert kept.lengths()[first] == kept.lengths()[first + 1]
     assert tiny_reference.worst(prompt, engine.answers["chunks"], kept) < TOLERANCE
@@ -89,9 +89,9 @@ def test_preempted_requests_are_compacted_again(engine, tiny_reference, noise):
 
     assert engine.preemptions > before
     assert engine.free == begin
-    for name, prompt in prompts.items():
+    assert all(len(engine.answers[name].tokens) == 190 for name in prompts)
+    for name, prompt in list(prompts.items())[-4:]:  # vLLM preempts the last ones.
         answer, kept = engine.answers[name], engine.kept[name]
-        assert len(answer.tokens) == 190
         # What came after the last prefill: of a resumed request, the prompt and what it had said before.
         said = kept.tokens - len(prompt)
         rest = type(answer)(answer.tokens[said:], answer.logprobs[said:])
@@ -118,6 +118,8 @@ def test_no_block_is_lost_over_many_requests(engine, noise):
     for at in range(100):
         engine.add(f"many {at}", noise(140 + at % 90, seed=at), 2 + at % 7, {"capacity": 40 + at % 50})
 
+    engine.run()
+    engine.add("last", noise(40), 2, "off")  # The workers hear of ends with the next step.
     engine.run()
 
     assert engine.free == begin

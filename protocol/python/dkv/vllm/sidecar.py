@@ -11,6 +11,7 @@ import dkv
 from .prompt import Prompt, Shape, State
 
 WAIT_S = 0.002  # Between two looks at sessions whose plan is awaited.
+TIMEOUT_S = 10.0  # Of one request. This thread may wait.
 WINDOW = 32  # Queries that are copied before a sidecar has said how many it wants: dkvd's default.
 ALL = 1 << 31  # A policy that scores with every query (h2o).
 
@@ -58,7 +59,7 @@ class Sidecar:
 
     def _run(self) -> None:
         try:
-            self._engine = dkv.Engine(self._shape.geometry(), **self._options)
+            self._engine = dkv.Engine(self._shape.geometry(), timeout_s=TIMEOUT_S, **self._options)
         except dkv.DkvError as error:
             self._refused = error  # Each prompt is told so.
         while not self._ends:

@@ -1,0 +1,46 @@
+"""Kept rows rounded up to an engine's blocks, by a real dkvd."""
+
+import pytest
+import torch
+
+import dkv
+
+LAYERS, Q_HEADS, KV_HEADS, TOKENS, DIM, WINDOW = 2, 4, 2, 120, 16, 8
+
+
+@pytest.fixture
+def engine(sidecar):
+    with dkv.Engine(dkv.Geometry(LAYERS, Q_HEADS, KV_HEADS, DIM, "f32"), endpoint=sidecar.endpoint) as engine:
+        engine.wait_attached(10)
+        yield engine
+
+
+def lent(tensor: torch.Tensor) -> dkv.Rows:
+    heads, tokens, dim = tensor.shape
+    arena = dkv.Arena(tensor.numel() * 4)
+    torch.frombuffer(arena.buffer, dtype=torch.float32)[: tensor.numel()].copy_(tensor.flatten())
+    return dkv.Rows(arena, 0, "f32", heads, tokens, dim, tokens * dim, dim)
+
+
+def kept(engine, capacity: int, progressive: bool, **rounding) -> list[list[list[int]]]:
+    generator = torch.Generator().manual_seed(5)
+    policy = dkv.Policy(name="snapkv", capacity=capacity, window=WINDOW)
+    with engine.open_session(TOKENS, policy, progressive, **rounding) as session:
+        for layer in range(LAYERS):
+            rows = [lent(torch.randn(heads, count, DIM, generator=generator))
+                    for heads, count in ((KV_HEADS, TOKENS), (KV_HEADS, TOKENS), (Q_HEADS, WINDOW))]  # fmt: skip
+            session.layer_ready(layer, rows[0], rows[1], rows[2])
+        session.finish(20)
+        return [session.layer(layer).positions for layer in range(LAYERS)]
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_rows_are_filled_up_with_the_next_best_ones(engine, progressive):
+    rounded = kept(engine, 30, progressive, row_multiple=16, row_offset=TOKENS % 16)
+
+    assert rounded == kept(engine, 40, progressive)  # 40 is the next number that leaves whole blocks.
+
+
+def test_an_offset_outside_of_a_block_is_refused(engine):
+    with pytest.raises(dkv.DkvError, match="row_offset is 40, not below row_multiple 32"):
+        engine.open_session(TOKENS, row_multiple=32, row_offset=40)
