@@ -80,6 +80,12 @@ Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& fac
                      "the profile's surrogate needs to know which dims of a key turn together, "
                      "which the file does not say: say --rope-theta THETA, and --rope-interleaved "
                      "where adjacent ones do; or --for this-question"};
+    if (facts.stored && facts.stored->rotation_unknown)
+        return Error{
+            ErrorCode::Unsupported,
+            "the profile's surrogate needs rows as the model has them, and llama.cpp files "
+            "before GGSQ 4 do not say whether quantised rows are rotated: save the cache "
+            "with a newer llama.cpp, or take knorm or keydiff"};
     if (result.profile->surrogate->interleaved == facts.rope.interleaved) return result;
     auto profile = std::make_shared<Profile>(*result.profile);
     profile->surrogate =

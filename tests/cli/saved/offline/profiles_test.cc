@@ -113,4 +113,10 @@ TEST_CASE("a surrogate is in the file's order of dims, which the file has to say
           "does not say: say --rope-theta THETA, and --rope-interleaved where adjacent ones do; or "
           "--for this-question");
     CHECK(offline::params_for({.name = "auto", .purpose = Purpose::ThisQuestion}, facts));
+
+    facts.rope.order_known = true;
+    facts.stored.emplace().rotation_unknown = true;
+    CHECK(offline::params_for({.name = "reuse"}, facts)
+              .error()
+              .message.starts_with("the profile's surrogate needs rows as the model has them"));
 }
