@@ -31,7 +31,7 @@ UNPROFILED = [
     "dynamickv/m=0/r_min=0.3",
     "h2o",
 ]
-PROFILED = ["profile", "profile/alpha=0.5/floor=0.4", "reuse", "joined", "joined/kernel=3"]
+PROFILED = ["profile", "profile/alpha=0.5/floor=0.4", "reuse", "joined", "joined/kernel=3", "replay"]
 NEAR = 1e-4  # Scores whose relative difference is below this are equal but for rounding.
 
 
@@ -49,7 +49,9 @@ def random_profile(prompt, model) -> profile.Profile:
 
 def facts_of(model, tokens: torch.Tensor) -> policies.Facts:
     prompt = Probe(model, 32).prefill(tokens, accumulate=True)
-    return policies.Facts(prompt, {"made": random_profile(prompt, model)})
+    generator = torch.Generator().manual_seed(6)
+    found = [torch.rand(prompt.kv_heads, prompt.tokens, generator=generator) for _ in prompt.compressed]
+    return policies.Facts(prompt, {"made": random_profile(prompt, model)}, lambda: found)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def chooser(sidecar):
 def differences(facts: policies.Facts, name: str, capacity: int, chooser) -> tuple[int, int]:
     """Tokens that one side alone keeps, and all tokens kept. Those must be near-ties with the budget's last token."""
     variant = policies.variant(name, facts, capacity)
-    with chooser.lend(facts.prompt) as loan:
+    with chooser.lend(facts.prompt, lambda: facts.replayed) as loan:
         kept = loan.kept(policies.wish(name, facts, capacity))
     prompt, odd, total = facts.prompt, 0, 0
     order, budgets = facts.rankings.orders[variant.ranking], variant.budgets
@@ -82,6 +84,8 @@ def scores_of(facts: policies.Facts, name: str, index: int) -> torch.Tensor:
     layer = facts.prompt.layers[index]
     if name == "h2o":
         return layer.accumulated
+    if name == "replay":
+        return facts.replayed[facts.prompt.compressed.index(index)][:, : facts.prompt.prefix]
     if name == "reuse":
         made = facts.profile().predictor()
         weights = made.weights[facts.prompt.compressed.index(index)]

@@ -112,7 +112,7 @@ def evaluate(
     wants_sums = any(name.startswith("h2o") for name in options.policies)
     prompt, greedy = store.prefill(row.tokens, wants_sums, FORCED + 1 if is_text else 0)
     facts = policies.Facts(prompt, loaded, lambda: _replayed(probe, tokenizer, prompt, row))
-    with chooser.lend(prompt) if chooser is not None else contextlib.nullcontext() as loan:
+    with chooser.lend(prompt, lambda: facts.replayed) if chooser is not None else contextlib.nullcontext() as loan:
         chosen = choices_for(facts, options.policies, options.capacity, loan)
     variants = [choice.variant for choice in chosen]
     if row.asks:

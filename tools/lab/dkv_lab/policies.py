@@ -80,11 +80,15 @@ class Facts:
             self.rankings.orders[name] = [scores.joined(*pair) for pair in pairs]
         return name
 
+    @functools.cached_property
+    def replayed(self) -> list[torch.Tensor]:
+        if self.replay is None:
+            raise UnknownPolicy("replay needs a model that can be run again")
+        return self.replay()
+
     def by_replay(self) -> str:
         if "replay" not in self.rankings.orders:
-            if self.replay is None:
-                raise UnknownPolicy("replay needs a model that can be run again")
-            self.rankings.orders["replay"] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in self.replay()]
+            self.rankings.orders["replay"] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in self.replayed]
         return "replay"
 
     def shape(self, capacity: int) -> budgets.Shape:

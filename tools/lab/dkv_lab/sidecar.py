@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -62,8 +63,9 @@ class Chooser:
         self._engine: dkv.Engine | None = None
 
     @contextlib.contextmanager
-    def lend(self, prompt: Prompt) -> Iterator["Loan"]:
-        loan = Loan(self._attached(prompt), prompt)
+    def lend(self, prompt: Prompt, replayed: Callable[[], list[torch.Tensor]] | None = None) -> Iterator["Loan"]:
+        """replayed: makes the scores [Hkv, n] of every compressed layer that the policy scores ranks by."""
+        loan = Loan(self._attached(prompt), prompt, replayed)
         try:
             yield loan
         finally:
@@ -99,8 +101,8 @@ class Chooser:
 class Loan:
     """One prompt in shared memory. Every policy reads the same rows; none is given back before the end."""
 
-    def __init__(self, engine: dkv.Engine, prompt: Prompt):
-        self._engine, self._prompt = engine, prompt
+    def __init__(self, engine: dkv.Engine, prompt: Prompt, replayed: Callable[[], list[torch.Tensor]] | None):
+        self._engine, self._prompt, self._replayed = engine, prompt, replayed
         layers = [prompt.layers[index] for index in prompt.compressed]
         first = layers[0]
         heads, tokens, dim = first.keys.shape
@@ -113,7 +115,13 @@ class Loan:
             keys[0, :, :tokens].copy_(layer.keys)
             values[0, :, :tokens].copy_(layer.values)
             self._queries.push(ordinal, layer.queries[None])
-        self._sums = _Sums(layers) if first.accumulated is not None else None
+        self._sums = _Scores([layer.accumulated for layer in layers]) if first.accumulated is not None else None
+
+    @functools.cached_property
+    def _replay(self) -> "_Scores":
+        if self._replayed is None:
+            raise SidecarError("scores needs a replay of the prompt")
+        return _Scores([layer.float() for layer in self._replayed()])
 
     def take_back(self) -> None:
         self._storage.discard()
@@ -134,31 +142,32 @@ class Loan:
             return [session.layer(ordinal).positions for ordinal in range(len(prompt.compressed))]
 
     def _report_layers(self, session: dkv.Session, wish: dkv.Policy) -> None:
-        wants_sums = wish.name == "h2o"
-        if wants_sums and self._sums is None:
+        if wish.name == "h2o" and self._sums is None:
             raise SidecarError("h2o needs a prefill with its sums over all queries")
+        given = {"h2o": lambda: self._sums, "scores": lambda: self._replay}.get(wish.name, lambda: None)()
         for ordinal, index in enumerate(self._prompt.compressed):
             layer = self._prompt.layers[index]
             keys, values = self._storage.rows(ordinal, self._prompt.tokens)
-            queries = self._queries.rows(ordinal) if session.plan.window == self._prompt.window else None
-            sums = self._sums.rows(ordinal) if wants_sums else None
+            asks = given is None and session.plan.window == self._prompt.window
+            queries = self._queries.rows(ordinal) if asks else None
+            ranked = None if given is None else given.rows(ordinal)
             session.layer_ready(
-                ordinal, keys, values, queries, sums, scale=layer.scale, softcap=layer.softcap or 0.0, sink_logits=layer.sinks
+                ordinal, keys, values, queries, ranked, scale=layer.scale, softcap=layer.softcap or 0.0, sink_logits=layer.sinks
             )
             while session.poll(0).kind != dkv.EventKind.NONE:  # Rows that may be released are not: others read them.
                 pass
 
 
-class _Sums:
-    """H2O's sums over all queries, [Hkv, n] per layer, for the sidecar to rank by."""
+class _Scores:
+    """[Hkv, n] f32 per layer, for the sidecar to rank by: H2O's sums over all queries, or a replay's."""
 
-    def __init__(self, layers):
-        heads, self._tokens = layers[0].accumulated.shape
+    def __init__(self, layers: list[torch.Tensor]):
+        heads, self._tokens = layers[0].shape
         self._heads, self._layer_bytes = heads, heads * self._tokens * 4
         self._arena = dkv.Arena(len(layers) * self._layer_bytes)
         whole = tensor_over(self._arena, torch.float32).view(len(layers), heads, self._tokens)
         for slot, layer in zip(whole, layers):
-            slot.copy_(layer.accumulated)
+            slot.copy_(layer)
 
     def rows(self, ordinal: int) -> dkv.Rows:
         return dkv.Rows(
