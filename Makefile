@@ -117,7 +117,7 @@ test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is 
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh
-	$(VLLM) tools/bench/vllm.py $(BENCH_VLLM)
+	$(VLLM) tools/bench/vllm_pool.py $(BENCH_VLLM)
 
 ptxas: deps deps-test deps-cuda ## what nvcc made of every kernel, for every architecture, against the table under version control
 	$(PTXAS) --target ptxas
