@@ -165,9 +165,10 @@ def test_readme_can_be_typed_from_top_to_bottom(typist):
     assert swept.stderr.startswith("dkv: small.safetensors: passed over: ") and swept.stderr.count("\n") == 1
     assert "2 files, 6 points each: 12 computed" in swept.stdout
     assert (typist.folder / "out" / "report.html").is_file()
-    for command, title in (("dkv calibrate smollm2", "calibrating"), ("dkv eval smollm2", "evaluating")):
+    # An evaluation asks both with the question shown and with it hidden.
+    for command, title, prompts in (("dkv calibrate smollm2", "calibrating", 2), ("dkv eval smollm2", "evaluating", 4)):
         said = printed[command].stderr
-        assert re.search(rf"^{title}: about \d+ \w+ for 2 prompts", said, re.M), said
+        assert re.search(rf"^{title}: about \d+ \w+ for {prompts} prompts", said, re.M), said
     last = printed['cache = dkv.hf.load("small.safetensors", model)             # goes on from a whole or a compacted file']
     assert "In short, this licence" in last
 
