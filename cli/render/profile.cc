@@ -52,10 +52,10 @@ Fields fields_of(ProfileFile const& file) {
         fields.emplace_back("kernel",
                             fmt::format("{}, where the policy names none", profile.kernel));
     if (profile.surrogate)
-        fields.emplace_back(
-            "surrogate", fmt::format("{} weights, {} KiB; {}", profile.surrogate->weights.size(),
-                                     profile.surrogate->weights.size() * 2 / 1024,
-                                     words_of(file.surrogate.value("recipe", Json::object()))));
+        fields.emplace_back("surrogate",
+                            fmt::format("{} weights, {} KiB; {}", profile.surrogate->weights.size(),
+                                        profile.surrogate->weights.size() * 2 / 1024,
+                                        words_of(file.surrogate.value("recipe", Json::object()))));
     if (auto const words = words_of(file.recipe); !words.empty())
         fields.emplace_back("recipe", words);
     for (auto const& [task, measured] : file.figures.items())
