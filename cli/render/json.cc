@@ -4,8 +4,6 @@
 #include "protocol/policy/parameters.h"
 
 namespace dkv::cli {
-namespace {}  // namespace
-
 Json to_json(wire::PolicyT const& policy) {
     Json json{{"name", policy.name}};
     each_value(

@@ -18,6 +18,11 @@ std::vector<std::int32_t> first_positions(std::span<std::int32_t const> position
     return ids;
 }
 
+/// Two plans may have read the same file.
+bool same(std::shared_ptr<Surrogate const> const& a, std::shared_ptr<Surrogate const> const& b) {
+    return a == b || (a != nullptr && b != nullptr && *a == *b);
+}
+
 /// Of each head `limits` tokens of two lists as long: the best of each, then the second of each,
 /// the first list's before the other's.
 std::vector<std::int32_t> taken_in_turn(std::span<std::int32_t const> first,
@@ -80,7 +85,7 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
     auto const found = std::ranges::find_if(scorings_, [&](Scoring const& other) {
         return other.ranking == scoring.ranking && other.window == scoring.window &&
                other.reduce == scoring.reduce && other.query_norm == scoring.query_norm &&
-               other.surrogate == scoring.surrogate;
+               same(other.surrogate, scoring.surrogate);
     });
     if (found != scorings_.end()) return static_cast<std::size_t>(found - scorings_.begin());
 

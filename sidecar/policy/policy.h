@@ -125,6 +125,10 @@ std::span<PolicyEntry const> policies() noexcept;
 /// `name` is one of theirs.
 PolicyEntry const& entry_of(std::string_view name) noexcept;
 
+/// Whether a profile that was not asked for, the model's own, is for this policy: not where it has
+/// a rule of its own for budgets. False for an unknown name.
+bool takes_own_profile(std::string_view name) noexcept;
+
 /// Whether later questions have a say: the profile's surrogate ranks, alone or in turn.
 bool foresees(PolicyParams const& params) noexcept;
 

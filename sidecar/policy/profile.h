@@ -18,6 +18,8 @@ struct Surrogate {
     std::vector<float> frequencies;  ///< [pairs] of the keys' rotation; empty: they have none.
     bool interleaved = false;        ///< Dims (2i, 2i + 1) turn together, else (i, i + pairs).
 
+    bool operator==(Surrogate const&) const = default;
+
     std::size_t features() const noexcept {
         return 2 * std::size_t{kv_heads} * head_dim + 2 * std::size_t{kv_heads} + 1;
     }

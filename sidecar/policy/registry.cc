@@ -62,12 +62,19 @@ PolicyEntry const& entry_of(std::string_view name) noexcept {
     return *entry;
 }
 
+bool takes_own_profile(std::string_view name) noexcept {
+    auto const* const entry = std::ranges::find(kPolicies, name, &PolicyEntry::name);
+    return entry != kPolicies.end() && entry->traits.has(Trait::Profiled) &&
+           !entry->traits.has(Trait::Staged);
+}
+
 bool foresees(PolicyParams const& params) noexcept {
-    if (!params.profile || !params.profile->surrogate) return false;
-    if (params.name == "reuse") return true;
+    if (!params.profile || !params.profile->surrogate || !takes_own_profile(params.name))
+        return false;
+    bool const asked_not_to = entry_of(params.name).traits.has(Trait::Purposed) &&
+                              params.purpose == Purpose::ThisQuestion;
     // A share of the window's attention says nothing of later questions.
-    return entry_of(params.name).traits.has(Trait::Purposed) && !params.keep_mass &&
-           params.purpose != Purpose::ThisQuestion;
+    return !params.keep_mass && !asked_not_to;
 }
 
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {

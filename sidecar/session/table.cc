@@ -8,6 +8,7 @@
 
 #include "protocol/base/geometry.h"
 #include "protocol/base/printable.h"
+#include "sidecar/policy/policy.h"
 
 namespace dkv {
 namespace {
@@ -238,7 +239,7 @@ Result<ChosenPolicy> Table::choose(Instance const& instance,
         return ChosenPolicy{DKV_TRY(resolve_or_default(*wish, instance.hello.model)),
                             PolicySource::Default};
     PolicyRequest request = *set;
-    bool const takes_it = request.name.empty() || request.name == "auto" || request.name == "reuse";
+    bool const takes_it = request.name.empty() || takes_own_profile(request.name);
     bool const unasked = wish->name == "auto" && !takes_it;
     if (!request.profile && !unasked) request.profile = DKV_TRY(resolve_profile(*wish));
     return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),

@@ -150,7 +150,7 @@ TEST_CASE("scores are the same on any number of threads") {
     CHECK(call.scores == want);
 }
 
-TEST_CASE("a token that is no number scores NaN, and others what they scored") {
+TEST_CASE("NaN or an infinity in K or V makes that score NaN and no other") {
     test::for_each_backend([](Backend& backend) {
         std::mt19937 random(4);
         for (float const poison : {std::nanf(""), std::numeric_limits<float>::infinity()}) {

@@ -60,11 +60,13 @@ std::vector<fs::path> profile_folders() {
     return folders;
 }
 
-PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts) {
-    bool const takes_one = request.name == "auto" || request.name == "reuse";
+std::shared_ptr<Profile> own_profile(CacheFacts const& facts) {
     auto const weights = facts.provenance.find(kFingerprint);
-    if (!takes_one || request.profile || weights == facts.provenance.end()) return request;
-    request.profile = find_profile(weights->second);
+    return weights == facts.provenance.end() ? nullptr : find_profile(weights->second);
+}
+
+PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts) {
+    if (!request.profile && takes_own_profile(request.name)) request.profile = own_profile(facts);
     return request;
 }
 

@@ -10,8 +10,12 @@ namespace dkv::offline {
 /// ~/.cache/dkv), and those that come with dkv.
 std::vector<std::filesystem::path> profile_folders();
 
-/// The request as the file's model has it: auto and reuse get the first profile that was made for
-/// these weights, where none is asked for. Without a fingerprint in the file nothing changes.
+/// The first profile that was made for the weights whose fingerprint the file has; nullptr: there
+/// is none, or no fingerprint. Reads every profile on the way.
+std::shared_ptr<Profile> own_profile(CacheFacts const& facts);
+
+/// The request with that profile, where none is asked for and takes_own_profile() says that the
+/// policy takes it.
 PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts);
 
 /// resolve() and sized() for this file. Where a surrogate ranks, its weights are in the file's

@@ -31,8 +31,11 @@ Result<void> add_file(std::filesystem::path const& path, SourcePrint& print) {
 }
 
 /// Weights are many numbers: what tells them from others is enough.
+/// Of all that decides which tokens stay: two profiles may differ in their surrogate alone.
 std::uint32_t crc_of(Profile const& profile) {
-    return crc32(0, std::as_bytes(std::span(profile.weights)));
+    std::uint32_t const crc = crc32(0, std::as_bytes(std::span(profile.weights)));
+    if (!profile.surrogate) return crc;
+    return crc32(crc, std::as_bytes(std::span(profile.surrogate->weights)));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "cli/saved/offline/sweep.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "cli/saved/offline/attention_error.h"
 #include "cli/saved/offline/profiles.h"
@@ -58,7 +59,12 @@ private:
     /// A plan for the point, unless the prompt is kept whole.
     Result<void> add(std::size_t index, PolicyRequest const& point) {
         SweepRow& row = rows_[index];
-        row.params = DKV_TRY(params_for(point, facts()));
+        PolicyRequest wish = point;
+        if (!wish.profile && takes_own_profile(wish.name)) {
+            if (!own_profile_) own_profile_ = own_profile(facts());
+            wish.profile = *own_profile_;
+        }
+        row.params = DKV_TRY(sized_for(DKV_TRY(resolve(wish, facts().model)), facts()));
         row.bytes_full = file_.geometry().cache_bytes(facts().prompt_tokens);
         JobSpec const spec{.geometry = file_.geometry(),
                            .prompt_tokens = facts().prompt_tokens,
@@ -112,6 +118,7 @@ private:
     std::vector<Plan> plans_;
     std::vector<std::size_t> row_of_plan_;
     std::vector<SweepRow> rows_;
+    std::optional<std::shared_ptr<Profile>> own_profile_;  // Looked for once, for all points.
 };
 
 }  // namespace

@@ -51,14 +51,14 @@ class Surrogate:
             "target": self.target,
             "rope": {"frequencies": list(self.rope.frequencies), "interleaved": self.rope.interleaved},
             "features": self.weights[0].shape[1],
-            "weights": [_hex(layer) for layer in self.weights],
+            "weights": [_bytes(layer).hex() for layer in self.weights],
             "r2": self.r2,
             "recipe": self.recipe,
         }
 
     def as_wish(self, kv_heads: int, head_dim: int) -> dkv.Surrogate:
         """As a session takes it."""
-        weights = b"".join(bytes.fromhex(_hex(layer)) for layer in self.weights)
+        weights = b"".join(map(_bytes, self.weights))
         return dkv.Surrogate(kv_heads, head_dim, weights, self.rope.frequencies, self.rope.interleaved)
 
 
@@ -142,8 +142,8 @@ def _tensor(text: object, layer: int, heads: int, features: int) -> torch.Tensor
     return weights
 
 
-def _hex(weights: torch.Tensor) -> str:
-    return weights.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes().hex()
+def _bytes(weights: torch.Tensor) -> bytes:
+    return weights.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _length(found: object) -> int:
