@@ -30,6 +30,9 @@ CUDA      = $(CUDA_HERE)
 CUDA_HERE = -DDKV_CUDA=AUTO '-DDKV_CUDA_ARCHITECTURES=$(subst $(space),;,$(strip $(CUDA_ARCHITECTURES)))'
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
 
+# The test programs of what reads bytes that others sent or saved.
+FOREIGN := container_test formats_test message_fuzz_test rpc_test sdk_test session_test
+
 # What nvcc made of the kernels, in a folder of its own: for every architecture.
 PTXAS = cmake --preset release -B build/ptxas --log-level=WARNING -DDKV_CUDA=ON && cmake --build build/ptxas
 
@@ -42,7 +45,7 @@ VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/
 	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so .venv-vllm/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat \
+.PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-vllm bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
 
@@ -58,7 +61,7 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
 		$(if $(BACKEND),--backend '$(BACKEND)')
 
-test: test-asan test-e2e ## every unit test under sanitizers; then what is shipped, end to end
+test: test-foreign test-shipped ## before every merge: what reads foreign bytes under sanitizers; then every test of what is shipped
 
 deps: $(if $(GPU)$(BACKEND),deps-cuda) ## what building and the demo need: Debian packages, .venv (a GPU's compiler where there is a GPU)
 	tools/dev/install_deps.sh build python
@@ -78,17 +81,22 @@ test-unit: deps deps-test deps-cuda ## the unit tests alone
 	cmake --build --preset $(PRESET) --target unit_tests
 	tools/dev/test.sh $(PRESET) --label-exclude e2e
 
-test-e2e: deps deps-test deps-cuda ## real processes: dkvd, dkv, engines, a real model; kernels as they are shipped
+test-shipped: deps deps-test deps-cuda ## the unit tests; then real processes: dkvd, dkv, engines, a real model
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
-	cmake --build --preset $(PRESET) --target end_to_end
-	tools/dev/test.sh $(PRESET) --tests-regex '^(e2e|python|golden|fuzz|kernels_test|ptxas|gpu|emulated):'
+	cmake --build --preset $(PRESET) --target unit_tests end_to_end
+	tools/dev/test.sh $(PRESET) --exclude-regex '^emulated, whole:'
 
 test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulation: kernels, the emulation itself, libdkv_cuda, all of it end to end
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
 	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
-test-asan: deps deps-test deps-cuda ## unit tests under the address and undefined-behaviour sanitizers
+test-foreign: deps deps-test deps-cuda ## of test-asan, what reads bytes that others sent or saved
+	cmake --preset asan --log-level=WARNING
+	cmake --build --preset asan --target $(FOREIGN)
+	tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))): '
+
+test-asan: deps deps-test deps-cuda ## every unit test under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target unit_tests
 	tools/dev/test.sh asan --label-exclude e2e
