@@ -77,7 +77,7 @@ std::string means_table(std::vector<Json> const& rows,
         auto const size = size_label(asked);
         add_once(policies, policy);
         add_once(sizes, size);
-        if (!row.at(what).is_array()) continue;
+        if (!row.contains(what) || !row.at(what).is_array()) continue;
         means[{policy, size}].add(row.at(what));
         any = true;
     }
@@ -129,19 +129,32 @@ std::string failures_text(std::vector<Json> const& rows) {
 
 std::string sweep_text(std::vector<Json> const& rows, Style const& style) {
     auto const varied = varied_parameters(rows);
+    auto const damages = means_table(
+        rows, varied, "damage", [](double mean) { return fmt::format("{:.4f}", mean); }, style);
     auto const masses = means_table(
         rows, varied, "mass_kept", [](double mean) { return human_share(mean); }, style);
     auto const errors = means_table(
         rows, varied, "error_l2", [](double mean) { return fmt::format("{:.4f}", mean); }, style);
     std::string text;
-    if (!masses.empty())
+    if (!damages.empty())
         text +=
-            "Share of the window's attention that is kept, mean over files and layers\n" + masses;
+            "Damage: share of the attention that is lost, the window's and what is predicted of "
+            "later text,\nheads weighted by the model's profile. It ranks policies; the least is "
+            "the best.\n" +
+            damages;
+    else if (!masses.empty() || !errors.empty())
+        text +=
+            "No damage is known: there is no profile of this model (dkv calibrate MODEL makes "
+            "one).\nThe numbers below see the window alone, and often rank policies "
+            "backwards.\n";
+    if (!masses.empty())
+        text += fmt::format(
+            "{}Share of the window's attention that is kept, mean over files and layers\n{}",
+            text.empty() ? "" : "\n", masses);
     if (!errors.empty())
         text += fmt::format("{}Relative L2 error of the attention's output\n{}",
                             text.empty() ? "" : "\n", errors);
-    if (masses.empty() && errors.empty())
-        text += "No attention is known: the files have no queries.\n";
+    if (text.empty()) text += "No attention is known: the files have no queries.\n";
     return text + failures_text(rows);
 }
 

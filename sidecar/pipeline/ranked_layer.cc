@@ -80,12 +80,20 @@ std::vector<std::vector<double>> RankedLayer::mass_curves() const {
     return curves;
 }
 
+std::vector<double> RankedLayer::shares_kept() const {
+    std::vector<double> shares;
+    if (mass_known)
+        for (RankedHead const& head : heads)
+            shares.push_back(
+                share_of(head, std::accumulate(head.mass.begin(), head.mass.end(), 0.0)));
+    return shares;
+}
+
 std::optional<float> RankedLayer::mass_kept() const {
     if (!mass_known) return std::nullopt;
-    double sum = 0;
-    for (RankedHead const& head : heads)
-        sum += share_of(head, std::accumulate(head.mass.begin(), head.mass.end(), 0.0));
-    return static_cast<float>(sum / static_cast<double>(heads.size()));
+    auto const shares = shares_kept();
+    double const sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+    return static_cast<float>(sum / static_cast<double>(shares.size()));
 }
 
 RankedLayer best_of(std::shared_ptr<Ranks const> ranks, std::span<std::uint32_t const> limits) {

@@ -52,6 +52,9 @@ struct RankedLayer {
     /// from 0 to as many as it has. The mass is known. [heads][ids + 1]
     std::vector<std::vector<double>> mass_curves() const;
 
+    /// [heads] the share of the window's attention that falls on kept tokens; empty: unknown.
+    std::vector<double> shares_kept() const;
+
     /// The share of the window's attention that falls on kept tokens, averaged over the heads;
     /// nothing when the mass is unknown.
     std::optional<float> mass_kept() const;

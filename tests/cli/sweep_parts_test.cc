@@ -200,6 +200,7 @@ TEST_CASE("results: a row is known by its file's content and by what was asked f
     offline::SweepRow swept;
     swept.params.capacity = 64;
     swept.lengths = {64, 64, 64, 64};
+    swept.damage = {0.5, 0};
     swept.mass_kept = {0.5F, 1};
     CacheFacts facts;
     facts.geometry = {2, 4, 2, 4, Dtype::F32};
@@ -209,6 +210,9 @@ TEST_CASE("results: a row is known by its file's content and by what was asked f
     CHECK(is_row_of(row, file, before, point.asked, true));
     CHECK_FALSE(is_row_of(row, file, before, point.asked, false));
     CHECK_FALSE(is_row_of(row, file, before, Json{{"policy", "snapkv"}, {"capacity", 65}}, true));
+    auto without_damage = row;
+    without_damage.erase("damage");
+    CHECK_FALSE(is_row_of(without_damage, file, before, point.asked, true));
 
     std::string one_byte_else(1U << 20U, 'a');
     one_byte_else[700'001] = 'b';
@@ -216,8 +220,8 @@ TEST_CASE("results: a row is known by its file's content and by what was asked f
     CHECK_FALSE(is_row_of(row, file, fingerprint(folder / "a").value(), point.asked, true));
     CHECK(csv_text({row}) ==
           "file,task,model,prompt_tokens,policy,capacity,window,kernel,pool,tokens_per_head,"
-          "bytes_kept,bytes_full,mass_kept,error_l2,error\n" +
-              folder / "a" + ",,,0,snapkv,64,32,7,max,64.0,0,0,0.75,,\n");
+          "bytes_kept,bytes_full,damage,mass_kept,error_l2,error\n" +
+              folder / "a" + ",,,0,snapkv,64,32,7,max,64.0,0,0,0.25,0.75,,\n");
 }
 
 TEST_CASE("results: a folder is known by its files' content and names") {
@@ -233,20 +237,45 @@ TEST_CASE("results: a folder is known by its files' content and names") {
     CHECK(fingerprint(path("three")).error().code == ErrorCode::Io);
 }
 
+namespace {
+
+Json swept_row(char const* policy, int capacity, Json damage, Json mass, char const* error) {
+    return {{"asked", {{"policy", policy}, {"capacity", capacity}}},
+            {"damage", std::move(damage)},
+            {"mass_kept", std::move(mass)},
+            {"error_l2", nullptr},
+            {"error", error}};
+}
+
+}  // namespace
+
 TEST_CASE("sweep tables: policies by sizes, means over files and layers, reasons below") {
-    auto const row = [](char const* policy, int capacity, Json mass, char const* error) {
-        return Json{{"asked", {{"policy", policy}, {"capacity", capacity}}},
-                    {"mass_kept", std::move(mass)},
-                    {"error_l2", nullptr},
-                    {"error", error}};
-    };
-    CHECK(sweep_text({row("snapkv", 64, {0.5, 0.7}, ""), row("snapkv", 64, {0.6, 0.6}, ""),
-                      row("snapkv", 128, {0.9, 0.9}, ""), row("h2o", 64, nullptr, "no queries"),
-                      row("h2o", 128, nullptr, "no queries")},
+    CHECK(sweep_text({swept_row("snapkv", 64, {0.25, 0.75}, {0.5, 0.7}, ""),
+                      swept_row("snapkv", 64, {0.5, 0.5}, {0.6, 0.6}, ""),
+                      swept_row("snapkv", 128, {0, 0.25}, {0.9, 0.9}, ""),
+                      swept_row("h2o", 64, nullptr, nullptr, "no queries"),
+                      swept_row("h2o", 128, nullptr, nullptr, "no queries")},
                      {}) ==
-          "Share of the window's attention that is kept, mean over files and layers\n"
+          "Damage: share of the attention that is lost, the window's and what is predicted of "
+          "later text,\nheads weighted by the model's profile. It ranks policies; the least is the "
+          "best.\n"
+          "POLICY      64     128\n"
+          "snapkv  0.5000  0.1250\n"
+          "h2o          -       -\n"
+          "\nShare of the window's attention that is kept, mean over files and layers\n"
           "POLICY      64     128\n"
           "snapkv  60.0 %  90.0 %\n"
           "h2o          -       -\n"
           "\nNot to be had:\n- no queries\n");
+}
+
+TEST_CASE("sweep tables: without a profile they say that they do not rank policies") {
+    CHECK(sweep_text({swept_row("snapkv", 64, nullptr, {0.5, 0.7}, "")}, {}) ==
+          "No damage is known: there is no profile of this model (dkv calibrate MODEL makes one).\n"
+          "The numbers below see the window alone, and often rank policies backwards.\n"
+          "\nShare of the window's attention that is kept, mean over files and layers\n"
+          "POLICY      64\n"
+          "snapkv  60.0 %\n");
+    CHECK(sweep_text({swept_row("knorm", 64, nullptr, nullptr, "")}, {}) ==
+          "No attention is known: the files have no queries.\n");
 }

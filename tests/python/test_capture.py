@@ -14,6 +14,8 @@ from conftest import make_tiny_llama
 from processes import program
 
 import dkv.hf
+from dkv import command
+from dkv.hf import requery
 from dkv.hf.files import SavedFile
 from dkv.hf.requery import recompute
 
@@ -187,16 +189,23 @@ def test_other_formats_are_converted_on_the_way(whole, mute, captured, prompt, t
 
 
 @pytest.mark.e2e
-def test_the_command_s_errors_are_one_line(mute, captured, folder, tmp_path):
+def test_the_command_s_errors_are_one_line(mute, captured, folder, tmp_path, monkeypatch, capsys):
     done = captured(tmp_path / "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"dkv capture: {tmp_path}/none: No such file or directory\n"
+
+    monkeypatch.setenv("DKV_COMMAND", "dkv capture")  # As dkv starts it; in this process, since each start takes seconds.
+
+    def refused(model, path, out=tmp_path / "out.safetensors") -> str:
+        arguments = [str(model), str(path), "-o", str(out)]
+        assert command.run(lambda: requery.main(arguments)) == 1
+        return capsys.readouterr().err
+
     (tmp_path / "noise").write_bytes(os.urandom(500))
-    done = captured(tmp_path / "noise")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"{tmp_path}/noise: " in done.stderr
-    done = captured(mute(), "--window", "0")
-    assert done.returncode == 2 and '--window is 0: a count of tokens, or "all"' in done.stderr
-    done = run("capture", tmp_path / "no-model", mute(), "-o", tmp_path / "out.safetensors")
-    assert done.returncode == 1 and done.stderr == f"dkv capture: {tmp_path}/no-model is not a folder with a model\n"
-    done = run("capture", folder, mute(), "-o", tmp_path / "no" / "out")
-    assert done.returncode == 1 and done.stderr == f"dkv capture: {tmp_path}/no: no such folder\n"
+    noise = refused(folder, tmp_path / "noise")
+    assert noise.count("\n") == 1 and f"{tmp_path}/noise: " in noise
+    assert refused(tmp_path / "no-model", mute()) == f"dkv capture: {tmp_path}/no-model is not a folder with a model\n"
+    assert refused(folder, mute(), tmp_path / "no" / "out") == f"dkv capture: {tmp_path}/no: no such folder\n"
+    with pytest.raises(SystemExit, match="2"):
+        requery.main([str(folder), str(mute()), "-o", str(tmp_path / "out"), "--window", "0"])
+    assert '--window is 0: a count of tokens, or "all"' in capsys.readouterr().err

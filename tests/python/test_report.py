@@ -118,6 +118,18 @@ def test_the_best_policy_is_the_one_with_the_least_error_or_else_the_most_mass(s
     assert (best.variant, best.lead, best.error) == ("snapkv", "20 points more mass", None)
 
 
+def test_damage_ranks_before_error_and_mass(study):
+    made = study(
+        line("snapkv", damage=[0.3] * LAYERS, error=0.1, mass=0.9), line("dynamickv", damage=[0.2] * LAYERS, error=0.2, mass=0.7)
+    )
+
+    (best,) = words.best_by_size(made)
+    assert (best.variant, best.second, best.lead) == ("dynamickv", "snapkv", "damage 1.50 times as large")
+    assert best.damage == pytest.approx(0.2)
+    said = words.summary(made, [])
+    assert said[1].startswith("dynamickv does the least damage at every size.") and not any("No damage" in each for each in said)
+
+
 def test_the_summary_says_who_wins_what_it_costs_and_what_could_not_be_had(study):
     made = study(
         line("dynamickv", 64, error=0.10),
@@ -133,6 +145,7 @@ def test_the_summary_says_who_wins_what_it_costs_and_what_could_not_be_had(study
         "2 policies at 2 capacities (64, 128 tokens per layer and KV head) over 1 prompt of tiny, 1,000 tokens long.",
         "dynamickv reconstructs attention best at 1 of 2 sizes (snapkv at 128). At the smallest, 64 tokens or 6.4 % of the "
         "bytes, dynamickv keeps 80.0 % of the attention mass with an error of 10.0 %.",
+        "No damage is known, since the model has no profile: mass and error see the window alone, and often rank policies backwards.",
         "A mean error below 5 % takes 96 KiB (12.8 %; dynamickv at 128), below 2 % takes 96 KiB (12.8 %; snapkv at 128).",
         "2 points cannot be had. h2o (2): h2o needs the last … tokens.",
     ]

@@ -74,9 +74,8 @@ Result<PolicyParams> params_for(PolicyRequest const& request, CacheFacts const& 
     return sized_for(DKV_TRY(resolve(with_own_profile(request, facts), facts.model)), facts);
 }
 
-Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& facts) {
-    PolicyParams result = DKV_TRY(sized(params, facts.geometry, facts.prompt_tokens));
-    if (!foresees(result)) return result;
+Result<std::shared_ptr<Surrogate const>> in_order_of(CacheFacts const& facts,
+                                                     Profile const& profile) {
     if (!facts.rope.order_known)
         return Error{ErrorCode::Unsupported,
                      "the profile's surrogate needs to know which dims of a key turn together, "
@@ -88,10 +87,15 @@ Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& fac
             "the profile's surrogate needs rows as the model has them, and llama.cpp files "
             "before GGSQ 4 do not say whether quantised rows are rotated: save the cache "
             "with a newer llama.cpp, or take knorm or keydiff"};
-    if (result.profile->surrogate->interleaved == facts.rope.interleaved) return result;
+    if (profile.surrogate->interleaved == facts.rope.interleaved) return profile.surrogate;
+    return std::make_shared<Surrogate const>(reordered(*profile.surrogate, facts.rope.interleaved));
+}
+
+Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& facts) {
+    PolicyParams result = DKV_TRY(sized(params, facts.geometry, facts.prompt_tokens));
+    if (!foresees(result)) return result;
     auto profile = std::make_shared<Profile>(*result.profile);
-    profile->surrogate =
-        std::make_shared<Surrogate>(reordered(*profile->surrogate, facts.rope.interleaved));
+    profile->surrogate = DKV_TRY(in_order_of(facts, *profile));
     result.profile = std::move(profile);
     return result;
 }

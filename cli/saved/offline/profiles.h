@@ -25,6 +25,12 @@ PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts);
 /// say.
 Result<PolicyParams> params_for(PolicyRequest const& request, CacheFacts const& facts);
 
+/// The profile's surrogate with its weights in the file's order of dims.
+///
+/// Errors: Unsupported, where the file does not say how its keys lie.
+Result<std::shared_ptr<Surrogate const>> in_order_of(CacheFacts const& facts,
+                                                     Profile const& profile);
+
 /// As params_for(), of parameters that are resolved: capacity is worked out anew.
 Result<PolicyParams> sized_for(PolicyParams const& params, CacheFacts const& facts);
 

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "cli/saved/offline/attention_error.h"
+#include "cli/saved/offline/damage.h"
 #include "cli/saved/offline/profiles.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
@@ -34,20 +35,22 @@ public:
             if (!added) rows_[i].error = added.error().message;
         }
         with_error = with_error && facts().query_rows > 0;
+        damage_ = DKV_TRY(Damage::create(backend_, facts(), judging_profile()));
+        bool const measured = (with_error || damage_) && !plans_.empty();
         WalkOptions options{.verify_threads = 0,
                             .progress = &progress_,
                             .file = 0,
                             .bytes_begin = 0,
-                            .bytes_end = facts().file_bytes / (with_error ? 2 : 1),
+                            .bytes_end = facts().file_bytes / (measured ? 2 : 1),
                             .bytes_total = facts().file_bytes};
         if (!plans_.empty()) DKV_TRY(walk(file_, options, ranker_, plans_));
         for (std::size_t i = 0; i < plans_.size(); ++i)
             settle(rows_[row_of_plan_[i]], plans_[i]);
-        if (with_error) {
+        if (measured) {
             options.bytes_begin = options.bytes_end;
             options.bytes_end = facts().file_bytes;
-            DKV_TRY(walk(file_, options, [this](std::uint32_t index, SavedLayer const& layer) {
-                return measure(index, layer);
+            DKV_TRY(walk(file_, options, [&](std::uint32_t index, SavedLayer const& layer) {
+                return measure(index, layer, with_error);
             }));
         }
         return std::move(rows_);
@@ -56,14 +59,22 @@ public:
 private:
     CacheFacts const& facts() const noexcept { return file_.facts(); }
 
+    std::shared_ptr<Profile> own_profile() {
+        if (!own_profile_) own_profile_ = offline::own_profile(facts());
+        return *own_profile_;
+    }
+
+    std::shared_ptr<Profile const> judging_profile() {
+        if (auto const own = own_profile()) return own;
+        return a_profile_;
+    }
+
     /// A plan for the point, unless the prompt is kept whole.
     Result<void> add(std::size_t index, PolicyRequest const& point) {
         SweepRow& row = rows_[index];
         PolicyRequest wish = point;
-        if (!wish.profile && takes_own_profile(wish.name)) {
-            if (!own_profile_) own_profile_ = own_profile(facts());
-            wish.profile = *own_profile_;
-        }
+        if (!wish.profile && takes_own_profile(wish.name)) wish.profile = own_profile();
+        if (wish.profile && !a_profile_) a_profile_ = wish.profile;
         row.params = DKV_TRY(sized_for(DKV_TRY(resolve(wish, facts().model)), facts()));
         row.bytes_full = file_.geometry().cache_bytes(facts().prompt_tokens);
         JobSpec const spec{.geometry = file_.geometry(),
@@ -73,6 +84,7 @@ private:
         auto const policy = make_policy(row.params, shape_of(spec));
         if (policy == nullptr) {
             row.lengths.assign(facts().lengths.size(), facts().prompt_tokens);
+            row.damage.assign(file_.geometry().layers, 0.0);
             row.mass_kept.assign(file_.geometry().layers, 1.0F);
             if (facts().query_rows > 0) row.error_l2.assign(file_.geometry().layers, 0.0);
             row.bytes_kept = row.bytes_full;
@@ -90,11 +102,20 @@ private:
         row.bytes_kept = kept_bytes(file_.geometry(), row.lengths);
     }
 
-    Result<void> measure(std::uint32_t index, SavedLayer const& layer) {
+    Result<void> measure(std::uint32_t index, SavedLayer const& layer, bool with_error) {
         std::vector<KeptTokens> kept;
-        for (Plan const& plan : plans_)
+        std::vector<std::vector<double>> window_kept;
+        for (Plan const& plan : plans_) {
             kept.push_back({.rows = kept_rows(plan, index),
                             .lengths = plan.layer(index).lengths(plan.spec().params.window)});
+            window_kept.push_back(plan.layer(index).shares_kept());
+        }
+        if (damage_) {
+            auto const damages = DKV_TRY(damage_->of(index, layer, kept, window_kept));
+            for (std::size_t i = 0; i < plans_.size(); ++i)
+                if (damages[i]) rows_[row_of_plan_[i]].damage.push_back(*damages[i]);
+        }
+        if (!with_error) return {};
         RowsView queries = layer.queries;
         std::uint32_t const count = std::min(queries.tokens, kErrorQueriesMax);
         queries.data = queries.row(0, queries.tokens - count);
@@ -119,6 +140,8 @@ private:
     std::vector<std::size_t> row_of_plan_;
     std::vector<SweepRow> rows_;
     std::optional<std::shared_ptr<Profile>> own_profile_;  // Looked for once, for all points.
+    std::shared_ptr<Profile const> a_profile_;             // That a point was asked with.
+    std::optional<Damage> damage_;
 };
 
 }  // namespace

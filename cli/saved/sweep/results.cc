@@ -163,7 +163,8 @@ bool is_row_of(Json const& row,
                bool with_error) {
     return row.value("file", "") == file.path && row.value("fingerprint", "") == fingerprint &&
            row.value("task", "") == file.task && row.contains("asked") &&
-           row.at("asked") == asked && row.value("with_error", false) == with_error;
+           row.at("asked") == asked && row.value("with_error", false) == with_error &&
+           row.contains("damage");
 }
 
 Json row_json(SweepFile const& file,
@@ -189,6 +190,7 @@ Json row_json(SweepFile const& file,
             : Json(static_cast<double>(rows) / static_cast<double>(row.lengths.size()));
     json["bytes_kept"] = row.bytes_kept;
     json["bytes_full"] = row.bytes_full;
+    json["damage"] = list_or_null(row.damage);
     json["mass_kept"] = list_or_null(row.mass_kept);
     json["error_l2"] = list_or_null(row.error_l2);
     json["lengths"] = lengths_by_layer(row, facts.geometry);
@@ -199,9 +201,10 @@ Json row_json(SweepFile const& file,
 
 std::string csv_text(std::vector<Json> const& rows) {
     constexpr char const* kTitles[] = {
-        "file",       "task",       "model",     "prompt_tokens", "policy",
-        "capacity",   "window",     "kernel",    "pool",          "tokens_per_head",
-        "bytes_kept", "bytes_full", "mass_kept", "error_l2",      "error"};
+        "file",       "task",       "model",  "prompt_tokens", "policy",
+        "capacity",   "window",     "kernel", "pool",          "tokens_per_head",
+        "bytes_kept", "bytes_full", "damage", "mass_kept",     "error_l2",
+        "error"};
     std::string text = fmt::format("{}\n", fmt::join(kTitles, ","));
     for (auto const& row : rows) {
         auto const params = row.value("params", Json::object());
@@ -210,7 +213,8 @@ std::string csv_text(std::vector<Json> const& rows) {
             Json value = row.contains(title) ? row.at(title) : Json();
             if (title == "window" || title == "kernel" || title == "pool")
                 value = params.contains(title) ? params.at(title) : Json();
-            if (title == "mass_kept" || title == "error_l2") value = mean_of(value);
+            if (title == "damage" || title == "mass_kept" || title == "error_l2")
+                value = mean_of(value);
             cells.push_back(csv_cell(value));
         }
         text += fmt::format("{}\n", fmt::join(cells, ","));

@@ -45,7 +45,8 @@ private:
 /// bytes; a folder's also of its files' names. Errors: Io.
 Result<std::string> fingerprint(std::filesystem::path const& path);
 
-/// Whether a row tells of this point of this content of this file.
+/// Whether a row tells of this point of this content of this file; one from before there was a
+/// damage does not.
 bool is_row_of(Json const& row,
                SweepFile const& file,
                std::string const& fingerprint,

@@ -123,7 +123,7 @@ def budgets_study(entries: list[dict], model: str, window: int) -> Study:
     points = [
         Point(
             file=e["key"], task=e["task"], model=model, prompt_tokens=int(e["tokens"]), policy=e["policy"], params=(),
-            capacity=e["capacity"], bytes_kept=0, bytes_full=0, mass=None, error_l2=None,
+            capacity=e["capacity"], bytes_kept=0, bytes_full=0, damage=None, mass=None, error_l2=None,
             lengths=tuple(tuple(window + kept for kept in heads) for heads in e["budgets"]),
         )
         for e in entries

@@ -6,7 +6,7 @@ import math
 
 from dkv.errors import UserError
 
-from .means import Mean, Study, error, mass
+from .means import Mean, Study, damage, error, mass
 from .units import bytes_words, thousands
 
 INK = "#1b1e23"
@@ -166,6 +166,17 @@ def _colour_ticks(bar, low: float, top: float) -> None:
 # -------------------------------------------------------------------- lines
 
 
+def damage_against_capacity(study: Study):
+    """None without a profile of the model."""
+    means = study.means(damage)
+    if not means:
+        return None
+    figure, axis = against_capacity(study.variants, means, lambda value: 100 * value)
+    axis.set_ylabel("damage: weighted attention lost, %")
+    axis.set_title(f"{_model(study)}damage", loc="left")
+    return figure
+
+
 def mass_against_capacity(study: Study):
     """None without a mass."""
     means = study.means(mass)
@@ -258,6 +269,7 @@ def side_by_side(study: Study):
     """Policies down, capacities across, the number in each cell. None without mass and error."""
     panels = []
     for title, measure, colours in (
+        ("damage, %", damage, "viridis_r"),
         ("attention mass kept, %", mass, "viridis"),
         ("relative L2 error, %", error, "viridis_r"),
     ):

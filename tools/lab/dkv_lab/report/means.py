@@ -131,6 +131,10 @@ def _variant(point: Point, varied: dict[str, set[str]]) -> str:
     return " ".join([point.policy, *told])
 
 
+def damage(point: Point) -> float | None:
+    return point.mean_damage
+
+
 def mass(point: Point) -> float | None:
     return point.mean_mass
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dkv.errors import UserError
 
 from . import figures, words
-from .means import Study, error, mass
+from .means import Study, damage, error, mass
 from .sweep import Missing
 from .units import bytes_words, percent, thousands
 
@@ -32,9 +32,10 @@ def draw(study: Study, prefix: str = "") -> list[Drawn]:
     sizes = study.capacities
     shown = sizes[len(sizes) // 2]
     out = [
+        Drawn("damage-capacity", figures.damage_against_capacity(study), "Further down is better.", "Damage against capacity"),
         Drawn("mass-capacity", figures.mass_against_capacity(study), "Further up is better.", "Attention mass against capacity"),
         Drawn("error-bytes", figures.error_against_bytes(study), "Further down and to the left is better.", "Error against bytes"),
-        Drawn("side-by-side", figures.side_by_side(study), "Every number of the two figures above.", "Policies side by side"),
+        Drawn("side-by-side", figures.side_by_side(study), "Every number of the figures above.", "Policies side by side"),
     ]
     rows = "tasks" if study.tasks else "prompts"
     many = len(study.tasks or study.prompts) > 1
@@ -95,6 +96,7 @@ def _part(study: Study, missing: list[Missing], drawn: list[Drawn]) -> dict:
         "model": study.model,
         "summary": words.summary(study, missing),
         "best": best,
+        "with_damage": any(row.damage is not None for row in best),
         "with_mass": any(row.mass is not None for row in best),
         "with_error": any(row.error is not None for row in best),
         "figures": drawn,
@@ -105,11 +107,12 @@ def _part(study: Study, missing: list[Missing], drawn: list[Drawn]) -> dict:
 def _rows(study: Study) -> list[dict]:
     rows: dict[tuple[str, int], dict] = {}
     nothing: Callable = lambda point: 0.0  # Every point has it: so that sizes are told without queries, too.
-    for name, measure in (("", nothing), ("mass", mass), ("error", error)):
+    for name, measure in (("", nothing), ("damage", damage), ("mass", mass), ("error", error)):
         for mean in study.means(measure):
             row = rows.setdefault(
                 (mean.variant, mean.capacity),
-                {**{key: getattr(mean, key) for key in ("variant", "capacity", "bytes_kept", "share", "prompts")}, "mass": None, "error": None},
+                {key: getattr(mean, key) for key in ("variant", "capacity", "bytes_kept", "share", "prompts")}
+                | dict.fromkeys(("damage", "mass", "error")),
             )
             if name:
                 row[name] = mean.value

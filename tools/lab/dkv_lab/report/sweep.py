@@ -22,6 +22,7 @@ class Point:
     capacity: int
     bytes_kept: int  # K and V.
     bytes_full: int
+    damage: tuple[float, ...] | None  # Per layer: attention lost, heads weighted by the profile (docs/POLICIES.md).
     mass: tuple[float, ...] | None  # Per layer, 0 … 1: share of the window's attention on what is kept.
     error_l2: tuple[float, ...] | None  # Per layer, relative: of the attention's output.
     lengths: tuple[tuple[int, ...], ...]  # Rows per layer and KV head.
@@ -34,6 +35,10 @@ class Point:
     def budgets(self) -> list[float]:
         """Rows per layer, the mean over its heads."""
         return [sum(heads) / len(heads) for heads in self.lengths]
+
+    @property
+    def mean_damage(self) -> float | None:
+        return None if not self.damage else sum(self.damage) / len(self.damage)
 
     @property
     def mean_mass(self) -> float | None:
@@ -108,6 +113,7 @@ def _parse(line: dict) -> Point | Missing | None:
         capacity=int(line["capacity"]),
         bytes_kept=int(line["bytes_kept"]),
         bytes_full=int(line["bytes_full"]),
+        damage=_per_layer(line, "damage", len(lengths)),
         mass=_per_layer(line, "mass_kept", len(lengths)),
         error_l2=_per_layer(line, "error_l2", len(lengths)),
         lengths=lengths,

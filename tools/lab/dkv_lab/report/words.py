@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from .means import Mean, Study, error, mass
+from .means import Mean, Study, damage, error, mass
 from .sweep import Missing
 from .units import bytes_words, percent, thousands
 
@@ -15,12 +15,13 @@ _ERRORS = (0.05, 0.02, 0.01)  # Of which it is said what they cost.
 
 @dataclass(frozen=True)
 class Best:
-    """The policy to take at one size, by error where there is one, else by mass."""
+    """The policy to take at one size: by damage; where none is known by error, else by mass."""
 
     capacity: int
     share: float
     bytes_kept: float
     variant: str
+    damage: float | None
     mass: float | None
     error: float | None
     second: str  # "" when there is no other.
@@ -29,13 +30,15 @@ class Best:
 
 
 def best_by_size(study: Study) -> list[Best]:
-    masses = {(mean.variant, mean.capacity): mean for mean in study.means(mass)}
-    errors = {(mean.variant, mean.capacity): mean for mean in study.means(error)}
-    judged = errors or masses
+    found = {
+        name: {(mean.variant, mean.capacity): mean for mean in study.means(measure)}
+        for name, measure in (("damage", damage), ("error", error), ("mass", mass))
+    }
+    by = next((name for name, means in found.items() if means), None)
     out = []
-    for capacity in sorted({capacity for _, capacity in judged}):
-        rows = [mean for (_, at), mean in judged.items() if at == capacity]
-        rows.sort(key=lambda mean: mean.value if errors else -mean.value)
+    for capacity in sorted({capacity for _, capacity in found[by]}) if by else []:
+        rows = [mean for (_, at), mean in found[by].items() if at == capacity]
+        rows.sort(key=lambda mean: -mean.value if by == "mass" else mean.value)
         first = rows[0]
         key = (first.variant, capacity)
         out.append(
@@ -44,24 +47,23 @@ def best_by_size(study: Study) -> list[Best]:
                 share=first.share,
                 bytes_kept=first.bytes_kept,
                 variant=first.variant,
-                mass=masses[key].value if key in masses else None,
-                error=errors[key].value if key in errors else None,
                 second=rows[1].variant if len(rows) > 1 else "",
-                lead=_lead(first, rows[1], bool(errors)) if len(rows) > 1 else "",
+                lead=_lead(first, rows[1], by) if len(rows) > 1 else "",
                 prompts=first.prompts,
+                **{name: means[key].value if key in means else None for name, means in found.items()},
             )
         )
     return out
 
 
-def _lead(first: Mean, second: Mean, by_error: bool) -> str:
+def _lead(first: Mean, second: Mean, by: str) -> str:
     if first.value == second.value:
         return "the same"
-    if not by_error:
+    if by == "mass":
         return f"{100 * (first.value - second.value):.2g} points more mass"
     if first.value == 0:
-        return "no error at all"
-    return f"error {second.value / first.value:.2f} times as large"
+        return f"no {by} at all"
+    return f"{by} {second.value / first.value:.2f} times as large"
 
 
 def summary(study: Study, missing: list[Missing]) -> list[str]:
@@ -70,9 +72,11 @@ def summary(study: Study, missing: list[Missing]) -> list[str]:
     out = [_extent(study)]
     if table:
         out.append(_winners(table))
+        if table[0].damage is None:
+            out.append("No damage is known, since the model has no profile: mass and error see the window alone, and often rank policies backwards.")
         out += _costs(study)
     else:
-        out.append("No point has a mass or an error: the files have no queries, so only sizes can be told.")
+        out.append("No point has a damage, a mass or an error: the files have no queries, so only sizes can be told.")
     uneven = {capacity: len(study.common(capacity)) for capacity in study.capacities}
     if any(count < len(study.prompts) for count in uneven.values()):
         words = ", ".join(f"{count} at {thousands(c)}" for c, count in uneven.items() if count < len(study.prompts))
@@ -100,7 +104,11 @@ def _extent(study: Study) -> str:
 
 def _winners(table: list[Best]) -> str:
     wins = Counter(best.variant for best in table)
-    by = "reconstructs attention best" if table[0].error is not None else "keeps most of the attention"
+    by = "keeps most of the attention"
+    if table[0].error is not None:
+        by = "reconstructs attention best"
+    if table[0].damage is not None:
+        by = "does the least damage"
     best, count = wins.most_common(1)[0]
     if len(wins) == 1:
         head = f"{best} {by} at every size"
