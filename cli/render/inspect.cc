@@ -163,6 +163,7 @@ Fields facts_fields(InspectedFile const& file) {
         fields.emplace_back("logits",
                             fmt::format("scale {}, soft cap {}", facts.scale, facts.softcap));
     if (!facts.sink_logits.empty()) fields.emplace_back("sinks", sinks_text(facts));
+    if (facts.has_scores) fields.emplace_back("scores", "of every token, for --policy scores");
     if (!facts.tokens.empty())
         fields.emplace_back("token ids", counted(facts.tokens.size(), "token"));
     if (!facts.media.empty()) fields.emplace_back("media", facts.media);
@@ -298,6 +299,7 @@ Json to_json(InspectedFile const& file) {
             {"scale", facts.scale},
             {"softcap", facts.softcap},
             {"sink_layers", layers_with_sinks(facts)},
+            {"scores", facts.has_scores},
             {"rope", json_of(facts.rope)},
             {"token_ids", facts.tokens.size()},
             {"media", facts.media},

@@ -57,6 +57,7 @@ void plan_layer(DkvContents const& contents,
         add("q_window", dtype, {geometry.q_heads, contents.query_rows, geometry.head_dim});
     if (!contents.with_sinks.empty() && contents.with_sinks[layer])
         add("sink_logits", "F32", {geometry.q_heads});
+    if (contents.with_scores) add("scores", "F32", {heads, contents.prompt_tokens});
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ inline constexpr std::string_view kProvenancePrefix = "provenance.";
 inline constexpr char const* kUnknownOrder = "unknown";
 inline constexpr char const* kTokensTensor = "tokens";
 
-/// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits.
+/// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits,
+/// scores.
 std::string dkv_tensor(std::uint32_t layer, std::string_view part);
 
 /// "F32", "F16", "BF16": the container's word.
@@ -43,6 +44,7 @@ struct DkvContents {
     std::span<std::uint32_t const> lengths;  ///< [layers, kv_heads]
     bool with_tokens = false;
     std::vector<bool> with_sinks;  ///< [layers]; empty: none has any.
+    bool with_scores = false;      ///< Every layer is whole then.
     float scale = 0;
     float softcap = 0;
     RopeFacts rope;
@@ -50,7 +52,7 @@ struct DkvContents {
 };
 
 /// In the order of the bytes: tokens, then for each layer head_offsets, positions, keys, values,
-/// q_window and sink_logits, as far as the file has them.
+/// q_window, sink_logits and scores, as far as the file has them.
 struct DkvPlan {
     std::vector<TensorPlan> tensors;
     std::map<std::string, std::string> metadata;

@@ -366,6 +366,8 @@ typedef struct dkv_save_layer {
                                  NULL where every head has prompt_tokens rows */
     /* What an earlier dkv.h did not have; its struct_bytes is accepted, and these are left out. */
     float const* sink_logits; /* [q_heads] as in dkv_layer_ready; NULL: none */
+    float const* scores; /* [kv_heads, prompt_tokens] what the policy `scores` ranks by, finite;
+                            in every layer, all of them whole, or NULL in every one */
 } dkv_save_layer;
 
 typedef struct dkv_save_options {
@@ -393,9 +395,9 @@ typedef struct dkv_save_options {
  * allowed. Needs no engine and no sidecar. Takes as long as the disk does.
  *
  * DKV_INVALID_ARGUMENT: a NULL, a geometry or lengths that cannot be, positions that do not ascend
- * or lie outside of the prompt, a sink that is not a finite number. DKV_IO: the system refused (a
- * full disk, no permission; where file sizes are limited, ignore SIGXFSZ). DKV_ALREADY_EXISTS:
- * `path` is a folder, FIFO or device. */
+ * or lie outside of the prompt, a sink or score that is not a finite number. DKV_IO: the system
+ * refused (a full disk, no permission; where file sizes are limited, ignore SIGXFSZ).
+ * DKV_ALREADY_EXISTS: `path` is a folder, FIFO or device. */
 dkv_status dkv_save(char const* path,
                     dkv_save_options const* options,
                     dkv_save_layer const* layers,

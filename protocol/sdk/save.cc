@@ -1,5 +1,6 @@
 // dkv_save: an engine's rows as a file of dkv's own layout.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <optional>
@@ -37,6 +38,7 @@ public:
                          .lengths = lengths_,
                          .with_tokens = options_.tokens != nullptr,
                          .with_sinks = with_sinks_,
+                         .with_scores = layers_.front().scores != nullptr,
                          .scale = options_.scale,
                          .softcap = options_.softcap,
                          .rope = rope_,
@@ -92,6 +94,7 @@ private:
             if (layer.struct_bytes != first->struct_bytes)
                 return invalid("layers are of different struct_bytes");
             DKV_TRY(read_layer(index, layers_.back()));
+            DKV_TRY(check_scores(index, layers_.back()));
             at += first->struct_bytes;
         }
         return {};
@@ -127,6 +130,21 @@ private:
         return whole ? Result<void>() : invalid(name + " is compacted and has no positions");
     }
 
+    Result<void> check_scores(std::uint32_t index, dkv_save_layer const& layer) const {
+        std::string const name = "layers[" + std::to_string(index) + "].scores";
+        if ((layer.scores == nullptr) != (layers_.front().scores == nullptr))
+            return invalid(name + " and layers[0].scores: one is NULL and the other is not");
+        auto const scores = scores_of(layer);
+        auto const wrong =
+            std::ranges::find_if_not(scores, [](float x) { return std::isfinite(x); });
+        if (wrong != scores.end())
+            return invalid(name + "[" + std::to_string(wrong - scores.begin()) + "] is not finite");
+        auto const whole = [&](std::uint32_t rows) { return rows == options_.prompt_tokens; };
+        if (!scores.empty() && !std::ranges::all_of(lengths_, whole))
+            return invalid(name + " are of every token, and some tokens' rows are missing");
+        return {};
+    }
+
     Result<void> check_positions(std::string const& name,
                                  std::int32_t const* positions,
                                  std::span<std::uint32_t const> lengths) const {
@@ -148,6 +166,11 @@ private:
         return {layer.sink_logits, geometry_.q_heads};
     }
 
+    std::span<float const> scores_of(dkv_save_layer const& layer) const {
+        if (layer.scores == nullptr) return {};
+        return {layer.scores, std::size_t{geometry_.kv_heads} * options_.prompt_tokens};
+    }
+
     Result<void> write_layer(SafetensorsWriter& writer, std::uint32_t index) const {
         dkv_save_layer const& layer = layers_[index];
         auto const lengths = std::span(lengths_).subspan(std::size_t{index} * geometry_.kv_heads,
@@ -164,7 +187,8 @@ private:
         DKV_TRY(write_rows(writer, layer.values, lengths));
         std::vector<std::uint32_t> const queries(geometry_.q_heads, options_.query_rows);
         if (options_.query_rows > 0) DKV_TRY(write_rows(writer, layer.queries, queries));
-        return writer.append(std::as_bytes(sinks_of(layer)));
+        DKV_TRY(writer.append(std::as_bytes(sinks_of(layer))));
+        return writer.append(std::as_bytes(scores_of(layer)));
     }
 
     Result<void> write_rows(SafetensorsWriter& writer,

@@ -17,6 +17,7 @@ import dkv.hf
 from dkv import command
 from dkv.hf import requery
 from dkv.hf.files import SavedFile
+from dkv.hf.replay import Instruction, replay_scores
 from dkv.hf.requery import recompute
 
 
@@ -165,6 +166,45 @@ def test_the_command_makes_a_file_that_compacts_as_the_saved_one(whole, mute, ca
         assert compacted.returncode == 0, compacted.stderr
         kept.append(cuts.read(small)[0])
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0] if name.endswith("positions"))
+
+
+class Words:
+    """A tokenizer, as far as a replay asks: ids of its instructions."""
+
+    chat_template = None
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict:
+        return {"input_ids": [7 + len(word) for word in text.split()]}
+
+
+@pytest.mark.e2e
+def test_a_replay_writes_the_scores_that_compact_ranks_by(tiny_llama, mute, prompt, tmp_path):
+    out, small, again = tmp_path / "out.safetensors", tmp_path / "small.safetensors", tmp_path / "again.safetensors"
+
+    recompute(tiny_llama, SavedFile.open(mute()), out, replay_with=Words())
+
+    made, words = cuts.read(out)
+    ids = prompt(300)[0].tolist()
+    scores = replay_scores(tiny_llama, ids, Instruction.of(Words()))["kvzip"]
+    for layer, wanted in enumerate(scores):
+        torch.testing.assert_close(made[f"layers.{layer}.scores"], wanted, atol=1e-5, rtol=1e-4)
+    assert words["provenance.scores"] == "kvzip"
+    # One threshold over all heads, as KVzip cuts.
+    done = run("compact", out, "-o", small, "--policy", "scores", "--capacity", 64, "--window", 8, "--r-min", 0, "--r-max", 100)
+    assert done.returncode == 0, done.stderr
+    flat = torch.stack([made[f"layers.{layer}.scores"] for layer in range(4)])[..., :292].flatten()
+    best = set(flat.sort(descending=True, stable=True).indices[: 56 * 4 * 2].tolist())
+    kept, _ = cuts.read(small)
+    for layer in range(4):
+        offsets, positions = kept[f"layers.{layer}.head_offsets"].tolist(), kept[f"layers.{layer}.positions"].tolist()
+        for head, (begin, end) in enumerate(zip(offsets, offsets[1:])):
+            first = (layer * 2 + head) * 292
+            assert positions[begin:end] == [t for t in range(292) if first + t in best] + list(range(292, 300))
+    assert not any(name.endswith("scores") for name in kept)
+
+    recompute(tiny_llama, SavedFile.open(out), again)  # Without a replay the file does not say that it has scores.
+    made, words = cuts.read(again)
+    assert "provenance.scores" not in words and "layers.0.scores" not in made
 
 
 @pytest.mark.e2e

@@ -180,7 +180,22 @@ private:
         }
         found.sink_logits = named(layer, "sink_logits");
         DKV_TRY(read_sinks(layer, found.sink_logits));
+        found.scores = named(layer, "scores");
+        DKV_TRY(check_scores(layer, found));
         return found;
+    }
+
+    /// In every layer or in none, of every token.
+    Result<void> check_scores(std::uint32_t layer, LayerTensors const& found) {
+        bool const has = found.scores.tensor != nullptr;
+        if (layer == 0) facts.has_scores = has;
+        if (has != facts.has_scores)
+            return corrupt(fmt::format("{} is {}, and layers.0.scores is {}", found.scores.name,
+                                       has ? "there" : "missing", has ? "missing" : "there"));
+        if (!has) return {};
+        DKV_TRY(check_is(found.scores, "F32", {facts.geometry.kv_heads, facts.prompt_tokens}));
+        if (found.positions.tensor == nullptr) return {};
+        return corrupt(found.scores.name + " is of every token, and the layer lacks tokens");
     }
 
     /// The shape that keys and values must have.

@@ -71,7 +71,8 @@ struct CacheFacts {
     /// [layers] of [q_heads] learned attention sinks, or of none; empty: no layer has any.
     std::vector<std::vector<float>> sink_logits;
     RopeFacts rope;
-    bool compacted = false;  ///< Tokens are missing somewhere.
+    bool has_scores = false;  ///< SavedLayer::scores, in every layer.
+    bool compacted = false;   ///< Tokens are missing somewhere.
     /// mlx-lm, which counts rows as positions 0, 1, 2 …: tokens of the longer prompt that the rows
     /// were kept of. 0: there is none.
     std::uint32_t kept_of = 0;
@@ -112,6 +113,8 @@ struct SavedLayer {
     std::vector<std::int32_t> positions;
     RowsView queries;  ///< [q_heads, query_rows, head_dim] after RoPE; data nullptr: none.
     std::span<float const> sink_logits;  ///< [q_heads], the cache's; empty: none.
+    RowsView
+        scores;  ///< [kv_heads, prompt_tokens, 1] f32: the policy `scores` ranks by them; or none.
     /// Rows that had to be brought together from several places live here.
     std::shared_ptr<void const> hold;
 

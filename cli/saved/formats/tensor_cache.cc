@@ -101,7 +101,7 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     if (!found) return located(file_.path, found.error());
 
     auto const held = std::make_shared<std::vector<std::vector<std::byte>>>();
-    held->reserve(3);  // What is in it stays where it is.
+    held->reserve(4);  // What is in it stays where it is.
     auto const view = [&](NamedTensor const& tensor, std::uint32_t tensor_heads,
                           std::uint32_t tokens) {
         return rows_in(*tensor.tensor, geometry.dtype, tensor_heads, tokens, geometry.head_dim,
@@ -115,6 +115,9 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     if (layer.queries.tensor != nullptr)
         saved.queries = view(layer.queries, geometry.q_heads, facts_.query_rows);
     saved.sink_logits = facts_.sinks(index);
+    if (layer.scores.tensor != nullptr)
+        saved.scores = rows_in(*layer.scores.tensor, Dtype::F32, geometry.kv_heads,
+                               facts_.prompt_tokens, 1, *held);
     saved.head_rows = layer.head_rows;
     saved.positions = std::move(found).value();
     saved.hold = held;
@@ -136,6 +139,7 @@ Result<void> TensorCache::verify(std::uint32_t index) const {
     DKV_TRY(verify_tensor(layer.positions, false));
     DKV_TRY(verify_tensor(layer.head_offsets, false));
     DKV_TRY(verify_tensor(layer.sink_logits, false));
+    DKV_TRY(verify_tensor(layer.scores, true));
     auto const ascending = positions(layer);
     if (!ascending) return located(file_.path, ascending.error());
     if (index > 0) return {};

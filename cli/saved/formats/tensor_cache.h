@@ -39,6 +39,7 @@ struct LayerTensors {
     NamedTensor positions;
     NamedTensor head_offsets;
     NamedTensor sink_logits;
+    NamedTensor scores;
     std::uint32_t rows = 0;                ///< Of every head.
     std::uint32_t room = 0;                ///< Rows that a head has room for; 0: `rows`.
     std::vector<std::uint32_t> head_rows;  ///< As in SavedLayer; `rows` is not read then.

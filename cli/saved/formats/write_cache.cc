@@ -64,7 +64,16 @@ private:
         if (plan_.with_counts) DKV_TRY(write_count(lengths.front()));
         if (!plan_.with_queries) return {};
         DKV_TRY(write_queries(layer, rows.source.queries));
-        return writer_.append(std::as_bytes(facts.sinks(layer)));
+        DKV_TRY(writer_.append(std::as_bytes(facts.sinks(layer))));
+        return write_scores(rows.source.scores);
+    }
+
+    Result<void> write_scores(RowsView const& scores) {
+        if (!request_.facts.has_scores) return {};
+        for (std::uint32_t head = 0; head < scores.heads; ++head)
+            DKV_TRY(writer_.append({static_cast<std::byte const*>(scores.row(head, 0)),
+                                    scores.tokens * sizeof(float)}));
+        return {};
     }
 
     Result<void> write_offsets(std::span<std::uint32_t const> lengths) {

@@ -36,6 +36,7 @@ FilePlan plan_dkv(WriteRequest const& request) {
                           .lengths = facts.lengths,
                           .with_tokens = !facts.tokens.empty(),
                           .with_sinks = std::move(with_sinks),
+                          .with_scores = facts.has_scores,
                           .scale = facts.scale,
                           .softcap = facts.softcap,
                           .rope = facts.rope,

@@ -231,6 +231,7 @@ Result<void> Compaction::decide_once(unsigned verify_threads) {
         walk(*cache_, options, [&](std::uint32_t index, SavedLayer const& layer) -> Result<void> {
             LayerSource source = source_of(facts(), layer);
             if (!with_queries) source.queries = {};
+            if (policy->ranking() != Ranking::Given) source.scores = {};
             ranker_->take(source);
             plan_->take(DKV_TRY(plan_->weigh(index, *ranker_)));
             return {};
@@ -277,6 +278,8 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
     request.facts.lengths = std::move(lengths);
     request.facts.provenance = provenance_;
     if (!request_.keep_queries) request.facts.query_rows = 0;
+    // They are of every token.
+    request.facts.has_scores = facts().has_scores && !request.facts.compacted;
     return request;
 }
 

@@ -11,7 +11,7 @@ LayerSource source_of(CacheFacts const& facts, SavedLayer const& layer) {
     return {.keys = layer.keys,
             .values = layer.values,
             .queries = facts.query_rows > 0 ? layer.queries : RowsView(),
-            .scores = {},
+            .scores = layer.scores,
             .scale = facts.scale,
             .softcap = facts.softcap,
             .sink_logits = layer.sink_logits};
@@ -35,6 +35,11 @@ std::uint32_t queries_needed(CacheFacts const& facts, PolicyParams const& params
 Result<void> check_queries_needed(CacheFacts const& facts,
                                   PolicyParams const& params,
                                   Ranking ranking) {
+    if (ranking == Ranking::Given && !facts.has_scores)
+        return Error{ErrorCode::InvalidArgument,
+                     params.name +
+                         " needs scores of every token, and the file has none: `dkv capture "
+                         "--replay MODEL FILE` works them out"};
     std::uint32_t const wanted = queries_needed(facts, params, ranking);
     if (wanted == 0) return {};
     auto checked = check_queries(facts, params.name, wanted);

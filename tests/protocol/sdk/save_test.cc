@@ -164,6 +164,16 @@ TEST_CASE_FIXTURE(Engine, "a compacted cache is saved with its positions, ragged
     CHECK(second.positions_of(1)[2] == 4);
 }
 
+TEST_CASE_FIXTURE(Engine, "scores are saved for the policy that ranks by them") {
+    float const scores[2][10] = {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, {0}};
+    for (std::size_t layer = 0; layer < 2; ++layer)
+        layers[layer].scores = scores[layer];
+    auto const cache = saved();
+    CHECK(cache->facts().has_scores);
+    CHECK(element(cache->layer(0).value().scores, 1, 2, 0) == 8);
+    CHECK(element(cache->layer(1).value().scores, 1, 2, 0) == 0);
+}
+
 TEST_CASE_FIXTURE(Engine, "sinks are saved with the layers that have them") {
     float const sinks[] = {-1, 0, 2.5F, 30};
     layers[1].sink_logits = sinks;
@@ -236,6 +246,20 @@ TEST_CASE_FIXTURE(Engine, "what cannot be saved is refused by name, and no file 
     layers[1].sink_logits = sinks;
     check_refused("layers[1].sink_logits[3] is inf, not a finite number");
     layers[1].sink_logits = nullptr;
+    float scores[10] = {};
+    layers[0].scores = scores;
+    check_refused("layers[1].scores and layers[0].scores: one is NULL and the other is not");
+    scores[7] = std::nanf("");
+    layers[1].scores = scores;
+    check_refused("layers[0].scores[7] is not finite");
+    scores[7] = 0;
+    std::uint32_t const lengths[] = {2, 2};
+    std::int32_t const positions[] = {0, 1, 0, 1};
+    layers[0].lengths = layers[1].lengths = lengths;
+    layers[0].positions = layers[1].positions = positions;
+    check_refused("layers[0].scores are of every token, and some tokens' rows are missing");
+    layers = good;
+    layers[1].struct_bytes = sizeof(dkv_save_layer);
     options.struct_bytes = 8;
     check_refused("options->struct_bytes is 8, not " + std::to_string(sizeof options));
     options.struct_bytes = sizeof options;

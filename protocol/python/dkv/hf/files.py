@@ -5,6 +5,7 @@
     layers.{l}.head_offsets    [Hkv + 1] i32, heads of unequal length: where each begins in the rows
     layers.{l}.q_window        [Hq, rows, D], the last rows' queries; or in no layer
     layers.{l}.sink_logits     [Hq] f32, learned attention sinks; in the layers that have them
+    layers.{l}.scores          [Hkv, n_prompt] f32, what the policy scores ranks by; in every layer or in none
     tokens                     [n_prompt] i32; or not there
 
 and the metadata format, version, model, n_prompt; scale and softcap where the logits have their own; rope.*;

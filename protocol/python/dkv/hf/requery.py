@@ -4,6 +4,8 @@
 
 The last tokens are dropped and run again over the file's own rows; their queries go into a file of dkv's own format
 beside the rows, which stay as they were. So what needs queries (dynamickv, snapkv, pyramidkv) can compact it.
+With --replay the model also repeats the prompt from its cache; what it attends to then (KVzip's scores) goes into the
+file, and `dkv compact --policy scores` ranks by it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from .commands import token_ids
 from .convert import convert
 from .files import NEXT_TOKEN, Rope, SavedFile, halves_of_pairs, reordered, rope_of
 from .load import check_fit
+from .replay import ReplayError, replay
 from .rows import Unfit, captured_rows
 from .write import About, LayerRows, write
 
@@ -44,25 +47,29 @@ def recompute(
     name: str = "",
     tokens: torch.Tensor | None = None,
     window: int | None = 32,
+    replay_with=None,
     progress=lambda done, words: None,
 ) -> int:
     """Writes `path`: `file`'s rows and the queries of its last `window` tokens (None: of all). Returns its bytes.
 
     tokens     [n_prompt] ids, for a file that has none
+    replay_with  the model's tokenizer: KVzip's scores are written, too
     progress   called with the share that is done and what comes now
 
     Layer 0 tells in which order the file has the dims of its keys: the window's keys are made anew and compared.
 
-    Raises DkvError, beginning with the file's path: UNSUPPORTED for a compacted cache and a model with sliding windows;
+    Raises DkvError, beginning with the file's path: UNSUPPORTED for a compacted cache and a model with sliding windows, or one that cannot be replayed;
     INVALID_ARGUMENT for another model's cache, or when nobody knows the tokens.
     """
     try:
-        return _recompute(model, file, path, name, tokens, window, progress)
+        return _recompute(model, file, path, name, tokens, window, replay_with, progress)
     except Unfit as unfit:
         raise DkvError(unfit.status, f"{file.path}: {unfit}") from None
+    except ReplayError as wrong:
+        raise DkvError(Status.UNSUPPORTED, f"{file.path}: {wrong}") from None
 
 
-def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> int:
+def _recompute(model, file: SavedFile, path, name, tokens, window, replay_with, progress) -> int:
     check_fit(file, model)
     tokens = _known_tokens(file, tokens, model)
     count = file.n_prompt
@@ -76,6 +83,11 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
     rope = _rope(file, model, _order_of(model, tokens, layers[0], rows))
     cache = _filled(model, layers, count - rows, rows, count, rope)
     next_token = _run(model, cache, tokens[count - rows :], progress)
+    scores, said = [None] * len(layers), {}
+    if replay_with is not None:
+        progress(0.5, "replaying the prompt")
+        cache.tokens = tokens[None]
+        scores, said = replay(cache, replay_with), {"scores": "kvzip"}
     progress(0.8, "writing")
     made = [
         LayerRows(
@@ -83,8 +95,9 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
             layer.values,
             reordered(captured.queries, rope_of(model.config), rope).to(file.dtype),
             sink_logits=captured.sink_logits,
+            scores=score,
         )
-        for layer, captured in zip(layers, captured_rows(cache, model))
+        for layer, captured, score in zip(layers, captured_rows(cache, model), scores)
     ]
     first = cache.captured[0]
     usual = first.scaling is None or abs(first.scaling * file.head_dim**0.5 - 1) <= 1e-6
@@ -95,7 +108,9 @@ def _recompute(model, file: SavedFile, path, name, tokens, window, progress) -> 
         scale=file.scale or (None if usual else float(first.scaling)),
         softcap=file.softcap or (float(first.softcap) if first.softcap else None),
         rope=rope,
-        provenance=file.provenance | {"queries": f"recomputed by {name or type(model).__name__}", NEXT_TOKEN: str(next_token)},
+        provenance={key: value for key, value in file.provenance.items() if key != "scores"}
+        | {"queries": f"recomputed by {name or type(model).__name__}", NEXT_TOKEN: str(next_token)}
+        | said,
     )
     return write(path, about, made)
 
@@ -212,6 +227,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, metavar="FILE", help="any format that dkv reads, whole, with its token ids")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="dkv's own format")
     parser.add_argument("--window", default="32", metavar="N", help='queries of so many last tokens; "all", as h2o wants (%(default)s)')
+    parser.add_argument("--replay", action="store_true", help="also KVzip's scores, which cost about two prefills: for --policy scores")
     parser.add_argument("--tokens", type=Path, metavar="IDS", help="token ids, for a FILE that has none: a JSON list")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (%(default)s)")
     parser.add_argument("--input-format", help="what FILE is, instead of finding out from its bytes (see dkv convert)")
@@ -244,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task("loading", total=1.0)
-        model, _, name = models.load(options.model, getattr(torch, options.dtype))
+        model, tokenizer, name = models.load(options.model, getattr(torch, options.dtype))
         config = model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         file = opened(options.file, Path(folder), [*more, "--kv-heads", str(heads)])  # llama.cpp does not say.
@@ -254,8 +270,10 @@ def main(arguments: list[str] | None = None) -> int:
             bar.update(task, completed=done, description=words)
 
         size = recompute(
-            model, file, options.output, name=name, tokens=tokens, window=options.window, progress=progress
-        )
+            model, file, options.output, name=name, tokens=tokens, window=options.window,
+            replay_with=tokenizer if options.replay else None, progress=progress,
+        )  # fmt: skip
     rows = file.n_prompt if options.window is None else min(options.window, file.n_prompt)
-    print(f"{options.output}: {file.n_prompt:,} tokens, the queries of the last {rows:,}, {size:,} bytes")
+    scores = "scores of every token, " if options.replay else ""
+    print(f"{options.output}: {file.n_prompt:,} tokens, the queries of the last {rows:,}, {scores}{size:,} bytes")
     return 0

@@ -25,6 +25,7 @@ class LayerRows:
     queries: torch.Tensor | None = None  # [Hq, query rows, D] after RoPE, of the prompt's last tokens.
     positions: list[list[int]] | None = None  # Per KV head, ascending; None: every token's row is there.
     sink_logits: torch.Tensor | None = None  # [Hq] learned attention sinks; None: the layer has none.
+    scores: torch.Tensor | None = None  # [Hkv, n_prompt] what the policy scores ranks by; in every layer or in none.
 
 
 @dataclass
@@ -110,14 +111,16 @@ class _Call:
                 raise DkvError(Status.INVALID_ARGUMENT, f"{name}: there is not one position for each row")
             made.positions = self.integers(torch.tensor([each for heads in layer.positions for each in heads]))
         if layer.sink_logits is not None:
-            made.sink_logits = self._sinks(name, layer.sink_logits, q_heads)
+            made.sink_logits = self._floats(f"{name}.sink_logits", layer.sink_logits, (q_heads,), "one per query head")
+        if layer.scores is not None:
+            shape = (len(lengths), lengths[0])
+            made.scores = self._floats(f"{name}.scores", layer.scores, shape, "one per KV head and token")
         return made
 
-    def _sinks(self, name: str, sinks: torch.Tensor, q_heads: int):
-        if tuple(sinks.shape) != (q_heads,):
-            wrong = f"{name}.sink_logits is {list(sinks.shape)}, not [{q_heads}]: one per query head"
-            raise DkvError(Status.INVALID_ARGUMENT, wrong)
-        held = self._hold(sinks.detach().to("cpu", torch.float32).contiguous())
+    def _floats(self, name: str, values: torch.Tensor, shape: tuple[int, ...], what: str):
+        if tuple(values.shape) != shape:
+            raise DkvError(Status.INVALID_ARGUMENT, f"{name} is {list(values.shape)}, not {list(shape)}: {what}")
+        held = self._hold(values.detach().to("cpu", torch.float32).contiguous())
         return ffi.cast("float *", held.data_ptr())
 
     def integers(self, values: torch.Tensor | None, count: int | None = None):

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include <doctest/doctest.h>
 #include <sys/stat.h>
@@ -129,6 +130,39 @@ TEST_CASE_FIXTURE(DkvFileFixture, "sinks that do not fit are refused by name") {
     auto far = good_file();
     far.add("layers.2.sink_logits", "F32", {4}, bytes_of(std::vector<float>(4)));
     check_refused(far.text(), "layers.2.keys is missing");
+}
+
+TEST_CASE_FIXTURE(DkvFileFixture, "scores of every token are read, in every layer or in none") {
+    auto const with = [](std::vector<std::string> const& layers, std::string const& dtype,
+                         std::uint64_t tokens, float first = 0) {
+        auto saved = good_file();
+        std::vector<float> scores(2 * tokens);
+        std::iota(scores.begin(), scores.end(), first);
+        for (auto const& layer : layers)
+            saved.add("layers." + layer + ".scores", dtype, {2, tokens}, bytes_of(scores));
+        return saved.text();
+    };
+    CHECK_FALSE(open(good_file().text()).value()->facts().has_scores);
+    auto const file = open(with({"0", "1"}, "F32", 5));
+    REQUIRE(file);
+    CHECK(file.value()->facts().has_scores);
+    CHECK(file.value()->verify(1));
+    auto const scores = file.value()->layer(1).value().scores;
+    CHECK(scores.heads == 2);
+    CHECK(scores.tokens == 5);
+    CHECK(element(scores, 1, 3, 0) == 8);
+
+    check_refused(with({"0"}, "F32", 5),
+                  "layers.1.scores is missing, and layers.0.scores is there");
+    check_refused(with({"1"}, "F32", 5),
+                  "layers.1.scores is there, and layers.0.scores is missing");
+    check_refused(with({"0", "1"}, "F32", 4), "layers.0.scores is F32 [2, 4], not F32 [2, 5]");
+    check_refused(with({"0", "1"}, "I32", 5), "layers.0.scores is I32 [2, 5], not F32 [2, 5]");
+    auto const odd = open(with({"0", "1"}, "F32", 5, HUGE_VALF));
+    REQUIRE(odd);
+    auto const verified = odd.value()->verify(0);
+    REQUIRE_FALSE(verified);
+    CHECK(verified.error().message.ends_with("layers.0.scores: element 0 is a NaN or an infinity"));
 }
 
 TEST_CASE_FIXTURE(DkvFileFixture, "a file that is cut anywhere is refused") {

@@ -75,6 +75,13 @@ TEST_CASE_FIXTURE(CompactFixture, "an input that changes while it is read makes 
         }
 }
 
+TEST_CASE_FIXTURE(CompactFixture,
+                  "scores without any in the file are refused with what makes them") {
+    CHECK(refusal(request({.name = "scores", .capacity = 20, .window = 4}, make(4))) ==
+          "invalid_argument: cache: scores needs scores of every token, and the file has none: "
+          "`dkv capture --replay MODEL FILE` works them out");
+}
+
 TEST_CASE_FIXTURE(CompactFixture, "what cannot be compacted is refused by name") {
     auto wish = request({.name = "snapkv", .capacity = 20, .window = 4}, make(4));
     wish.format = FileFormat::Vllm;
