@@ -43,7 +43,7 @@ VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-e2e test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats test-vllm bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
 
 help:         ## list the targets
@@ -114,6 +114,10 @@ test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which a
 test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
 	tools/vllm/install.sh
 	$(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf tests/vllm
+
+test-llama: build ## a real, unpatched llama.cpp with dkv attached and a real dkvd; llama.cpp is installed on first use (a minute)
+	tools/formats/install.sh
+	$(E2E) tests/llama
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh

@@ -8,6 +8,7 @@ llama-cpp-py-sync of the same build.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -77,19 +78,38 @@ class Engine:
         if options.get("chained"):
             self._own = ffi.callback("bool(struct ggml_tensor*, bool, void*)", self._count)
             params.cb_eval = self._own
+        if options.get("load"):
+            ctypes.CDLL(options["library"])
         if not options.get("plain"):
             self.watch = dkv.llama.Watch(
-                params,
-                library=PATH,
+                self._as_ctypes(params) if options.get("ctypes") else params,
+                library=options.get("library", PATH),
                 endpoint=self.endpoint,
                 model="SmolLM2",
                 timeout_s=options.get("timeout_s", 10),
                 window_max=options.get("window_max", 64),
             )
+        if options.get("ctypes"):
+            self._from_ctypes(params)
         self.context = self._make(params)
         if self.watch:
             self.watch.attach(self.context)
         return {}
+
+    def _as_ctypes(self, params):
+        """The two fields as llama-cpp-python has them."""
+        callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
+
+        class Params(ctypes.Structure):
+            _fields_ = [("cb_eval", callback), ("cb_eval_user_data", ctypes.c_void_p)]
+
+        self._twin = Params(callback(int(ffi.cast("uintptr_t", params.cb_eval))))
+        return self._twin
+
+    def _from_ctypes(self, params) -> None:
+        address = ctypes.cast(self._twin.cb_eval, ctypes.c_void_p).value
+        params.cb_eval = ffi.cast("ggml_backend_sched_eval_callback", address)
+        params.cb_eval_user_data = ffi.cast("void *", self._twin.cb_eval_user_data)
 
     def _count(self, _tensor, ask, _data) -> bool:
         self.asked += ask

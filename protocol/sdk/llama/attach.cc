@@ -178,6 +178,8 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     report_.bytes_after = kept.size();
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
+    // Cells of the same context are free for other tokens; the system gets nothing.
+    if (target == context_) return adopted(0, bytes, bytes);
     return {};
 }
 

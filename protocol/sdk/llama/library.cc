@@ -59,6 +59,7 @@ Result<Library> find_library(char const* path) {
     Library library{};
 #define DKV_FIND(name) symbols.find(#name, library.name)
     DKV_FIND(llama_version);
+    if (library.llama_version != nullptr) DKV_TRY(check_version(library.llama_version()));
     DKV_FIND(llama_n_seq_max);
     DKV_FIND(llama_get_model);
     DKV_FIND(llama_model_n_layer);
@@ -88,7 +89,6 @@ Result<Library> find_library(char const* path) {
                      std::string("llama.cpp's ") + symbols.missing() + " is not in " +
                          (path != nullptr ? path : "this process") +
                          ": give the path of the libllama that is loaded, version 0.6"};
-    DKV_TRY(check_version(library.llama_version()));
     return library;
 }
 
