@@ -115,9 +115,11 @@ test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is 
 	tools/vllm/install.sh
 	$(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf tests/vllm
 
-test-llama: build ## a real, unpatched llama.cpp with dkv attached and a real dkvd; llama.cpp is installed on first use (a minute)
+test-llama: build ## real, unpatched llama.cpps of two versions with dkv attached and a real dkvd; installed on first use
 	tools/formats/install.sh
+	tools/llama/attach.sh
 	$(E2E) tests/llama
+	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) tests/llama/test_attach.py
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,8 @@ class Llama:
     """tests/llama/attached.py in a process of its own."""
 
     def __init__(self, model: str, endpoint: str):
-        python = ROOT / ".venv-formats" / "bin" / "python"
-        assert python.exists(), "tools/formats/install.sh installs llama.cpp"
+        python = Path(os.environ.get("DKV_ATTACH_PYTHON", ROOT / ".venv-formats" / "bin" / "python"))
+        assert python.exists(), f"{python} is missing: make test-llama installs llama.cpp"
         self._process = subprocess.Popen(
             [python, ROOT / "tests" / "llama" / "attached.py", model, endpoint],
             stdin=subprocess.PIPE,
@@ -224,7 +225,7 @@ def test_a_smaller_context_gives_memory_back(llama, document, dkvd):
     assert before - after > 0.9 * (4096 - 512) * CELL_BYTES
     assert peak - before < report["bytes_before"] * 1.5
     status = json.loads(dkvd.dkv("status", "--json").stdout)
-    assert "llama.cpp 0.6" in json.dumps(status)
+    assert "llama.cpp 0." in json.dumps(status)
 
 
 def test_prompts_follow_one_another_in_a_context(llama, document):
@@ -253,7 +254,7 @@ def test_another_library_or_version_is_refused_by_name(llama, tmp_path):
     source.write_text('char const* llama_version(void) { return "0.9.1"; }')
     subprocess.run(["cc", "-shared", "-fPIC", "-o", other, source], check=True)
     found = llama.open(library=str(other), load=True)["error"]
-    assert "llama.cpp is version 0.9.1: tested are 0.6.x; its cache is left as it is" in found
+    assert "llama.cpp is version 0.9.1: known are 0.4.x, 0.5.x, 0.6.x; its cache is left as it is" in found
 
 
 def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path):

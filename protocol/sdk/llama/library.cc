@@ -9,7 +9,7 @@ namespace {
 
 // Of llama_version(): MAJOR.MINOR. A state has no version of its own, so that of the library
 // counts.
-constexpr std::array<std::string_view, 1> kVersions{"0.6."};
+constexpr std::array<std::string_view, 3> kVersions{"0.4.", "0.5.", "0.6."};
 
 class Symbols {
 public:
@@ -35,7 +35,7 @@ Result<void> check_version(char const* version) {
         if (std::string_view(version).starts_with(prefix)) return {};
         known += (known.empty() ? "" : ", ") + std::string(prefix) + "x";
     }
-    return unsupported("llama.cpp is version " + std::string(version) + ": tested are " + known +
+    return unsupported("llama.cpp is version " + std::string(version) + ": known are " + known +
                        "; its cache is left as it is");
 }
 
@@ -85,10 +85,10 @@ Result<Library> find_library(char const* path) {
     DKV_FIND(ggml_backend_tensor_get);
 #undef DKV_FIND
     if (symbols.missing() != nullptr)
-        return Error{ErrorCode::NotFound,
-                     std::string("llama.cpp's ") + symbols.missing() + " is not in " +
-                         (path != nullptr ? path : "this process") +
-                         ": give the path of the libllama that is loaded, version 0.6"};
+        return Error{ErrorCode::NotFound, std::string("llama.cpp's ") + symbols.missing() +
+                                              " is not in " +
+                                              (path != nullptr ? path : "this process") +
+                                              ": give the path of the libllama that is loaded"};
     return library;
 }
 
