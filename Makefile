@@ -46,7 +46,7 @@ VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats test-vllm bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
 
 help:         ## list the targets
@@ -122,6 +122,12 @@ test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which a
 test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
 	tools/vllm/install.sh
 	$(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf tests/vllm
+
+test-llama: build ## real, unpatched llama.cpps of two versions with dkv attached and a real dkvd; installed on first use
+	tools/formats/install.sh
+	tools/llama/attach.sh
+	$(E2E) tests/llama
+	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) tests/llama/test_attach.py
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh

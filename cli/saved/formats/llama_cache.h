@@ -1,8 +1,8 @@
 // An opened llama.cpp sequence: its rows as views into the mapping.
 #pragma once
 
-#include "cli/saved/formats/llama_layout.h"
 #include "cli/saved/formats/saved_cache.h"
+#include "protocol/container/llama_layout.h"
 #include "protocol/container/mapped_file.h"
 
 namespace dkv {

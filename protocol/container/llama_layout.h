@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "cli/saved/formats/ggml_types.h"
 #include "protocol/base/result.h"
+#include "protocol/container/ggml_types.h"
 
 namespace dkv {
 

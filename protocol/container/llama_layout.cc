@@ -1,4 +1,4 @@
-#include "cli/saved/formats/llama_layout.h"
+#include "protocol/container/llama_layout.h"
 
 #include <algorithm>
 #include <array>
@@ -8,13 +8,13 @@
 
 #include <fmt/format.h>
 
-#include "cli/saved/formats/byte_cursor.h"
-#include "cli/saved/formats/words.h"
+#include "protocol/container/byte_cursor.h"
 
 namespace dkv {
 namespace {
 
-constexpr std::uint32_t kStreamsMax = 256;  // llama.cpp's own limit of sequences.
+constexpr std::uint32_t kStreamsMax = 256;       // llama.cpp's own limit of sequences.
+constexpr std::uint32_t kLlamaLayersMax = 1024;  // Beyond any model.
 constexpr std::uint32_t kArchBytesMax = 256;
 constexpr std::uint32_t kRotationMax = 1024;  // No head has more dims.
 constexpr std::uint32_t kPackedTokensVersion = 1;
@@ -107,7 +107,7 @@ private:
             return corrupt(fmt::format("the flag for transposed V is {}", transposed));
         layout_.transposed = transposed == 1;
         auto const layers = DKV_TRY(cursor_.take<std::uint32_t>("the number of layers"));
-        if (layers == 0 || layers > kLayersMax)
+        if (layers == 0 || layers > kLlamaLayersMax)
             return corrupt(fmt::format("the number of layers is {}", layers));
         if (layout_.says_rotation) {
             layout_.key_rows.rotation = DKV_TRY(parse_rotation("the rotation of K"));
@@ -226,7 +226,7 @@ bool looks_recurrent(ByteCursor cursor) {
         }
         if (DKV_TRY(cursor.take<std::uint32_t>("transposed")) != 0) return false;
         auto const layers = DKV_TRY(cursor.take<std::uint32_t>("layers"));
-        if (layers == 0 || layers > kLayersMax) return false;
+        if (layers == 0 || layers > kLlamaLayersMax) return false;
         if (static_cast<std::uint32_t>(DKV_TRY(cursor.take<std::int32_t>("type"))) > 1)
             return false;
         auto const row_bytes = DKV_TRY(cursor.take<std::uint64_t>("row"));

@@ -1,4 +1,4 @@
-#include "cli/saved/formats/ggml_types.h"
+#include "cli/saved/formats/ggml_rows.h"
 
 #include <array>
 #include <string>

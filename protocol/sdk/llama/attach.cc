@@ -1,0 +1,261 @@
+#include "protocol/sdk/llama/attach.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string_view>
+
+namespace dkv::llama {
+namespace {
+
+constexpr std::uint32_t kWindowDefault = 64;
+constexpr std::uint32_t kTimeoutDefaultMs = 10'000;
+constexpr std::int32_t kSequence = 0;
+// Their queries are seen as they are scored: post-RoPE, and the logits' scale is 1/sqrt(head_dim).
+constexpr std::array<std::string_view, 3> kArchitectures{"llama", "qwen2", "qwen3"};
+
+Error bad_state(std::string message) {
+    return {ErrorCode::BadState, std::move(message)};
+}
+
+template <std::size_t bytes>
+void put_text(char (&target)[bytes], std::string_view text) {
+    auto const length = std::min(text.size(), bytes - 1);
+    std::memcpy(target, text.data(), length);
+    target[length] = '\0';
+}
+
+Result<void> check_model(Library const& library, llama_model const* model) {
+    if (library.llama_model_is_recurrent(model))
+        return unsupported("the model is recurrent: it has no keys to cut");
+    if (library.llama_model_is_hybrid(model))
+        return unsupported("the model is a hybrid: recurrent layers beside attention");
+    if (library.llama_model_is_diffusion(model))
+        return unsupported("the model is a diffusion model: every token sees all others");
+    if (auto const window = library.llama_model_n_swa(model); window > 0)
+        return unsupported("the model has sliding windows of " + std::to_string(window) +
+                           " tokens (iSWA)");
+    auto const architecture = library.metadata(model, "general.architecture");
+    if (std::ranges::find(kArchitectures, architecture) == kArchitectures.end())
+        return unsupported("the model's architecture is " + architecture +
+                           ": known are llama, qwen2 and qwen3");
+    for (char const* const key : {".attention.scale", ".attn_logit_softcapping"})
+        if (!library.metadata(model, architecture + key).empty())
+            return unsupported("the model sets " + architecture + key);
+    return {};
+}
+
+/// Errors: Unsupported, for a head that is not a share of the embedding and is not said either.
+Result<ModelShape> shape_of(Library const& library, llama_model const* model) {
+    ModelShape shape{.layers = static_cast<std::uint32_t>(library.llama_model_n_layer(model)),
+                     .q_heads = static_cast<std::uint32_t>(library.llama_model_n_head(model)),
+                     .kv_heads = static_cast<std::uint32_t>(library.llama_model_n_head_kv(model))};
+    auto const length = library.metadata(
+        model, library.metadata(model, "general.architecture") + ".attention.key_length");
+    auto const embedding = static_cast<std::uint32_t>(library.llama_model_n_embd(model));
+    if (!length.empty())
+        shape.head_dim = static_cast<std::uint32_t>(std::atoi(length.c_str()));
+    else if (shape.q_heads > 0 && embedding % shape.q_heads == 0)
+        shape.head_dim = embedding / shape.q_heads;
+    DKV_TRY(check(Geometry{.layers = shape.layers,
+                           .q_heads = shape.q_heads,
+                           .kv_heads = shape.kv_heads,
+                           .head_dim = shape.head_dim,
+                           .dtype = Dtype::F16}));
+    return shape;
+}
+
+}  // namespace
+
+Attachment::Attachment(Library library, dkv_llama_options const& options)
+    : library_(library),
+      watch_(library_, options.window_max == 0 ? kWindowDefault : options.window_max),
+      model_(options.model == nullptr ? "" : options.model),
+      timeout_ms_(options.timeout_ms == 0 ? kTimeoutDefaultMs : options.timeout_ms),
+      user_eval_(options.eval),
+      user_data_(options.eval_data) {
+    if (options.endpoint != nullptr) endpoint_ = options.endpoint;
+    report_.struct_bytes = sizeof report_;
+}
+
+bool Attachment::eval(ggml_tensor* tensor, bool ask) {
+    if (ask) {
+        user_wants_ = user_eval_ != nullptr && user_eval_(tensor, true, user_data_);
+        return user_wants_ || watch_.wants(tensor);
+    }
+    watch_.take(tensor);
+    // llama.cpp asks about each node before it computes it, so the answer is of this one.
+    return user_wants_ ? user_eval_(tensor, false, user_data_) : true;
+}
+
+Result<void> Attachment::attach(llama_context* context) {
+    if (context_ != nullptr) return bad_state("a context is attached already");
+    if (auto const sequences = library_.llama_n_seq_max(context); sequences != 1)
+        return unsupported("the context is made for " + std::to_string(sequences) +
+                           " sequences: set n_seq_max to 1");
+    auto const* const model = library_.llama_get_model(context);
+    DKV_TRY(check_model(library_, model));
+    shape_ = DKV_TRY(shape_of(library_, model));
+    watch_.set_shape(shape_.layers, shape_.q_heads, shape_.head_dim);
+    context_ = context;
+    return {};
+}
+
+Result<void> Attachment::begin() {
+    if (context_ == nullptr) return bad_state("no context is attached");
+    if (auto const last = library_.llama_memory_seq_pos_max(memory(context_), kSequence); last >= 0)
+        return bad_state("sequence 0 has tokens up to position " + std::to_string(last) +
+                         ": remove it first (llama_memory_seq_rm)");
+    session_.reset();
+    positions_.clear();
+    watch_.begin();
+    return {};
+}
+
+Result<void> Attachment::compress(dkv_policy const* policy, llama_context* target) {
+    ++report_.prompts;
+    report_.compressed = 0;
+    report_.tokens = report_.cells = 0;
+    report_.ideal_cells = 0;
+    report_.bytes_before = report_.bytes_after = 0;
+    put_text(report_.policy, "");
+    put_text(report_.reason, "");
+    auto const outcome = try_compress(policy, target);
+    watch_.end();
+    if (!outcome) {
+        session_.reset();
+        positions_.clear();
+        put_text(report_.reason, outcome.error().message);
+    } else if (report_.compressed == 0) {
+        put_text(report_.reason, "the policy keeps this prompt whole");
+    } else {
+        ++report_.prompts_compressed;
+    }
+    return outcome;
+}
+
+Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* target) {
+    if (!watch_.is_watching()) return bad_state("begin was not called for this prompt");
+    if (target == nullptr)
+        target = context_;
+    else
+        DKV_TRY(check_target(target));
+    std::uint64_t const bytes = library_.llama_state_seq_get_size(context_, kSequence);
+    auto const tokens = static_cast<std::uint32_t>(
+        library_.llama_memory_seq_pos_max(memory(context_), kSequence) + 1);
+    report_.tokens = tokens;
+    report_.bytes_before = bytes;
+    DKV_TRY(watch_.check_seen(tokens));
+
+    Geometry widest{shape_.layers, shape_.q_heads, shape_.kv_heads, shape_.head_dim, Dtype::F32};
+    std::uint64_t const queries_offset = (bytes + 63) / 64 * 64;
+    dkv_arena* made = nullptr;
+    DKV_TRY(checked(dkv_arena_create(queries_offset + queries_bytes(widest, watch_.rows_max()),
+                                     DKV_ARENA_DEFAULT, &made)));
+    Arena const arena(made);
+    auto* const base = static_cast<std::byte*>(dkv_arena_base(arena.get()));
+    if (library_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(base), bytes,
+                                          kSequence) != bytes)
+        return Error{ErrorCode::Internal, "llama.cpp did not give the state of sequence 0"};
+    std::span<std::byte const> const whole(base, bytes);
+    auto const rows = DKV_TRY(read_state(whole, shape_));
+    if (rows.tokens() != tokens)
+        return unsupported("sequence 0 has " + std::to_string(rows.tokens()) + " cells and " +
+                           std::to_string(tokens) + " positions");
+    DKV_TRY(open_engine(rows.geometry));
+    auto plan = DKV_TRY(make_plan(engine_.get(), {arena.get(), queries_offset, rows, watch_},
+                                  {policy, timeout_ms_}));
+    put_text(report_.policy, plan.policy);
+    if (plan.session == nullptr) return {};
+
+    // Any KV head's positions will do for the cells: ascending, below the next, the window last.
+    auto const kept =
+        smaller_state(whole, rows, std::span(plan.positions).first(plan.cells), plan.layers);
+    DKV_TRY(adopt(whole, kept, target));
+    report_.compressed = 1;
+    report_.cells = plan.cells;
+    report_.ideal_cells = plan.ideal_cells;
+    report_.bytes_after = kept.size();
+    positions_ = std::move(plan.positions);
+    session_ = std::move(plan.session);
+    // Cells of the same context are free for other tokens; the system gets nothing.
+    if (target == context_) return adopted(0, bytes, bytes);
+    return {};
+}
+
+Result<void> Attachment::check_target(llama_context* target) const {
+    if (target == context_) return invalid("target is the attached context: pass NULL for it");
+    if (library_.llama_get_model(target) != library_.llama_get_model(context_))
+        return invalid("target is a context of another model");
+    if (library_.llama_memory_seq_pos_max(memory(target), kSequence) >= 0)
+        return bad_state("sequence 0 of target has cells already");
+    return {};
+}
+
+Result<void> Attachment::open_engine(Geometry const& geometry) {
+    if (engine_ != nullptr && engine_geometry_ != geometry) engine_.reset();
+    if (engine_ == nullptr) {
+        auto const name = std::string("llama.cpp ") + library_.llama_version();
+        dkv_engine_options options{};
+        options.struct_bytes = sizeof options;
+        options.endpoint = endpoint_ ? endpoint_->c_str() : nullptr;
+        options.engine = name.c_str();
+        options.model = model_.c_str();
+        options.geometry = {geometry.layers, geometry.q_heads, geometry.kv_heads, geometry.head_dim,
+                            static_cast<dkv_dtype>(geometry.dtype)};
+        options.timeout_ms = timeout_ms_;
+        dkv_engine* opened = nullptr;
+        DKV_TRY(checked(dkv_engine_open(&options, &opened)));
+        engine_.reset(opened);
+        engine_geometry_ = geometry;
+    }
+    return checked(dkv_engine_wait_attached(engine_.get(), timeout_ms_));
+}
+
+Result<void> Attachment::put_state(llama_context* context, std::span<std::byte const> state) {
+    auto const* const bytes = reinterpret_cast<std::uint8_t const*>(state.data());
+    if (library_.llama_state_seq_set_data(context, bytes, state.size(), kSequence) != state.size())
+        return Error{ErrorCode::LimitExceeded,
+                     "llama.cpp does not take a state of " + std::to_string(state.size()) +
+                         " bytes: the context has too few cells, or another KV type"};
+    // It must be what llama.cpp has now: a state has no version that could be checked.
+    std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, kSequence));
+    auto const got = library_.llama_state_seq_get_data(
+        context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), kSequence);
+    if (got != seen.size() || !std::ranges::equal(seen, state))
+        return Error{ErrorCode::Internal, "llama.cpp did not store the state that it was given"};
+    return {};
+}
+
+Result<void> Attachment::adopt(std::span<std::byte const> whole,
+                               std::span<std::byte const> kept,
+                               llama_context* target) {
+    library_.llama_memory_seq_rm(memory(target), kSequence, -1, -1);
+    auto const put = put_state(target, kept);
+    if (put) return {};
+    library_.llama_memory_seq_rm(memory(target), kSequence, -1, -1);
+    if (target == context_)
+        if (auto const restored = put_state(target, whole); !restored)
+            return Error{ErrorCode::Internal, "sequence 0 is lost, decode its prompt again: " +
+                                                  restored.error().message};
+    return put;
+}
+
+Result<void> Attachment::adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t final) {
+    if (session_ == nullptr) return bad_state("no prompt was compressed");
+    return checked(dkv_session_adopted(session_.get(), returned, peak, final));
+}
+
+Result<void> Attachment::positions(std::uint32_t layer,
+                                   std::uint32_t head,
+                                   std::int32_t* out) const {
+    if (positions_.empty() || layer >= shape_.layers || head >= shape_.kv_heads)
+        return Error{ErrorCode::NotFound, "there are no kept positions of layer " +
+                                              std::to_string(layer) + ", head " +
+                                              std::to_string(head)};
+    auto const begin = (std::size_t{layer} * shape_.kv_heads + head) * report_.cells;
+    std::copy_n(positions_.begin() + static_cast<std::ptrdiff_t>(begin), report_.cells, out);
+    return {};
+}
+
+}  // namespace dkv::llama

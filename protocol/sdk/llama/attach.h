@@ -1,0 +1,64 @@
+// One llama.cpp context: its checks, its prompts, and putting the kept cells in.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "protocol/sdk/llama/dkv_llama.h"
+#include "protocol/sdk/llama/plan.h"
+
+namespace dkv::llama {
+
+struct EngineDeleter {
+    void operator()(dkv_engine* engine) const noexcept { dkv_engine_close(engine); }
+};
+
+class Attachment {
+public:
+    Attachment(Library library, dkv_llama_options const& options);
+    Attachment(Attachment const&) = delete;
+    Attachment& operator=(Attachment const&) = delete;
+
+    bool eval(ggml_tensor* tensor, bool ask);
+
+    /// Errors: as dkv_llama.h says, here and below.
+    Result<void> attach(llama_context* context);
+    Result<void> begin();
+    /// The report says what came of it, the reason of a failure too.
+    Result<void> compress(dkv_policy const* policy, llama_context* target);
+    Result<void> adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t final);
+    Result<void> positions(std::uint32_t layer, std::uint32_t head, std::int32_t* out) const;
+    dkv_llama_report const& report() const noexcept { return report_; }
+
+private:
+    Result<void> try_compress(dkv_policy const* policy, llama_context* target);
+    Result<void> check_target(llama_context* target) const;
+    Result<void> open_engine(Geometry const& geometry);
+    Result<void> adopt(std::span<std::byte const> whole,
+                       std::span<std::byte const> kept,
+                       llama_context* target);
+    Result<void> put_state(llama_context* context, std::span<std::byte const> state);
+    llama_memory_i* memory(llama_context* context) const {
+        return library_.llama_get_memory(context);
+    }
+
+    Library const library_;
+    EvalWatch watch_;
+    std::optional<std::string> endpoint_;
+    std::string model_;
+    std::uint32_t timeout_ms_;
+    dkv_llama_callback user_eval_;
+    void* user_data_;
+    bool user_wants_ = false;
+
+    llama_context* context_ = nullptr;
+    ModelShape shape_;
+    std::unique_ptr<dkv_engine, EngineDeleter> engine_;
+    Geometry engine_geometry_;
+    Session session_;  ///< Of the last prompt that was compressed; closed before the engine.
+    std::vector<std::int32_t> positions_;
+    dkv_llama_report report_{};
+};
+
+}  // namespace dkv::llama

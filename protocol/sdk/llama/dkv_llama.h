@@ -1,0 +1,124 @@
+/* dkv_llama.h: compresses the KV cache of a llama.cpp context through llama.cpp's public functions
+ * (libdkv_llama). llama.cpp is not patched and not linked: its functions are looked up in the
+ * process, and none of its structs are read.
+ *
+ *   dkv_llama_open                    before the context is made
+ *   params.cb_eval = dkv_llama_eval;  in llama_context_params; cb_eval_user_data = the dkv_llama
+ *   llama_init_from_model
+ *   dkv_llama_attach                  once
+ *   dkv_llama_begin                   per prompt, before its first llama_decode
+ *     llama_decode …                  the whole prompt, in any number of batches
+ *   dkv_llama_compress                before the first new token is decoded
+ *   dkv_llama_close                   after the context was freed
+ *
+ * llama.cpp has one table of cells for all layers: every layer keeps the same number of tokens,
+ * each layer and KV head its own ones. Cells keep no true positions afterwards: only continue the
+ * sequence. Shifting the context, cutting it, and reusing part of it as another prompt's prefix
+ * give wrong text (llama-server: --no-context-shift --cache-reuse 0).
+ *
+ * Fails open: unless DKV_OK comes back with `compressed`, the context is as it was. Statuses,
+ * policies and the rules for threads are dkv.h's; use one thread for a dkv_llama and its context.
+ */
+#ifndef DKV_LLAMA_H
+#define DKV_LLAMA_H
+
+#include <stdbool.h>
+
+#include "protocol/sdk/dkv.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+struct ggml_tensor;
+typedef struct dkv_llama dkv_llama;
+
+/* ggml_backend_sched_eval_callback */
+typedef bool (*dkv_llama_callback)(struct ggml_tensor* tensor, bool ask, void* data);
+
+typedef struct dkv_llama_options {
+    uint32_t struct_bytes;
+    char const* library;     /* path of the libllama that the process has loaded; NULL: its symbols
+                                are those of the whole process */
+    char const* endpoint;    /* as in dkv_engine_options */
+    char const* model;       /* for people */
+    uint32_t window_max;     /* query rows that are remembered; 0: 64 */
+    uint32_t timeout_ms;     /* of waiting for a sidecar, and for its plan; 0: 10000 */
+    dkv_llama_callback eval; /* your own cb_eval, called first; NULL: none */
+    void* eval_data;
+} dkv_llama_options;
+
+/* DKV_NOT_FOUND: a function of llama.cpp is not in the library. DKV_UNSUPPORTED: a version of
+ * llama.cpp that was not tested, by name. */
+dkv_status dkv_llama_open(dkv_llama_options const* options, dkv_llama** llama);
+
+/* cb_eval of the context; `llama` is the dkv_llama. Asks for post-RoPE queries between
+ * dkv_llama_begin and dkv_llama_compress, and for nothing else. */
+bool dkv_llama_eval(struct ggml_tensor* tensor, bool ask, void* llama);
+
+/* Checks the context and its model.
+ *
+ * DKV_UNSUPPORTED, by name: several sequences (n_seq_max), recurrent, hybrid and diffusion models,
+ * sliding windows (iSWA), an architecture that was not tested. */
+dkv_status dkv_llama_attach(dkv_llama* llama, struct llama_context* context);
+
+/* The next token that is decoded is a prompt's first: sequence 0 is empty. Ends the session of the
+ * prompt before. DKV_BAD_STATE: not attached, or sequence 0 has cells. */
+dkv_status dkv_llama_begin(dkv_llama* llama);
+
+typedef struct dkv_llama_report {
+    uint32_t struct_bytes;
+    int32_t compressed;    /* 0: the context is as it was */
+    uint32_t tokens;       /* of the prompt */
+    uint32_t cells;        /* cells now: the same in each layer */
+    double ideal_cells;    /* what the policy wanted, on average per layer and KV head */
+    uint64_t bytes_before; /* of the sequence's state */
+    uint64_t bytes_after;
+    uint64_t prompts; /* since dkv_llama_attach: dkv_llama_compress was called */
+    uint64_t prompts_compressed;
+    char policy[64];
+    char reason[256]; /* why the last prompt was not compressed, or "" */
+} dkv_llama_report;
+
+/* Compresses sequence 0 after its prompt's prefill. With `target`, an empty context of the same
+ * model, the kept cells go there and `context` stays as it is: free it, and its memory is the
+ * system's again. With NULL they stay in the same context, whose other cells are then free.
+ * Where a policy keeps more in one layer or KV head than in another, all are filled with their next
+ * best tokens to the largest. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
+ *
+ * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED: KV
+ * rows that are quantised, a window above window_max. DKV_LIMIT_EXCEEDED: `target` has too few
+ * cells. Else as dkv_session_open and dkv_session_finish say. */
+dkv_status dkv_llama_compress(dkv_llama* llama,
+                              dkv_policy const* policy,
+                              struct llama_context* target,
+                              dkv_llama_report* report);
+
+/* Tells the sidecar what the system gave back, as the caller measured it, in bytes; before the next
+ * dkv_llama_begin. */
+dkv_status dkv_llama_adopted(dkv_llama* llama,
+                             uint64_t bytes_returned,
+                             uint64_t bytes_peak,
+                             uint64_t bytes_final);
+
+dkv_status dkv_llama_get_report(dkv_llama const* llama, dkv_llama_report* report);
+
+/* Of layer and KV head, where the last prompt's kept tokens were: `positions` has room for
+ * report.cells, ascending. DKV_NOT_FOUND: no such layer or head, or nothing was compressed. */
+dkv_status dkv_llama_positions(dkv_llama const* llama,
+                               uint32_t layer,
+                               uint32_t head,
+                               int32_t* positions);
+
+/* Why this thread's last call of a dkv_llama_ function failed; "" when it did not. */
+char const* dkv_llama_last_error(void);
+
+/* NULL is allowed. */
+void dkv_llama_close(dkv_llama* llama);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DKV_LLAMA_H */

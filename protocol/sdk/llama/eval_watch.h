@@ -1,0 +1,49 @@
+// Remembers the last rows of every layer's post-RoPE queries while llama.cpp decodes a prompt.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "protocol/base/geometry.h"
+#include "protocol/sdk/llama/library.h"
+
+namespace dkv::llama {
+
+class EvalWatch {
+public:
+    EvalWatch(Library const& library, std::uint32_t rows_max)
+        : library_(library), rows_max_(rows_max) {}
+
+    void set_shape(std::uint32_t layers, std::uint32_t heads, std::uint32_t head_dim);
+    /// Forgets all rows, and asks for queries from now on.
+    void begin();
+    void end() noexcept { watching_ = false; }
+    bool is_watching() const noexcept { return watching_; }
+    std::uint32_t rows_max() const noexcept { return rows_max_; }
+
+    bool wants(ggml_tensor const* tensor) const;
+    void take(ggml_tensor const* tensor);
+
+    /// Errors: BadState, when a layer's queries were not seen once for each of `tokens`, or were
+    /// not of the model's shape.
+    Result<void> check_seen(std::uint32_t tokens) const;
+
+    /// The last `rows` rows of a layer as `dtype` in `target` [rows, heads, head_dim].
+    void copy_last(std::uint32_t layer, std::uint32_t rows, Dtype dtype, std::byte* target) const;
+
+private:
+    struct Layer {
+        std::vector<float> rows;  ///< [rows_max_, row_elements_], row r at r % rows_max_.
+        std::uint64_t seen = 0;
+    };
+
+    Library const& library_;
+    std::uint32_t rows_max_;
+    std::uint64_t row_elements_ = 0;
+    std::vector<Layer> layers_;
+    std::string wrong_;  ///< What was not as expected; empty: nothing.
+    bool watching_ = false;
+};
+
+}  // namespace dkv::llama

@@ -1,0 +1,158 @@
+#include "protocol/sdk/llama/plan.h"
+
+#include <algorithm>
+
+namespace dkv::llama {
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;
+
+std::uint64_t layer_queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept {
+    std::uint64_t const bytes = rows * geometry.q_heads * geometry.row_bytes();
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+/// Copies a layer's last queries into the arena.
+dkv_rows lay_queries(Source const& source, std::uint32_t layer, std::uint32_t window) {
+    Geometry const& geometry = source.rows.geometry;
+    std::uint64_t const offset =
+        source.queries_offset + layer * layer_queries_bytes(geometry, window);
+    source.watch.copy_last(layer, window, geometry.dtype,
+                           static_cast<std::byte*>(dkv_arena_base(source.arena)) + offset);
+    return {source.arena,
+            offset,
+            static_cast<dkv_dtype>(geometry.dtype),
+            geometry.q_heads,
+            window,
+            geometry.head_dim,
+            geometry.head_dim,
+            std::uint64_t{geometry.q_heads} * geometry.head_dim,
+            1};
+}
+
+Result<void> report_layers(dkv_session* session, Source const& source, std::uint32_t window) {
+    for (std::uint32_t layer = 0; layer < source.rows.geometry.layers; ++layer) {
+        dkv_layer_ready ready{};
+        ready.struct_bytes = sizeof ready;
+        ready.layer = layer;
+        ready.keys = source.rows.keys(source.arena, layer);
+        ready.values = source.rows.values(source.arena, layer);
+        dkv_rows queries{};
+        if (window > 0) {
+            queries = lay_queries(source, layer, window);
+            ready.queries = &queries;
+        }
+        if (auto const status = dkv_session_layer_ready(session, &ready); status != DKV_OK) {
+            auto const failure = dkv_session_failure(session);
+            return error_of(failure != DKV_OK ? failure : status);
+        }
+    }
+    return {};
+}
+
+Result<Plan> collect(Session session, Geometry const& geometry) {
+    Plan plan;
+    std::uint64_t rows = 0;
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
+        dkv_layer_view view{};
+        view.struct_bytes = sizeof view;
+        DKV_TRY(checked(dkv_session_layer(session.get(), layer, &view)));
+        if (view.form != DKV_LAYER_PACKED)
+            return Error{ErrorCode::BadState,
+                         "layer " + std::to_string(layer) + " did not come back packed"};
+        std::uint64_t of_layer = 0;
+        for (std::uint32_t head = 0; head < geometry.kv_heads; ++head) {
+            of_layer += view.lengths[head];
+            plan.cells = std::max(plan.cells, view.lengths[head]);
+        }
+        plan.layers.push_back({static_cast<std::byte const*>(view.keys),
+                               static_cast<std::byte const*>(view.values),
+                               std::span(view.head_offset, geometry.kv_heads)});
+        plan.positions.insert(plan.positions.end(), view.positions, view.positions + of_layer);
+        rows += of_layer;
+    }
+    plan.ideal_cells = static_cast<double>(rows) / (geometry.layers * geometry.kv_heads);
+    plan.session = std::move(session);
+    return plan;
+}
+
+/// `level`: 0, or the count that every layer and KV head is filled to.
+Result<Plan> run_session(dkv_engine* engine,
+                         Source const& source,
+                         Wish const& wish,
+                         std::uint32_t level) {
+    dkv_session_options options{};
+    options.struct_bytes = sizeof options;
+    options.prompt_tokens = source.rows.tokens();
+    options.policy = wish.policy;
+    if (level > 0) {
+        options.row_multiple = options.prompt_tokens;
+        options.row_offset = level;
+    }
+    dkv_session* opened = nullptr;
+    dkv_session_plan answer{};
+    answer.struct_bytes = sizeof answer;
+    DKV_TRY(checked(dkv_session_open(engine, &options, &opened, &answer)));
+    Session session(opened);
+    if (answer.compress == 0) {
+        Plan whole;
+        whole.policy = answer.policy;
+        return whole;
+    }
+    if (answer.window > source.watch.rows_max())
+        return unsupported("policy " + std::string(answer.policy) + " wants " +
+                           std::to_string(answer.window) + " rows of queries, " +
+                           std::to_string(source.watch.rows_max()) +
+                           " are remembered: set window_max, or a smaller window");
+    DKV_TRY(report_layers(session.get(), source, answer.window));
+    dkv_result result{};
+    result.struct_bytes = sizeof result;
+    DKV_TRY(checked(dkv_session_finish(session.get(), wish.timeout_ms, &result)));
+    if (result.committed == 0) {
+        auto const failure = dkv_session_failure(session.get());
+        return failure != DKV_OK ? error_of(failure)
+                                 : Error{ErrorCode::BadState, "the session was not committed"};
+    }
+    auto plan = DKV_TRY(collect(std::move(session), source.rows.geometry));
+    plan.policy = answer.policy;
+    return plan;
+}
+
+bool is_level(Plan const& plan, Geometry const& geometry) {
+    return plan.positions.size() == std::uint64_t{plan.cells} * geometry.layers * geometry.kv_heads;
+}
+
+}  // namespace
+
+Error error_of(dkv_status status) {
+    return {static_cast<ErrorCode>(status), dkv_last_error()};
+}
+
+Result<void> checked(dkv_status status) {
+    if (status == DKV_OK) return {};
+    return error_of(status);
+}
+
+std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept {
+    return geometry.layers * layer_queries_bytes(geometry, rows);
+}
+
+Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish) {
+    auto plan = DKV_TRY(run_session(engine, source, wish, 0));
+    if (plan.session == nullptr || is_level(plan, source.rows.geometry)) return plan;
+    if (plan.cells >= source.rows.tokens()) {
+        plan.session.reset();  // One head keeps the whole prompt: so do all.
+        return plan;
+    }
+    double const ideal = plan.ideal_cells;
+    std::uint32_t const level = plan.cells;
+    plan = {};
+    plan = DKV_TRY(run_session(engine, source, wish, level));
+    plan.ideal_cells = ideal;
+    if (plan.session != nullptr && !is_level(plan, source.rows.geometry))
+        return Error{ErrorCode::BadState, "layers do not all keep " + std::to_string(level) +
+                                              " tokens, which llama.cpp's cells need"};
+    return plan;
+}
+
+}  // namespace dkv::llama

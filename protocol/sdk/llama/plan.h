@@ -1,0 +1,60 @@
+// One prompt's session with the sidecar: what each layer and KV head keeps, at one count for all.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "protocol/sdk/llama/eval_watch.h"
+#include "protocol/sdk/llama/state_rows.h"
+
+namespace dkv::llama {
+
+struct ArenaDeleter {
+    void operator()(dkv_arena* arena) const noexcept { dkv_arena_destroy(arena); }
+};
+using Arena = std::unique_ptr<dkv_arena, ArenaDeleter>;
+
+struct SessionDeleter {
+    void operator()(dkv_session* session) const noexcept { dkv_session_close(session, nullptr); }
+};
+using Session = std::unique_ptr<dkv_session, SessionDeleter>;
+
+/// The Error of a dkv.h function that failed.
+Error error_of(dkv_status status);
+/// Errors: what `status` says.
+Result<void> checked(dkv_status status);
+
+/// Where a prompt's state and its queries are.
+struct Source {
+    dkv_arena* arena;  ///< The state, then room for each layer's queries.
+    std::uint64_t queries_offset;
+    StateRows const& rows;
+    EvalWatch const& watch;
+};
+
+struct Wish {
+    dkv_policy const* policy;  ///< nullptr: the sidecar's choice.
+    std::uint32_t timeout_ms;
+};
+
+struct Plan {
+    Session session;  ///< Owns the kept rows. Empty: the prompt is kept whole.
+    std::string policy;
+    std::uint32_t cells = 0;  ///< Rows in each layer and KV head.
+    double ideal_cells = 0;   ///< Before all were filled to the largest.
+    std::vector<KeptLayer> layers;
+    std::vector<std::int32_t> positions;  ///< [layers, kv_heads, cells]
+};
+
+/// The bytes of all layers' queries.
+std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept;
+
+/// Where lengths differ, a second session fills all to the largest with their next best tokens.
+///
+/// Errors: those of dkv_session_open and dkv_session_finish; Unsupported: more query rows than are
+/// remembered.
+Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish);
+
+}  // namespace dkv::llama

@@ -1,0 +1,306 @@
+"""dkv attached to a real, unpatched llama.cpp, with a real dkvd."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import short_model
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+import dkv.hf
+from dkv.hf import weights
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from processes import Sidecar, sidecar  # noqa: E402, F401
+
+pytestmark = [pytest.mark.model, pytest.mark.e2e]
+
+LAYERS, KV_HEADS, HEAD_DIM = 6, 3, 64
+CELL_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
+F32 = {"keys": "f32", "values": "f32"}
+
+
+class Llama:
+    """tests/llama/attached.py in a process of its own."""
+
+    def __init__(self, model: str, endpoint: str):
+        python = Path(os.environ.get("DKV_ATTACH_PYTHON", ROOT / ".venv-formats" / "bin" / "python"))
+        assert python.exists(), f"{python} is missing: make test-llama installs llama.cpp"
+        self._process = subprocess.Popen(
+            [python, ROOT / "tests" / "llama" / "attached.py", model, endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __getattr__(self, name: str):
+        def call(**options) -> dict:
+            self._process.stdin.write(json.dumps({"do": name, **options}) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+        return call
+
+    def stop(self) -> None:
+        self._process.stdin.close()
+        assert self._process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def dkvd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dkvd")
+    folder.chmod(0o700)
+    running = Sidecar(folder).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory) -> str:
+    source = str(weights.gguf_path()[0])
+    return str(short_model.write(source, tmp_path_factory.mktemp("model") / "short.gguf", LAYERS))
+
+
+@pytest.fixture(scope="module")
+def llama(dkvd, gguf_file):
+    running = Llama(gguf_file, dkvd.endpoint)
+    yield running
+    running.close()
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def document(llama):
+    text = "\n\n".join((ROOT / name).read_text() for name in ("docs/POLICIES.md", "LICENSE"))
+    tokens = llama.tokens(text=text)["tokens"]
+
+    def first(count: int) -> list[int]:
+        assert len(tokens) >= count
+        return tokens[:count]
+
+    return first
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """transformers in float32: the logits behind `tokens` that follow a prompt of which each KV head sees `kept`."""
+    state = {"kept": None, "prompt": 0}
+
+    def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+        groups = query.shape[1] // key.shape[1]
+        keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        rows, width = query.shape[2], key.shape[2]
+        logits = (query @ keys.transpose(2, 3)) * scaling
+        future = torch.arange(width)[None, :] > (width - rows + torch.arange(rows))[:, None]
+        logits = logits.masked_fill(future, float("-inf"))
+        for head, kept in enumerate(state["kept"][module.layer_idx] if state["kept"] else []):
+            gone = torch.ones(width, dtype=torch.bool)
+            gone[state["prompt"] :] = False
+            gone[kept] = False
+            logits[:, head * groups : (head + 1) * groups, :, gone] = float("-inf")
+        return (logits.softmax(-1) @ values).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("dkv_test_masked", attend)
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.smollm2_folder(), dtype=torch.float32, num_hidden_layers=LAYERS
+    ).eval()
+
+    @torch.no_grad()
+    def logits(prompt: list[int], tokens: list[int], kept) -> numpy.ndarray:
+        model.set_attn_implementation("dkv_test_masked")
+        state.update(kept=None, prompt=len(prompt))
+        seen = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        state["kept"] = kept
+        out = model(torch.tensor([tokens]), past_key_values=seen.past_key_values, logits_to_keep=1)
+        return out.logits[0, -1].numpy()
+
+    logits.model = model
+    return logits
+
+
+def distance(mine, theirs) -> float:
+    """Root mean square over the logits."""
+    return float(numpy.sqrt(numpy.mean((numpy.asarray(mine) - theirs) ** 2)))
+
+
+def compressed(llama: Llama, prompt: list[int], policy: dict, chunk: int = 400, **options) -> dict:
+    llama.prefill(tokens=prompt, chunk=chunk)
+    return llama.compress(policy=policy, **options)
+
+
+def kept_positions(llama: Llama) -> list[list[list[int]]]:
+    return llama.positions(layers=LAYERS, heads=KV_HEADS)["positions"]
+
+
+def test_a_prompt_that_is_kept_whole_goes_on_as_llama_cpp_does(llama, document):
+    prompt = document(500)
+    llama.open(cells=640, plain=True)
+    llama.prefill(tokens=prompt[:-1])
+    own = llama.go_on(tokens=prompt[-1:], position=499, count=24)
+    llama.open(cells=640)
+
+    report = compressed(llama, prompt[:-1], {"name": "fullkv"})
+
+    assert (report["compressed"], report["reason"]) == (False, "the policy keeps this prompt whole")
+    assert llama.go_on(tokens=prompt[-1:], position=499, count=24)["tokens"] == own["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("context", "smaller"),
+    [
+        (F32, False),
+        ({**F32, "flash": False}, True),
+        ({}, True),
+        ({"flash": False}, False),
+        ({"keys": "bf16", "values": "bf16"}, False),
+        ({**F32, "unified": False}, False),
+    ],
+    ids=["f32", "f32, transposed, smaller", "f16, smaller", "f16, transposed", "bf16", "f32, own stream"],
+)
+def test_logits_are_those_of_a_masked_computation(llama, document, reference, context, smaller):
+    prompt, behind = document(700), [260, 314, 1690]
+    whole = reference(prompt, behind, None)
+    llama.open(cells=768, plain=True, **context)
+    llama.prefill(tokens=prompt)
+    own_error = distance(llama.go_on(tokens=behind, position=700, logits=True)["logits"], whole)
+    llama.open(cells=768, **context)
+    room = {"room": 256, **context} if smaller else {}
+
+    report = compressed(llama, prompt, {"name": "snapkv", "capacity": 128}, **room)
+
+    assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
+    kept = kept_positions(llama)
+    assert len({tuple(head) for layer in kept for head in layer}) > LAYERS  # Each has its own tokens.
+    seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
+    expected = reference(prompt, behind, kept)
+    assert distance(seen, expected) < 4 * own_error  # What llama.cpp's own arithmetic differs by.
+    assert distance(seen, expected) < distance(whole, expected) / 10
+
+
+def test_unequal_budgets_are_filled_to_the_largest(llama, document, reference):
+    prompt, behind = document(700), [260, 314]
+    llama.open(cells=768, **F32)
+
+    report = compressed(llama, prompt, {"name": "pyramidkv", "capacity": 128})
+
+    assert report["compressed"] and report["ideal_cells"] == pytest.approx(128, abs=1) and report["cells"] > 160, report
+    seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
+    kept = reference(prompt, behind, kept_positions(llama))
+    assert distance(seen, kept) < distance(seen, reference(prompt, behind, None)) / 10
+
+
+def test_kept_tokens_are_those_of_the_hugging_face_adapter(llama, document, reference, dkvd):
+    prompt = document(900)
+    llama.open(cells=1024, **F32)
+    assert compressed(llama, prompt, {"name": "snapkv", "capacity": 128})["compressed"]
+
+    reference.model.set_attn_implementation("sdpa")
+    cache = dkv.hf.Cache(reference.model, policy="snapkv", capacity=128, endpoint=dkvd.endpoint)
+    with torch.no_grad():
+        reference.model(torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1)
+
+    mine = {(la, h, at) for la, heads in enumerate(kept_positions(llama)) for h, row in enumerate(heads) for at in row}
+    theirs = {(la, h, at) for la in range(LAYERS) for h, row in enumerate(cache.kept_positions(la)) for at in row}
+    assert len(mine) == len(theirs) == LAYERS * KV_HEADS * 128
+    assert len(mine & theirs) / len(mine) >= 0.99
+
+
+def test_a_smaller_context_gives_memory_back(llama, document, dkvd):
+    prompt = document(2000)
+    llama.open(cells=4096, ubatch=128, **F32)
+
+    report = compressed(llama, prompt, {"capacity": 256}, room=512, ubatch=128, **F32)
+
+    before, peak, after = report["pss"]
+    assert report["compressed"], report
+    assert before - after > 0.9 * (4096 - 512) * CELL_BYTES
+    assert peak - before < report["bytes_before"] * 1.5
+    status = json.loads(dkvd.dkv("status", "--json").stdout)
+    assert "llama.cpp 0." in json.dumps(status)
+
+
+def test_prompts_follow_one_another_in_a_context(llama, document):
+    llama.open(cells=1024)
+    for number in (1, 2, 3):
+        llama.forget()
+        report = compressed(llama, document(600 + number), {"capacity": 128})
+        assert (report["compressed"], report["tokens"], report["prompts_compressed"]) == (True, 600 + number, number)
+
+
+@pytest.mark.parametrize("ctypes", [False, True], ids=["cffi's params", "ctypes' params"])
+def test_the_users_own_callback_is_still_asked(llama, document, ctypes):
+    llama.open(cells=512, chained=True, ctypes=ctypes)
+
+    report = compressed(llama, document(300), {"capacity": 128})
+
+    assert report["compressed"]
+    assert llama.go_on(tokens=[5], position=300)["asked"] > 100
+
+
+def test_another_library_or_version_is_refused_by_name(llama, tmp_path):
+    assert "is not a library that this process has loaded" in llama.open(library="/usr/lib/libno.so")["error"]
+    assert "llama_version is not in this process" in llama.open(library=None)["error"]
+
+    source, other = tmp_path / "other.c", tmp_path / "libllama.so"
+    source.write_text('char const* llama_version(void) { return "0.9.1"; }')
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", other, source], check=True)
+    found = llama.open(library=str(other), load=True)["error"]
+    assert "llama.cpp is version 0.9.1: known are 0.4.x, 0.5.x, 0.6.x; its cache is left as it is" in found
+
+
+def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path):
+    prompt = document(400)
+    tmp_path.chmod(0o700)
+    running = Sidecar(tmp_path).start()
+    llama = Llama(gguf_file, running.endpoint)
+    llama.open(cells=512, plain=True)
+    llama.prefill(tokens=prompt)
+    own = llama.go_on(tokens=[5], position=400, count=12)["tokens"]
+    llama.open(cells=512, timeout_s=1)
+    assert compressed(llama, prompt, {"capacity": 128})["compressed"]
+    llama.forget()
+    llama.prefill(tokens=prompt)
+
+    running.kill()
+    report = llama.compress(policy={"capacity": 128})
+
+    assert (report["compressed"], report["cells"]) == (False, 0)
+    assert report["reason"], "it says why"
+    assert llama.go_on(tokens=[5], position=400, count=12)["tokens"] == own
+    llama.close()
+    llama.stop()
+
+
+def test_what_is_not_supported_is_refused_by_name(llama, document):
+    assert "sequences: set n_seq_max to 1" in llama.open(cells=512, sequences=2)["error"]
+
+    llama.open(cells=512, keys="q8_0", values="q8_0")
+    report = compressed(llama, document(300), {"capacity": 128})
+    assert "K is q8_0 and V is q8_0" in report["reason"]
+
+    llama.open(cells=512, window_max=16)
+    report = compressed(llama, document(300), {"capacity": 128})
+    assert "wants 32 rows of queries, 16 are remembered" in report["reason"]
+
+    llama.open(cells=512)
+    llama.prefill(tokens=document(300), begin=False)
+    assert "begin was not called" in llama.compress()["reason"]
+
+    llama.forget()
+    report = compressed(llama, document(400), {"capacity": 300}, room=256)
+    assert "has too few cells" in report["reason"]
+    assert not report["compressed"]
+    assert "sequence 0 has tokens up to position 399" in llama.prefill(tokens=[1])["error"]
+
+    llama.forget()
+    report = compressed(llama, document(300), {"capacity": 8})
+    assert "capacity" in report["reason"] and not report["compressed"]
