@@ -14,6 +14,7 @@ Run setup_policy(CLI::App& app, Context const& context);
 Run setup_inspect(CLI::App& app, Context const& context);
 Run setup_compact(CLI::App& app, Context const& context);
 Run setup_convert(CLI::App& app, Context const& context);
+Run setup_llama(CLI::App& app, Context const& context);
 Run setup_sweep(CLI::App& app, Context const& context);
 Run setup_plan(CLI::App& app, Context const& context);
 Run setup_diff(CLI::App& app, Context const& context);

@@ -14,6 +14,8 @@ constexpr Command kCommands[] = {
     {"compact", "make saved caches smaller by a policy: a capacity, a ratio, bytes, attention kept",
      setup_compact},
     {"convert", "saved caches in another format, row for row", setup_convert},
+    {"llama", "slots of a llama-server: compact one that is in use, or a folder of saved ones",
+     setup_llama},
     {"sweep", "a grid of policies and sizes over saved caches: attention kept, error, bytes",
      setup_sweep},
     {"report", "what a sweep found: a page, its figures, the findings in words", setup_report},

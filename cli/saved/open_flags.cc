@@ -1,9 +1,12 @@
 #include "cli/saved/open_flags.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+
+#include "cli/saved/formats/gguf.h"
 
 namespace dkv::cli {
 namespace {
@@ -57,12 +60,18 @@ void add_open_flags(CLI::App& app, OpenOptions& options) {
     app.add_option("--layout", options.layout, "vLLM: how one layer's tensor lies")
         ->check(CLI::IsMember({"2THD", "T2HD", "TH2D"}))
         ->group(kGroup);
+    add_model_flags(app, options);
+}
+
+void add_model_flags(CLI::App& app, OpenOptions& options) {
     app.add_option("--kv-heads", options.kv_heads,
                    "KV heads, which llama.cpp and LMCache do not save")
         ->check(CLI::Range(1U, 1024U))
         ->type_name("N")
         ->group(kGroup);
-    app.add_option("--model", options.model, "the model's name, instead of the file's")
+    app.add_option("--model", options.model,
+                   "the model's name, instead of the file's; or its GGUF file, which says what "
+                   "llama.cpp does not save: KV heads, rope, the order of dims")
         ->type_name("NAME")
         ->group(kGroup);
     auto* const theta = app.add_option("--rope-theta", options.rope.theta,
@@ -79,6 +88,13 @@ void add_open_flags(CLI::App& app, OpenOptions& options) {
         ->check(CLI::Range(2U, 1024U))
         ->type_name("N")
         ->group(kGroup);
+    // Once all flags are read: what they say goes before what the file says.
+    app.parse_complete_callback([&options] {
+        if (!options.model.ends_with(".gguf")) return;
+        auto const model = read_gguf(std::exchange(options.model, {}));
+        if (!model) throw CLI::ValidationError("--model", model.error().message);
+        complete(options, model.value());
+    });
 }
 
 void add_key_order_flag(CLI::App& app, std::optional<KeyOrder>& order) {

@@ -114,7 +114,14 @@ JobSpec Compaction::spec_of(PolicyParams const& params) const {
 Result<void> Compaction::resolve_policy() {
     PolicyRequest wish = request_.policy;
     if (wish.name.empty()) wish.name = "auto";
-    params_ = DKV_TRY(resolve(with_own_profile(wish, facts()), facts().model));
+    wish = with_own_profile(std::move(wish), facts());
+    if (is_llama(to_) && !request_.fill && wish.profile && !wish.profile_alpha) {
+        wish.profile_alpha = 0;
+        note(
+            "llama.cpp has one number of tokens for all layers and heads: the profile's budgets "
+            "were made alike (--profile-alpha 0)");
+    }
+    params_ = DKV_TRY(resolve(wish, facts().model));
     bytes_ = std::exchange(params_.bytes, std::nullopt);
     params_ = DKV_TRY(sized_for(params_, facts()));
     return {};
