@@ -33,7 +33,7 @@ struct WatchSlotsOptions {
     llama::FolderRequest request;
 };
 
-Json to_json(llama::SlotOutcome const& outcome) {
+Json slot_json(llama::SlotOutcome const& outcome) {
     return {{"compact", to_json(outcome.compact)},
             {"restored",
              {{"tokens", outcome.restored.tokens},
@@ -68,7 +68,7 @@ Result<Output> compact_slot(Context const& context, CompactSlotOptions const& op
             "The whole slot is in {}: restore it from there, or remove it "
             "(--remove-original).\n",
             one_line(done.original.string()));
-    return Output{std::move(text), to_json(done)};
+    return Output{std::move(text), slot_json(done)};
 }
 
 /// The lines of a watch: one for each file, and one whenever the sums change.

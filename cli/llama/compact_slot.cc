@@ -25,6 +25,7 @@ public:
     Result<SlotOutcome> run() {
         DKV_TRY(check_names());
         DKV_TRY(read_model());
+        DKV_TRY(resolve(request_.compact.policy, ""));  // Before gigabytes are saved for nothing.
         auto const before = DKV_TRY(idle());
         saved_ = DKV_TRY(server_.save(request_.slot, original_.filename()));
         auto done = replace(before);

@@ -1,0 +1,228 @@
+"""dkv llama compact-slot against a real, unpatched llama-server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+import urllib.error
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from conftest import PROFILE, PROMPT, Server, dkv, is_sensible, model
+
+BY_PROFILE = ("--profile", PROFILE)
+BY_KEYS = ("--policy", "keydiff")
+QUARTER = ("--ratio", "0.25")
+
+
+@pytest.fixture
+def served(saved, tmp_path):
+    """A fresh server whose slot has PROMPT, its folder, its tokens."""
+    path, count = saved
+    shutil.copy(path, tmp_path / "full.bin")
+    with Server(tmp_path) as server:
+        assert server.slot("restore", "full.bin")["n_restored"] == count
+        yield server, tmp_path, count
+
+
+def compact_slot(server: Server, folder, *flags, **how):
+    return dkv("llama", "compact-slot", server.url, "--dir", folder, *QUARTER, *flags, **how)
+
+
+def files(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.sample
+def test_a_quarter_of_a_slot_is_what_the_next_request_of_a_running_server_uses(served, saved):
+    server, folder, count = served
+
+    said = json.loads(compact_slot(server, folder, *BY_PROFILE, "--json").stdout)
+    going_on = server.complete(PROMPT + " And so", 24)
+
+    assert said["seen"] == {"prompt_n": 1, "cache_n": count}
+    assert said["restored"]["tokens"] == count and said["restored"]["bytes"] == said["compact"]["file_bytes_after"]
+    assert said["compact"]["policy"] == "auto" and said["compact"]["lengths"][0] == [count // 4] * 3
+    assert (folder / "slot-0.bin").stat().st_size < 0.26 * saved[0].stat().st_size
+    assert going_on["timings"]["cache_n"] == count and going_on["timings"]["prompt_n"] <= 3
+    assert is_sensible(going_on["content"]), going_on["content"]
+    assert said["original_kept"] and (folder / "slot-0.full.bin").read_bytes() == saved[0].read_bytes()
+
+
+def test_a_fresh_process_goes_on_from_the_compacted_file(served, saved):
+    server, folder, count = served
+    compact_slot(server, folder, *BY_KEYS, "--remove-original")
+    assert files(folder) == ["full.bin", "slot-0.bin"]
+
+    memory = {}
+    for name, cells in (("full.bin", 512), ("slot-0.bin", 512)):
+        with Server(folder, cells) as fresh:
+            assert fresh.slot("restore", name)["n_restored"] == count
+            reply = fresh.complete(PROMPT + " And so", 24)
+            memory[name] = fresh.private_mib()
+        assert reply["timings"]["cache_n"] == count and reply["timings"]["prompt_n"] <= 3
+        assert is_sensible(reply["content"]), reply["content"]
+    print({name: f"{(folder / name).stat().st_size:,} bytes, {mib} MiB of the server's own" for name, mib in memory.items()})
+
+
+def test_a_chat_goes_on_with_its_new_tokens_only(tmp_path):
+    document = {"role": "user", "content": PROMPT[:800] + "\n\nWhat is this text about?"}
+    with Server(tmp_path) as server:
+        first = server.chat([document])
+        answer = first["choices"][0]["message"]
+        count = server.slot("save", "chat.bin")["n_saved"]
+        compact_slot(server, tmp_path, *BY_PROFILE)
+        asked = {"role": "user", "content": "Who holds the copyright?"}
+        second = server.chat([document, {"role": "assistant", "content": answer["content"]}, asked])
+
+    assert second["timings"]["cache_n"] >= count - 2  # What the template puts behind an answer may differ.
+    assert second["timings"]["prompt_n"] < 40
+    assert second["choices"][0]["message"]["content"].strip()
+
+
+@pytest.mark.sample
+def test_what_fails_before_the_restore_leaves_the_server_as_it_was(served):
+    server, folder, count = served
+    before = files(folder)
+
+    for flags, message in (
+        ((), "auto needs the queries of the last 32 tokens"),
+        ((*BY_KEYS, "--capacity", "128"), "capacity and ratio are given"),
+        (("--slot", 1, *BY_KEYS), "no slot 1: the server has 1, from 0"),
+        (("--output", "full.bin", *BY_KEYS), "there is a file of this name already"),
+        (("--output", "a/b.bin", *BY_KEYS), "is not the name of a file in the folder"),
+        ((*BY_KEYS, "--kv-heads", "7"), "do not divide into 7 KV heads"),
+        (("--model", folder / "none.gguf", *BY_KEYS), "none.gguf"),
+    ):
+        refused = dkv("llama", "compact-slot", server.url, "--dir", folder, *QUARTER, *flags, code=None)
+        assert refused.returncode != 0 and message in refused.stderr, refused.stderr
+        assert files(folder) == before
+
+    reply = server.complete(PROMPT + " And so")
+    assert reply["timings"]["cache_n"] == count
+
+
+def test_a_slot_that_the_policy_keeps_whole_is_left_alone(served):
+    server, folder, count = served
+
+    refused = dkv("llama", "compact-slot", server.url, "--dir", folder, *BY_KEYS, "--capacity", "4096", code=1)
+
+    assert f"the slot has {count} tokens, and the policy keeps all of them" in refused.stderr
+    assert "the server was left as it was" in refused.stderr and files(folder) == ["full.bin"]
+
+
+def test_a_folder_that_is_not_the_servers_is_named(served, tmp_path_factory):
+    server, _, count = served
+    other = tmp_path_factory.mktemp("other")
+
+    refused = compact_slot(server, other, *BY_KEYS, code=1)
+
+    assert "slot-0.full.bin: the server says that it wrote" in refused.stderr
+    assert "--dir is what the server was given as --slot-save-path" in refused.stderr
+    assert server.complete(PROMPT + " And so")["timings"]["cache_n"] == count
+
+
+@pytest.mark.sample
+def test_a_server_that_refuses_the_compacted_file_gets_the_whole_slot_back(served, tmp_path_factory):
+    """It empties a slot whose file it does not find: the compacted file is written where it does not look."""
+    server, folder, count = served
+    other = tmp_path_factory.mktemp("other")
+    (other / "slot-0.full.bin").symlink_to(folder / "slot-0.full.bin")
+
+    refused = compact_slot(server, other, *BY_KEYS, code=1)
+
+    assert "Unable to restore slot" in refused.stderr
+    assert "the server has the whole slot again" in refused.stderr
+    assert server.complete(PROMPT + " And so")["timings"]["cache_n"] == count
+
+
+def test_an_empty_slot_is_refused(tmp_path):
+    with Server(tmp_path) as server:
+        refused = compact_slot(server, tmp_path, *BY_KEYS, code=1)
+
+    assert "slot 0 is empty: nothing was asked of it yet" in refused.stderr and files(tmp_path) == []
+
+
+def test_a_compacted_slot_is_not_compacted_again(served):
+    server, folder, count = served
+    compact_slot(server, folder, *BY_KEYS)
+
+    refused = compact_slot(server, folder, *BY_KEYS, "-o", "again.bin", code=1)
+
+    assert "tokens are missing from it already" in refused.stderr
+    assert server.complete(PROMPT + " And so")["timings"]["cache_n"] == count
+
+
+def test_a_busy_slot_is_refused(served):
+    server, folder, _ = served
+    writing = threading.Thread(target=server.complete, args=(PROMPT, 200))
+    writing.start()
+    time.sleep(1)
+
+    refused = compact_slot(server, folder, *BY_KEYS, code=None)
+    writing.join()
+
+    assert refused.returncode == 1 and "slot 0 is busy with request" in refused.stderr, refused.stderr
+
+
+def test_a_server_without_a_folder_for_slots_is_told_which_flag_it_lacks(tmp_path):
+    with Server("-") as server:
+        refused = compact_slot(server, tmp_path, *BY_KEYS, code=1)
+
+    assert "the server does not save slots: start it with --slot-save-path" in refused.stderr
+
+
+def test_a_servers_api_key_comes_from_the_environment(saved, tmp_path):
+    shutil.copy(saved[0], tmp_path / "full.bin")
+    with Server(tmp_path, key="secret") as server:
+        server.slot("restore", "full.bin")
+        refused = compact_slot(server, tmp_path, *BY_KEYS, code=None)
+        compact_slot(server, tmp_path, *BY_KEYS, LLAMA_API_KEY="secret")
+
+    assert "put it into LLAMA_API_KEY" in refused.stderr and refused.returncode != 0
+
+
+class Other(BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        body = b"<html>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.sample
+def test_addresses_where_no_llama_server_answers_are_named(tmp_path):
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{other.server_port}"
+
+    for url, message in (
+        ("http://127.0.0.1:1", "no server answers there"),
+        ("https://127.0.0.1:8080", "https is not supported"),
+        ("http://", "is not a server's address"),
+        ("http://127.0.0.1:99999", "is not a server's address"),
+        (address, "is this a llama-server?"),
+    ):
+        refused = dkv("llama", "compact-slot", url, "--dir", tmp_path, *QUARTER, *BY_KEYS, code=None)
+        assert refused.returncode != 0 and message in refused.stderr, refused.stderr
+    other.shutdown()
+
+
+@pytest.mark.sample
+def test_a_models_gguf_says_what_slot_files_do_not(saved, tmp_path):
+    path, count = saved
+    dkv("compact", path, "-o", tmp_path / "by_model.bin", *QUARTER, "--model", model(), *BY_PROFILE)
+    flags = ("--kv-heads", 3, "--rope-theta", 100000, "--rope-interleaved", "--profile-alpha", 0)
+    dkv("compact", path, "-o", tmp_path / "by_flags.bin", *QUARTER, *flags, *BY_PROFILE)
+
+    assert (tmp_path / "by_model.bin").read_bytes() == (tmp_path / "by_flags.bin").read_bytes()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(model().read_bytes()[:1_000])
+    refused = dkv("inspect", path, "--model", broken, code=None)
+    assert "broken.gguf: " in refused.stderr and "the file ends at 1000" in refused.stderr
