@@ -17,6 +17,7 @@ def main(model: str, cells: str, folder: str, slots: str = "1") -> None:
     if folder != "-":
         parameters.slot_save_path = f"{folder}/"
     parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = int(cells), int(slots), 0
+    parameters.kv_unified = int(slots) > 1  # Slots share the cells.
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # Two would spin where there is one core.
     parameters.port, parameters.warmup, parameters.cache_ram_mib, parameters.ctx_shift = 0, False, 0, False
     parameters.endpoint_slots = True

@@ -56,15 +56,28 @@ def test_a_fresh_process_goes_on_from_the_compacted_file(served, saved):
     compact_slot(server, folder, *BY_KEYS, "--remove-original")
     assert files(folder) == ["full.bin", "slot-0.bin"]
 
+    with Server(folder, 512) as fresh:
+        assert fresh.slot("restore", "slot-0.bin")["n_restored"] == count
+        reply = fresh.complete(PROMPT + " And so", 24)
+
+    assert reply["timings"]["cache_n"] == count and reply["timings"]["prompt_n"] <= 3
+    assert is_sensible(reply["content"]), reply["content"]
+
+
+def test_four_compacted_slots_fit_into_a_server_of_fewer_cells(served):
+    server, folder, count = served
+    compact_slot(server, folder, *BY_KEYS)
     memory = {}
-    for name, cells in (("full.bin", 512), ("slot-0.bin", 512)):
-        with Server(folder, cells) as fresh:
-            assert fresh.slot("restore", name)["n_restored"] == count
-            reply = fresh.complete(PROMPT + " And so", 24)
+    for name, cells in (("full.bin", 2048), ("slot-0.bin", 512)):  # 512 are more than one slot's whole text.
+        with Server(folder, cells, slots=4) as fresh:
+            for slot in range(4):
+                restored = fresh.post(f"/slots/{slot}?action=restore", {"filename": name})
+                assert restored["n_restored"] == count
             memory[name] = fresh.private_mib()
-        assert reply["timings"]["cache_n"] == count and reply["timings"]["prompt_n"] <= 3
-        assert is_sensible(reply["content"]), reply["content"]
-    print({name: f"{(folder / name).stat().st_size:,} bytes, {mib} MiB of the server's own" for name, mib in memory.items()})
+            assert fresh.complete(PROMPT + " And so")["timings"]["cache_n"] == count
+    for name, mib in memory.items():
+        print(f"\n{name}: {(folder / name).stat().st_size:,} bytes; four of them in a server: {mib} MiB of its own")
+    assert memory["slot-0.bin"] < memory["full.bin"] - 20
 
 
 def test_a_chat_goes_on_with_its_new_tokens_only(tmp_path):
