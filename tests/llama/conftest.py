@@ -7,13 +7,13 @@ DKV_LLAMA_PYTHON is a Python with xllamacpp; the one that runs the tests, where 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -48,20 +48,28 @@ def dkv(*arguments: object, code: int | None = 0, **environment: str) -> subproc
     return done
 
 
+@functools.cache
+def llama_is_there() -> None:
+    """Otherwise the test is skipped, or fails under DKV_REQUIRE_E2E=1."""
+    if subprocess.run([PYTHON, "-c", "import xllamacpp"], capture_output=True).returncode != 0:
+        message = f"{PYTHON} has no xllamacpp"
+        if os.environ.get("DKV_REQUIRE_E2E") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
 class Server:
     """A llama-server process with one model."""
 
-    def __init__(self, folder: Path | str, cells: int = 1024, slots: int = 1, key: str = ""):
-        command = [PYTHON, Path(__file__).with_name("llama_server.py"), model(), cells, folder, slots]
+    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = ""):
+        llama_is_there()
+        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", model(), "-c", cells, "-np", slots]
+        command += ["--slot-save-path", folder] if folder else []
+        command += ["--kv-unified"] if slots > 1 else []
+        command += ["--api-key", key] if key else []
         self.key = key
-        self.process = subprocess.Popen(
-            [str(word) for word in command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"TEST_API_KEY": key},
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([str(word) for word in command], text=True, **pipes)
         lines = iter(self.process.stdout.readline, "")
         self.url = next((line.strip() for line in lines if line.startswith("http")), None)
         assert self.url, "the server ended before it listened"
@@ -103,17 +111,8 @@ def is_sensible(text: str) -> bool:
     return len(words) >= 15 and sum(word in known for word in words) > 0.7 * len(words) and len(set(words)) > len(words) / 4
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _llama_is_there():
-    if subprocess.run([PYTHON, "-c", "import xllamacpp"], capture_output=True).returncode != 0:
-        message = f"{PYTHON} has no xllamacpp"
-        if os.environ.get("DKV_REQUIRE_E2E") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-
-
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory, _llama_is_there) -> tuple[Path, int]:
+def saved(tmp_path_factory) -> tuple[Path, int]:
     """A slot file that a server wrote after PROMPT, and its tokens."""
     folder = tmp_path_factory.mktemp("saved")
     with Server(folder) as server:

@@ -1,32 +1,52 @@
-"""A real llama-server, xllamacpp's: unpatched, one model. Prints its address, ends when stdin does.
+"""llama-server, as xllamacpp has it: unpatched, with some of its program's flags. Ends when stdin does, or by a signal.
 
-    PYTHON tests/llama/llama_server.py MODEL CELLS SLOTS_FOLDER|- [SLOTS]
+    PYTHON tests/llama/llama_server.py -m MODEL -c CELLS [--slot-save-path DIR] [-np N] [--kv-unified] [--port N] …
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import signal
 import sys
+import threading
 
 import xllamacpp
 
 
-def main(model: str, cells: str, folder: str, slots: str = "1") -> None:
+def parameters_of(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = model
-    if folder != "-":
-        parameters.slot_save_path = f"{folder}/"
-    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = int(cells), int(slots), 0
-    parameters.kv_unified = int(slots) > 1  # Slots share the cells.
+    parameters.model.path = options.model
+    if options.slot_save_path:
+        parameters.slot_save_path = f"{options.slot_save_path}/"
+    if options.api_key:
+        parameters.api_keys = [options.api_key]
+    parameters.n_ctx, parameters.n_parallel, parameters.kv_unified = options.cells, options.slots, options.kv_unified
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # Two would spin where there is one core.
-    parameters.port, parameters.warmup, parameters.cache_ram_mib, parameters.ctx_shift = 0, False, 0, False
-    parameters.endpoint_slots = True
-    if key := os.environ.get("TEST_API_KEY"):
-        parameters.api_keys = [key]
-    server = xllamacpp.Server(parameters)
+    parameters.port, parameters.n_cache_reuse, parameters.ctx_shift = options.port, options.cache_reuse, options.shift
+    parameters.n_gpu_layers, parameters.warmup, parameters.cache_ram_mib, parameters.endpoint_slots = 0, False, 0, True
+    return parameters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-m", dest="model", required=True)
+    parser.add_argument("-c", dest="cells", type=int, default=4096)
+    parser.add_argument("-np", dest="slots", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--cache-reuse", type=int, default=0)
+    parser.add_argument("--no-context-shift", dest="shift", action="store_false")
+    parser.add_argument("--kv-unified", action="store_true")
+    parser.add_argument("--slot-save-path")
+    parser.add_argument("--api-key")
+    parser.add_argument("--serve", action="store_true", help="until a signal, whatever stdin is")
+    options = parser.parse_args()
+    server = xllamacpp.Server(parameters_of(options))
     print(server.listening_address, flush=True)
+    if options.serve:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        threading.Event().wait()
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 import time
-import urllib.error
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -181,7 +180,7 @@ def test_a_busy_slot_is_refused(served):
 
 
 def test_a_server_without_a_folder_for_slots_is_told_which_flag_it_lacks(tmp_path):
-    with Server("-") as server:
+    with Server(None) as server:
         refused = compact_slot(server, tmp_path, *BY_KEYS, code=1)
 
     assert "the server does not save slots: start it with --slot-save-path" in refused.stderr
