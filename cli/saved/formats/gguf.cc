@@ -9,7 +9,7 @@
 
 #include <fmt/format.h>
 
-#include "cli/saved/formats/byte_cursor.h"
+#include "protocol/container/byte_cursor.h"
 #include "protocol/container/mapped_file.h"
 
 namespace dkv {
