@@ -43,7 +43,7 @@ public:
     /// `key`: of a server with --api-key; empty: none.
     ///
     /// Errors: Unavailable, also while it loads its model; PermissionDenied; Unsupported for a
-    /// server that is no llama-server.
+    /// server that is not a llama-server.
     static Result<Server> connect(ServerUrl url, std::string key, std::chrono::milliseconds wait);
 
     ServerFacts const& facts() const noexcept { return facts_; }

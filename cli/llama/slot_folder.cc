@@ -77,6 +77,7 @@ Result<void> make_alike(fs::path const& path, fs::path const& original) {
 
 Result<SlotFolder> SlotFolder::open(FolderRequest request) {
     auto const path = request.folder;
+    DKV_TRY(resolve(request.compact.policy, ""));  // Else every file would say it.
     UniqueFd lock(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!lock)
         return Error{
@@ -186,7 +187,6 @@ Result<offline::CompactOutcome> SlotFolder::compact(Slot const& slot,
     auto request = request_.compact;
     request.input = slot.path;
     request.output = work_path(slot.path);
-    request.format = FileFormat::LlamaSlot;
     request.force = true;
     request.dry_run = request_.dry_run;
     auto outcome = DKV_TRY(offline::compact(*make_cpu_backend(), request, progress));

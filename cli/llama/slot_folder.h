@@ -46,7 +46,7 @@ struct FolderTotals {
 /// goes on where it was.
 class SlotFolder {
 public:
-    /// Errors: NotFound; AlreadyExists when another program has it; Io.
+    /// Errors: those of resolve(); NotFound; AlreadyExists when another program has it; Io.
     static Result<SlotFolder> open(FolderRequest request);
 
     /// Compacts the files that were saved first, of equal age the larger ones, until the folder is

@@ -61,11 +61,10 @@ def llama_is_there() -> None:
 class Server:
     """A llama-server process with one model."""
 
-    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = ""):
+    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = "", flags: tuple[str, ...] = ()):
         llama_is_there()
-        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", model(), "-c", cells, "-np", slots]
+        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", model(), "-c", cells, "-np", slots, *flags]
         command += ["--slot-save-path", folder] if folder else []
-        command += ["--kv-unified"] if slots > 1 else []
         command += ["--api-key", key] if key else []
         self.key = key
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -90,8 +89,8 @@ class Server:
     def slot(self, action: str, name: str = "") -> dict:
         return self.post(f"/slots/0?action={action}", {"filename": name})
 
-    def complete(self, prompt: str, tokens: int = 1) -> dict:
-        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": True, "id_slot": 0}
+    def complete(self, prompt: str, tokens: int = 1, slot: int = 0) -> dict:
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": True, "id_slot": slot}
         return self.post("/completion", body)
 
     def chat(self, messages: list[dict], tokens: int = 16) -> dict:

@@ -12,6 +12,7 @@ import threading
 
 import xllamacpp
 
+TYPES = {"f16": xllamacpp.ggml_type.GGML_TYPE_F16, "q8_0": xllamacpp.ggml_type.GGML_TYPE_Q8_0}
 
 def parameters_of(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters = xllamacpp.CommonParams()
@@ -24,6 +25,7 @@ def parameters_of(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1  # Two would spin where there is one core.
     parameters.port, parameters.n_cache_reuse, parameters.ctx_shift = options.port, options.cache_reuse, options.shift
     parameters.n_gpu_layers, parameters.warmup, parameters.cache_ram_mib, parameters.endpoint_slots = 0, False, 0, True
+    parameters.cache_type_k, parameters.cache_type_v = TYPES[options.ctk], TYPES[options.ctv]
     return parameters
 
 
@@ -36,6 +38,8 @@ def main() -> None:
     parser.add_argument("--cache-reuse", type=int, default=0)
     parser.add_argument("--no-context-shift", dest="shift", action="store_false")
     parser.add_argument("--kv-unified", action="store_true")
+    parser.add_argument("-ctk", choices=TYPES, default="f16")
+    parser.add_argument("-ctv", choices=TYPES, default="f16")
     parser.add_argument("--slot-save-path")
     parser.add_argument("--api-key")
     parser.add_argument("--serve", action="store_true", help="until a signal, whatever stdin is")

@@ -68,7 +68,7 @@ def test_four_compacted_slots_fit_into_a_server_of_fewer_cells(served):
     compact_slot(server, folder, *BY_KEYS)
     memory = {}
     for name, cells in (("full.bin", 2048), ("slot-0.bin", 512)):  # 512 are more than one slot's whole text.
-        with Server(folder, cells, slots=4) as fresh:
+        with Server(folder, cells, slots=4, flags=("--kv-unified",)) as fresh:
             for slot in range(4):
                 restored = fresh.post(f"/slots/{slot}?action=restore", {"filename": name})
                 assert restored["n_restored"] == count
@@ -77,6 +77,17 @@ def test_four_compacted_slots_fit_into_a_server_of_fewer_cells(served):
     for name, mib in memory.items():
         print(f"\n{name}: {(folder / name).stat().st_size:,} bytes; four of them in a server: {mib} MiB of its own")
     assert memory["slot-0.bin"] < memory["full.bin"] - 20
+
+
+@pytest.mark.parametrize("policy", [BY_KEYS, BY_PROFILE], ids=["keydiff", "profile"])
+def test_quantised_rows_in_a_stream_of_their_own_go_the_same_way(policy, tmp_path):
+    with Server(tmp_path, slots=2, flags=("-ctk", "q8_0", "-ctv", "q8_0")) as server:
+        server.complete(PROMPT[:900], 0, slot=1)
+        said = json.loads(compact_slot(server, tmp_path, "--slot", 1, *policy, "--json").stdout)
+        reply = server.complete(PROMPT[:900] + " And so", slot=1)
+
+    assert files(tmp_path) == ["slot-1.bin", "slot-1.full.bin"]
+    assert said["seen"]["prompt_n"] == 1 and reply["timings"]["cache_n"] == said["seen"]["cache_n"]
 
 
 def test_a_chat_goes_on_with_its_new_tokens_only(tmp_path):

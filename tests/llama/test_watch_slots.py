@@ -176,6 +176,7 @@ def test_a_watch_asks_for_the_model_and_for_a_folder(tmp_path):
         ((tmp_path, "--budget", "1GiB"), "say which it is (--model FILE.gguf), or --kv-heads"),
         ((tmp_path / "none", "--budget", "1GiB", "--kv-heads", 3), "no folder that can be read"),
         ((tmp_path, "--kv-heads", 3), "--budget is required"),
+        ((tmp_path, "--budget", "1GiB", "--kv-heads", 3, "--capacity", 128), "one size is enough"),
     ):
         refused = dkv("llama", "watch-slots", *words, *BY_KEYS, code=None)
         assert refused.returncode != 0 and message in refused.stderr, refused.stderr

@@ -17,7 +17,7 @@ cd "$(dirname "$0")/../.."
 
 readonly build_packages=(
     cmake g++ gcc make ninja-build pkg-config
-    cppzmq-dev flatbuffers-compiler libcli11-dev libfmt-dev libflatbuffers-dev libhwy-dev libisal-dev
+    cppzmq-dev flatbuffers-compiler libcivetweb-dev libcli11-dev libfmt-dev libflatbuffers-dev libhwy-dev libisal-dev
     libspdlog-dev libtbb-dev libtomlplusplus-dev libzmq3-dev nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
 )
 # base-files has the licence texts that are the demo's default document.

@@ -82,10 +82,12 @@ Result<void> LlamaCache::order_cells() {
 
 Result<void> LlamaCache::describe(OpenOptions const& options) {
     if (options.kv_heads == 0)
-        return Error{ErrorCode::InvalidArgument,
-                     fmt::format("llama.cpp does not save how its rows of {} elements divide into "
-                                 "heads: say how many KV heads the model has (--kv-heads)",
-                                 layout_.row_elements)};
+        return Error{
+            ErrorCode::InvalidArgument,
+            fmt::format("llama.cpp does not save how its rows of {} elements divide into "
+                        "heads: say how many KV heads the model has (--kv-heads), or give its "
+                        "GGUF file (--model)",
+                        layout_.row_elements)};
     if (layout_.row_elements % options.kv_heads != 0)
         return Error{ErrorCode::InvalidArgument,
                      fmt::format("rows of {} elements do not divide into {} KV heads (--kv-heads)",

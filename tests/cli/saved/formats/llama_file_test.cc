@@ -208,7 +208,7 @@ TEST_CASE_FIXTURE(LlamaFileFixture,
 
     CHECK(open(text, {}).error().message ==
           "saved: llama.cpp does not save how its rows of 8 elements divide into heads: say how "
-          "many KV heads the model has (--kv-heads)");
+          "many KV heads the model has (--kv-heads), or give its GGUF file (--model)");
     CHECK(open(text, {.kv_heads = 3}).error().message ==
           "saved: rows of 8 elements do not divide into 3 KV heads (--kv-heads)");
     OpenOptions options{.kv_heads = 1, .model = "m"};
