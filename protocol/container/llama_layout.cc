@@ -236,13 +236,20 @@ bool looks_recurrent(ByteCursor cursor) {
     return found && found.value();
 }
 
+/// Behind the last body there is nothing, or what a server appends: it does for iSWA by itself.
+bool ends_or_has_checkpoints(ByteCursor at) {
+    if (at.left() == 0) return true;
+    auto const magic = at.take<std::uint32_t>("a magic");
+    return magic && magic.value() == kCheckpointMagic;
+}
+
 /// Names a body that is not a plain cache, where it can be recognised.
 Error refusal(ByteCursor const& body, BodyParser const& parsed, Result<void> const& outcome) {
     LlamaLayout other;
     bool const says_rotation = parsed.says_rotation();
     if (outcome) {  // All is well but for what follows.
         if (BodyParser second(parsed.rest(), other, says_rotation);
-            second.parse() && second.left() == 0)
+            second.parse() && ends_or_has_checkpoints(second.rest()))
             return unsupported(
                 "it has two caches: layers with a sliding window beside full ones (iSWA)");
         if (looks_recurrent(parsed.rest()))

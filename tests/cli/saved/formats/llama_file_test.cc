@@ -242,6 +242,9 @@ TEST_CASE_FIXTURE(LlamaFileFixture,
           "saved: the rotation of K is of order 7, not of a power of two");
     CHECK(refusal(LlamaSample{}.text() + LlamaSample{.positions = {3, 4}, .layers = 1}.body()) ==
           "saved: it has two caches: layers with a sliding window beside full ones (iSWA)");
+    CHECK(refusal(LlamaSample{}.text() + LlamaSample{.positions = {3, 4}, .layers = 1}.body() +
+                  checkpoints(1)) ==
+          "saved: it has two caches: layers with a sliding window beside full ones (iSWA)");
     CHECK(refusal(LlamaSample{.cell_extra_bytes = 12}.text()) ==
           "saved: its cells have 2-D positions (M-RoPE)");
     CHECK(refusal(LlamaSample{.values = false}.text()) ==
