@@ -163,8 +163,13 @@ def test_a_prompt_that_is_kept_whole_goes_on_as_llama_cpp_does(llama, document):
         ({"flash": False}, False),
         ({"keys": "bf16", "values": "bf16"}, False),
         ({**F32, "unified": False}, False),
+        ({"keys": "q8_0", "values": "q8_0"}, True),
+        ({"keys": "q8_0", "values": "q4_0"}, False),
     ],
-    ids=["f32", "f32, transposed, smaller", "f16, smaller", "f16, transposed", "bf16", "f32, own stream"],
+    ids=[
+        "f32", "f32, transposed, smaller", "f16, smaller", "f16, transposed", "bf16", "f32, own stream", "q8_0, smaller",
+        "q8_0 and q4_0",
+    ],  # fmt: skip
 )
 def test_logits_are_those_of_a_masked_computation(llama, document, reference, context, smaller):
     prompt, behind = document(700), [260, 314, 1690]
@@ -183,7 +188,7 @@ def test_logits_are_those_of_a_masked_computation(llama, document, reference, co
     seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
     expected = reference(prompt, behind, kept)
     assert distance(seen, expected) < 4 * own_error  # What llama.cpp's own arithmetic differs by.
-    assert distance(seen, expected) < distance(whole, expected) / 10
+    assert distance(seen, expected) < distance(whole, expected) / (2 if context.get("values") == "q4_0" else 5)
 
 
 def test_unequal_budgets_are_filled_to_the_largest(llama, document, reference):
@@ -282,10 +287,6 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
 
 def test_what_is_not_supported_is_refused_by_name(llama, document):
     assert "sequences: set n_seq_max to 1" in llama.open(cells=512, sequences=2)["error"]
-
-    llama.open(cells=512, keys="q8_0", values="q8_0")
-    report = compressed(llama, document(300), {"capacity": 128})
-    assert "K is q8_0 and V is q8_0" in report["reason"]
 
     llama.open(cells=512, window_max=16)
     report = compressed(llama, document(300), {"capacity": 128})
