@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.model, pytest.mark.e2e]
 LAYERS, KV_HEADS, HEAD_DIM = 6, 3, 64
 CELL_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 F32 = {"keys": "f32", "values": "f32"}
+OLDER = "DKV_ATTACH_PYTHON" in os.environ  # llama.cpp 0.4, whose states do not say how rows are rotated.
 
 
 class Llama:
@@ -182,6 +183,9 @@ def test_logits_are_those_of_a_masked_computation(llama, document, reference, co
 
     report = compressed(llama, prompt, {"name": "snapkv", "capacity": 128}, **room)
 
+    if OLDER and context.get("keys") == "q8_0":
+        assert "this llama.cpp does not say how they are rotated: set type_k" in report["reason"]
+        return
     assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
     kept = kept_positions(llama)
     assert len({tuple(head) for layer in kept for head in layer}) > LAYERS  # Each has its own tokens.
