@@ -1,6 +1,11 @@
 #include "protocol/container/ggml_types.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "protocol/base/assert.h"
+#include "protocol/base/load_f32.h"
 
 namespace dkv {
 namespace {
@@ -30,6 +35,43 @@ constexpr GgmlType kTypes[] = {
     {39, "mxfp4", 0, 0, std::nullopt},
 };
 
+// The sixteen levels of iq4_nl.
+constexpr std::int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                        1,    13,   25,  38,  53,  69,  89,  113};
+
+float f16_at(std::byte const* at) noexcept {
+    return load_f32(at, Dtype::F16);
+}
+
+/// The `index`th of 32 four-bit numbers: the first sixteen are the low halves of sixteen bytes.
+unsigned nibble(std::byte const* packed, std::uint32_t index) noexcept {
+    auto const byte = std::to_integer<unsigned>(packed[index % 16]);
+    return index < 16 ? byte & 0xfU : byte >> 4U;
+}
+
+/// The same with a fifth bit, out of the four bytes at `high`.
+unsigned five_bits(std::byte const* high, std::byte const* packed, std::uint32_t index) noexcept {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, high, sizeof bits);
+    return nibble(packed, index) | (bits >> index & 1U) << 4U;
+}
+
+float element(std::int32_t number, std::byte const* block, std::uint32_t index) noexcept {
+    float const scale = f16_at(block);
+    auto const times = [scale](unsigned level, int zero) {
+        return scale * static_cast<float>(static_cast<int>(level) - zero);
+    };
+    switch (number) {
+        case 2: return times(nibble(block + 2, index), 8);
+        case 3: return times(nibble(block + 4, index), 0) + f16_at(block + 2);
+        case 6: return times(five_bits(block + 2, block + 6, index), 16);
+        case 7: return times(five_bits(block + 4, block + 8, index), 0) + f16_at(block + 2);
+        case 8: return scale * static_cast<float>(std::to_integer<std::int8_t>(block[2 + index]));
+        case 20: return scale * static_cast<float>(kIq4Levels[nibble(block + 2, index)]);
+        default: return 0;
+    }
+}
+
 }  // namespace
 
 GgmlType const* ggml_type(std::int32_t number) noexcept {
@@ -39,6 +81,36 @@ GgmlType const* ggml_type(std::int32_t number) noexcept {
 
 GgmlType const& ggml_type(Dtype dtype) noexcept {
     return *std::ranges::find(kTypes, std::optional(dtype), &GgmlType::dtype);
+}
+
+void dequantise(GgmlType const& type, std::byte const* blocks, std::span<float> rows) noexcept {
+    DKV_ASSERT(type.is_readable() && rows.size() % type.block_elements == 0);
+    if (type.dtype) {
+        for (std::size_t i = 0; i < rows.size(); ++i)
+            rows[i] = load_f32(blocks + i * type.block_bytes, *type.dtype);
+        return;
+    }
+    for (std::size_t begin = 0; begin < rows.size(); begin += kBlock, blocks += type.block_bytes)
+        for (std::uint32_t index = 0; index < kBlock; ++index)
+            rows[begin + index] = element(type.number, blocks, index);
+}
+
+void turn_by_hadamard(std::span<float> row, std::uint32_t order) noexcept {
+    DKV_ASSERT(order > 0 && row.size() % order == 0);
+    float const scale = 1 / std::sqrt(static_cast<float>(order));
+    for (std::size_t begin = 0; begin < row.size(); begin += order) {
+        auto const run = row.subspan(begin, order);
+        for (std::uint32_t half = 1; half < order; half *= 2)
+            for (std::uint32_t i = 0; i < order; i += 2 * half)
+                for (std::uint32_t j = i; j < i + half; ++j) {
+                    float const a = run[j];
+                    float const b = run[j + half];
+                    run[j] = a + b;
+                    run[j + half] = a - b;
+                }
+        for (float& value : run)
+            value *= scale;
+    }
 }
 
 }  // namespace dkv

@@ -1,8 +1,10 @@
-// The types of ggml's rows, and how large their blocks are.
+// The types of ggml's rows: how large their blocks are, and what numbers the blocks hold.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "protocol/base/dtype.h"
@@ -26,5 +28,13 @@ struct GgmlType {
 /// nullptr: no type has this number.
 GgmlType const* ggml_type(std::int32_t number) noexcept;
 GgmlType const& ggml_type(Dtype dtype) noexcept;
+
+/// `rows` [elements] as f32. `blocks` are type.bytes(rows.size()) bytes and need not be aligned;
+/// the type is readable.
+void dequantise(GgmlType const& type, std::byte const* blocks, std::span<float> rows) noexcept;
+
+/// Turns each run of `order` elements by the orthonormal Walsh-Hadamard matrix of that order, a
+/// power of two that divides the row. The matrix is its own inverse.
+void turn_by_hadamard(std::span<float> row, std::uint32_t order) noexcept;
 
 }  // namespace dkv

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.model, pytest.mark.e2e]
 LAYERS, KV_HEADS, HEAD_DIM = 6, 3, 64
 CELL_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 F32 = {"keys": "f32", "values": "f32"}
+OLDER = "DKV_ATTACH_PYTHON" in os.environ  # llama.cpp 0.4, whose states do not say how rows are rotated.
 
 
 class Llama:
@@ -163,8 +164,13 @@ def test_a_prompt_that_is_kept_whole_goes_on_as_llama_cpp_does(llama, document):
         ({"flash": False}, False),
         ({"keys": "bf16", "values": "bf16"}, False),
         ({**F32, "unified": False}, False),
+        ({"keys": "q8_0", "values": "q8_0"}, True),
+        ({"keys": "q8_0", "values": "q4_0"}, False),
     ],
-    ids=["f32", "f32, transposed, smaller", "f16, smaller", "f16, transposed", "bf16", "f32, own stream"],
+    ids=[
+        "f32", "f32, transposed, smaller", "f16, smaller", "f16, transposed", "bf16", "f32, own stream", "q8_0, smaller",
+        "q8_0 and q4_0",
+    ],  # fmt: skip
 )
 def test_logits_are_those_of_a_masked_computation(llama, document, reference, context, smaller):
     prompt, behind = document(700), [260, 314, 1690]
@@ -177,13 +183,16 @@ def test_logits_are_those_of_a_masked_computation(llama, document, reference, co
 
     report = compressed(llama, prompt, {"name": "snapkv", "capacity": 128}, **room)
 
+    if OLDER and context.get("keys") == "q8_0":
+        assert "this llama.cpp does not say how they are rotated: set type_k" in report["reason"]
+        return
     assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
     kept = kept_positions(llama)
     assert len({tuple(head) for layer in kept for head in layer}) > LAYERS  # Each has its own tokens.
     seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
     expected = reference(prompt, behind, kept)
     assert distance(seen, expected) < 4 * own_error  # What llama.cpp's own arithmetic differs by.
-    assert distance(seen, expected) < distance(whole, expected) / 10
+    assert distance(seen, expected) < distance(whole, expected) / (2 if context.get("values") == "q4_0" else 5)
 
 
 def test_unequal_budgets_are_filled_to_the_largest(llama, document, reference):
@@ -282,10 +291,6 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
 
 def test_what_is_not_supported_is_refused_by_name(llama, document):
     assert "sequences: set n_seq_max to 1" in llama.open(cells=512, sequences=2)["error"]
-
-    llama.open(cells=512, keys="q8_0", values="q8_0")
-    report = compressed(llama, document(300), {"capacity": 128})
-    assert "K is q8_0 and V is q8_0" in report["reason"]
 
     llama.open(cells=512, window_max=16)
     report = compressed(llama, document(300), {"capacity": 128})

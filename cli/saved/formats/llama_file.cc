@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 
 #include "cli/saved/formats/check_bytes.h"
-#include "cli/saved/formats/ggml_rows.h"
 #include "cli/saved/formats/llama_cache.h"
 #include "cli/saved/formats/words.h"
 #include "kernels/host.h"

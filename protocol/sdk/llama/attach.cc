@@ -148,7 +148,8 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     DKV_TRY(watch_.check_seen(tokens));
 
     Geometry widest{shape_.layers, shape_.q_heads, shape_.kv_heads, shape_.head_dim, Dtype::F32};
-    std::uint64_t const queries_offset = (bytes + 63) / 64 * 64;
+    std::uint64_t const queries_offset =
+        (bytes + 63) / 64 * 64 + (dense_bytes(shape_, tokens) + 63) / 64 * 64;
     dkv_arena* made = nullptr;
     DKV_TRY(checked(dkv_arena_create(queries_offset + queries_bytes(widest, watch_.rows_max()),
                                      DKV_ARENA_DEFAULT, &made)));
@@ -162,6 +163,7 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     if (rows.tokens() != tokens)
         return unsupported("sequence 0 has " + std::to_string(rows.tokens()) + " cells and " +
                            std::to_string(tokens) + " positions");
+    if (rows.is_quantised()) rows.lay_dense(base);
     DKV_TRY(open_engine(rows.geometry));
     auto plan = DKV_TRY(make_plan(engine_.get(), {arena.get(), queries_offset, rows, watch_},
                                   {policy, timeout_ms_}));
@@ -169,8 +171,7 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     if (plan.session == nullptr) return {};
 
     // Any KV head's positions will do for the cells: ascending, below the next, the window last.
-    auto const kept =
-        smaller_state(whole, rows, std::span(plan.positions).first(plan.cells), plan.layers);
+    auto const kept = smaller_state(whole, rows, plan.positions, plan.cells);
     DKV_TRY(adopt(whole, kept, target));
     report_.compressed = 1;
     report_.cells = plan.cells;

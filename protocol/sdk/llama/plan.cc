@@ -65,9 +65,6 @@ Result<Plan> collect(Session session, Geometry const& geometry) {
             of_layer += view.lengths[head];
             plan.cells = std::max(plan.cells, view.lengths[head]);
         }
-        plan.layers.push_back({static_cast<std::byte const*>(view.keys),
-                               static_cast<std::byte const*>(view.values),
-                               std::span(view.head_offset, geometry.kv_heads)});
         plan.positions.insert(plan.positions.end(), view.positions, view.positions + of_layer);
         rows += of_layer;
     }

@@ -40,11 +40,10 @@ struct Wish {
 };
 
 struct Plan {
-    Session session;  ///< Owns the kept rows. Empty: the prompt is kept whole.
+    Session session;  ///< Empty: the prompt is kept whole.
     std::string policy;
-    std::uint32_t cells = 0;  ///< Rows in each layer and KV head.
-    double ideal_cells = 0;   ///< Before all were filled to the largest.
-    std::vector<KeptLayer> layers;
+    std::uint32_t cells = 0;              ///< Rows in each layer and KV head.
+    double ideal_cells = 0;               ///< Before all were filled to the largest.
     std::vector<std::int32_t> positions;  ///< [layers, kv_heads, cells]
 };
 

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <string>
 
+#include "protocol/container/ggml_types.h"
+
 namespace dkv::llama {
 namespace {
 
@@ -22,10 +24,10 @@ dkv_rows rows_at(StateRows const& rows, dkv_arena* arena, std::uint64_t offset) 
             1};
 }
 
-/// Appends bytes to a buffer whose size is known.
+/// Appends bytes to a buffer.
 class Writer {
 public:
-    explicit Writer(std::uint64_t bytes) { out_.reserve(bytes); }
+    explicit Writer(std::uint64_t bytes_max) { out_.reserve(bytes_max); }
 
     void put(std::span<std::byte const> bytes) {
         out_.insert(out_.end(), bytes.begin(), bytes.end());
@@ -44,36 +46,56 @@ private:
     std::vector<std::byte> out_;
 };
 
-/// [cells][kv_heads][head_dim], or transposed [kv_heads][head_dim][cells].
-void place_rows(Geometry const& geometry,
+/// One layer's K or V: [cells][kv_heads][head_dim], or transposed [kv_heads][head_dim][cells].
+struct Part {
+    LlamaRows const& rows;
+    std::uint64_t offset;
+    bool transposed;
+};
+
+void place_rows(StateRows const& state,
                 std::byte const* source,
-                std::span<std::uint64_t const> head_offset,
-                std::uint32_t cells,
-                bool transposed,
+                Part const& part,
+                std::span<std::int32_t const> kept,
                 std::byte* target) {
-    std::uint64_t const row_bytes = geometry.row_bytes();
-    std::uint64_t const element = bytes_of(geometry.dtype);
-    for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
-        for (std::uint32_t cell = 0; cell < cells; ++cell) {
-            std::byte const* const row = source + head_offset[head] + cell * row_bytes;
-            if (!transposed) {
-                std::memcpy(target + (std::uint64_t{cell} * geometry.kv_heads + head) * row_bytes,
-                            row, row_bytes);
+    std::uint32_t const heads = state.geometry.kv_heads;
+    std::uint32_t const dims = state.geometry.head_dim;
+    std::size_t const cells = kept.size() / heads;
+    std::uint64_t const row_bytes = part.rows.type->bytes(dims);
+    std::uint64_t const element = part.rows.type->block_bytes;
+    for (std::uint32_t head = 0; head < heads; ++head)
+        for (std::size_t cell = 0; cell < cells; ++cell) {
+            auto const from = static_cast<std::uint64_t>(kept[head * cells + cell]);
+            if (!part.transposed) {
+                std::memcpy(target + (cell * heads + head) * row_bytes,
+                            source + (from * heads + head) * row_bytes, row_bytes);
                 continue;
             }
-            std::byte* at =
-                target + (std::uint64_t{head} * geometry.head_dim * cells + cell) * element;
-            for (std::uint32_t dim = 0; dim < geometry.head_dim; ++dim, at += cells * element)
-                std::memcpy(at, row + dim * element, element);
+            for (std::uint64_t dim = std::uint64_t{head} * dims; dim < (head + 1ULL) * dims; ++dim)
+                std::memcpy(target + (dim * cells + cell) * element,
+                            source + (dim * state.tokens() + from) * element, element);
         }
 }
 
+Result<void> check_quantised(LlamaLayout const& layout, ModelShape const& shape) {
+    auto const types = "K is " + std::string(layout.key_rows.type->name) + " and V is " +
+                       std::string(layout.value_rows.type->name);
+    if (!layout.says_rotation)
+        return unsupported(types +
+                           ", and this llama.cpp does not say how they are rotated: set type_k and "
+                           "type_v to f16");
+    if (layout.transposed)
+        return unsupported(types + ", and V is transposed: switch flash attention on");
+    for (LlamaRows const* const rows : {&layout.key_rows, &layout.value_rows})
+        if (shape.head_dim % rows->type->block_elements != 0 ||
+            (rows->rotation != 0 && shape.head_dim % rows->rotation != 0))
+            return unsupported("a head of " + std::to_string(shape.head_dim) +
+                               " elements is not whole blocks of " + std::string(rows->type->name));
+    return {};
+}
+
 Result<void> check_rows(LlamaLayout const& layout, ModelShape const& shape) {
-    if (!layout.is_plain())
-        return unsupported("K is " + std::string(layout.key_rows.type->name) + " and V is " +
-                           std::string(layout.value_rows.type->name) +
-                           ": live compression takes f16, bf16 or f32 in both; set type_k and "
-                           "type_v");
+    if (!layout.is_plain()) DKV_TRY(check_quantised(layout, shape));
     if (layout.keys.size() != shape.layers)
         return unsupported("the state has " + std::to_string(layout.keys.size()) +
                            " layers, the model " + std::to_string(shape.layers));
@@ -91,12 +113,42 @@ Result<void> check_rows(LlamaLayout const& layout, ModelShape const& shape) {
 
 }  // namespace
 
+std::uint64_t dense_bytes(ModelShape const& shape, std::uint32_t tokens) noexcept {
+    return Geometry{shape.layers, shape.q_heads, shape.kv_heads, shape.head_dim, Dtype::F16}
+        .cache_bytes(tokens);
+}
+
+void StateRows::lay_dense(std::byte* base) const {
+    std::vector<float> row(geometry.head_dim);
+    std::byte* target = base + dense_offset;
+    auto const lay = [&](LlamaRows const& rows, std::byte const* source) {
+        for (std::uint64_t at = 0; at < std::uint64_t{tokens()} * geometry.kv_heads; ++at) {
+            dequantise(*rows.type, source + at * rows.type->bytes(geometry.head_dim), row);
+            if (rows.rotation != 0) turn_by_hadamard(row, rows.rotation);
+            for (float const value : row) {
+                auto const half = static_cast<_Float16>(value);
+                std::memcpy(target, &half, sizeof half);
+                target += sizeof half;
+            }
+        }
+    };
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
+        lay(layout.key_rows, base + layout.keys[layer]);
+        lay(layout.value_rows, base + layout.values[layer]);
+    }
+}
+
 dkv_rows StateRows::keys(dkv_arena* arena, std::uint32_t layer) const {
-    return rows_at(*this, arena, layout.keys[layer]);
+    std::uint64_t const part_bytes = tokens() * geometry.token_bytes() / 2;
+    return rows_at(*this, arena,
+                   is_quantised() ? dense_offset + 2 * layer * part_bytes : layout.keys[layer]);
 }
 
 dkv_rows StateRows::values(dkv_arena* arena, std::uint32_t layer) const {
-    auto rows = rows_at(*this, arena, layout.values[layer]);
+    std::uint64_t const part_bytes = tokens() * geometry.token_bytes() / 2;
+    auto rows = rows_at(
+        *this, arena,
+        is_quantised() ? dense_offset + (2 * layer + 1) * part_bytes : layout.values[layer]);
     if (layout.transposed) {
         rows.head_stride = std::uint64_t{geometry.head_dim} * tokens();
         rows.token_stride = 1;
@@ -109,31 +161,27 @@ Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const&
     StateRows rows;
     rows.layout = DKV_TRY(parse_llama(state, false));
     DKV_TRY(check_rows(rows.layout, shape));
-    rows.geometry = {.layers = shape.layers,
-                     .q_heads = shape.q_heads,
-                     .kv_heads = shape.kv_heads,
-                     .head_dim = shape.head_dim,
-                     .dtype = *rows.layout.key_rows.type->dtype};
+    rows.geometry = {
+        .layers = shape.layers,
+        .q_heads = shape.q_heads,
+        .kv_heads = shape.kv_heads,
+        .head_dim = shape.head_dim,
+        .dtype = rows.layout.is_plain() ? *rows.layout.key_rows.type->dtype : Dtype::F16};
+    rows.dense_offset = (state.size() + 63) / 64 * 64;
     DKV_TRY(check(rows.geometry));
     return rows;
 }
 
-std::uint64_t state_bytes(StateRows const& rows, std::uint64_t whole_bytes, std::uint32_t cells) {
-    std::uint64_t const cell_bytes =
-        rows.layout.cell_bytes + rows.geometry.layers * rows.geometry.token_bytes();
-    return whole_bytes - (rows.tokens() - cells) * cell_bytes;
-}
-
 std::vector<std::byte> smaller_state(std::span<std::byte const> whole,
                                      StateRows const& rows,
-                                     std::span<std::int32_t const> positions,
-                                     std::span<KeptLayer const> layers) {
+                                     std::span<std::int32_t const> kept,
+                                     std::uint32_t cells) {
     LlamaLayout const& layout = rows.layout;
-    auto const cells = static_cast<std::uint32_t>(positions.size());
-    Writer out(state_bytes(rows, whole.size(), cells));
+    std::size_t const layer_rows = std::size_t{cells} * rows.geometry.kv_heads;
+    Writer out(whole.size() / rows.tokens() * (cells + 1ULL));
     out.put(whole.first(layout.count_offset));
     out.put_number(cells);
-    for (std::int32_t const position : positions) {
+    for (std::int32_t const position : kept.first(cells)) {
         out.put_number(position);
         out.put(whole.subspan(layout.cells_offset() + sizeof position,
                               layout.cell_bytes - sizeof position));
@@ -141,17 +189,16 @@ std::vector<std::byte> smaller_state(std::span<std::byte const> whole,
     // The flag for transposed V, the number of layers, what newer builds say of rotations.
     auto const data_offset = layout.cells_offset() + rows.tokens() * layout.cell_bytes;
     out.put(whole.subspan(data_offset, layout.keys[0] - kPartHeadBytes - data_offset));
-    std::uint64_t const part_bytes = cells * rows.geometry.token_bytes() / 2;
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-        out.put(whole.subspan(layout.keys[layer] - kPartHeadBytes, kPartHeadBytes));
-        place_rows(rows.geometry, layers[layer].keys, layers[layer].head_offset, cells, false,
-                   out.put_zeros(part_bytes));
-    }
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-        out.put(whole.subspan(layout.values[layer] - kPartHeadBytes, kPartHeadBytes));
-        place_rows(rows.geometry, layers[layer].values, layers[layer].head_offset, cells,
-                   layout.transposed, out.put_zeros(part_bytes));
-    }
+    auto const put_part = [&](Part const& part, std::size_t layer) {
+        out.put(whole.subspan(part.offset - kPartHeadBytes, kPartHeadBytes));
+        place_rows(rows, whole.data() + part.offset, part,
+                   kept.subspan(layer * layer_rows, layer_rows),
+                   out.put_zeros(cells * part.rows.type->bytes(layout.row_elements)));
+    };
+    for (std::size_t layer = 0; layer < layout.keys.size(); ++layer)
+        put_part({layout.key_rows, layout.keys[layer], false}, layer);
+    for (std::size_t layer = 0; layer < layout.values.size(); ++layer)
+        put_part({layout.value_rows, layout.values[layer], layout.transposed}, layer);
     out.put(whole.subspan(layout.end_offset));
     return std::move(out).take();
 }

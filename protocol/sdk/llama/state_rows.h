@@ -21,35 +21,33 @@ struct ModelShape {
 
 struct StateRows {
     LlamaLayout layout;
-    Geometry geometry;
+    Geometry geometry;               ///< As rows are scored: f16 where they are quantised.
+    std::uint64_t dense_offset = 0;  ///< In the arena; of quantised rows only.
 
     std::uint32_t tokens() const noexcept {
         return static_cast<std::uint32_t>(layout.positions.size());
     }
-    /// Where they are in an arena that begins with the state.
+    bool is_quantised() const noexcept { return !layout.is_plain(); }
+    /// Quantised rows as f16, unrotated, at dense_offset of an arena that begins with the state.
+    void lay_dense(std::byte* base) const;
+    /// Where they are in that arena.
     dkv_rows keys(dkv_arena* arena, std::uint32_t layer) const;
     dkv_rows values(dkv_arena* arena, std::uint32_t layer) const;
 };
 
-/// Errors: those of parse_llama(); Unsupported, by name: rows that are quantised or rotated, K and
-/// V of two types, cells that are not the positions 0, 1, 2, … in order, and a shape that is not
-/// the model's.
+/// Bytes of an arena behind the state that quantised rows may take.
+std::uint64_t dense_bytes(ModelShape const& shape, std::uint32_t tokens) noexcept;
+
+/// Errors: those of parse_llama(); Unsupported, by name: quantised rows of a build that does not
+/// say how they are rotated, a head that is not whole blocks, cells that are not the positions 0,
+/// 1, 2, … in order, and a shape that is not the model's.
 Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const& shape);
 
-/// The kept rows of a layer: those of head h begin head_offset[h] bytes after `keys` and `values`.
-struct KeptLayer {
-    std::byte const* keys = nullptr;
-    std::byte const* values = nullptr;
-    std::span<std::uint64_t const> head_offset;
-};
-
-/// The bytes of state() with `cells` cells.
-std::uint64_t state_bytes(StateRows const& rows, std::uint64_t whole_bytes, std::uint32_t cells);
-
-/// `whole` with one cell for each of `positions`, ascending, and the rows of `layers` in them.
+/// `whole` with only `cells` cells, in which each layer and KV head has its rows of `kept` [layers,
+/// kv_heads, cells], ascending, as they were stored. The cells' positions are the first head's.
 std::vector<std::byte> smaller_state(std::span<std::byte const> whole,
                                      StateRows const& rows,
-                                     std::span<std::int32_t const> positions,
-                                     std::span<KeptLayer const> layers);
+                                     std::span<std::int32_t const> kept,
+                                     std::uint32_t cells);
 
 }  // namespace dkv::llama

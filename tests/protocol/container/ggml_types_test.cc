@@ -1,4 +1,4 @@
-#include "cli/saved/formats/ggml_rows.h"
+#include "protocol/container/ggml_types.h"
 
 #include <array>
 #include <string>
