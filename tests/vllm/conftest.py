@@ -13,6 +13,7 @@ os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_LOGGING_LEVEL="WARNING",
+    OMP_NUM_THREADS="1",  # Two threads that meet at barriers take seconds for a token where the cores are busy.
     TORCHDYNAMO_DISABLE="1",  # Else the logprobs are counted by a function that is compiled for a minute.
 )
 
