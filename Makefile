@@ -43,6 +43,7 @@ E2E = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/b
 # The same with vLLM's environment.
 VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin \
 	DKV_LIBRARY=$(CURDIR)/$(BUILD)/lib/libdkv.so .venv-vllm/bin/python
+VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
@@ -121,7 +122,7 @@ test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which a
 
 test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
 	tools/vllm/install.sh
-	$(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf tests/vllm
+	$(VLLM_TEST) tests/vllm
 
 test-llama: build ## real, unpatched llama.cpps of two versions: their servers' slots, and libdkv_llama attached; installed on first use
 	tools/llama/install.sh
@@ -156,6 +157,8 @@ fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizer
 soak: build deps-test ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
 	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} $(E2E) -s tests/python/test_killed.py
+	tools/vllm/install.sh
+	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} $(VLLM_TEST) -s tests/vllm/test_server.py
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target message_fuzz_test
 	DKV_FUZZ_SEED=$${DKV_FUZZ_SEED:-$$(date +%s)} DKV_FUZZ_MESSAGES=$${DKV_FUZZ_MESSAGES:-1000000} build/asan/bin/message_fuzz_test

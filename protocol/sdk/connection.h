@@ -29,7 +29,6 @@ namespace dkv::sdk {
 struct Attachment {
     std::uint64_t epoch = 0;    ///< Counts attachments; never used again.
     std::uint64_t boot_id = 0;  ///< Of the sidecar.
-    std::string policy;         ///< The name of its default policy.
     std::string fd_socket;      ///< Where it takes descriptors; empty: nowhere.
 };
 

@@ -139,7 +139,7 @@ void Connection::receive_hello(Reply reply, std::uint64_t boot_id) {
     next_step_at_ = Clock::now() + heartbeat_;
     {
         std::lock_guard const lock(mutex_);
-        attachment_ = Attachment{++epochs_, boot_id, said.policy->name, said.fd_socket};
+        attachment_ = Attachment{++epochs_, boot_id, said.fd_socket};
         boot_id_ = boot_id;
         attempt_error_.reset();
         try_now_ = false;

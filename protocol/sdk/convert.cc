@@ -151,9 +151,9 @@ Result<std::unique_ptr<wire::ProfileT>> wire_of(dkv_profile const& profile) {
 
 }  // namespace
 
-Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name) {
+Result<wire::PolicyT> wire_of(dkv_policy const& policy) {
     wire::PolicyT result;
-    result.name = policy.name != nullptr ? policy.name : name;
+    if (policy.name != nullptr) result.name = policy.name;
     Result<void> taken;
     each_value(
         [&taken](char const* parameter, auto const& given, auto& field) {

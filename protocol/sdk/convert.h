@@ -17,9 +17,9 @@ dkv_status status_of(ErrorCode code) noexcept;
 Result<Geometry> geometry_of(dkv_geometry const& geometry);
 wire::GeometryT wire_of(Geometry const& geometry);
 
-/// `name` stands in where the wish names no policy. Errors: InvalidArgument for an unknown pool or
-/// reduce; what a policy makes of its numbers is the sidecar's to say.
-Result<wire::PolicyT> wire_of(dkv_policy const& policy, std::string const& name);
+/// A wish without a name has an empty one. Errors: InvalidArgument for an unknown pool or reduce;
+/// what a policy makes of its numbers is the sidecar's to say.
+Result<wire::PolicyT> wire_of(dkv_policy const& policy);
 
 /// The shape as people read it: "[3, 4096, 64] bf16".
 std::string describe(dkv_rows const& rows);

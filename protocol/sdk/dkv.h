@@ -179,7 +179,7 @@ typedef struct dkv_profile {
  * capacity, ratio, bytes and keep_mass give one at most. Pointers are read during the call only. */
 typedef struct dkv_policy {
     uint32_t struct_bytes;
-    char const* name;  /* "dynamickv", "snapkv", …; NULL: the sidecar's */
+    char const* name;  /* "dynamickv", "snapkv", …; NULL: the sidecar's, with its parameters */
     uint32_t capacity; /* mean tokens per layer and KV head, window included */
     uint32_t window;
     uint32_t kernel;    /* odd */

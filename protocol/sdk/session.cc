@@ -69,9 +69,7 @@ Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
     message.progressive = progressive_;
     message.row_multiple = row_multiple_;
     message.row_offset = row_offset_;
-    if (wish != nullptr)
-        message.policy =
-            std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish, attachment_.policy)));
+    if (wish != nullptr) message.policy = std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish)));
     connection.open_inbox(id_, attachment_.epoch, inbox_);
     opened_ = DKV_TRY(expect<wire::SessionOpenedT>(
         connection.call(attachment_.epoch, body_of(std::move(message)), deadline)));

@@ -240,7 +240,8 @@ Result<ChosenPolicy> Table::choose(Instance const& instance,
                             PolicySource::Default};
     PolicyRequest request = *set;
     bool const takes_it = request.name.empty() || takes_own_profile(request.name);
-    bool const unasked = wish->name == "auto" && !takes_it;
+    auto const& wished = wish->name.empty() ? config_.policy.name : wish->name;
+    bool const unasked = wished == "auto" && !takes_it;
     if (!request.profile && !unasked) request.profile = DKV_TRY(resolve_profile(*wish));
     return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),
                         instance.policy ? PolicySource::Instance : PolicySource::All};

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from processes import waited_for
+from processes import Sidecar, waited_for
 from test_cache import greedy, logits_of_masked_model, plain, step_by_step
 
 import dkv
@@ -238,6 +238,20 @@ def test_a_policy_set_on_a_running_engine_changes_its_next_session(tiny_llama, p
 
     assert before.policy == "auto"
     assert (after.policy, after.capacity, after.kept_per_layer) == ("snapkv", 64, [64] * LAYERS)
+
+
+def test_a_wish_without_a_policy_leaves_the_sidecars_own_parameters(tiny_llama, prompt, tmp_path):
+    tmp_path.chmod(0o700)
+    running = Sidecar(tmp_path).start("--policy", "snapkv", "--capacity", "64", "--granularity", "layer-head")
+    try:
+        cache = dkv.hf.Cache(tiny_llama, endpoint=running.endpoint, timeout_s=60, window=16)
+        greedy(tiny_llama, prompt(600), 2, past_key_values=cache)
+    finally:
+        running.stop()
+
+    report = cache.report()
+    assert report.failure is None
+    assert (report.policy, report.capacity) == ("snapkv", 64)
 
 
 @pytest.mark.parametrize(

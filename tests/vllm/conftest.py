@@ -1,12 +1,24 @@
-"""Fixtures of the tests with a real vLLM: the model's folder, its reference, a real dkvd."""
+"""Fixtures of the tests with a real vLLM: its environment, the model's folder, its reference, a real dkvd."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="WARNING",
+    OMP_NUM_THREADS="1",  # Two threads that meet at barriers take seconds for a token where the cores are busy.
+    TORCHDYNAMO_DISABLE="1",  # Else the logprobs are counted by a function that is compiled for a minute.
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -14,6 +26,15 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from processes import Sidecar  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def transfer(**extra) -> dict:
+    return dict(
+        kv_connector="DkvConnector",
+        kv_connector_module_path="dkv.vllm.connector",
+        kv_role="kv_both",
+        kv_connector_extra_config=extra,
+    )
 
 
 @pytest.fixture(scope="session")

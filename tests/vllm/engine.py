@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="WARNING",
-    TORCHDYNAMO_DISABLE="1",  # Else the logprobs are counted by a function that is compiled for a minute.
-)
+from conftest import transfer  # Sets vLLM's environment, too: imported first.
+from processes import waited_for
+from vllm import LLM, SamplingParams
 
-from processes import waited_for  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
-
-from dkv.vllm.process import process  # noqa: E402
-from dkv.vllm.prompt import State  # noqa: E402
-from dkv.vllm.worker import Worker  # noqa: E402
+from dkv.vllm.process import process
+from dkv.vllm.prompt import State
+from dkv.vllm.worker import Worker
 
 
 @dataclasses.dataclass
@@ -41,15 +31,6 @@ class Kept:
 
     def lengths(self) -> list[list[int]]:
         return [[len(head) for head in layer] for layer in self.positions]
-
-
-def transfer(**extra) -> dict:
-    return dict(
-        kv_connector="DkvConnector",
-        kv_connector_module_path="dkv.vllm.connector",
-        kv_role="kv_both",
-        kv_connector_extra_config=extra,
-    )
 
 
 class Engine:

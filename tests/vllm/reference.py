@@ -7,12 +7,14 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 
 class Reference:
-    def __init__(self, model: str):
+    def __init__(self, model: str, weights: torch.dtype = torch.float32):
+        """weights: rounded to this type, as an engine has them; what is computed with them is float32."""
         self._kept: list | None = None  # [layer][KV head] positions of the prompt that may be seen; None: all.
         self._tokens = 0
-        AttentionInterface.register("dkv_masked", self._attend)
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self._model.set_attn_implementation("dkv_masked")
+        own = f"dkv_masked_{id(self)}"
+        AttentionInterface.register(own, self._attend)
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=weights).float().eval()
+        self._model.set_attn_implementation(own)
 
     def _attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
         groups = query.shape[1] // key.shape[1]

@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from engine import transfer
+from conftest import transfer
 from vllm.engine.arg_utils import EngineArgs
 
 from dkv.vllm import refusals
-from dkv.vllm.settings import Settings
 
 
 def config(model, **options):
@@ -67,27 +66,6 @@ def test_an_old_vllm_is_refused_by_its_version(monkeypatch):
     assert refusals.old_version() == "vLLM 0.27.1 is too old for dkv: install 0.32 or newer"
     monkeypatch.setattr(vllm, "__version__", "0.33.0+cpu")
     assert refusals.old_version() is None
-
-
-@pytest.mark.parametrize(
-    "given, said",
-    [
-        ({"layer_per_group": 1}, "kv_connector_extra_config has 'layer_per_group': expected layers_per_group or endpoint"),
-        ({"layers_per_group": 0}, "layers_per_group is 0: expected a whole number of at least 1"),
-        ({"layers_per_group": "all"}, "layers_per_group is 'all': expected a whole number of at least 1"),
-        ({"endpoint": 5}, "endpoint is 5: expected a string"),
-    ],
-)
-def test_a_setting_that_is_not_known_is_refused(given, said):
-    with pytest.raises(ValueError, match=said):
-        Settings.read(given)
-
-
-def test_groups_are_of_equal_size():
-    assert Settings(layers_per_group=5).layers_of_group(30) == 5
-    assert [Settings().layers_of_group(layers) for layers in (6, 16, 30, 32, 80)] == [1, 1, 2, 2, 5]
-    with pytest.raises(ValueError, match="layers_per_group is 4, which does not divide the model's 30 .*use one of 1, 2, 3"):
-        Settings(layers_per_group=4).layers_of_group(30)
 
 
 def test_an_engine_does_not_start_with_what_is_refused(tiny):

@@ -1,6 +1,6 @@
 """The parameters of a policy: what dkv.Policy and dkv.hf.Cache take, from the table that C++ includes.
 
-None means the default, which is the policy's own (`dkv policy show NAME`, docs/POLICIES.md).
+None means the default: the named policy's own (`dkv policy show NAME`, docs/POLICIES.md), or the sidecar's.
 """
 
 from __future__ import annotations

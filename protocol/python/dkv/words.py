@@ -154,7 +154,8 @@ Policy = dataclasses.make_dataclass(
     frozen=True,
     namespace={"__module__": __name__, "__post_init__": _check_policy},
 )
-Policy.__doc__ = f"""A wish; None means the default. What the operator set goes before it.
+Policy.__doc__ = f"""A wish; None means the default: the named policy's own, or without a name what the sidecar is configured with.
+What the operator set goes before it.
 
 {parameters.lines("    ")}
     profile          dynamickv: a dkv.Profile

@@ -66,6 +66,21 @@ TEST_CASE("a policy's every field reaches the sidecar, and a profile with its we
     CHECK(wish.profile->surrogate->interleaved);
 }
 
+TEST_CASE("a wish without a name leaves the sidecar's policy and its parameters") {
+    Harness harness;
+    dkv_policy policy;
+    dkv_policy_init(&policy);
+    policy.granularity = "layer-head";
+
+    REQUIRE(harness.open(1, &policy) == DKV_OK);
+
+    auto const request = harness.sidecar->wait_for(wire::Body::OpenSession);
+    REQUIRE(request);
+    auto const& wish = *request->body.AsOpenSession()->policy;
+    CHECK(wish.name.empty());
+    CHECK(!wish.capacity.has_value());
+}
+
 TEST_CASE("an engine that was built with an earlier dkv.h gets the defaults of what it lacks") {
     Harness harness;
     dkv_policy policy;

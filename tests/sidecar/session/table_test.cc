@@ -256,6 +256,10 @@ TEST_CASE("an operator's policy goes before an engine's wish, an instance's befo
     CHECK(policy_with(wish).name == "snapkv");
     CHECK(policy_with(PolicyRequest{.name = "", .capacity = 77}).name == "dynamickv");
     CHECK(policy_with(PolicyRequest{.name = "", .capacity = 77}).capacity == 77);
+    auto const by_head =
+        policy_with(PolicyRequest{.name = "", .granularity = Granularity::LayerHead});
+    CHECK(by_head.granularity == Granularity::LayerHead);
+    CHECK(by_head.capacity == TableFixture::small_config().policy.capacity);
 
     REQUIRE(t.table.set_policy(0, PolicyRequest{.name = "pyramidkv"}));
     CHECK(policy_with(wish).name == "pyramidkv");

@@ -60,8 +60,7 @@ class DkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.take_report(connector_output.kv_connector_worker_meta)
 
     def request_finished(self, request, block_ids):
-        self._scheduler.remove(request)
-        return False, None
+        return False, {"dkv_blocks_given_back": self._scheduler.remove(request)}
 
     def request_finished_all_groups(self, request, block_ids):
         return self.request_finished(request, block_ids)

@@ -19,6 +19,7 @@ class Scheduler:
         self._requests: dict[str, object] = {}
         self._prefilled: set[str] = set()
         self._pending: dict[Key, Dropped] = {}  # Until every rank has reported.
+        self._given_back: dict[str, int] = {}  # Blocks of requests that still run.
         self._cache = None
         self.stats = DkvStats()
 
@@ -28,9 +29,11 @@ class Scheduler:
     def add(self, request) -> None:
         self._requests[request.request_id] = request
 
-    def remove(self, request) -> None:
+    def remove(self, request) -> int:
+        """Returns how many blocks the request gave back while it ran."""
         self._requests.pop(request.request_id, None)
         self._forget(request.request_id)
+        return self._given_back.pop(request.request_id, 0)
 
     def step(self, output) -> StepMeta:
         """What the workers must know of a SchedulerOutput."""
@@ -82,6 +85,7 @@ class Scheduler:
                 for index, manager in enumerate(managers)
                 if isinstance(manager, DkvManager)
             )
+            self._given_back[name] = self._given_back.get(name, 0) + freed
             self.stats.add("blocks given back", freed)
 
     def _forget(self, name: str) -> None:
