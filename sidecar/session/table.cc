@@ -235,9 +235,15 @@ Result<ChosenPolicy> Table::choose(Instance const& instance,
                                    std::optional<PolicyRequest> const& wish) const {
     auto const& set = instance.policy ? instance.policy : all_policy_;
     if (!wish) return choose(&instance);
-    if (!set)
-        return ChosenPolicy{DKV_TRY(resolve_or_default(*wish, instance.hello.model)),
+    if (!set) {
+        PolicyRequest own = *wish;
+        // Without a name the policy is the sidecar's, and the profile for one that looks for its
+        // own.
+        bool const wanted = !config_.policy.profile && takes_own_profile(config_.policy.name);
+        if (own.name.empty() && !wanted) own.profile = nullptr;
+        return ChosenPolicy{DKV_TRY(resolve_or_default(own, instance.hello.model)),
                             PolicySource::Default};
+    }
     PolicyRequest request = *set;
     bool const takes_it = request.name.empty() || takes_own_profile(request.name);
     auto const& wished = wish->name.empty() ? config_.policy.name : wish->name;

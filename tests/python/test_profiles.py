@@ -99,6 +99,16 @@ def test_a_profile_asks_for_dynamickv_unless_another_policy_is_named(tmp_path):
     assert dkv.hf.Cache(model, profile=given).report().profile == "own"
 
 
+def test_a_profile_that_was_found_leaves_the_policy_to_the_sidecar(tmp_path):
+    model = make_tiny_llama()
+    saved(tmp_path / "mine" / "tiny.json", model)
+
+    wish = dkv.hf.Cache(model)._wish
+
+    assert set(wish) == {"profile"} and wish["profile"].name == "tiny"
+    assert dkv.hf.Cache(model, policy="reuse")._wish["name"] == "reuse"
+
+
 @pytest.mark.e2e
 def test_the_profile_found_decides_the_budgets(tmp_path, prompt, sidecar):
     model = make_tiny_llama()

@@ -285,16 +285,52 @@ TEST_CASE("an operator's policy goes before an engine's wish, an instance's befo
               .code == ErrorCode::InvalidArgument);
 }
 
+namespace {
+
+/// Every layer of the fixture's engine alike.
+std::shared_ptr<Profile> profile_of(char const* name) {
+    auto const layers = TableFixture::hello_of(kEngine).geometry.layers;
+    auto profile = std::make_shared<Profile>(
+        Profile{.name = name, .layers = layers, .heads = 1, .weights = {}, .kernel = 21});
+    profile->weights.assign(layers, 1);
+    return profile;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a wish without a name is the sidecar's policy, and its profile for one that looks for one") {
+    auto const chosen = [&](PolicyRequest const& configured) {
+        auto config = TableFixture::small_config();
+        config.policy = configured;
+        TableFixture t(config);
+        REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
+        auto const opened = t.table.open_session(
+            t.caller(), kEngine,
+            {.session = 1,
+             .prompt_tokens = 100,
+             .progressive = true,
+             .wish = PolicyRequest{.name = "", .profile = profile_of("found")}});
+        REQUIRE(opened);
+        return opened.value().policy;
+    };
+    auto const by_auto = chosen({.name = "auto", .capacity = 41});
+    CHECK(by_auto.capacity == 41);
+    REQUIRE(by_auto.profile);
+    CHECK(by_auto.profile->name == "found");
+
+    auto const by_snapkv = chosen({.name = "snapkv", .capacity = 42});
+    CHECK(by_snapkv.name == "snapkv");
+    CHECK(by_snapkv.capacity == 42);
+    CHECK_FALSE(by_snapkv.profile);
+
+    auto const own = chosen({.name = "auto", .capacity = 43, .profile = profile_of("operator's")});
+    CHECK(own.profile->name == "operator's");
+}
+
 TEST_CASE("an engine's profile holds whoever chose the size, unless the operator brings one") {
     TableFixture t;
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
-    auto const geometry = TableFixture::hello_of(kEngine).geometry;
-    auto const profile_of = [&](char const* name) {
-        auto profile = std::make_shared<Profile>(Profile{
-            .name = name, .layers = geometry.layers, .heads = 1, .weights = {}, .kernel = 21});
-        profile->weights.assign(geometry.layers, 1);
-        return profile;
-    };
     PolicyRequest wish{.name = "dynamickv", .capacity = 40, .profile = profile_of("engine's")};
     std::uint64_t session = 0;
     auto const policy = [&] {

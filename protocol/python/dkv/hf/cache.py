@@ -105,8 +105,8 @@ class Cache(Copyable, TransformersCache):
         )  # fmt: skip
         unasked = profile is None and policy in (None, "auto", "reuse")
         found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
-        if found is not None and policy is None:
-            policy = "auto" if unasked else "dynamickv"
+        if found is not None and policy is None and not unasked:
+            policy = "dynamickv"
         self._left_alone = why_left_alone(model)  # Read by announce.py, too.
         self._dkv_layers: list[DkvLayer] = []
         super().__init__(layers=self._make_layers(model))
