@@ -127,7 +127,6 @@ test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is 
 test-llama: build ## real, unpatched llama.cpps of two versions: their servers' slots, and libdkv_llama attached; installed on first use
 	tools/llama/install.sh
 	tools/llama/attach.sh
-	tools/formats/install.sh
 	$(E2E) tests/llama
 	DKV_LLAMA_PYTHON=$(CURDIR)/.venv-llama/bin/python $(E2E) tests/llama --ignore tests/llama/test_attach.py
 	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) tests/llama/test_attach.py

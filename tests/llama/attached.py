@@ -2,8 +2,7 @@
 
     PYTHON tests/llama/attached.py MODEL ENDPOINT
 
-Runs in the environment that tools/formats/install.sh makes: xllamacpp's library, and the C declarations of
-llama-cpp-py-sync of the same build.
+Needs xllamacpp's library, and the C declarations of llama-cpp-py-sync of the same build.
 """
 
 from __future__ import annotations

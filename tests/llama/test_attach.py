@@ -34,7 +34,7 @@ class Llama:
     """tests/llama/attached.py in a process of its own."""
 
     def __init__(self, model: str, endpoint: str):
-        python = Path(os.environ.get("DKV_ATTACH_PYTHON", ROOT / ".venv-formats" / "bin" / "python"))
+        python = Path(os.environ.get("DKV_ATTACH_PYTHON", sys.executable))
         assert python.exists(), f"{python} is missing: make test-llama installs llama.cpp"
         self._process = subprocess.Popen(
             [python, ROOT / "tests" / "llama" / "attached.py", model, endpoint],
@@ -195,6 +195,7 @@ def test_logits_are_those_of_a_masked_computation(llama, document, reference, co
     assert distance(seen, expected) < distance(whole, expected) / (2 if context.get("values") == "q4_0" else 5)
 
 
+@pytest.mark.sample
 def test_unequal_budgets_are_filled_to_the_largest(llama, document, reference):
     prompt, behind = document(700), [260, 314]
     llama.open(cells=768, **F32)
@@ -237,6 +238,7 @@ def test_a_smaller_context_gives_memory_back(llama, document, dkvd):
     assert "llama.cpp 0." in json.dumps(status)
 
 
+@pytest.mark.sample
 def test_prompts_follow_one_another_in_a_context(llama, document):
     llama.open(cells=1024)
     for number in (1, 2, 3):
@@ -266,6 +268,7 @@ def test_another_library_or_version_is_refused_by_name(llama, tmp_path):
     assert "llama.cpp is version 0.9.1: known are 0.4.x, 0.5.x, 0.6.x; its cache is left as it is" in found
 
 
+@pytest.mark.sample
 def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path):
     prompt = document(400)
     tmp_path.chmod(0o700)
@@ -289,6 +292,7 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
     llama.stop()
 
 
+@pytest.mark.sample
 def test_what_is_not_supported_is_refused_by_name(llama, document):
     assert "sequences: set n_seq_max to 1" in llama.open(cells=512, sequences=2)["error"]
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs an older llama.cpp that dkv attaches to, as PyPI has it prebuilt, into .venv-attach: what `make test-llama`
-# runs beside the newest, which is in .venv-formats. Library and C declarations are of one build, or nearly.
+# runs beside the newest, which is in .venv. Library and C declarations are of one build, or nearly.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly folder=.venv-attach stamp=.venv-attach/.installed
