@@ -79,15 +79,37 @@ def test_four_compacted_slots_fit_into_a_server_of_fewer_cells(served):
     assert memory["slot-0.bin"] < memory["full.bin"] - 20
 
 
-@pytest.mark.parametrize("policy", [BY_KEYS, BY_PROFILE], ids=["keydiff", "profile"])
-def test_quantised_rows_in_a_stream_of_their_own_go_the_same_way(policy, tmp_path):
+@pytest.fixture
+def quantised(tmp_path):
+    """A server whose second slot, a stream of its own, has 900 characters of PROMPT in q8_0; whether its files are GGSQ 4."""
     with Server(tmp_path, slots=2, flags=("-ctk", "q8_0", "-ctv", "q8_0")) as server:
         server.complete(PROMPT[:900], 0, slot=1)
-        said = json.loads(compact_slot(server, tmp_path, "--slot", 1, *policy, "--json").stdout)
-        reply = server.complete(PROMPT[:900] + " And so", slot=1)
+        server.post("/slots/1?action=save", {"filename": "look.bin"})
+        version = int.from_bytes((tmp_path / "look.bin").read_bytes()[4:8], "little")
+        (tmp_path / "look.bin").unlink()
+        yield server, tmp_path, version >= 4
 
-    assert files(tmp_path) == ["slot-1.bin", "slot-1.full.bin"]
+
+def test_quantised_rows_in_a_stream_of_their_own_go_the_same_way(quantised):
+    server, folder, _ = quantised
+
+    said = json.loads(compact_slot(server, folder, "--slot", 1, *BY_KEYS, "--json").stdout)
+    reply = server.complete(PROMPT[:900] + " And so", slot=1)
+
+    assert files(folder) == ["slot-1.bin", "slot-1.full.bin"]
     assert said["seen"]["prompt_n"] == 1 and reply["timings"]["cache_n"] == said["seen"]["cache_n"]
+
+
+def test_a_surrogate_takes_quantised_rows_of_files_that_say_whether_they_are_rotated(quantised):
+    server, folder, says_rotation = quantised
+
+    done = compact_slot(server, folder, "--slot", 1, *BY_PROFILE, code=None)
+
+    if says_rotation:
+        assert done.returncode == 0 and "it computed 1 and found" in done.stdout, done.stderr
+    else:
+        assert "before GGSQ 4 do not say whether quantised rows are rotated" in done.stderr
+        assert "the server was left as it was" in done.stderr and files(folder) == []
 
 
 def test_a_chat_goes_on_with_its_new_tokens_only(tmp_path):
