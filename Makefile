@@ -95,7 +95,7 @@ test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulatio
 test-foreign: deps deps-test deps-cuda ## of test-asan, what reads bytes that others sent or saved
 	cmake --preset asan --log-level=WARNING
 	cmake --build --preset asan --target $(FOREIGN)
-	tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))): '
+	tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))):'
 
 test-asan: deps deps-test deps-cuda ## every unit test under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING
