@@ -147,7 +147,8 @@ TEST_CASE_FIXTURE(DkvFileFixture, "scores of every token are read, in every laye
     REQUIRE(file);
     CHECK(file.value()->facts().has_scores);
     CHECK(file.value()->verify(1));
-    auto const scores = file.value()->layer(1).value().scores;
+    auto const layer = file.value()->layer(1).value();
+    auto const& scores = layer.scores;
     CHECK(scores.heads == 2);
     CHECK(scores.tokens == 5);
     CHECK(element(scores, 1, 3, 0) == 8);
