@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/tensor_view.h"
-#include "protocol/base/load_f32.h"
+#include "protocol/base/elements.h"
 
 namespace dkv {
 

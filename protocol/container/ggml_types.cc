@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "protocol/base/assert.h"
-#include "protocol/base/load_f32.h"
+#include "protocol/base/elements.h"
 
 namespace dkv {
 namespace {

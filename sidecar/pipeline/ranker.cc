@@ -94,24 +94,15 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
         scoring.attention = DKV_TRY(add_scoring(Ranking::Scores, params));
     if (ranking != Ranking::Positions)
         scoring.scores = DKV_TRY(BackendArray<float>::create(*backend_, count));
-    if (ranking == Ranking::Surrogate) DKV_TRY(add_surrogate(scoring));
+    if (ranking == Ranking::Surrogate)
+        scoring.by_surrogate =
+            DKV_TRY(SurrogateScorer::create(*backend_, scoring.surrogate, prompt_tokens_));
     if (ranking == Ranking::Scores) {
         scoring.mass = DKV_TRY(BackendArray<float>::create(*backend_, count));
         scoring.attention = scorings_.size();
     }
     scorings_.push_back(std::move(scoring));
     return scorings_.size() - 1;
-}
-
-Result<void> Ranker::add_surrogate(Scoring& scoring) {
-    Surrogate const& surrogate = *scoring.surrogate;
-    scoring.weights = DKV_TRY(BackendArray<float>::create(*backend_, surrogate.weights.size()));
-    DKV_TRY(backend_->upload(std::as_bytes(std::span(surrogate.weights)),
-                             std::as_writable_bytes(scoring.weights.elements())));
-    auto const table = dkv::turns(surrogate.frequencies, prompt_tokens_);
-    scoring.turns = DKV_TRY(BackendArray<float>::create(*backend_, table.size()));
-    return backend_->upload(std::as_bytes(std::span(table)),
-                            std::as_writable_bytes(scoring.turns.elements()));
 }
 
 /// Where another policy ranks alike, the larger limit serves both: a prefix of a selection is a

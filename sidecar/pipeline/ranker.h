@@ -11,6 +11,7 @@
 #include "sidecar/pipeline/backend_array.h"
 #include "sidecar/pipeline/job.h"
 #include "sidecar/pipeline/ranked_layer.h"
+#include "sidecar/pipeline/surrogate_scorer.h"
 
 namespace dkv {
 
@@ -51,8 +52,7 @@ private:
         std::size_t attention = 0;  // The scoring by attention that knows this window's mass.
 
         std::shared_ptr<Surrogate const> surrogate;  // Of Ranking::Surrogate.
-        BackendArray<float> weights;                 // Its weights, and the keys' turns.
-        BackendArray<float> turns;
+        SurrogateScorer by_surrogate;                // Likewise.
 
         BackendArray<float> scores;  // [kv_heads, prefix]; also what ranks if nothing pools.
         BackendArray<float> mass;    // [kv_heads, prefix]
@@ -81,7 +81,6 @@ private:
         return geometry_.kv_heads * prefix(scoring);
     }
     Result<std::size_t> add_scoring(Ranking ranking, PolicyParams const& params);
-    Result<void> add_surrogate(Scoring& scoring);
     std::size_t add_order(RankedBy by);
     Result<void> make_room(std::size_t by);
 
@@ -90,7 +89,6 @@ private:
     Result<void> score_window(Scoring& scoring);
     Result<void> accumulate(Scoring& scoring);
     Result<void> score_keys(Scoring& scoring, KeyMeasure measure);
-    Result<void> score_by_surrogate(Scoring& scoring);
     Result<void> score_by_engine(Scoring& scoring);
     Result<std::vector<float>> engine_rows();
     Result<std::span<float const>> mass_of(Scoring& scoring);

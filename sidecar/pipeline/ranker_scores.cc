@@ -31,7 +31,10 @@ Result<void> Ranker::score(Scoring& scoring) {
             break;
         case Ranking::KeyNorm: DKV_TRY(score_keys(scoring, KeyMeasure::Norm)); break;
         case Ranking::KeyDifference: DKV_TRY(score_keys(scoring, KeyMeasure::Difference)); break;
-        case Ranking::Surrogate: DKV_TRY(score_by_surrogate(scoring)); break;
+        case Ranking::Surrogate:
+            DKV_TRY(scoring.by_surrogate.score(layer_, source_.keys, source_.values, scoring.window,
+                                               scoring.scores.elements()));
+            break;
         case Ranking::Given: DKV_TRY(score_by_engine(scoring)); break;
         case Ranking::Joined:
         case Ranking::Positions: break;
@@ -84,20 +87,6 @@ Result<void> Ranker::score_keys(Scoring& scoring, KeyMeasure measure) {
                                 .scores = scoring.scores.elements(),
                                 .window = scoring.window,
                                 .measure = measure});
-}
-
-Result<void> Ranker::score_by_surrogate(Scoring& scoring) {
-    Surrogate const& surrogate = *scoring.surrogate;
-    std::size_t const count = surrogate.kv_heads * surrogate.features();
-    return backend_->surrogate(
-        {.keys = source_.keys,
-         .values = source_.values,
-         .weights = scoring.weights.elements().subspan(layer_ * count, count),
-         .turns = scoring.turns.elements(),
-         .scores = scoring.scores.elements(),
-         .window = scoring.window,
-         .pairs = static_cast<std::uint32_t>(surrogate.frequencies.size()),
-         .interleaved = surrogate.interleaved});
 }
 
 /// The engine's scores as dense rows. They may have any strides: a gather of every token, head by

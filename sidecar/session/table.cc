@@ -229,26 +229,27 @@ ChosenPolicy Table::choose(Instance const* instance) const {
 }
 
 /// For a session. An operator's setting goes before the engine's wish, but for the profile: that
-/// belongs to the model, whoever chose the size. A profile that came with "auto", unasked, stays
-/// with it: an operator who names dynamickv then means the paper's rule.
+/// belongs to the model, whoever chose the size. A profile that came without a name, or with auto,
+/// was found and not asked for: it stays with policies that look for one, so that an operator who
+/// names dynamickv gets the paper's rule.
 Result<ChosenPolicy> Table::choose(Instance const& instance,
                                    std::optional<PolicyRequest> const& wish) const {
     auto const& set = instance.policy ? instance.policy : all_policy_;
     if (!wish) return choose(&instance);
+    auto const takes_found = [this](std::string const& name) {
+        if (!name.empty()) return takes_own_profile(name);
+        return !config_.policy.profile && takes_own_profile(config_.policy.name);
+    };
     if (!set) {
         PolicyRequest own = *wish;
-        // Without a name the policy is the sidecar's, and the profile for one that looks for its
-        // own.
-        bool const wanted = !config_.policy.profile && takes_own_profile(config_.policy.name);
-        if (own.name.empty() && !wanted) own.profile = nullptr;
+        if (own.name.empty() && !takes_found(own.name)) own.profile = nullptr;
         return ChosenPolicy{DKV_TRY(resolve_or_default(own, instance.hello.model)),
                             PolicySource::Default};
     }
     PolicyRequest request = *set;
-    bool const takes_it = request.name.empty() || takes_own_profile(request.name);
-    auto const& wished = wish->name.empty() ? config_.policy.name : wish->name;
-    bool const unasked = wished == "auto" && !takes_it;
-    if (!request.profile && !unasked) request.profile = DKV_TRY(resolve_profile(*wish));
+    bool const found = wish->name.empty() || wish->name == "auto";
+    if (!request.profile && (!found || takes_found(request.name)))
+        request.profile = DKV_TRY(resolve_profile(*wish));
     return ChosenPolicy{DKV_TRY(resolve_or_default(request, instance.hello.model)),
                         instance.policy ? PolicySource::Instance : PolicySource::All};
 }

@@ -74,10 +74,8 @@ inline void add_sinks(SavedFile& file, Geometry const& geometry, std::vector<flo
         file.add("layers." + std::to_string(layer) + ".sink_logits", "F32", {sinks.size()}, bytes);
 }
 
-/// Writes a whole cache of normal numbers; a layer's queries are times `sharpness(layer)`. Returns
-/// the path.
-inline std::string write_random_cache(
-    std::string const& path,
+/// A whole cache of normal numbers; a layer's queries are times `sharpness(layer)`.
+inline SavedFile random_cache(
     unsigned seed = 1,
     Geometry const& geometry = {.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 4},
     std::uint32_t tokens = 80,
@@ -100,7 +98,13 @@ inline std::string write_random_cache(
     };
     auto file = saved_cache(geometry, tokens, query_rows, rows_of);
     if (!sinks.empty()) add_sinks(file, geometry, sinks);
-    write_file(path, file.text());
+    return file;
+}
+
+/// Likewise, written to `path`; returns it.
+template <class... Of>
+std::string write_random_cache(std::string const& path, Of&&... of) {
+    write_file(path, random_cache(std::forward<Of>(of)...).text());
     return path;
 }
 

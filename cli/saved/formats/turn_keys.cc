@@ -1,6 +1,5 @@
 #include "cli/saved/formats/turn_keys.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -9,46 +8,11 @@
 
 #include <fmt/format.h>
 
-#include "kernels/host.h"
+#include "protocol/base/elements.h"
 #include "protocol/container/safetensors.h"
 
 namespace dkv {
 namespace {
-
-/// The nearest, ties to even.
-std::uint16_t bf16_of(float value) noexcept {
-    auto const bits = std::bit_cast<std::uint32_t>(value);
-    if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>(bits >> 16U | 0x40U);
-    return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16U & 1U)) >> 16U);
-}
-
-/// The nearest, ties to even; too large becomes infinite.
-std::uint16_t f16_of(float value) noexcept {
-    auto const bits = std::bit_cast<std::uint32_t>(value);
-    auto const sign = static_cast<std::uint16_t>(bits >> 16U & 0x8000U);
-    std::uint32_t const size = bits & 0x7fffffffU;
-    std::uint32_t half = 0;
-    if (size > 0x7f800000U) {
-        half = 0x7e00U;
-    } else if (size >= 0x47800000U) {
-        half = 0x7c00U;
-    } else if (size < 0x38800000U) {  // Subnormal: a multiple of 2^-24.
-        half = static_cast<std::uint32_t>(std::nearbyint(std::bit_cast<float>(size) * 0x1p24f));
-    } else {
-        std::uint32_t const rounded = size + 0xfffU + (size >> 13U & 1U);
-        half = (rounded >> 13U) - ((127U - 15U) << 10U);
-    }
-    return static_cast<std::uint16_t>(sign | half);
-}
-
-void store(std::byte* element, Dtype dtype, float value) noexcept {
-    if (dtype == Dtype::F32) {
-        std::memcpy(element, &value, sizeof value);
-        return;
-    }
-    std::uint16_t const bits = dtype == Dtype::F16 ? f16_of(value) : bf16_of(value);
-    std::memcpy(element, &bits, sizeof bits);
-}
 
 /// A positive number of a scaling's; nothing where there is none.
 std::optional<double> positive(nlohmann::json const& scaling, char const* key) {
@@ -133,8 +97,8 @@ void KeyTurner::turn(std::span<std::byte> row, std::int64_t by) const {
         double const sine = std::sin(angle);
         double const x = static_cast<double>(load_f32(a, dtype_));
         double const y = static_cast<double>(load_f32(b, dtype_));
-        store(a, dtype_, static_cast<float>(x * cosine - y * sine));
-        store(b, dtype_, static_cast<float>(y * cosine + x * sine));
+        store_f32(a, dtype_, static_cast<float>(x * cosine - y * sine));
+        store_f32(b, dtype_, static_cast<float>(y * cosine + x * sine));
     }
 }
 

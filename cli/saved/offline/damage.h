@@ -7,9 +7,8 @@
 #include <vector>
 
 #include "cli/saved/formats/saved_cache.h"
-#include "cli/saved/offline/attention_error.h"
-#include "sidecar/pipeline/backend_array.h"
-#include "sidecar/policy/profile.h"
+#include "sidecar/pipeline/plan.h"
+#include "sidecar/pipeline/surrogate_scorer.h"
 
 namespace dkv::offline {
 
@@ -17,6 +16,8 @@ namespace dkv::offline {
 /// the window's, where its mass is known, and what the profile's surrogate predicts that later text
 /// will give each token; of both, the mean. docs/POLICIES.md says how it ranks policies, and what
 /// it does not see.
+///
+/// Keeps 4 bytes for each token of each KV head.
 class Damage {
 public:
     /// Nothing where the profile is for another shape. Its surrogate is left out where it cannot
@@ -25,33 +26,25 @@ public:
                                                 CacheFacts const& facts,
                                                 std::shared_ptr<Profile const> const& profile);
 
-    /// For each choice of a layer's tokens; the mean over the layers is the damage, 0 … 1.
-    ///
-    ///   window_kept  [kept] of [kv_heads] shares of the window's attention; empty: unknown
-    ///
-    /// Nothing where neither the window's attention nor later text's is known.
-    Result<std::vector<std::optional<double>>> of(std::uint32_t index,
-                                                  SavedLayer const& layer,
-                                                  std::span<KeptTokens const> kept,
-                                                  std::span<std::vector<double> const> window_kept);
+    /// Looks at the next layer's rows.
+    Result<void> take(SavedLayer const& layer);
+
+    /// [layers], once all are taken; the mean over them is the damage, 0 … 1. Empty where neither
+    /// the window's attention nor later text's is known.
+    std::vector<double> of(Plan const& plan) const;
 
 private:
-    Damage(Backend& backend, Geometry const& geometry, std::shared_ptr<Profile> profile)
-        : backend_(&backend), geometry_(geometry), profile_(std::move(profile)) {}
+    Damage(Backend& backend, CacheFacts const& facts, std::shared_ptr<Profile const> profile);
 
-    Result<void> make_room(std::uint32_t tokens);
-    /// [kv_heads, tokens] shares of what later text gives, which add up to 1 in each head.
-    Result<std::vector<double>> later_shares(std::uint32_t index, SavedLayer const& layer);
-    double weight(std::uint32_t layer, std::uint32_t head) const;
+    double lost_later(std::uint32_t layer, std::uint32_t head, Plan const& plan) const;
 
     Backend* backend_;
     Geometry geometry_;
-    std::shared_ptr<Profile> profile_;
-    double weight_sum_ = 0;  // Over layers and heads.
-    std::uint32_t tokens_ = 0;
-    BackendArray<float> weights_;
-    BackendArray<float> turns_;
-    BackendArray<float> scores_;
+    std::uint32_t tokens_;
+    std::vector<double> weights_;  // [layers, kv_heads], of mean 1.
+    std::optional<SurrogateScorer> scorer_;
+    /// [layers, kv_heads, tokens] shares of what later text gives; 1 in each head.
+    std::vector<float> later_;
 };
 
 }  // namespace dkv::offline

@@ -36,21 +36,24 @@ public:
         }
         with_error = with_error && facts().query_rows > 0;
         damage_ = DKV_TRY(Damage::create(backend_, facts(), judging_profile()));
-        bool const measured = (with_error || damage_) && !plans_.empty();
         WalkOptions options{.verify_threads = 0,
                             .progress = &progress_,
                             .file = 0,
                             .bytes_begin = 0,
-                            .bytes_end = facts().file_bytes / (measured ? 2 : 1),
+                            .bytes_end = facts().file_bytes / (with_error ? 2 : 1),
                             .bytes_total = facts().file_bytes};
-        if (!plans_.empty()) DKV_TRY(walk(file_, options, ranker_, plans_));
+        if (!plans_.empty())
+            DKV_TRY(walk(file_, options, ranker_, plans_,
+                         [this](std::uint32_t, SavedLayer const& layer) {
+                             return damage_ ? damage_->take(layer) : Result<void>();
+                         }));
         for (std::size_t i = 0; i < plans_.size(); ++i)
             settle(rows_[row_of_plan_[i]], plans_[i]);
-        if (measured) {
+        if (with_error) {
             options.bytes_begin = options.bytes_end;
             options.bytes_end = facts().file_bytes;
-            DKV_TRY(walk(file_, options, [&](std::uint32_t index, SavedLayer const& layer) {
-                return measure(index, layer, with_error);
+            DKV_TRY(walk(file_, options, [this](std::uint32_t index, SavedLayer const& layer) {
+                return measure(index, layer);
             }));
         }
         return std::move(rows_);
@@ -98,24 +101,16 @@ private:
 
     void settle(SweepRow& row, Plan const& plan) const {
         row.lengths = plan.kept_lengths();
+        if (damage_) row.damage = damage_->of(plan);
         row.mass_kept = plan.mass_kept();
         row.bytes_kept = kept_bytes(file_.geometry(), row.lengths);
     }
 
-    Result<void> measure(std::uint32_t index, SavedLayer const& layer, bool with_error) {
+    Result<void> measure(std::uint32_t index, SavedLayer const& layer) {
         std::vector<KeptTokens> kept;
-        std::vector<std::vector<double>> window_kept;
-        for (Plan const& plan : plans_) {
+        for (Plan const& plan : plans_)
             kept.push_back({.rows = kept_rows(plan, index),
                             .lengths = plan.layer(index).lengths(plan.spec().params.window)});
-            window_kept.push_back(plan.layer(index).shares_kept());
-        }
-        if (damage_) {
-            auto const damages = DKV_TRY(damage_->of(index, layer, kept, window_kept));
-            for (std::size_t i = 0; i < plans_.size(); ++i)
-                if (damages[i]) rows_[row_of_plan_[i]].damage.push_back(*damages[i]);
-        }
-        if (!with_error) return {};
         RowsView queries = layer.queries;
         std::uint32_t const count = std::min(queries.tokens, kErrorQueriesMax);
         queries.data = queries.row(0, queries.tokens - count);

@@ -49,12 +49,13 @@ Result<void> walk(SavedCache const& file, WalkOptions const& options, OnLayer co
 Result<void> walk(SavedCache const& file,
                   WalkOptions const& options,
                   Ranker& ranker,
-                  std::span<Plan> plans) {
+                  std::span<Plan> plans,
+                  OnLayer const& also) {
     return walk(file, options, [&](std::uint32_t index, SavedLayer const& layer) -> Result<void> {
         ranker.take(source_of(file.facts(), layer));
         for (Plan& plan : plans)
             plan.take(DKV_TRY(plan.weigh(index, ranker)));
-        return {};
+        return also ? also(index, layer) : Result<void>();
     });
 }
 

@@ -31,10 +31,11 @@ using OnLayer = std::function<Result<void>(std::uint32_t index, SavedLayer const
 Result<void> walk(SavedCache const& file, WalkOptions const& options, OnLayer const& each);
 
 /// Every plan over the file, each layer scored once for all that score alike. The file is whole,
-/// and has the queries that the plans want.
+/// and has the queries that the plans want. `also` is done with each layer, too.
 Result<void> walk(SavedCache const& file,
                   WalkOptions const& options,
                   Ranker& ranker,
-                  std::span<Plan> plans);
+                  std::span<Plan> plans,
+                  OnLayer const& also = {});
 
 }  // namespace dkv::offline

@@ -1,11 +1,11 @@
 #include "protocol/sdk/llama/eval_watch.h"
 
 #include <algorithm>
-#include <bit>
 #include <charconv>
-#include <cstring>
 #include <optional>
 #include <string_view>
+
+#include "protocol/base/elements.h"
 
 namespace dkv::llama {
 namespace {
@@ -20,16 +20,6 @@ std::optional<std::uint32_t> layer_of(std::string_view name) {
     auto const* const end = name.data() + name.size();
     auto const [rest, error] = std::from_chars(name.data(), end, layer);
     return error == std::errc() && rest == end ? std::optional(layer) : std::nullopt;
-}
-
-/// Rounds to nearest, ties to even.
-std::uint16_t f16_from_f32(float value) noexcept {
-    return std::bit_cast<std::uint16_t>(static_cast<_Float16>(value));
-}
-
-std::uint16_t rounded_bf16(float value) noexcept {
-    auto const bits = std::bit_cast<std::uint32_t>(value);
-    return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16U & 1U)) >> 16U);
 }
 
 }  // namespace
@@ -96,16 +86,8 @@ void EvalWatch::copy_last(std::uint32_t index,
     Layer const& layer = layers_[index];
     for (std::uint64_t row = layer.seen - rows; row < layer.seen; ++row) {
         float const* const source = layer.rows.data() + row % rows_max_ * row_elements_;
-        if (dtype == Dtype::F32) {
-            std::memcpy(target, source, row_elements_ * sizeof(float));
-        } else {
-            for (std::uint64_t i = 0; i < row_elements_; ++i) {
-                std::uint16_t const bits =
-                    dtype == Dtype::F16 ? f16_from_f32(source[i]) : rounded_bf16(source[i]);
-                std::memcpy(target + i * sizeof bits, &bits, sizeof bits);
-            }
-        }
-        target += row_elements_ * bytes_of(dtype);
+        for (std::uint64_t i = 0; i < row_elements_; ++i, target += bytes_of(dtype))
+            store_f32(target, dtype, source[i]);
     }
 }
 

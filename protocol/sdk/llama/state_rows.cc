@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "protocol/base/elements.h"
 #include "protocol/container/ggml_types.h"
 
 namespace dkv::llama {
@@ -126,9 +127,8 @@ void StateRows::lay_dense(std::byte* base) const {
             dequantise(*rows.type, source + at * rows.type->bytes(geometry.head_dim), row);
             if (rows.rotation != 0) turn_by_hadamard(row, rows.rotation);
             for (float const value : row) {
-                auto const half = static_cast<_Float16>(value);
-                std::memcpy(target, &half, sizeof half);
-                target += sizeof half;
+                store_f32(target, geometry.dtype, value);
+                target += bytes_of(geometry.dtype);
             }
         }
     };

@@ -349,7 +349,11 @@ TEST_CASE("an engine's profile holds whoever chose the size, unless the operator
 
     wish.name = "auto";  // The profile came unasked: who names dynamickv gets the paper's rule.
     CHECK_FALSE(policy().profile);
+    wish.name = "";  // As dkv.hf sends the one that it finds.
+    CHECK_FALSE(policy().profile);
     REQUIRE(t.table.set_policy(0, PolicyRequest{.name = "auto", .capacity = 50}));
+    CHECK(policy().profile->name == "engine's");
+    wish.name = "auto";
     CHECK(policy().profile->name == "engine's");
 
     REQUIRE(t.table.set_policy(kEngine, PolicyRequest{.name = "dynamickv",

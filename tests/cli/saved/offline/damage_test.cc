@@ -2,7 +2,6 @@
 #include "cli/saved/offline/damage.h"
 
 #include <numeric>
-#include <random>
 
 #include <doctest/doctest.h>
 
@@ -40,19 +39,7 @@ struct DamageFixture {
     }
 
     std::unique_ptr<SavedCache> file(std::uint32_t query_rows, bool order_known = true) {
-        std::mt19937 random(5);
-        std::normal_distribution<float> normal;
-        auto saved = test::saved_cache(
-            kJudged, kJudgedTokens, query_rows, [&](std::uint32_t, std::string const& part) {
-                std::size_t const rows = part == "q_window" ? kJudged.q_heads * query_rows
-                                                            : kJudged.kv_heads * kJudgedTokens;
-                std::string bytes;
-                for (std::size_t i = 0; i < rows * kJudged.head_dim; ++i) {
-                    float const value = normal(random);
-                    bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-                }
-                return bytes;
-            });
+        auto saved = test::random_cache(5, kJudged, kJudgedTokens, query_rows);
         saved.header["__metadata__"]["rope.theta"] = "10000";
         saved.header["__metadata__"]["rope.interleaved"] = order_known ? "false" : "unknown";
         test::write_file(folder / "cache", saved.text());

@@ -29,22 +29,9 @@ struct SweepFixture {
     std::vector<float> sinks;  ///< [q_heads], of every layer; or none.
 
     std::unique_ptr<SavedCache> file(std::uint32_t query_rows) {
-        std::mt19937 random(11);
-        std::normal_distribution<float> normal;
-        auto saved = test::saved_cache(
-            kSwept, kSweptTokens, query_rows, [&](std::uint32_t, std::string const& part) {
-                std::size_t const rows = part == "q_window" ? kSwept.q_heads * query_rows
-                                                            : kSwept.kv_heads * kSweptTokens;
-                std::string bytes;
-                for (std::size_t i = 0; i < rows * kSwept.head_dim; ++i) {
-                    float const value = normal(random);
-                    bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
-                }
-                return bytes;
-            });
-        if (!sinks.empty()) test::add_sinks(saved, kSwept, sinks);
-        test::write_file(folder / "cache", saved.text());
-        auto opened = open_cache(folder / "cache");
+        auto opened = open_cache(
+            test::write_random_cache(folder / "cache", 11U, kSwept, kSweptTokens, query_rows,
+                                     std::function<float(std::uint32_t)>(), sinks));
         REQUIRE(opened);
         return std::move(opened).value();
     }
