@@ -87,7 +87,7 @@ private:
         return workers_memory_ + worker * worker_floats();
     }
     std::size_t worker_floats() const noexcept {
-        return round_up(tile_floats(head_dim()) + plan_.group * kRangeKeys, kLine);
+        return round_up(tile_floats(head_dim()) + (plan_.group + 1) * kRangeKeys, kLine);
     }
     KeyRange range(std::size_t head, std::size_t index, std::uint32_t tokens) const noexcept {
         auto const begin = static_cast<std::uint32_t>(index * kRangeKeys);
@@ -150,14 +150,19 @@ private:
         HeadMemory const memory = of(head);
         float* const tile = worker_memory(worker);
         float* const sums = tile + tile_floats(head_dim());
-        std::fill_n(sums, plan_.group * kRangeKeys, 0.0f);
+        float* const peaks = args_.peaks.empty() ? nullptr : sums + plan_.group * kRangeKeys;
+        std::fill_n(sums, (plan_.group + 1) * kRangeKeys, 0.0f);
         if (index < kept_)
             kept_sums(plan_, kept(head, index), keys.end - keys.begin, memory.largest,
-                      memory.weight, sums, kRangeKeys);
+                      memory.weight, sums, kRangeKeys, peaks);
         else
             range_sums(plan_, memory.queries, keys, prefix_, form_, memory.largest, memory.weight,
-                       tile_memory(tile, head_dim()), sums, kRangeKeys);
+                       tile_memory(tile, head_dim()), sums, kRangeKeys, peaks);
         reduce(first_ + head, keys, sums);
+        // Weights are shares of a mean.
+        for (std::size_t i = 0; peaks != nullptr && i < keys.end - keys.begin; ++i)
+            args_.peaks[(first_ + head) * prefix_ + keys.begin + i] =
+                peaks[i] * static_cast<float>(plan_.window);
     }
 
     /// From one number per query head to what the caller asked for.

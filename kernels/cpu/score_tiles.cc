@@ -250,7 +250,24 @@ void add_rows(float const* HWY_RESTRICT powers,
         out[k] += hn::GetLane(hn::SumOfLanes(kF32, weighed(k)));
 }
 
-/// Adds a panel's powers, each times its row's factor(row of the panel), to the sums of its heads.
+/// out[k] = the largest of itself and of factors[row] * powers[k, row] over `vecs` vectors of rows.
+HWY_INLINE void raise_peaks(float const* HWY_RESTRICT powers,
+                            std::size_t rows,
+                            std::size_t count,
+                            Vec const* factors,
+                            std::size_t vecs,
+                            float* HWY_RESTRICT out) {
+    for (std::size_t k = 0; k < count; ++k) {
+        float const* const from = powers + k * rows;
+        Vec most = hn::Mul(hn::Load(kF32, from), factors[0]);
+        for (std::size_t v = 1; v < vecs; ++v)
+            most = hn::Max(most, hn::Mul(hn::Load(kF32, from + v * kLanes), factors[v]));
+        out[k] = std::max(out[k], hn::GetLane(hn::MaxOfLanes(kF32, most)));
+    }
+}
+
+/// Adds a panel's powers, each times its row's factor(row of the panel), to the sums of its heads;
+/// the largest go to the peaks, where there are such.
 /// `segment` is the panel's first one, and then the next panel's.
 template <class Segments, class Factor>
 HWY_INLINE void add_panel(RowPlan const& plan,
@@ -260,7 +277,8 @@ HWY_INLINE void add_panel(RowPlan const& plan,
                           Segments& segment,
                           Factor const& factor,
                           float* sums,
-                          std::size_t stride) {
+                          std::size_t stride,
+                          float* peaks) {
     Panel const& panel = plan.panels[index];
     for (; segment != plan.segments.end() && segment->panel == index; ++segment) {
         std::size_t const first = segment->begin / kLanes * kLanes;
@@ -281,6 +299,7 @@ HWY_INLINE void add_panel(RowPlan const& plan,
 #endif
             default: DKV_ASSERT(false);
         }
+        if (peaks != nullptr) raise_peaks(powers + first, panel.rows, count, factors, vecs, peaks);
     }
 }
 
@@ -293,7 +312,8 @@ void range_sums(RowPlan const& plan,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
-                std::size_t stride) {
+                std::size_t stride,
+                float* peaks) {
     std::byte const* keys[kTileKeys];
     for (std::size_t token = range.begin; token < range.end; token += kTileKeys) {
         std::size_t const count = std::min(kTileKeys, range.end - token);
@@ -306,7 +326,8 @@ void range_sums(RowPlan const& plan,
             raise(memory.logits, count, panel.rows, largest + panel.row);
             auto const factor = [&](std::size_t row) { return hn::Load(kF32, weight + row); };
             add_panel(plan, index, memory.logits, count, segment, factor,
-                      sums + (token - range.begin), stride);
+                      sums + (token - range.begin), stride,
+                      peaks == nullptr ? nullptr : peaks + (token - range.begin));
         }
     }
 }
@@ -317,7 +338,8 @@ void kept_sums(RowPlan const& plan,
                float const* largest,
                float const* weight,
                float* sums,
-               std::size_t stride) {
+               std::size_t stride,
+               float* peaks) {
     float const* powers = kept.powers;
     float const* tops = kept.tops;
     for (std::size_t token = 0; token < tokens; token += kTileKeys) {
@@ -328,7 +350,8 @@ void kept_sums(RowPlan const& plan,
         };
         auto segment = plan.segments.begin();
         for (std::size_t index = 0; index < plan.panels.size(); ++index) {
-            add_panel(plan, index, powers, count, segment, factor, sums + token, stride);
+            add_panel(plan, index, powers, count, segment, factor, sums + token, stride,
+                      peaks == nullptr ? nullptr : peaks + token);
             powers += kTileKeys * plan.panels[index].rows;
         }
         tops += plan.rows_padded;
@@ -394,9 +417,10 @@ void range_sums(RowPlan const& plan,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
-                std::size_t stride) {
+                std::size_t stride,
+                float* peaks) {
     HWY_DYNAMIC_DISPATCH(range_sums)
-    (plan, queries, range, prefix, form, largest, weight, memory, sums, stride);
+    (plan, queries, range, prefix, form, largest, weight, memory, sums, stride, peaks);
 }
 
 void kept_sums(RowPlan const& plan,
@@ -405,8 +429,9 @@ void kept_sums(RowPlan const& plan,
                float const* largest,
                float const* weight,
                float* sums,
-               std::size_t stride) {
-    HWY_DYNAMIC_DISPATCH(kept_sums)(plan, kept, tokens, largest, weight, sums, stride);
+               std::size_t stride,
+               float* peaks) {
+    HWY_DYNAMIC_DISPATCH(kept_sums)(plan, kept, tokens, largest, weight, sums, stride, peaks);
 }
 
 }  // namespace dkv::cpu

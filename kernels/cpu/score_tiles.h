@@ -132,7 +132,8 @@ void join_statistics(RowPlan const& plan,
 void join_sinks(RowPlan const& plan, std::span<float const> sinks, float* largest, float* weight);
 
 /// Adds to sums[g, token - range.begin]: Σ of weight * 2^(logit - largest) over head g's rows that
-/// see the token. `sums` is [group, stride].
+/// see the token. `sums` is [group, stride]. `peaks` [stride], or null: is raised to the largest of
+/// them over all heads.
 void range_sums(RowPlan const& plan,
                 float const* queries,
                 KeyRange const& range,
@@ -142,7 +143,8 @@ void range_sums(RowPlan const& plan,
                 float const* weight,
                 TileMemory const& memory,
                 float* sums,
-                std::size_t stride);
+                std::size_t stride,
+                float* peaks = nullptr);
 
 /// The same of the range's first `tokens`, from what was kept.
 void kept_sums(RowPlan const& plan,
@@ -151,7 +153,8 @@ void kept_sums(RowPlan const& plan,
                float const* largest,
                float const* weight,
                float* sums,
-               std::size_t stride);
+               std::size_t stride,
+               float* peaks = nullptr);
 
 /// One row of `count` numbers of `sums` [group, stride], or each of them with None, to `out` in
 /// rows that are `out_stride` apart.

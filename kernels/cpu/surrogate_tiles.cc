@@ -213,10 +213,17 @@ private:
             for (std::uint32_t t = 0; t < count; ++t) {
                 float const* const at = sums_ + (head * kSurrogateTokens + t) * kLanes;
                 float const sum = constant + hn::GetLane(hn::SumOfLanes(kF32, hn::Load(kF32, at)));
-                args_.scores[head * columns + first + t] =
-                    std::isfinite(sum) ? sum : std::numeric_limits<float>::quiet_NaN();
+                std::size_t const column = head * columns + first + t;
+                args_.scores[column] = std::isfinite(sum) ? std::max(sum, attention(column))
+                                                          : std::numeric_limits<float>::quiet_NaN();
             }
         }
+    }
+
+    float attention(std::size_t column) const {
+        if (args_.attention.empty()) return -std::numeric_limits<float>::infinity();
+        float const seen = args_.attention[column];
+        return std::log(seen > kAttentionLeast ? seen : kAttentionLeast);
     }
 
     SurrogateArgs const& args_;

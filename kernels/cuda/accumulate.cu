@@ -106,10 +106,12 @@ Result<void> accumulate(AccumulateArgs const& args, Queue& queue) {
         std::uint32_t const end = first + std::min(block, tokens - first);
         DKV_TRY(pass.sums(queue, {.scores = sums,
                                   .mass = nullptr,
+                                  .peaks = nullptr,
                                   .stride = columns,
                                   .columns = std::min(columns, end),
                                   .reduce = largest ? GroupReduce::None : args.reduce,
-                                  .begun = std::min(columns, first)}));
+                                  .begun = std::min(columns, first),
+                                  .share = 1}));
     }
     if (!largest && !args.per_query) return {};
     unsigned const blocks = DKV_TRY(grid_of((args.scores.size() + kThreads - 1) / kThreads));

@@ -19,10 +19,12 @@ Result<void> score(ScoreArgs const& args, Queue& queue) {
     DKV_TRY(pass.join_sinks(queue, share));
     return pass.sums(queue, {.scores = args.scores.data(),
                              .mass = args.mass.empty() ? nullptr : args.mass.data(),
+                             .peaks = args.peaks.empty() ? nullptr : args.peaks.data(),
                              .stride = prefix,
                              .columns = prefix,
                              .reduce = args.reduce,
-                             .begun = 0});
+                             .begun = 0,
+                             .share = share});
 }
 
 }  // namespace dkv::cuda

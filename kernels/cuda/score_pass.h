@@ -85,10 +85,12 @@ enum class Products : std::uint8_t {
 struct SumsTarget {
     float* scores;  ///< [rows, stride]; a row for each query head with None, else for each KV head.
     float* mass;    ///< [kv_heads, stride]: the mean over the group; or null.
+    float* peaks;   ///< [kv_heads, stride]: the largest of any row, over `share`; or null.
     std::uint64_t stride;
     std::uint32_t columns;
     GroupReduce reduce;
-    std::uint32_t begun;  ///< Of the columns, those that have sums to add to.
+    std::uint32_t begun;  ///< Of the columns, those that have sums to add to: 0 with peaks.
+    float share;          ///< Of a row in the sums.
 };
 
 class Pass {

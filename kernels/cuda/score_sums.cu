@@ -33,6 +33,14 @@ struct LaneTokens {
             each += __shfl_xor_sync(kAllLanes, each, 2);
         }
     }
+    /// The largest of the lanes that share a token.
+    __device__ void largest_of_four() {
+#pragma unroll
+        for (float& each : of) {
+            each = fmaxf(each, __shfl_xor_sync(kAllLanes, each, 1));
+            each = fmaxf(each, __shfl_xor_sync(kAllLanes, each, 2));
+        }
+    }
     /// To row[token] if that is below `columns`: lane t of four writes number t.
     __device__ void store(float* row,
                           std::uint32_t first,
@@ -49,18 +57,23 @@ struct LaneTokens {
     }
 };
 
-/// Adds to `sums` what eight rows give, of which weights[0] and [1] are the lane's.
-template <unsigned kTiles>
+/// Adds to `sums` what eight rows give, of which weights[0] and [1] are the lane's; kPeaks: the
+/// largest of them go to `peaks`.
+template <bool kPeaks, unsigned kTiles>
 __device__ void weigh(float const (&logits)[kTiles][2][4],
                       unsigned n,
                       RowWeight const* __restrict__ weights,
-                      LaneTokens<kTiles>& sums) {
+                      LaneTokens<kTiles>& sums,
+                      LaneTokens<kTiles>& peaks) {
     float4 const rows = __ldg(reinterpret_cast<float4 const*>(weights));
 #pragma unroll
     for (unsigned i = 0; i < 2 * kTiles; ++i) {
         float const* const own = &logits[i / 2][n][i % 2 * 2];
-        sums.of[i] = fmaf(exp2_approx(fminf(own[0] - rows.x, 0.0F)), rows.y, sums.of[i]);
-        sums.of[i] = fmaf(exp2_approx(fminf(own[1] - rows.z, 0.0F)), rows.w, sums.of[i]);
+        float const one = exp2_approx(fminf(own[0] - rows.x, 0.0F));
+        float const two = exp2_approx(fminf(own[1] - rows.z, 0.0F));
+        sums.of[i] = fmaf(one, rows.y, sums.of[i]);
+        sums.of[i] = fmaf(two, rows.w, sums.of[i]);
+        if constexpr (kPeaks) peaks.of[i] = fmaxf(peaks.of[i], fmaxf(one * rows.y, two * rows.w));
     }
 }
 
@@ -81,7 +94,7 @@ __device__ void hide_future(PassShape const& shape,
 }
 
 /// What all rows of a KV head give to a warp's tokens, from `first` on, that `engine` holds.
-template <class Engine>
+template <bool kPeaks, class Engine>
 __device__ void sum_rows(Engine const& engine,
                          PassShape const& shape,
                          unsigned char const* __restrict__ packed,
@@ -95,6 +108,8 @@ __device__ void sum_rows(Engine const& engine,
     LaneTokens<kTiles> sums;
     LaneTokens<kTiles> scores;
     LaneTokens<kTiles> mass;
+    LaneTokens<kTiles> peaks;
+    peaks.fill(0);
     sums.fill(0);
     scores.fill(0);  // No sum is below it.
     mass.fill(0);
@@ -112,7 +127,7 @@ __device__ void sum_rows(Engine const& engine,
             if (row + 8 * n >= shape.rows) break;
             if (seen) {
                 if (causal) hide_future(shape, acc, n, place + lane % 4 * 2, first + lane / 4);
-                weigh(acc, n, weights + row + 8 * n + lane % 4 * 2, sums);
+                weigh<kPeaks>(acc, n, weights + row + 8 * n + lane % 4 * 2, sums, peaks);
             }
             place += 8;
             if (place < shape.window_rows) continue;
@@ -136,6 +151,10 @@ __device__ void sum_rows(Engine const& engine,
                      target.reduce == GroupReduce::Mean ? group : 1);
     if (target.mass != nullptr)
         mass.store(target.mass + head * target.stride, first, target, lane, group);
+    if constexpr (kPeaks) {
+        peaks.largest_of_four();
+        peaks.store(target.peaks + head * target.stride, first, target, lane, target.share);
+    }
 }
 
 // A block takes tiles of one KV head's tokens; a warp holds 16 * kTiles of a tile's tokens and
@@ -144,8 +163,8 @@ __device__ void sum_rows(Engine const& engine,
 //   packed   [kv_heads, rows_padded]          the queries; read
 //   weights  [kv_heads, rows_padded]          read
 //   keys     [kv_heads, columns, head_dim]    read once
-template <class Engine>
-DKV_KERNEL void __launch_bounds__(kPassThreads, 3)
+template <class Engine, bool kPeaks>
+DKV_KERNEL void __launch_bounds__(kPassThreads, kPeaks ? 2 : 3)
     sums_kernel(PassShape shape,
                 Products products,
                 PassRows keys,
@@ -181,8 +200,9 @@ DKV_KERNEL void __launch_bounds__(kPassThreads, 3)
             load(tile + 1);  // Under way while this tile is met.
         }
         if (active)
-            sum_rows(engine, shape, packed + engine.packed_bytes(first_row), weights + first_row,
-                     target, head, tile * grid.tile_tokens + place, lane);
+            sum_rows<kPeaks>(engine, shape, packed + engine.packed_bytes(first_row),
+                             weights + first_row, target, head, tile * grid.tile_tokens + place,
+                             lane);
         if constexpr (!Engine::kHoldsKeys) {
             __syncthreads();
             load(tile + 1);
@@ -204,7 +224,9 @@ Result<void> Pass::sums(Queue& queue, SumsTarget const& target) const {
         std::uint64_t const all = std::uint64_t{grid.tiles} * shape_.kv_heads;
         grid.block_tiles = static_cast<std::uint32_t>((all + kBlocksWanted - 1) / kBlocksWanted);
         grid.blocks = (grid.tiles - 1) / grid.block_tiles + 1;
-        return launch(sums_kernel<Engine>, shape_.kv_heads * grid.blocks, kPassThreads,
+        auto* const kernel =
+            target.peaks == nullptr ? sums_kernel<Engine, false> : sums_kernel<Engine, true>;
+        return launch(kernel, shape_.kv_heads * grid.blocks, kPassThreads,
                       std::size_t{grid.tile_tokens} * engine.key_stride(), queue.stream(), shape_,
                       products_, keys_, memory_.packed, memory_.weights, target, grid,
                       static_cast<Fault const*>(queue.fault()));

@@ -99,14 +99,16 @@ struct Block {
     }
 };
 
-//   weights  [heads, surrogate_features]   f32
-//   turns    as turns() gives them         f32; read where there are pairs
-//   scores   [heads, columns]              written
+//   weights    [heads, surrogate_features]   f32
+//   turns      as turns() gives them         f32; read where there are pairs
+//   attention  [heads, columns]              f32, or null
+//   scores     [heads, columns]              written
 DKV_KERNEL void __launch_bounds__(kThreads) surrogate_kernel(AnyKeys keys,
                                                              AnyKeys values,
                                                              Shape shape,
                                                              float const* __restrict__ weights,
                                                              float const* __restrict__ turns,
+                                                             float const* __restrict__ attention,
                                                              float* __restrict__ scores,
                                                              Fault const* fault) {
     if (fault->kind != 0) return;  // A block that does not exist must not be read.
@@ -133,9 +135,15 @@ DKV_KERNEL void __launch_bounds__(kThreads) surrogate_kernel(AnyKeys keys,
     for (unsigned i = 0; i < kHeadsPerWarp; ++i) {
         std::uint64_t const head = block.first_head + i * kWarps;
         if (head >= shape.heads) return;
-        float const score = sums[i] + weights[(head + 1) * block.features() - 1];
-        scores[head * shape.columns + token] =
-            is_number(fabsf(score)) ? score : __uint_as_float(0x7fc00000U);
+        float score = sums[i] + weights[(head + 1) * block.features() - 1];
+        std::uint64_t const column = head * shape.columns + token;
+        if (!is_number(fabsf(score))) {
+            score = __uint_as_float(0x7fc00000U);
+        } else if (attention != nullptr) {
+            float const seen = attention[column];
+            score = fmaxf(score, logf(seen > kAttentionLeast ? seen : kAttentionLeast));
+        }
+        scores[column] = score;
     }
 }
 
@@ -167,7 +175,7 @@ Result<void> surrogate(SurrogateArgs const& args, Queue& queue) {
     std::size_t const shared = std::size_t{kTokens} * (shape.head_dim + 1) * sizeof(float);
     return launch(surrogate_kernel, grid, kThreads, shared, queue.stream(), any_rows(args.keys),
                   any_rows(args.values), shape, args.weights.data(), args.turns.data(),
-                  args.scores.data(), queue.fault());
+                  args.attention.data(), args.scores.data(), queue.fault());
 }
 
 }  // namespace dkv::cuda

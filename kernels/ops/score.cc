@@ -22,6 +22,8 @@ Result<void> check(ScoreArgs const& args) {
     DKV_TRY(check_elements("scores", args.scores.size(),
                            {per_query_head ? queries.heads : keys.heads, prefix}));
     if (!args.mass.empty()) DKV_TRY(check_elements("mass", args.mass.size(), {keys.heads, prefix}));
+    if (!args.peaks.empty())
+        DKV_TRY(check_elements("peaks", args.peaks.size(), {keys.heads, prefix}));
 
     if (!std::isfinite(args.scale))
         return Error{ErrorCode::InvalidArgument, "scale is " + std::to_string(args.scale)};

@@ -14,15 +14,16 @@ namespace dkv {
 ///   keys     [kv_heads, tokens, head_dim]   the same dtype; read, once per group of query heads
 ///   scores   [rows, tokens - window]        f32, written; rows = q_heads with None, else kv_heads
 ///   mass     [kv_heads, tokens - window]    f32, written; or empty
+///   peaks    [kv_heads, tokens - window]    f32, written; or empty
 ///
 /// p = softmax over all `tokens` of scale * q·k (softcap * tanh(· / softcap) when softcap > 0),
 /// where the query of token t sees the tokens up to t: the last `window` columns are causal.
 /// a[query head] = mean of p over the window's queries; scores = a reduced over the group;
 /// mass = mean of p over the window's queries and the group, so that the shares of the prefix, the
-/// window and the sinks add up to 1 per KV head. f32 accumulators or wider; of [q_heads, window,
-/// tokens] a backend stores a bounded part at most, and expanded keys never. A logit that is NaN
-/// counts as the smallest finite number and an infinite one as the nearest finite one, so scores
-/// and mass are always finite.
+/// window and the sinks add up to 1 per KV head; peaks = the largest p of any of them. f32
+/// accumulators or wider; of [q_heads, window, tokens] a backend stores a bounded part at most, and
+/// expanded keys never. A logit that is NaN counts as the smallest finite number and an infinite
+/// one as the nearest finite one, so scores and mass are always finite.
 ///
 /// With sinks each query's softmax is over its tokens' logits, after scale and softcap, and its
 /// head's sink. That gets no score.
@@ -31,6 +32,7 @@ struct ScoreArgs {
     RowsView keys;
     std::span<float> scores;
     std::span<float> mass;
+    std::span<float> peaks = {};
     GroupReduce reduce = GroupReduce::Mean;
     float scale = 0;    ///< 0: 1/sqrt(head_dim).
     float softcap = 0;  ///< 0: none.

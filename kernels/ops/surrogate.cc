@@ -44,6 +44,9 @@ Result<void> check(SurrogateArgs const& args) {
                            {keys.heads, surrogate_features(keys.heads, keys.head_dim)}));
     std::uint64_t const blocks = (std::uint64_t{keys.tokens} + kTurnBlock - 1) / kTurnBlock;
     DKV_TRY(check_elements("turns", args.turns.size(), {kTurnBlock + blocks, 2, args.pairs}));
+    if (!args.attention.empty())
+        DKV_TRY(check_elements("attention", args.attention.size(),
+                               {keys.heads, std::uint64_t{keys.tokens} - args.window}));
     DKV_TRY(check_elements("scores", args.scores.size(),
                            {keys.heads, std::uint64_t{keys.tokens} - args.window}));
     DKV_TRY(check_memory("keys", keys));

@@ -8,6 +8,9 @@
 
 namespace dkv {
 
+/// Attention below this counts as this.
+inline constexpr float kAttentionLeast = 0x1p-20F;
+
 /// Positions whose angles one row of turns() covers.
 inline constexpr std::uint32_t kTurnBlock = 64;
 
@@ -21,25 +24,28 @@ constexpr std::uint64_t surrogate_features(std::uint64_t kv_heads,
 /// of the positions of a block, then of where the blocks begin. An op multiplies the two.
 std::vector<float> turns(std::span<float const> frequencies, std::uint32_t tokens);
 
-/// Predicts the logarithm of how much later text will attend to each token, from its K and V alone;
-/// the largest are to be kept.
+/// Predicts the logarithm of how much later text will attend to each token, from its K and V alone,
+/// or takes what the prompt's own attention says where that is more; the largest are to be kept.
 ///
-///   keys     [kv_heads, tokens, head_dim]   any dtype, strides and blocks; read once
-///   values   [kv_heads, tokens, head_dim]   of the same dtype; read once
-///   weights  [kv_heads, features]           f32: see surrogate_features()
-///   turns    as turns() gives them          f32; empty: keys are not rotated
-///   scores   [kv_heads, tokens - window]    f32, written
+///   keys      [kv_heads, tokens, head_dim]   any dtype, strides and blocks; read once
+///   values    [kv_heads, tokens, head_dim]   of the same dtype; read once
+///   weights   [kv_heads, features]           f32: see surrogate_features()
+///   turns     as turns() gives them          f32; empty: keys are not rotated
+///   attention [kv_heads, tokens - window]    f32, read; empty: none. Another array than scores.
+///   scores    [kv_heads, tokens - window]    f32, written
 ///
 ///   score_h(t) = w_h · [R_t⁻¹ k_t of every head; v_t of every head; ln ‖k_t‖; ln ‖v_t‖; 1]
+///   where there is attention: the larger of that and ln(max(attention_h(t), 2⁻²⁰))
 ///
 /// R_t turned dims (i, i + pairs) of a key, or (2i, 2i + 1) where interleaved, by t * frequency_i;
-/// dims from 2 * pairs on were not turned. ln ‖x‖ is ln(max(Σ x², 2⁻⁴⁰)) / 2. Sums are f32. A score
-/// that is not finite is NaN: select then ranks the token last.
+/// dims from 2 * pairs on were not turned. ln ‖x‖ is ln(max(Σ x², 2⁻⁴⁰)) / 2. Sums are f32. A
+/// prediction that is not finite makes the score NaN: select then ranks the token last.
 struct SurrogateArgs {
     RowsView keys;
     RowsView values;
     std::span<float const> weights;
     std::span<float const> turns;
+    std::span<float const> attention = {};
     std::span<float> scores;
     std::uint32_t window = 0;
     std::uint32_t pairs = 0;

@@ -18,31 +18,13 @@ std::vector<std::int32_t> first_positions(std::span<std::int32_t const> position
     return ids;
 }
 
+bool by_surrogate(Ranking ranking) noexcept {
+    return ranking == Ranking::Surrogate || ranking == Ranking::Joined;
+}
+
 /// Two plans may have read the same file.
 bool same(std::shared_ptr<Surrogate const> const& a, std::shared_ptr<Surrogate const> const& b) {
     return a == b || (a != nullptr && b != nullptr && *a == *b);
-}
-
-/// Of each head `limits` tokens of two lists as long: the best of each, then the second of each,
-/// the first list's before the other's.
-std::vector<std::int32_t> taken_in_turn(std::span<std::int32_t const> first,
-                                        std::span<std::int32_t const> second,
-                                        std::span<std::uint32_t const> limits,
-                                        std::size_t tokens) {
-    std::vector<std::int32_t> ids;
-    ids.reserve(first.size());
-    std::size_t begin = 0;
-    for (std::uint32_t const limit : limits) {
-        std::vector<bool> taken(tokens, false);
-        for (std::size_t at = begin; ids.size() < begin + limit; ++at)
-            for (std::int32_t const id : {first[at], second[at]}) {
-                if (taken[static_cast<std::size_t>(id)] || ids.size() == begin + limit) continue;
-                taken[static_cast<std::size_t>(id)] = true;
-                ids.push_back(id);
-            }
-        begin += limit;
-    }
-    return ids;
 }
 
 }  // namespace
@@ -52,14 +34,13 @@ Result<std::size_t> Ranker::add(PolicyParams const& params,
                                 std::uint32_t spare) {
     Ranking const ranking = policy.ranking();
     RankedBy by;
-    bool const joined = ranking == Ranking::Joined;
-    by.scoring = DKV_TRY(add_scoring(joined ? Ranking::Scores : ranking, params));
-    if (joined) by.in_turn = DKV_TRY(add_scoring(Ranking::Surrogate, params));
-    if (ranking == Ranking::Scores || joined) {
+    by.scoring = DKV_TRY(add_scoring(ranking, params));
+    if (ranking == Ranking::Scores) {
         by.kernel = params.kernel;
         by.pool = params.pool;
     }
-    if (ranking == Ranking::Given) by.kernel = 1;  // Kept as they are, for later tallies.
+    // Kept as they are, for later tallies.
+    if (ranking == Ranking::Given || by_surrogate(ranking)) by.kernel = 1;
     if (ranking == Ranking::Positions) by.positions = policy.ranked_positions();
     auto const prefix = static_cast<std::uint32_t>(this->prefix(scorings_[by.scoring]));
     for (std::uint32_t layer = 0; layer < geometry_.layers; ++layer) {
@@ -77,14 +58,19 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
     Scoring scoring;
     scoring.ranking = ranking;
     scoring.window = params.window;
-    bool const by_attention =
-        ranking == Ranking::Scores || ranking == Ranking::Accumulated || ranking == Ranking::Given;
+    bool const by_attention = ranking == Ranking::Scores || ranking == Ranking::Accumulated ||
+                              ranking == Ranking::Given || ranking == Ranking::Joined;
     if (by_attention) scoring.reduce = params.reduce;
     scoring.query_norm = ranking == Ranking::Accumulated && params.query_norm;
-    if (ranking == Ranking::Surrogate) scoring.surrogate = params.profile->surrogate;
+    if (by_surrogate(ranking)) scoring.surrogate = params.profile->surrogate;
+    if (ranking == Ranking::Joined) {
+        scoring.kernel = params.kernel;
+        scoring.pool = params.pool;
+    }
     auto const found = std::ranges::find_if(scorings_, [&](Scoring const& other) {
         return other.ranking == scoring.ranking && other.window == scoring.window &&
                other.reduce == scoring.reduce && other.query_norm == scoring.query_norm &&
+               other.kernel == scoring.kernel && other.pool == scoring.pool &&
                same(other.surrogate, scoring.surrogate);
     });
     if (found != scorings_.end()) return static_cast<std::size_t>(found - scorings_.begin());
@@ -92,9 +78,11 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
     std::size_t const count = score_count(scoring);
     if (ranking != Ranking::Scores)
         scoring.attention = DKV_TRY(add_scoring(Ranking::Scores, params));
+    if (ranking == Ranking::Joined && scorings_[scoring.attention].peaks.elements().empty())
+        scorings_[scoring.attention].peaks = DKV_TRY(BackendArray<float>::create(*backend_, count));
     if (ranking != Ranking::Positions)
         scoring.scores = DKV_TRY(BackendArray<float>::create(*backend_, count));
-    if (ranking == Ranking::Surrogate)
+    if (by_surrogate(ranking))
         scoring.by_surrogate =
             DKV_TRY(SurrogateScorer::create(*backend_, scoring.surrogate, prompt_tokens_));
     if (ranking == Ranking::Scores) {
@@ -109,8 +97,7 @@ Result<std::size_t> Ranker::add_scoring(Ranking ranking, PolicyParams const& par
 /// selection.
 std::size_t Ranker::add_order(RankedBy by) {
     auto const same = std::ranges::find_if(orders_, [&](RankedBy const& other) {
-        return other.scoring == by.scoring && other.in_turn == by.in_turn &&
-               other.kernel == by.kernel && other.pool == by.pool &&
+        return other.scoring == by.scoring && other.kernel == by.kernel && other.pool == by.pool &&
                other.positions == by.positions;
     });
     if (same == orders_.end()) {
@@ -135,8 +122,9 @@ Result<void> Ranker::make_room(std::size_t index) {
                             std::size_t{0}));
     if (most > ids_.elements().size())
         ids_ = DKV_TRY(BackendArray<std::int32_t>::create(*backend_, most));
-    std::size_t const pooled =
-        by.kernel == 0 || by.tallied ? 0 : score_count(scorings_[by.scoring]);
+    Scoring const& scoring = scorings_[by.scoring];
+    bool const smooths = scoring.kernel != 0 || (by.kernel != 0 && !by.tallied);
+    std::size_t const pooled = smooths ? score_count(scoring) : 0;
     if (pooled > pooled_.elements().size())
         pooled_ = DKV_TRY(BackendArray<float>::create(*backend_, pooled));
     return {};
@@ -178,17 +166,9 @@ Result<std::vector<std::int32_t>> Ranker::best(RankedBy& by,
                                                std::span<std::uint32_t const> limits) {
     Scoring& scoring = scorings_[by.scoring];
     if (!by.positions.empty()) return first_positions(by.positions, limits);
-    std::vector<std::int32_t> ids;
-    if (!by.in_turn || scoring.known) {
-        std::span<float const> best_by = scoring.scores.elements();
-        if (by.kernel != 0) best_by = DKV_TRY(pool(by, scoring));
-        ids = DKV_TRY(select(best_by, limits, prefix(scoring)));
-    }
-    if (!by.in_turn) return ids;
-    Scoring& other = scorings_[*by.in_turn];
-    DKV_TRY(score(other));
-    auto others = DKV_TRY(select(other.scores.elements(), limits, prefix(other)));
-    return ids.empty() ? others : taken_in_turn(ids, others, limits, prefix(scoring));
+    std::span<float const> best_by = scoring.scores.elements();
+    if (by.kernel != 0) best_by = DKV_TRY(pool(by, scoring));
+    return select(best_by, limits, prefix(scoring));
 }
 
 /// The scores smoothed: kept with the layer where tallies will want it.
@@ -198,15 +178,23 @@ Result<std::span<float const>> Ranker::pool(RankedBy& by, Scoring const& scoring
     if (by.tallied)
         kept = std::make_shared<BackendArray<float>>(
             DKV_TRY(BackendArray<float>::create(*backend_, count)));
-    auto const pooled = kept ? kept->elements() : pooled_.elements().first(count);
-    DKV_TRY(backend_->pool({.scores = scoring.scores.elements(),
-                            .out = pooled,
-                            .heads = geometry_.kv_heads,
-                            .tokens = static_cast<std::uint32_t>(prefix(scoring)),
-                            .kernel = by.kernel,
-                            .pool = by.pool}));
+    auto const into = kept ? kept->elements() : pooled_.elements().first(count);
+    DKV_TRY(smooth(scoring.scores.elements(), by.kernel, by.pool, into));
     by.pooled = std::move(kept);
-    return std::span<float const>(pooled);
+    return std::span<float const>(into);
+}
+
+/// Both [kv_heads, prefix].
+Result<void> Ranker::smooth(std::span<float const> scores,
+                            std::uint32_t kernel,
+                            Pool pool,
+                            std::span<float> into) {
+    return backend_->pool({.scores = scores,
+                           .out = into,
+                           .heads = geometry_.kv_heads,
+                           .tokens = static_cast<std::uint32_t>(scores.size() / geometry_.kv_heads),
+                           .kernel = kernel,
+                           .pool = pool});
 }
 
 Result<std::vector<std::int32_t>> Ranker::select(std::span<float const> scores,

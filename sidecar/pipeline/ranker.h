@@ -51,11 +51,14 @@ private:
         bool query_norm = false;
         std::size_t attention = 0;  // The scoring by attention that knows this window's mass.
 
-        std::shared_ptr<Surrogate const> surrogate;  // Of Ranking::Surrogate.
+        std::shared_ptr<Surrogate const> surrogate;  // Of Ranking::Surrogate and Joined.
         SurrogateScorer by_surrogate;                // Likewise.
+        std::uint32_t kernel = 0;                    // Of Joined: smooths the attention.
+        Pool pool = Pool::Max;                       // Likewise.
 
         BackendArray<float> scores;  // [kv_heads, prefix]; also what ranks if nothing pools.
         BackendArray<float> mass;    // [kv_heads, prefix]
+        BackendArray<float> peaks;   // Likewise, where a joined scoring wants them.
         bool ready = false;
         bool known = false;               // There was something to score by.
         std::vector<float> mass_on_host;  // Empty: unknown.
@@ -63,8 +66,7 @@ private:
     /// How scores become ranks.
     struct RankedBy {
         std::size_t scoring = 0;
-        std::optional<std::size_t> in_turn;  // The scoring that takes turns with it.
-        std::uint32_t kernel = 0;            // 0: nothing is pooled.
+        std::uint32_t kernel = 0;  // 0: nothing is pooled.
         Pool pool = Pool::Max;
         std::vector<std::int32_t> positions;  // Not empty: instead of scores.
 
@@ -87,6 +89,7 @@ private:
     bool has_queries(Scoring const& scoring) const noexcept;
     Result<void> score(Scoring& scoring);
     Result<void> score_window(Scoring& scoring);
+    Result<void> foresee(Scoring& scoring);
     Result<void> accumulate(Scoring& scoring);
     Result<void> score_keys(Scoring& scoring, KeyMeasure measure);
     Result<void> score_by_engine(Scoring& scoring);
@@ -95,6 +98,10 @@ private:
     Result<void> work_out(RankedBy& by);
     Result<std::vector<std::int32_t>> best(RankedBy& by, std::span<std::uint32_t const> limits);
     Result<std::span<float const>> pool(RankedBy& by, Scoring const& scoring);
+    Result<void> smooth(std::span<float const> scores,
+                        std::uint32_t kernel,
+                        Pool pool,
+                        std::span<float> into);
     Result<std::vector<std::int32_t>> select(std::span<float const> scores,
                                              std::span<std::uint32_t const> limits,
                                              std::size_t tokens);

@@ -32,11 +32,8 @@ Result<void> Ranker::score(Scoring& scoring) {
         case Ranking::KeyNorm: DKV_TRY(score_keys(scoring, KeyMeasure::Norm)); break;
         case Ranking::KeyDifference: DKV_TRY(score_keys(scoring, KeyMeasure::Difference)); break;
         case Ranking::Surrogate:
-            DKV_TRY(scoring.by_surrogate.score(layer_, source_.keys, source_.values, scoring.window,
-                                               scoring.scores.elements()));
-            break;
+        case Ranking::Joined: DKV_TRY(foresee(scoring)); break;
         case Ranking::Given: DKV_TRY(score_by_engine(scoring)); break;
-        case Ranking::Joined:
         case Ranking::Positions: break;
     }
     scoring.ready = true;
@@ -62,12 +59,31 @@ Result<void> Ranker::score_window(Scoring& scoring) {
                              .keys = source_.keys,
                              .scores = scoring.scores.elements(),
                              .mass = scoring.mass.elements(),
+                             .peaks = scoring.peaks.elements(),
                              .reduce = scoring.reduce,
                              .scale = source_.scale,
                              .softcap = source_.softcap,
                              .sink_logits = source_.sink_logits}));
     scoring.mass_on_host = DKV_TRY(download<float>(*backend_, scoring.mass.elements()));
     return {};
+}
+
+/// By the surrogate; joined: or by the most that a query of the window attends, where that is more
+/// and known. An engine's own scores are taken for it.
+Result<void> Ranker::foresee(Scoring& scoring) {
+    std::span<float const> attention;
+    if (scoring.ranking == Ranking::Joined) {
+        Scoring& window = scorings_[scoring.attention];
+        DKV_TRY(score(window));
+        auto const into = pooled_.elements().first(score_count(window));
+        auto const& seen = has_queries(window) ? window.peaks : window.scores;
+        if (window.known) {
+            DKV_TRY(smooth(seen.elements(), scoring.kernel, scoring.pool, into));
+            attention = into;
+        }
+    }
+    return scoring.by_surrogate.score(layer_, source_.keys, source_.values, scoring.window,
+                                      attention, scoring.scores.elements());
 }
 
 Result<void> Ranker::accumulate(Scoring& scoring) {

@@ -99,8 +99,7 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
         .reduce = spec.params.reduce,
         .scores_keys = ranking == Ranking::KeyNorm || ranking == Ranking::KeyDifference};
     bool const by_surrogate = ranking == Ranking::Surrogate || ranking == Ranking::Joined;
-    bool const pools =
-        ranking == Ranking::Scores || ranking == Ranking::Joined || ranking == Ranking::Given;
+    bool const pools = ranking == Ranking::Scores || ranking == Ranking::Given || by_surrogate;
     if (pools) sizes.kernel = spec.params.kernel;
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
         std::uint64_t ids = 0;
@@ -118,6 +117,7 @@ PromptSizes sizes_of(JobSpec const& spec, Policy const& policy) {
     std::uint64_t arrays = 2;
     if (sizes.accumulates || sizes.scores_keys || by_surrogate || ranking == Ranking::Given)
         arrays += 1;
+    if (ranking == Ranking::Joined) arrays += 2;  // The largest attention, and that smoothed.
     if (pools) arrays += sizes.tallies ? geometry.layers : 1;
     // What is selected, and which rows are copied, while they grow; the scores of an engine that
     // gives such, made dense.

@@ -19,11 +19,12 @@ public:
 
     Surrogate const& surrogate() const noexcept { return *surrogate_; }
 
-    /// `scores` [kv_heads, tokens - window], as SurrogateArgs says.
+    /// `scores` [kv_heads, tokens - window], as SurrogateArgs says; `attention` likewise, or empty.
     Result<void> score(std::uint32_t layer,
                        RowsView const& keys,
                        RowsView const& values,
                        std::uint32_t window,
+                       std::span<float const> attention,
                        std::span<float> scores) const;
 
 private:

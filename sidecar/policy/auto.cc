@@ -1,8 +1,7 @@
 // What is best by the evaluation (docs/eval). A profile decides budgets where there is one; without
-// one no rule that looks at the prompt beats equal budgets. Its surrogate foresees later questions.
+// one no rule that looks at the prompt beats equal budgets. Its surrogate foresees later questions:
+// then one threshold over that and the window's attention has as much say in budgets.
 #include "sidecar/policy/factories.h"
-#include "sidecar/policy/known_budgets.h"
-#include "sidecar/policy/profile_budgets.h"
 
 namespace dkv {
 
@@ -10,8 +9,7 @@ std::unique_ptr<Policy> make_auto(PolicyParams const& params, PromptShape const&
     if (!params.profile) return make_snapkv(params, shape);
     if (!foresees(params)) return make_dynamickv(params, shape);
     if (params.purpose == Purpose::Reuse) return make_reuse(params, shape);
-    return std::make_unique<RankedBudgets>(profile_budgets(*params.profile, params.base(), shape),
-                                           Ranking::Joined);
+    return make_foreseen(params, shape, Ranking::Joined);
 }
 
 }  // namespace dkv

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 #include "sidecar/policy/allocate.h"
 #include "sidecar/policy/factories.h"
@@ -23,11 +25,15 @@ std::uint32_t stage_limit(PolicyParams const& params, PromptShape const& shape) 
 }
 
 /// One threshold over all layers seen. What gets a share of the budget is a layer, with its heads
-/// alike, or each head of each layer.
+/// alike, or each head of each layer. Expected budgets count beside what was counted.
 class GlobalThreshold final : public Policy {
 public:
-    GlobalThreshold(PolicyParams const& params, PromptShape const& shape, Ranking ranking)
+    GlobalThreshold(PolicyParams const& params,
+                    PromptShape const& shape,
+                    Ranking ranking,
+                    std::optional<HeadBudgets> expected = {})
         : ranking_(ranking),
+          expected_(std::move(expected)),
           base_(params.base()),
           update_interval_(params.update_interval),
           shares_per_layer_(params.granularity == Granularity::Layer ? 1 : shape.kv_heads),
@@ -65,6 +71,7 @@ public:
                 auto const heads =
                     counts.subspan(weights.size() * heads_per_share, heads_per_share);
                 weights.push_back(std::accumulate(heads.begin(), heads.end(), std::uint64_t{0}));
+                if (expected_) weights.back() += expected_->layer(layer)[share];
                 upper.push_back(budgets_.layer(layer)[share]);
                 lower.push_back(std::min(share_min_, upper.back()));
             }
@@ -83,6 +90,7 @@ public:
 
 private:
     Ranking ranking_;
+    std::optional<HeadBudgets> expected_;  // Of heads: granularity is layer-head.
     std::uint32_t base_;
     std::uint32_t update_interval_;
     std::uint32_t shares_per_layer_;
@@ -134,6 +142,18 @@ private:
 
 std::unique_ptr<Policy> make_dynamickv(PolicyParams const& params, PromptShape const& shape) {
     return make_by_counts(params, shape, Ranking::Scores);
+}
+
+std::unique_ptr<Policy> make_foreseen(PolicyParams const& params,
+                                      PromptShape const& shape,
+                                      Ranking ranking) {
+    HeadBudgets expected = profile_budgets(*params.profile, params.base(), shape);
+    // An alpha of 0 asks for budgets that are alike, whatever a threshold says.
+    if (stage_limit(params, shape) == params.base() || params.profile->alpha == 0)
+        return std::make_unique<RankedBudgets>(std::move(expected), ranking);
+    PolicyParams by_head = params;
+    by_head.granularity = Granularity::LayerHead;
+    return std::make_unique<GlobalThreshold>(by_head, shape, ranking, std::move(expected));
 }
 
 std::unique_ptr<Policy> make_by_counts(PolicyParams const& params,

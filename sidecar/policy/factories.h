@@ -24,4 +24,9 @@ std::unique_ptr<Policy> make_by_counts(PolicyParams const& params,
                                        PromptShape const& shape,
                                        Ranking ranking);
 
+/// Budgets half from a profile, half from where the largest scores of this prompt lie.
+std::unique_ptr<Policy> make_foreseen(PolicyParams const& params,
+                                      PromptShape const& shape,
+                                      Ranking ranking);
+
 }  // namespace dkv

@@ -13,6 +13,8 @@ namespace dkv {
 namespace {
 
 constexpr std::uint32_t kKernelOfAuto = 15;  // docs/eval/README.md, "What does what".
+// Rows that are always kept leave less to what later text will want: half as many as elsewhere.
+constexpr std::uint32_t kWindowOfForeseen = 16;
 
 template <class T>
 Error refusal(char const* name, T value, std::string const& expected) {
@@ -168,6 +170,7 @@ Result<PolicyParams> resolve(PolicyRequest const& wish, std::string_view model) 
     };
     each_size(take, params, request);
     each_number(take, params, request);
+    if (!request.window && foresees(params)) params.window = kWindowOfForeseen;
     // Another size says nothing of the capacity, which must not be refused for it.
     if (params.ratio || params.bytes || params.keep_mass)
         params.capacity = std::max(params.capacity, params.window);

@@ -57,7 +57,7 @@ enum class Ranking : std::uint8_t {
     KeyNorm,        ///< By the keys alone: ops/key_score.
     KeyDifference,  ///< Likewise.
     Surrogate,      ///< By the profile's surrogate, from keys and values alone.
-    Joined,         ///< By the window's attention and the surrogate in turn.
+    Joined,         ///< By the larger of the window's attention and what the surrogate foresees.
     Given,          ///< By scores that come with the layer.
     Positions       ///< By position alone: ranked_positions() says how.
 };
@@ -129,7 +129,7 @@ PolicyEntry const& entry_of(std::string_view name) noexcept;
 /// a rule of its own for budgets. False for an unknown name.
 bool takes_own_profile(std::string_view name) noexcept;
 
-/// Whether later questions have a say: the profile's surrogate ranks, alone or in turn.
+/// Whether later questions have a say: the profile's surrogate ranks, alone or with the window.
 bool foresees(PolicyParams const& params) noexcept;
 
 /// The published codes' forms, in cli/saved/reference: nothing that a sidecar runs.

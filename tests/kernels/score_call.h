@@ -65,11 +65,14 @@ struct ScoreCall : AttendingCall<ScoreArgs> {
               GroupReduce reduce,
               Layout layout = Layout::HeadMajor)
         : AttendingCall(shape, shape.window, dtype, reduce, layout),
-          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)) {
+          mass(std::size_t{shape.kv_heads} * (shape.tokens - shape.window)),
+          peaks(mass.size()) {
         args.mass = mass;
+        args.peaks = peaks;
     }
 
     std::vector<float> mass;
+    std::vector<float> peaks;
 };
 
 }  // namespace dkv::test

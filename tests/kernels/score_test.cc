@@ -29,9 +29,11 @@ void check_against_reference(Backend& backend, Call& call) {
     REQUIRE(backend.score(call.args));
     CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
     CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
+    CHECK(test::worst_error(call.peaks, want.peaks, relative) <= 1);
 
     ScoreArgs no_mass = call.args;
     no_mass.mass = {};
+    no_mass.peaks = {};
     auto const with_mass = call.scores;
     REQUIRE(backend.score(no_mass));
     CHECK(call.scores == with_mass);
@@ -57,6 +59,8 @@ TEST_CASE("score is the softmax over all tokens, causal inside the window, avera
         CHECK(call.scores[0] == doctest::Approx((1.0 / 6 + 1.0 / 10) / 2));
         CHECK(call.scores[1] == doctest::Approx((2.0 / 6 + 2.0 / 10) / 2));
         CHECK(call.mass == call.scores);
+        CHECK(call.peaks[0] == doctest::Approx(1.0 / 6));
+        CHECK(call.peaks[1] == doctest::Approx(2.0 / 6));
     });
 }
 
@@ -347,6 +351,8 @@ TEST_CASE("score refuses shapes that disagree") {
           "scores has 12 elements, not [6, 6]");
     CHECK(refusal([](auto& args) { args.mass = args.mass.first(11); }) ==
           "mass has 11 elements, not [2, 6]");
+    CHECK(refusal([](auto& args) { args.peaks = args.peaks.first(11); }) ==
+          "peaks has 11 elements, not [2, 6]");
 }
 
 TEST_CASE("score refuses numbers and memory that cannot be") {

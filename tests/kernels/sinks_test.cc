@@ -74,6 +74,7 @@ TEST_CASE("scores with sinks are the reference") {
                     REQUIRE(backend.score(call.args));
                     CHECK(test::worst_error(call.scores, want.scores, relative) <= 1);
                     CHECK(test::worst_error(call.mass, want.mass, relative) <= 1);
+                    CHECK(test::worst_error(call.peaks, want.peaks, relative) <= 1);
                 }
     });
 }

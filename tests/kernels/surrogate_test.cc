@@ -101,6 +101,25 @@ TEST_CASE("keys are turned back to position 0: the same key scores the same anyw
     });
 }
 
+TEST_CASE("attention that was seen counts where it is more than what is foreseen") {
+    test::for_each_backend([](Backend& backend) {
+        Call call(1, 5, 1, 1);
+        call.keys.fill([](auto, auto, auto) { return 1.F; });
+        call.values.fill([](auto, auto token, auto) { return token == 3 ? std::nanf("") : 1.F; });
+        call.weights[4] = -3;  // The constant.
+        std::vector<float> const attention{0.5F, 0.001F, 0, 1};
+        call.args.attention = attention;
+        REQUIRE(backend.surrogate(call.args));
+        CHECK(call.scores[0] == doctest::Approx(std::log(0.5)));
+        CHECK(call.scores[1] == doctest::Approx(-3));
+        CHECK(call.scores[2] == doctest::Approx(-3));
+        CHECK(std::isnan(call.scores[3]));
+        call.weights[4] = -30;
+        REQUIRE(backend.surrogate(call.args));
+        CHECK(call.scores[2] == doctest::Approx(-20 * std::log(2.0)));
+    });
+}
+
 TEST_CASE("the surrogate is the reference at every shape, dtype and layout") {
     unsigned const seed = std::random_device{}();
     CAPTURE(seed);
@@ -123,6 +142,11 @@ TEST_CASE("the surrogate is the reference at every shape, dtype and layout") {
             std::normal_distribution<float> normal;
             for (float& weight : call.weights)
                 weight = normal(random);
+            std::vector<float> attention;
+            if (random() % 2 == 0)
+                for (std::size_t i = 0; i < call.scores.size(); ++i)
+                    attention.push_back(std::abs(normal(random)));
+            call.args.attention = attention;
             INFO(round, ": ", heads, " heads, ", tokens, " tokens, window ", window, ", dim ", dim,
                  ", ", pairs, " pairs, ", name_of(dtype), ", layout ", static_cast<int>(layout));
             auto const want =
@@ -196,6 +220,9 @@ TEST_CASE("what the surrogate cannot be given is refused by name") {
     args = call.args;
     args.turns = args.turns.first(8);
     CHECK(refusal(args) == "turns has 8 elements, not [66, 2, 4]");
+    args = call.args;
+    args.attention = args.scores.first(1);
+    CHECK(refusal(args) == "attention has 1 elements, not [2, 67]");
     args = call.args;
     args.scores = args.scores.first(1);
     CHECK(refusal(args) == "scores has 1 elements, not [2, 67]");

@@ -15,7 +15,7 @@ from test_lab_run import calibrated, tiny  # noqa: F401
 import dkv
 from dkv.hf import profile_file as profile
 from dkv.hf import surrogate_file
-from dkv_lab import evaluate, policies, results, scores, surrogate
+from dkv_lab import evaluate, policies, results, scores
 from dkv_lab import sidecar as lab_sidecar
 from dkv_lab.probe import Probe
 
@@ -63,6 +63,7 @@ def chooser(sidecar):
 
 def differences(facts: policies.Facts, name: str, capacity: int, chooser) -> tuple[int, int]:
     """Tokens that one side alone keeps, and all tokens kept. Those must be near-ties with the budget's last token."""
+    facts = policies.facts_for(name, facts)
     variant = policies.variant(name, facts, capacity)
     with chooser.lend(facts.prompt, lambda: facts.replayed) as loan:
         kept = loan.kept(policies.wish(name, facts, capacity))
@@ -75,21 +76,19 @@ def differences(facts: policies.Facts, name: str, capacity: int, chooser) -> tup
             mine = {*order[layer][head, : budgets[layer, head]].tolist(), *range(prompt.prefix, prompt.tokens)}
             total += len(mine)
             odd += len(mine ^ set(positions))
-            if mine != set(positions) and not name.startswith("joined"):  # By two lists: no number says what is near.
-                assert_near_ties(scores_of(facts, name, index)[head], mine ^ set(positions))
+            if mine != set(positions):
+                assert_near_ties(scores_of(facts, name, variant, index)[head], mine ^ set(positions))
     return odd, total
 
 
-def scores_of(facts: policies.Facts, name: str, index: int) -> torch.Tensor:
+def scores_of(facts: policies.Facts, name: str, variant, index: int) -> torch.Tensor:
     layer = facts.prompt.layers[index]
     if name == "h2o":
         return layer.accumulated
     if name == "replay":
         return facts.replayed[facts.prompt.compressed.index(index)][:, : facts.prompt.prefix]
-    if name == "reuse":
-        made = facts.profile().predictor()
-        weights = made.weights[facts.prompt.compressed.index(index)]
-        return surrogate.predicted(layer, weights, made.rope)[:, : facts.prompt.prefix].exp()
+    if variant.ranking in facts.foreseen:
+        return facts.foreseen[variant.ranking][facts.prompt.compressed.index(index)].exp()
     options = policies.ranked_options(facts, *policies.parse(name))
     return scores.pool(scores.window_scores(layer, options["reduce"]), int(options["kernel"]), options["pool"])
 

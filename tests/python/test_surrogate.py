@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 
 import pytest
@@ -195,10 +196,10 @@ def test_a_model_whose_keys_cannot_be_unrotated_gets_no_surrogate():
         surrogate.fit_model(probe, Bytes(), 2, 100, 0)
 
 
-def test_two_orders_are_joined_by_the_better_place():
-    first, second = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[4, 0, 3, 2, 1]])
+def test_a_token_counts_by_what_was_seen_or_is_foreseen_whichever_is_more():
+    peaks, foreseen = torch.tensor([[0.5, 0.001, 0.0]]), torch.tensor([[-3.0, -3.0, -30.0]])
 
-    assert scores.joined(first, second).tolist() == [[0, 4, 1, 2, 3]]
+    assert torch.allclose(scores.joined(peaks, foreseen), torch.tensor([[math.log(0.5), -3.0, -20 * math.log(2.0)]]))
 
 
 def test_reuse_and_joined_need_a_surrogate(tiny, tmp_path):

@@ -41,6 +41,7 @@ inline double worst_error(std::span<float const> got,
 struct Scores {
     std::vector<double> scores;
     std::vector<double> mass;
+    std::vector<double> peaks;
     std::vector<double> window_share;  ///< [kv_heads]: what the mass leaves to the window.
     std::vector<double> sink_share;    ///< [kv_heads]: and to the sinks.
 };
@@ -63,6 +64,7 @@ inline Scores reference_score(Rows const& queries,
     Scores out;
     out.scores.assign(std::size_t{per_query_head ? q_heads : kv_heads} * prefix, 0);
     out.mass.assign(std::size_t{kv_heads} * prefix, 0);
+    out.peaks.assign(std::size_t{kv_heads} * prefix, 0);
     out.window_share.assign(kv_heads, 0);
     out.sink_share.assign(kv_heads, 0);
     for (std::uint32_t q_head = 0; q_head < q_heads; ++q_head) {
@@ -86,6 +88,10 @@ inline Scores reference_score(Rows const& queries,
             out.sink_share[head] += sink / sum / window / group;
             for (std::uint32_t t = 0; t < seen; ++t)
                 mean[t] += std::exp(logits[t] - largest) / sum / window;
+            for (std::uint32_t t = 0; t < prefix; ++t) {
+                double& peak = out.peaks[std::size_t{head} * prefix + t];
+                peak = std::max(peak, std::exp(logits[t] - largest) / sum);
+            }
         }
         for (std::uint32_t t = 0; t < prefix; ++t) {
             out.mass[std::size_t{head} * prefix + t] += mean[t] / group;
@@ -214,6 +220,9 @@ inline std::vector<double> reference_surrogate(Rows const& keys,
             out.push_back(std::inner_product(
                 known.begin(), known.end(),
                 args.weights.begin() + static_cast<std::ptrdiff_t>(head * features), 0.0));
+            if (args.attention.empty()) continue;
+            double const seen = args.attention[out.size() - 1];
+            out.back() = std::max(out.back(), std::log(std::max(seen, 0x1p-20)));
         }
     return out;
 }

@@ -59,7 +59,7 @@ Result<void> Damage::take(SavedLayer const& layer) {
     std::size_t const count = std::size_t{geometry_.kv_heads} * tokens_;
     auto const index = static_cast<std::uint32_t>(later_.size() / count);
     auto const scores = DKV_TRY(BackendArray<float>::create(*backend_, count));
-    DKV_TRY(scorer_->score(index, layer.keys, layer.values, 0, scores.elements()));
+    DKV_TRY(scorer_->score(index, layer.keys, layer.values, 0, {}, scores.elements()));
     auto shares = DKV_TRY(download<float>(*backend_, scores.elements()));
     for (std::size_t begin = 0; begin < count; begin += tokens_)
         to_shares(std::span(shares).subspan(begin, tokens_));

@@ -15,7 +15,7 @@ namespace {
 
 using Positions = std::vector<std::int32_t>;
 
-/// Every head alike, and a surrogate of random weights.
+/// Every head alike, and a surrogate of random weights, whose scores are about those of attention.
 std::shared_ptr<Profile> profile_for(Geometry const& geometry, std::uint32_t seed) {
     std::mt19937 random(seed);
     auto surrogate = std::make_shared<Surrogate>();
@@ -24,7 +24,9 @@ std::shared_ptr<Profile> profile_for(Geometry const& geometry, std::uint32_t see
     surrogate->frequencies = {1.0F, 0.25F, 0.0625F};
     std::size_t const count = geometry.layers * geometry.kv_heads * surrogate->features();
     for (std::size_t i = 0; i < count; ++i)
-        surrogate->weights.push_back((static_cast<float>(random() % 255) - 127) / 64);
+        surrogate->weights.push_back((i + 1) % surrogate->features() == 0
+                                         ? -3.0F
+                                         : (static_cast<float>(random() % 255) - 127) / 1024);
     auto profile = std::make_shared<Profile>();
     profile->name = "tried";
     profile->layers = geometry.layers;
@@ -40,6 +42,9 @@ JobSpec spec_with(char const* policy, std::shared_ptr<Profile const> const& prof
                            .capacity = 14,
                            .window = 4,
                            .kernel = 3,
+                           .r_max = 1000.0,
+                           .r_min = 0.0,
+                           .update_interval = 5U,
                            .profile = std::const_pointer_cast<Profile>(profile)})
                       .value();
     return spec;
@@ -89,13 +94,42 @@ Positions ranked(Row const& scores) {
     return ranks;
 }
 
-/// The best of `ranks`, in order of position, and the window.
-Positions kept_of(Positions const& ranks, JobSpec const& spec) {
-    Positions kept(ranks.begin(), ranks.begin() + spec.params.base());
+/// The best `count` of `ranks`, in order of position, and the window.
+Positions kept_of(Positions const& ranks, std::size_t count, JobSpec const& spec) {
+    Positions kept(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(count));
     for (std::uint32_t t = spec.prompt_tokens - spec.params.window; t < spec.prompt_tokens; ++t)
         kept.push_back(static_cast<std::int32_t>(t));
     std::ranges::sort(kept);
     return kept;
+}
+
+/// The most that one query of the window attends to each prefix token, smoothed.
+Row peaks_of(JobSpec const& spec, FakeLayer const& layer, std::uint32_t head) {
+    Row peaks(spec.prompt_tokens - spec.params.window, 0.0);
+    std::uint32_t const group = spec.geometry.group();
+    for (std::uint32_t query_head = head * group; query_head < (head + 1) * group; ++query_head) {
+        Row later(spec.prompt_tokens, 0.0);
+        for (std::uint32_t count = 1; count <= spec.params.window; ++count) {
+            Row const all = attention_of(spec, layer, query_head, count);
+            for (std::size_t t = 0; t < peaks.size(); ++t)
+                peaks[t] = std::max(peaks[t], all[t] - later[t]);
+            later = all;
+        }
+    }
+    return pooled_of(peaks, spec.params);
+}
+
+/// [layers * kv_heads] how many of the `total` largest scores of all heads each head has.
+std::vector<std::size_t> counts_of(std::vector<Row> const& scores, std::size_t total) {
+    Row all;
+    for (Row const& row : scores)
+        all.insert(all.end(), row.begin(), row.end());
+    std::ranges::sort(all, std::greater<>());
+    std::vector<std::size_t> counts;
+    for (Row const& row : scores)
+        counts.push_back(static_cast<std::size_t>(
+            std::ranges::count_if(row, [&](double one) { return one >= all[total - 1]; })));
+    return counts;
 }
 
 LayerSource without_queries(FakeLayer const& layer) {
@@ -106,27 +140,31 @@ LayerSource without_queries(FakeLayer const& layer) {
 
 }  // namespace
 
-TEST_CASE("reuse keeps what the surrogate foresees, and asks for no queries") {
+TEST_CASE("reuse keeps what the surrogate foresees most, of all heads, and asks for no queries") {
     auto const backend = make_cpu_backend(2);
     JobSpec const spec = spec_with("reuse", profile_for(small_spec().geometry, 5));
     auto const prompt = fake_prompt(spec, 7);
     CHECK(needs_of(spec).window == 0);
-    CHECK(needs_of(spec).staging_bytes == 0);
 
     auto const run = run_job(*backend, spec,
                              [&](std::uint32_t layer) { return without_queries(prompt[layer]); });
 
-    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
-        for (std::uint32_t head = 0; head < spec.geometry.kv_heads; ++head) {
-            CAPTURE(layer);
-            auto const scores =
-                surrogate_scores(*spec.params.profile->surrogate, prompt[layer], layer, head, 86);
-            CHECK(run.positions(spec.geometry, layer)[head] == kept_of(ranked(scores), spec));
-        }
+    std::vector<Row> scores;
+    for (std::uint32_t layer = 0; layer < 5; ++layer)
+        for (std::uint32_t head = 0; head < 2; ++head)
+            scores.push_back(
+                surrogate_scores(*spec.params.profile->surrogate, prompt[layer], layer, head, 86));
+    auto const counts = counts_of(scores, std::size_t{5} * 2 * 10);
+    CHECK(std::set(counts.begin(), counts.end()).size() > 1);
+    for (std::uint32_t i = 0; i < 10; ++i) {
+        CAPTURE(i);
+        CHECK(run.positions(spec.geometry, i / 2)[i % 2] ==
+              kept_of(ranked(scores[i]), counts[i], spec));
+    }
     CHECK(run.outcome.mass_kept.empty());
 }
 
-TEST_CASE("auto lets the window's attention and the surrogate choose in turn") {
+TEST_CASE("auto ranks by what is seen or foreseen, the larger; the profile has half the budgets") {
     auto const backend = make_cpu_backend(2);
     JobSpec const spec = spec_with("auto", profile_for(small_spec().geometry, 5));
     auto const prompt = fake_prompt(spec, 7);
@@ -134,23 +172,31 @@ TEST_CASE("auto lets the window's attention and the surrogate choose in turn") {
 
     auto const run = run_job(*backend, spec, prompt);
 
-    auto const by_window = expected_of(spec, prompt);
-    for (std::uint32_t layer = 0; layer < spec.geometry.layers; ++layer)
-        for (std::uint32_t head = 0; head < spec.geometry.kv_heads; ++head) {
-            CAPTURE(layer);
-            Positions const window = by_window.layers[layer].ranks[head];
-            Positions const foreseen = ranked(
+    std::vector<Row> scores;
+    for (std::uint32_t layer = 0; layer < 5; ++layer)
+        for (std::uint32_t head = 0; head < 2; ++head) {
+            scores.push_back(
                 surrogate_scores(*spec.params.profile->surrogate, prompt[layer], layer, head, 86));
-            Positions turns;
-            for (std::size_t i = 0; turns.size() < spec.params.base(); ++i)
-                for (std::int32_t const id : {window[i], foreseen[i]})
-                    if (std::ranges::find(turns, id) == turns.end()) turns.push_back(id);
-            CHECK(run.positions(spec.geometry, layer)[head] == kept_of(turns, spec));
+            Row const peaks = peaks_of(spec, prompt[layer], head);
+            for (std::size_t t = 0; t < peaks.size(); ++t)
+                scores.back()[t] = std::max(scores.back()[t], std::log(peaks[t]));
         }
+    auto const counts = counts_of(scores, std::size_t{5} * 2 * 10);
+    std::size_t total = 0;
+    for (std::uint32_t i = 0; i < 10; ++i) {
+        CAPTURE(i);
+        Positions const positions = run.positions(spec.geometry, i / 2)[i % 2];
+        std::size_t const budget = positions.size() - 4;
+        CHECK(2 * budget + 1 >= counts[i] + 10);
+        CHECK(2 * budget <= counts[i] + 10 + 1);
+        CHECK(positions == kept_of(ranked(scores[i]), budget, spec));
+        total += budget;
+    }
+    CHECK(total == 5 * 2 * 10);
     CHECK(run.outcome.mass_kept.size() == spec.geometry.layers);
 }
 
-TEST_CASE("what the cache is for decides who chooses; without queries the surrogate alone does") {
+TEST_CASE("what the cache is for decides who chooses") {
     auto const backend = make_cpu_backend(2);
     auto const profile = profile_for(small_spec().geometry, 5);
     JobSpec spec = spec_with("reuse", profile);
@@ -161,9 +207,10 @@ TEST_CASE("what the cache is for decides who chooses; without queries the surrog
     spec = spec_with("auto", profile);
     auto const both = run_job(*backend, spec, prompt).destination;
     CHECK(both != reuse);
-    CHECK(run_job(*backend, spec, no_queries).destination == reuse);
+    CHECK(run_job(*backend, spec, no_queries).destination != both);
     spec.params.purpose = Purpose::Reuse;
     CHECK(run_job(*backend, spec, prompt).destination == reuse);
+    CHECK(run_job(*backend, spec, no_queries).destination == reuse);
     spec.params.purpose = Purpose::ThisQuestion;
     auto const question = run_job(*backend, spec, prompt).destination;
     CHECK(question != both);

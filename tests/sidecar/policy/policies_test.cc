@@ -127,10 +127,12 @@ void check_totals(PolicyParams const& params, HeadBudgets const& budgets, std::u
     std::uint32_t const heads = budgets.kv_heads();
     std::uint64_t const base = params.base();
     REQUIRE(budgets.total() == base * layers * heads);
-    bool const dynamic = params.name == "dynamickv" || params.name == "auto" ||
-                         params.name == "scores" || params.name == "reuse";
-    bool const ragged = dynamic && (params.profile ? params.profile->heads > 1
-                                                   : params.granularity != Granularity::Layer);
+    bool const dynamic =
+        params.name == "dynamickv" || params.name == "auto" || params.name == "scores";
+    bool const ragged = params.name == "reuse" ||
+                        (dynamic && (foresees(params) ? true
+                                     : params.profile ? params.profile->heads > 1
+                                                      : params.granularity != Granularity::Layer));
     for (std::uint32_t head = 0; head < heads && !ragged; ++head) {
         std::uint64_t kept = 0;
         for (std::uint32_t layer = 0; layer < layers; ++layer)

@@ -105,11 +105,12 @@ def pyramid(shape: Shape, beta: float = 20) -> torch.Tensor:
     return _per_layer(shares, shape)
 
 
-def tally(scores: list[torch.Tensor], total: int) -> list[int]:
-    """How many of the `total` largest scores fall in each layer; ties to the lower layer, head, token."""
+def tally(scores: list[torch.Tensor], total: int, by_head: bool = False) -> list[int]:
+    """How many of the `total` largest scores fall in each layer, or head; ties to the lower layer, head, token."""
     flat = torch.cat([layer.reshape(-1) for layer in scores])
     chosen = torch.sort(flat, descending=True, stable=True).indices[:total]
-    return torch.bincount(chosen // scores[0].numel(), minlength=len(scores)).tolist()
+    of_share = scores[0].shape[1] if by_head else scores[0].numel()
+    return torch.bincount(chosen // of_share, minlength=flat.numel() // of_share).tolist()
 
 
 def dynamickv(
@@ -120,19 +121,35 @@ def dynamickv(
     update_interval: int | None = 4,
 ) -> torch.Tensor:
     """The paper's rule: budgets follow the layers' counts in a global top. `update_interval` None: once, at the end."""
+    return _per_layer(_by_counts(shape, scores, r_max, r_min, update_interval, 1, [0] * shape.layers), shape)
+
+
+def by_threshold(shape: Shape, scores: list[torch.Tensor], expected: torch.Tensor | None = None) -> torch.Tensor:
+    """One threshold for all heads of all layers; `expected` budgets [layers, Hkv] count as much as what was counted."""
+    heads = shape.kv_heads
+    beside = [0] * shape.layers * heads if expected is None else expected.reshape(-1).tolist()
+    return torch.tensor(_by_counts(shape, scores, 10, 0.1, 4, heads, beside)).view(shape.layers, heads)
+
+
+def _by_counts(
+    shape: Shape, scores: list[torch.Tensor], r_max: float, r_min: float, update_interval: int | None, per_layer: int, beside: list[int]
+) -> list[int]:
+    """Of every share: a layer has one, or one for each head."""
     stage = min(math.floor(r_max * shape.base + _ROUNDING_SLACK), shape.prefix)
     stage = max(shape.base, stage)
     floor = layer_min(shape.base, r_min)
-    budgets = [stage] * shape.layers
+    budgets = [stage] * shape.layers * per_layer
+    total = shape.base * len(budgets)
     for seen in range(1, shape.layers + 1):
         due = seen == shape.layers or (update_interval is not None and seen % update_interval == 0)
-        if not due or stage == shape.base or sum(budgets[:seen]) <= shape.base * shape.layers:
+        shares = seen * per_layer
+        if not due or stage == shape.base or sum(budgets[:shares]) <= total:
             continue
-        counts = tally(scores[:seen], shape.base * shape.kv_heads * seen)
-        upper = budgets[:seen]
-        lower = [min(floor, bound) for bound in upper]
-        budgets[:seen] = allocate(shape.base * shape.layers, counts, lower, upper)
-    return _per_layer(budgets, shape)
+        counts = tally(scores[:seen], shape.base * shape.kv_heads * seen, per_layer > 1)
+        counts = [count + more for count, more in zip(counts, beside)]
+        upper = budgets[:shares]
+        budgets[:shares] = allocate(total, counts, [min(floor, bound) for bound in upper], upper)
+    return budgets
 
 
 # -------------------------------------------------------------------- with a profile

@@ -12,7 +12,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from dkv.hf.replay import Instruction
 
 from . import decode, hidden, longbench, needles, policies, progress, ruler, sidecar
 from .needles import Row
-from .probe import Probe, Prompt, Rankings, Variant
+from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
 from .results import COLUMNS, Results, note_run
 from .store import PrefillStore
@@ -62,16 +62,17 @@ class Choice:
     capacity: int
     variant: Variant
     through: str  # "sidecar" or "inline"
+    facts: policies.Facts  # With the policy's window.
 
 
 def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], loan: sidecar.Loan | None) -> list[Choice]:
     """FullKV first, then every policy at every capacity below the prompt."""
     prompt = facts.prompt
     whole = torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix)
-    out = [Choice("fullkv", 0, Variant("fullkv", whole), "inline")]
+    out = [Choice("fullkv", 0, Variant("fullkv", whole), "inline", facts)]
     for capacity in capacities:
         if capacity < prompt.tokens:
-            out += [_choice(facts, name, capacity, loan) for name in names]
+            out += [_choice(policies.facts_for(name, facts), name, capacity, loan) for name in names]
     return out
 
 
@@ -81,15 +82,39 @@ def _rule(text: str) -> policies.Rule:
 
 def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
     if loan is None:
-        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     try:
         kept = loan.kept(policies.wish(name, facts, capacity))
     except dkv.DkvError as error:
         if error.status != dkv.Status.NOT_FOUND or _rule(name).budgets is None:
             raise
         _note(f"{name} is chosen inline: {error}")
-        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline")
-    return Choice(name, capacity, sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings), "sidecar")
+        return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
+    made = sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings)
+    return Choice(name, capacity, made, "sidecar", facts)
+
+
+def _of_each_window(chosen: list[Choice], run: Callable[[policies.Facts, list[Variant]], list]) -> list:
+    """What `run` makes of the variants of each window, in the order of `chosen`."""
+    out: list = [None] * len(chosen)
+    for window in {choice.facts.prompt.window for choice in chosen}:
+        members = [index for index, choice in enumerate(chosen) if choice.facts.prompt.window == window]
+        made = run(chosen[members[0]].facts, [chosen[index].variant for index in members])
+        for index, one in zip(members, made):
+            out[index] = one
+    return out
+
+
+def _forced(probe: Probe, chosen: list[Choice], answer: torch.Tensor, compare=False, judged=None) -> Outcome:
+    """probe.force() of all of them."""
+
+    def rows(facts: policies.Facts, variants: list[Variant]) -> list[tuple]:
+        found = probe.force(facts.prompt, answer, variants, facts.rankings, compare, judged)
+        columns = (found.logprob, found.hit, found.kl, found.agree)
+        return [tuple(None if column is None else column[index] for column in columns) for index in range(len(variants))]
+
+    parts = zip(*_of_each_window(chosen, rows))
+    return Outcome(*(None if part[0] is None else torch.stack(part) for part in parts))
 
 
 @functools.cache
@@ -116,23 +141,23 @@ def evaluate(
         chosen = choices_for(facts, options.policies, options.capacity, loan)
     variants = [choice.variant for choice in chosen]
     if row.asks:
-        return _asked(probe, row, prompt, chosen, facts.rankings)
+        return _asked(probe, row, prompt, chosen)
     if row.writes:
         ends = decode.ends_of(probe.model)
-        written = decode.greedy(probe, prompt, variants, facts.rankings, row.writes, ends)
+        written = _of_each_window(chosen, lambda facts, part: decode.greedy(probe, facts.prompt, part, facts.rankings, row.writes, ends))
         scores = [row.judge(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
-        lines = [_line(row, prompt, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)]
+        lines = [_line(row, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)]
         # LongBench's prompts may be short: what fits is kept whole, and counts as what it is.
         fits = [(name, c) for c in options.capacity if c >= prompt.tokens for name in options.policies]
         lines += [lines[0] | {"policy": name, "capacity": capacity} for name, capacity in fits]
         return lines, [variant.budgets for variant in variants] + [variants[0].budgets] * len(fits)
-    outcome = probe.force(prompt, greedy if is_text else torch.tensor(row.answer), variants, facts.rankings, is_text)
+    outcome = _forced(probe, chosen, greedy if is_text else torch.tensor(row.answer), is_text)
     real = None
     if is_text and options.perplexity and len(row.continuation) > 1:
-        real = probe.force(prompt, torch.tensor(row.continuation), variants, facts.rankings).logprob[:, 1:]
+        real = _forced(probe, chosen, torch.tensor(row.continuation)).logprob[:, 1:]
     lines = []
     for index, choice in enumerate(chosen):
-        line = _line(row, prompt, choice)
+        line = _line(row, choice)
         if is_text:
             line["kl"] = f"{float(outcome.kl[index, 1:].mean()):.6f}"
             line["agree"] = f"{float(outcome.agree[index, 1:].float().mean()):.4f}"
@@ -148,9 +173,7 @@ def evaluate(
     return lines, [variant.budgets for variant in variants]
 
 
-def _asked(
-    probe: Probe, row: Row, prompt: Prompt, chosen: list[Choice], rankings: Rankings
-) -> tuple[list[dict], list[torch.Tensor]]:
+def _asked(probe: Probe, row: Row, prompt: Prompt, chosen: list[Choice]) -> tuple[list[dict], list[torch.Tensor]]:
     """The questions one after the other over what was kept of the context, each before its answer."""
     is_text = row.task == "text"
     tail, spans = [], []
@@ -159,14 +182,13 @@ def _asked(
         spans.append((len(tail) + len(ask.question), len(tail) + len(ask.question) + len(answer)))
         tail += [*ask.question, *answer]
     judged = torch.cat([torch.arange(*span) for span in spans])
-    variants = [choice.variant for choice in chosen]
-    outcome = probe.force(prompt, torch.tensor(tail), variants, rankings, is_text, judged)
+    outcome = _forced(probe, chosen, torch.tensor(tail), is_text, judged)
     lines, begin = [], 0
     for key, ask, span in zip(row.keys, row.asks, spans):
         part = slice(begin, begin + span[1] - span[0])
         begin = part.stop
         for index, choice in enumerate(chosen):
-            line = _line(row, prompt, choice) | {"key": key, "template": ask.template, "question": "hidden"}
+            line = _line(row, choice) | {"key": key, "template": ask.template, "question": "hidden"}
             if is_text:
                 line["kl"] = f"{float(outcome.kl[index, part].mean()):.6f}"
                 line["agree"] = f"{float(outcome.agree[index, part].float().mean()):.4f}"
@@ -177,14 +199,15 @@ def _asked(
             if ask.depth is not None:
                 line["depth"] = f"{ask.depth:.4f}"
             lines.append(line)
-    return lines, [variant.budgets for variant in variants] * len(row.asks)
+    return lines, [choice.variant.budgets for choice in chosen] * len(row.asks)
 
 
 def _replayed(probe: Probe, tokenizer, prompt: Prompt, row: Row) -> list[torch.Tensor]:
     return probe.replay(prompt, row.tokens, Instruction.of(tokenizer))["kvzip"]
 
 
-def _line(row: Row, prompt: Prompt, choice: Choice) -> dict:
+def _line(row: Row, choice: Choice) -> dict:
+    prompt = choice.facts.prompt
     kept = int(choice.variant.budgets.sum()) + prompt.window * choice.variant.budgets.numel()
     return dict.fromkeys(COLUMNS, "") | {
         "key": row.key,

@@ -16,9 +16,10 @@ from dkv.errors import UserError
 from dkv.hf.profile_file import Profile
 
 from . import budgets, scores, surrogate
-from .probe import Prompt, Rankings, Variant
+from .probe import Prompt, Rankings, Variant, narrowed
 
 _POOLED = ("scores", "joined")
+_WINDOW_OF_FORESEEN = 16  # As dkvd's default is; of others it is the evaluation's.
 RANKED = {"kernel": 7.0, "pool": "max", "reduce": "mean"}  # Options of every policy that ranks by scores.
 
 
@@ -33,6 +34,16 @@ class Facts:
     prompt: Prompt
     profiles: dict[str, Profile]  # By their files' stems; the first is the default.
     replay: Callable[[], list[torch.Tensor]] | None = None  # Makes KVzip's scores [Hkv, n] of every compressed layer.
+    foreseen: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # Scores [Hkv, N], by the ranking's name.
+    _of_windows: dict[int, "Facts"] = field(default_factory=dict)
+
+    def of_window(self, window: int) -> "Facts":
+        """The same prompt for policies with another window; the evaluation's own is the most."""
+        if window >= self.prompt.window:
+            return self
+        if window not in self._of_windows:
+            self._of_windows[window] = Facts(narrowed(self.prompt, window), self.profiles, lambda: self.replayed)
+        return self._of_windows[window]
 
     def profile(self, name: str = "") -> Profile:
         if not self.profiles:
@@ -68,17 +79,22 @@ class Facts:
                 raise UnknownPolicy("reuse and joined need a profile with a surrogate: dkv calibrate MODEL --surrogate")
             pairs = zip(self.prompt.compressed, made.weights)
             found = [surrogate.predicted(self.prompt.layers[index], weights, made.rope) for index, weights in pairs]
-            self.rankings.orders[name] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in found]
+            self._rank(name, [layer[:, : self.prompt.prefix] for layer in found])
         return name
 
     def by_both(self, use: str, options: dict) -> str:
-        """The window's pooled scores and the surrogate in turn, the window first."""
-        window, other = self.ranked(**options), self.by_surrogate(use)
-        name = f"{window} and {other}"
+        """The larger of the surrogate's scores and of the most that the window attends, smoothed."""
+        other = self.by_surrogate(use)
+        name = f"joined {options['kernel']:g} {options['pool']} {use}"
         if name not in self.rankings.orders:
-            pairs = zip(self.rankings.orders[window], self.rankings.orders[other])
-            self.rankings.orders[name] = [scores.joined(*pair) for pair in pairs]
+            peaks = [scores.window_peaks(self.prompt.layers[index]) for index in self.prompt.compressed]
+            seen = [scores.pool(layer, int(options["kernel"]), options["pool"]) for layer in peaks]
+            self._rank(name, [scores.joined(*pair) for pair in zip(seen, self.foreseen[other])])
         return name
+
+    def _rank(self, name: str, found: list[torch.Tensor]) -> None:
+        self.foreseen[name] = found
+        self.rankings.orders[name] = [scores.rank(layer) for layer in found]
 
     @functools.cached_property
     def replayed(self) -> list[torch.Tensor]:
@@ -98,30 +114,35 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rule:
-    """Both functions take the facts and every parameter; the first also the shape."""
+    """Both functions take the facts and every parameter; the first also the shape and the ranking's name."""
 
     ranking: str | None  # Of scores.prompt_rankings, "surrogate", "joined" or "replay"; None: the sidecar alone knows it.
     budgets: Callable[..., torch.Tensor] | None
     wish: Callable[..., dict]  # What dkv.Policy gets, beside capacity, window and the options of scores.
     parameters: dict[str, float | str] = field(default_factory=dict)  # With their defaults.
     needs_profile: bool = False
+    window: int = 0  # Its own default; 0: the evaluation's.
 
     @property
     def options(self) -> dict[str, float | str]:
-        return self.parameters | (RANKED if self.ranking in _POOLED else {})
+        return self.parameters | (RANKED if self.ranking in _POOLED else {}) | {"window": float(self.window)}
 
 
 def _uniform(name: str, ranking: str) -> Rule:
-    return Rule(ranking, lambda facts, shape: budgets.uniform(shape), lambda facts: {"name": name})
+    return Rule(ranking, lambda facts, shape, ranking: budgets.uniform(shape), lambda facts: {"name": name})
 
 
 def _sidecars_own(name: str) -> Rule:
     return Rule(None, None, lambda facts: {"name": name})
 
 
-def _profile_budgets(facts: Facts, shape: budgets.Shape, alpha: float, floor: float, use: str) -> torch.Tensor:
+def _profile_budgets(facts: Facts, shape: budgets.Shape, ranking: str, alpha: float, floor: float, use: str) -> torch.Tensor:
     used = facts.profile(use)
     return budgets.by_weights(shape, used.tensor(), used.alpha if alpha < 0 else alpha, used.floor if floor < 0 else floor)
+
+
+def _half_of_profile(facts: Facts, shape: budgets.Shape, ranking: str, **of_profile) -> torch.Tensor:
+    return budgets.by_threshold(shape, facts.foreseen[ranking], _profile_budgets(facts, shape, ranking, **of_profile))
 
 
 def _profile_wish(facts: Facts, alpha: float, floor: float, use: str, name: str = "dynamickv") -> dict:
@@ -147,20 +168,29 @@ RULES = {
     "keydiff": _sidecars_own("keydiff"),
     "pyramidkv": Rule(
         "scores",
-        lambda facts, shape, beta: budgets.pyramid(shape, beta),
+        lambda facts, shape, ranking, beta: budgets.pyramid(shape, beta),
         lambda facts, beta: {"name": "pyramidkv", "beta": beta},
         {"beta": 20.0},
     ),
     "dynamickv": Rule(
         "scores",
-        lambda facts, shape, m, r_min: budgets.dynamickv(shape, facts.scores, r_min=r_min, update_interval=int(m) or None),
+        lambda facts, shape, ranking, m, r_min: budgets.dynamickv(shape, facts.scores, r_min=r_min, update_interval=int(m) or None),
         # m=0: one update, after the last layer.
         lambda facts, m, r_min: {"name": "dynamickv", "update_interval": int(m) or len(facts.prompt.compressed), "r_min": r_min},
         {"m": 4.0, "r_min": 0.1},
     ),
     "profile": Rule("scores", _profile_budgets, _profile_wish, _OF_PROFILE, needs_profile=True),
-    "reuse": Rule("surrogate", _profile_budgets, functools.partial(_profile_wish, name="reuse"), _OF_PROFILE, True),
-    "joined": Rule("joined", _profile_budgets, functools.partial(_profile_wish, name="auto"), _OF_PROFILE, True),
+    "reuse": Rule(
+        "surrogate",
+        lambda facts, shape, ranking, use: budgets.by_threshold(shape, facts.foreseen[ranking]),
+        lambda facts, use: _profile_wish(facts, -1.0, -1.0, use, "reuse"),
+        {"use": ""},
+        True,
+        _WINDOW_OF_FORESEEN,
+    ),
+    "joined": Rule(
+        "joined", _half_of_profile, functools.partial(_profile_wish, name="auto"), _OF_PROFILE, True, _WINDOW_OF_FORESEEN
+    ),
     "replay": Rule("replay", _profile_budgets, functools.partial(_profile_wish, name="scores"), _OF_PROFILE, True),
 }
 
@@ -196,8 +226,17 @@ def _resolved(text: str, facts: Facts) -> tuple[Rule, dict, dict]:
     return rule, rule.parameters | {key: value for key, value in given.items() if key in rule.parameters}, options
 
 
+def facts_for(text: str, facts: Facts) -> Facts:
+    """The prompt with the window that the policy has. Raises UnknownPolicy."""
+    name, given = parse(text)
+    if not 1 <= given.get("window", 1) <= facts.prompt.window:
+        raise UnknownPolicy(f"{text}: a window is 1 … {facts.prompt.window}, the evaluation's")
+    return facts.of_window(int(given.get("window", RULES[name].window or facts.prompt.window)))
+
+
 def variant(text: str, facts: Facts, capacity: int) -> Variant:
     """What the policy keeps, chosen here. Raises UnknownPolicy for one that is the sidecar's alone."""
+    facts = facts_for(text, facts)
     rule, parameters, options = _resolved(text, facts)
     if rule.budgets is None:
         raise UnknownPolicy(f"{text} is the sidecar's alone: leave --inline out")
@@ -210,11 +249,12 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
         ranking = facts.by_both(parameters["use"], options)
     elif ranking == "replay":
         ranking = facts.by_replay()
-    return Variant(f"{text}@{capacity}", rule.budgets(facts, facts.shape(capacity), **parameters), ranking)
+    return Variant(f"{text}@{capacity}", rule.budgets(facts, facts.shape(capacity), ranking, **parameters), ranking)
 
 
 def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:
     """The policy as the sidecar is asked for it."""
+    facts = facts_for(text, facts)
     rule, parameters, options = _resolved(text, facts)
     if options:
         options["kernel"] = int(options["kernel"])

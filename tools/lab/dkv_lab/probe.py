@@ -7,6 +7,7 @@ product, so the prompt's keys and values exist once however many variants there 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,12 @@ class Prompt:
     @property
     def kv_heads(self) -> int:
         return self.layers[0].keys.shape[0]
+
+
+def narrowed(prompt: Prompt, window: int) -> Prompt:
+    """The same prompt with fewer last tokens as its window."""
+    layers = [dataclasses.replace(layer, queries=layer.queries[:, -window:]) for layer in prompt.layers]
+    return dataclasses.replace(prompt, window=window, layers=layers)
 
 
 @dataclass

@@ -38,6 +38,12 @@ def window_weights(layer: Layer) -> torch.Tensor:
     return softmax(logits, layer.row_sinks(window))
 
 
+def window_peaks(layer: Layer) -> torch.Tensor:
+    """The most that a query of the window attends to each prefix token, over the group. [Hkv, N] f32"""
+    heads, tokens, _ = layer.keys.shape
+    return window_weights(layer)[..., : tokens - layer.queries.shape[1]].amax(1)
+
+
 def pool(scores: torch.Tensor, kernel: int = 7, kind: str = "max") -> torch.Tensor:
     """Smooths along tokens, stride 1. Outside: nothing for max, zeros for avg, which divides by the kernel."""
     if kernel < 1 or kernel % 2 == 0:
@@ -54,11 +60,9 @@ def rank(scores: torch.Tensor) -> torch.Tensor:
     return torch.sort(torch.nan_to_num(scores, nan=-torch.inf), dim=-1, descending=True, stable=True).indices
 
 
-def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Two orders [Hkv, N] as one: by the better of a token's two places, `first` before `second` where they are equal."""
-    places = torch.arange(first.shape[1], device=first.device).expand_as(first)
-    one, two = (torch.empty_like(first).scatter_(1, order, places) for order in (first, second))
-    return torch.argsort(torch.minimum(2 * one, 2 * two + 1), dim=1, stable=True)
+def joined(peaks: torch.Tensor, foreseen: torch.Tensor) -> torch.Tensor:
+    """The larger of what was seen and what the surrogate foresees, as logarithms. Both [Hkv, N]"""
+    return torch.maximum(peaks.clamp_min(2.0**-20).log(), foreseen)
 
 
 def rank_by_position(prompt: Prompt, sinks: int = 4) -> torch.Tensor:

@@ -107,14 +107,11 @@ class Loan:
         first = layers[0]
         heads, tokens, dim = first.keys.shape
         self._storage = Storage(len(layers), heads, dim, tokens, first.keys.dtype)
-        self._queries = QueryWindow(
-            len(layers), first.queries.shape[0], dim, prompt.window, prompt.window, first.keys.dtype
-        )
+        self._queries: dict[int, QueryWindow] = {}
         for ordinal, layer in enumerate(layers):
             keys, values = self._storage.layer(ordinal)
             keys[0, :, :tokens].copy_(layer.keys)
             values[0, :, :tokens].copy_(layer.values)
-            self._queries.push(ordinal, layer.queries[None])
         self._sums = _Scores([layer.accumulated for layer in layers]) if first.accumulated is not None else None
 
     @functools.cached_property
@@ -125,7 +122,17 @@ class Loan:
 
     def take_back(self) -> None:
         self._storage.discard()
-        self._queries.discard()
+        for queries in self._queries.values():
+            queries.discard()
+
+    def _last_queries(self, window: int) -> QueryWindow:
+        if window not in self._queries:
+            layers = [self._prompt.layers[index] for index in self._prompt.compressed]
+            heads, _, dim = layers[0].queries.shape
+            self._queries[window] = QueryWindow(len(layers), heads, dim, window, window, layers[0].keys.dtype)
+            for ordinal, layer in enumerate(layers):
+                self._queries[window].push(ordinal, layer.queries[None, :, -window:])
+        return self._queries[window]
 
     def kept(self, wish: dkv.Policy) -> list[list[list[int]]]:
         """The positions kept per layer and KV head, in order."""
@@ -144,12 +151,13 @@ class Loan:
     def _report_layers(self, session: dkv.Session, wish: dkv.Policy) -> None:
         if wish.name == "h2o" and self._sums is None:
             raise SidecarError("h2o needs a prefill with its sums over all queries")
+        window = session.plan.window
+        asks = 0 < window <= self._prompt.window
         given = {"h2o": lambda: self._sums, "scores": lambda: self._replay}.get(wish.name, lambda: None)()
         for ordinal, index in enumerate(self._prompt.compressed):
             layer = self._prompt.layers[index]
             keys, values = self._storage.rows(ordinal, self._prompt.tokens)
-            asks = given is None and session.plan.window == self._prompt.window
-            queries = self._queries.rows(ordinal) if asks else None
+            queries = self._last_queries(window).rows(ordinal) if asks and given is None else None
             ranked = None if given is None else given.rows(ordinal)
             session.layer_ready(
                 ordinal, keys, values, queries, ranked, scale=layer.scale, softcap=layer.softcap or 0.0, sink_logits=layer.sinks
