@@ -151,7 +151,7 @@ Result<Ranked> Ranker::rank(std::size_t by,
 
 Result<void> Ranker::work_out(RankedBy& by) {
     Scoring& scoring = scorings_[by.scoring];
-    DKV_TRY(score(scoring));
+    DKV_TRY(score_timed(scoring));
     auto const mass = DKV_TRY(mass_of(scoring));
     auto const limits =
         std::span(by.limits).subspan(std::size_t{layer_} * geometry_.kv_heads, geometry_.kv_heads);
