@@ -115,8 +115,8 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
     return all;
 }
 
-/// The ranker scores first and selects then; where two scorings take turns, its second scoring is
-/// counted with the first.
+/// The ranker scores and then selects: what it spends on scores is told as one span before the
+/// rest.
 Result<Plan::Weighed> PromptJob::weigh(std::uint32_t layer) {
     auto const number = static_cast<std::int32_t>(layer);
     auto const begin = steady_ns();
