@@ -20,6 +20,7 @@
 #include "sidecar/metrics/exposer.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
+#include "sidecar/supervisor.h"
 #include "sidecar/transport/connection_gate.h"
 #include "sidecar/transport/fd_socket.h"
 #include "sidecar/transport/transport.h"
@@ -76,7 +77,9 @@ public:
     }
 
     Result<void> run() override {
+        supervisor_.ready("listens at " + transport_->endpoint());
         auto result = transport_->run(*this, server_.death_fd());
+        supervisor_.stopping();
         server_.say_stopping(steady_ms());
         return result;
     }
@@ -100,7 +103,10 @@ private:
         if (server_.stopping()) transport_->stop();
     }
     void on_wake(std::uint64_t now) override { server_.on_wake(now); }
-    void on_tick(std::uint64_t now) override { server_.on_tick(now); }
+    void on_tick(std::uint64_t now) override {
+        server_.on_tick(now);
+        supervisor_.alive(now);
+    }
 
     Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) override {
         switch (transport_->send(peer, bytes)) {
@@ -111,6 +117,7 @@ private:
         return Sent::Gone;
     }
 
+    Supervisor supervisor_ = Supervisor::from_environment();
     Metrics metrics_;
     std::unique_ptr<MetricsServer> metrics_server_;
     std::unique_ptr<Transport> transport_;
