@@ -11,6 +11,7 @@
 #   test     Debian packages of the tests and the fuzzers
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
+#   deb      Debian packages that make and try dkv's own
 #   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,7 +24,9 @@ readonly build_packages=(
 # base-files has the licence texts that are the demo's default document.
 readonly python_packages=(python3 python3-venv base-files)
 readonly cuda_packages=(libboost-context-dev)
-readonly test_packages=(clang clang-format doctest-dev git libclang-rt-14-dev)
+# dpkg-dev, strace and systemd: what the package is made of, and whether its unit allows what dkvd does.
+readonly test_packages=(clang clang-format doctest-dev dpkg-dev git libclang-rt-14-dev strace systemd)
+readonly deb_packages=(dpkg-dev gzip lintian mmdebstrap systemd-container)
 readonly lint_packages=(clang-format clang-tidy doctest-dev)
 readonly bench_packages=(libbenchmark-dev)
 
@@ -74,6 +77,7 @@ install() {
             pip_install .venv $files-cuda.txt --no-deps  # Of CUDA only the compiler.
             ;;
         test) install_debian "${test_packages[@]}" ;;
+        deb) install_debian "${deb_packages[@]}" ;;
         lint) install_debian "${lint_packages[@]}" ;;
         bench) install_debian "${bench_packages[@]}" ;;
         wheel)
@@ -81,7 +85,7 @@ install() {
             pip_install .venv-wheel $files-wheel.txt
             ;;
         *)
-            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, lint, bench or wheel" >&2
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, lint, bench or wheel" >&2
             exit 2
             ;;
     esac
