@@ -12,6 +12,7 @@
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
 #   deb      Debian packages that make and try dkv's own
+#   image    podman, and .venv-package: what tries images and manifests, and lists what is linked
 #   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -27,6 +28,7 @@ readonly cuda_packages=(libboost-context-dev)
 # dpkg-dev, strace and systemd: what the package is made of, and whether its unit allows what dkvd does.
 readonly test_packages=(clang clang-format doctest-dev dpkg-dev git libclang-rt-14-dev strace systemd)
 readonly deb_packages=(dpkg-dev gzip lintian mmdebstrap systemd-container)
+readonly image_packages=(aardvark-dns buildah catatonit iptables netavark podman runc)
 readonly lint_packages=(clang-format clang-tidy doctest-dev)
 readonly bench_packages=(libbenchmark-dev)
 
@@ -78,6 +80,10 @@ install() {
             ;;
         test) install_debian "${test_packages[@]}" ;;
         deb) install_debian "${deb_packages[@]}" ;;
+        image)
+            install_debian "${python_packages[@]}" "${image_packages[@]}"
+            pip_install .venv-package $files-package.txt
+            ;;
         lint) install_debian "${lint_packages[@]}" ;;
         bench) install_debian "${bench_packages[@]}" ;;
         wheel)
@@ -85,7 +91,7 @@ install() {
             pip_install .venv-wheel $files-wheel.txt
             ;;
         *)
-            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, lint, bench or wheel" >&2
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, image, lint, bench or wheel" >&2
             exit 2
             ;;
     esac

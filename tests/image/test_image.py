@@ -1,0 +1,79 @@
+"""The image and the compose file, run by a real podman: an engine in one container, dkvd in the other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from processes import ROOT, waited_for
+
+PACKAGE = ROOT / "tools" / "package"
+MIB_MAX = 350  # Of the whole image; the bare Debian below it has about 190.
+
+
+@pytest.fixture
+def composed(podman, image, engine):
+    """podman-compose with these containers' environment; what it started is removed."""
+
+    def compose(*words, **how) -> str:
+        file = PACKAGE / "container" / "compose.yaml"
+        return podman.run("podman-compose", "-p", "dkv-test", "-f", file, *words, ENGINE_IMAGE=engine, DKV_IMAGE=image, **how)
+
+    compose("down", "-v", codes=None)
+    yield compose
+    compose("down", "-v", codes=None)
+
+
+def serves(podman, container: str) -> bool:
+    return "running: dkvd" in podman("exec", container, "dkv", "status", codes=None)
+
+
+@pytest.mark.parametrize("arena", ["memfd", "posix_shm"])
+def test_an_engine_is_compressed_by_the_sidecar_of_the_compose_file(podman, composed, arena):
+    composed("up", "-d", "dkvd")
+    waited_for(lambda: serves(podman, "dkvd"), "dkvd", 60)
+
+    said = composed("run", "--rm", "--no-deps", "-e", f"DKV_ARENA={arena}", "engine")
+
+    done = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert done["committed"] and done["rows_wrong"] == 0 and done["bytes_kept"] < done["bytes_full"]
+
+
+def test_the_sidecars_container_may_do_nothing_that_it_does_not_need(podman, composed):
+    composed("up", "-d", "dkvd")
+    waited_for(lambda: serves(podman, "dkvd"), "dkvd", 60)
+
+    lines = podman("exec", "dkvd", "cat", "/proc/1/status").splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    assert status["Name"] == ["dkvd"] and status["Uid"] == ["1000"] * 4
+    assert status["CapEff"] == status["CapBnd"] == ["0000000000000000"] and status["NoNewPrivs"] == ["1"]
+    assert podman("exec", "dkvd", "find", "/etc", "/usr", "-writable", "-not", "-type", "l") == ""
+
+
+def test_the_image_has_the_package_and_nothing_to_compile_with(podman, image):
+    assert int(podman("image", "inspect", "-f", "{{.Size}}", image)) < MIB_MAX * 2**20
+    left = podman("run", "--rm", "--entrypoint", "sh", image, "-c", "ls /tmp /src /var/lib/apt/lists /usr/bin/g++ 2>/dev/null; true")
+    assert "dkv_" not in left and "g++" not in left
+    shown = podman("run", "--rm", "--entrypoint", "dkvd", image, "--version")
+    assert shown == f"dkvd {image.rpartition(':')[2]}\n"
+
+
+def test_the_pod_with_a_sidecar_of_its_own_compresses(podman, image, engine, tmp_path):
+    pod = yaml.safe_load((PACKAGE / "kubernetes" / "pod.yaml").read_text())
+    for container in pod["spec"]["containers"]:
+        container.pop("readinessProbe", None), container.pop("livenessProbe", None)  # Of the kubelet.
+        container.pop("resources")
+        if container["name"] == "engine":
+            container.update(image=engine, command=["sleep", "600"])
+        else:
+            container["image"] = image
+    (tmp_path / "pod.yaml").write_text(yaml.safe_dump(pod))
+    podman("play", "kube", tmp_path / "pod.yaml")
+    try:
+        waited_for(lambda: serves(podman, "engine-with-dkvd-dkvd"), "dkvd", 60)
+        words = ["dkv_c_engine", "--endpoint", "ipc:///run/dkv/own/dkvd.sock", "--tokens", "600", "--capacity", "128"]
+        done = json.loads(podman("exec", "engine-with-dkvd-engine", *words).splitlines()[-1])
+    finally:
+        podman("play", "kube", "--down", tmp_path / "pod.yaml")
+    assert done["committed"] and done["rows_wrong"] == 0
