@@ -49,7 +49,7 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
-	test-image clean
+	test-image release clean
 
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -239,6 +239,9 @@ test-image: deps deps-test deps-deb deps-image deb ## image and compose file in 
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target dkv_c_engine
 	tools/package/test.sh image $(BUILD)
+
+release: deps-build deps-wheel deps-deb deps-image ## dist/VERSION: wheels, .deb, what is linked (CycloneDX), checksums, signature (RELEASE_KEY=~/.ssh/id_ed25519)
+	tools/release/release.sh $(RELEASE_KEY)
 
 clean:        ## remove what was built
 	rm -rf build

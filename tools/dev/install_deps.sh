@@ -12,7 +12,7 @@
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
 #   deb      Debian packages that make and try dkv's own
-#   image    podman, and .venv-package: what tries images and manifests, and lists what is linked
+#   image    podman; .venv-package, which tries manifests and lists what is linked
 #   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
 cd "$(dirname "$0")/../.."

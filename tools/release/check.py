@@ -57,7 +57,7 @@ def version_problems(root: Path, version: str) -> list[str]:
 
 def checkout_problems(root: Path, version: str) -> list[str]:
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", "-C", root, *words], check=True, capture_output=True, text=True).stdout.rstrip()
 
     problems = []
     changed = git("status", "--porcelain")

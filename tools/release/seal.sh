@@ -10,6 +10,6 @@ set -euo pipefail
 folder=${1:?the folder} key=$(realpath "${2:?the key}")
 cd "$folder"
 rm -f SHA256SUMS SHA256SUMS.sig
-find . -maxdepth 1 -type f -printf '%P\0' | sort -z | xargs -0 sha256sum >sums.part
-mv sums.part SHA256SUMS
+sums=$(find . -maxdepth 1 -type f -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum)
+echo "$sums" >SHA256SUMS
 ssh-keygen -q -Y sign -n dkv-release -f "$key" SHA256SUMS
