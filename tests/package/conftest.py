@@ -79,9 +79,9 @@ class Machine:
     def unit(self, name: str) -> str:
         return self.run("systemctl", "show", "dkvd", "--value", "-p", name).strip()
 
-    def engine(self, **how) -> dict:
+    def engine(self, before=(), **how) -> dict:
         geometry = "--layers 6 --q-heads 6 --kv-heads 2 --head-dim 64 --tokens 600".split()
-        return json.loads(self.run("dkv_c_engine", "--endpoint", ENDPOINT, *geometry, **how).splitlines()[-1])
+        return json.loads(self.run(*before, "dkv_c_engine", "--endpoint", ENDPOINT, *geometry, **how).splitlines()[-1])
 
     def drop_in(self, text: str) -> None:
         folder = self.root / "etc/systemd/system/dkvd.service.d"

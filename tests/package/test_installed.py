@@ -36,6 +36,15 @@ def test_an_engine_of_another_user_runs_uncompressed_and_says_why(machine):
     assert not done["committed"] and NOT_YOURS in done["error"]
 
 
+def test_an_engine_that_may_do_more_than_dkvd_runs_uncompressed_and_says_why(machine):
+    more = ("setpriv", "--reuid=dkv", "--regid=dkv", "--clear-groups", "--inh-caps=+sys_nice", "--ambient-caps=+sys_nice")
+    done = machine.engine(before=more, codes=(3,))
+
+    assert not done["committed"] and done["status"] == "permission_denied"
+    assert "start the engine without capabilities, or set DKV_ARENA=posix_shm for it" in done["error"]
+    assert machine.engine(before=more, DKV_ARENA="posix_shm")["committed"]
+
+
 def test_the_process_has_no_capability_and_a_filter(machine):
     lines = machine.run("cat", f"/proc/{machine.unit('MainPID')}/status").splitlines()
     status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
