@@ -144,6 +144,7 @@ int run(std::vector<std::string> arguments, Environment const& environment) {
     }
     bool const json = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
     Program program(environment);
+    program.context.globals.arguments = arguments;
     std::reverse(arguments.begin(), arguments.end());  // CLI11 pops them from the back.
     try {
         program.app.parse(std::move(arguments));

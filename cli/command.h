@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -32,7 +33,8 @@ struct Environment {
         std::string, std::chrono::milliseconds, sdk::KeyFiles const&)>
         connect;
     std::function<void(CLI::App&, Config&)> add_daemon_flags;
-    std::function<Result<void>(Config const&)> run_daemon;
+    /// The second one reads the configuration again.
+    std::function<Result<void>(Config const&, std::function<Result<Config>()> const&)> run_daemon;
     std::function<doctor::Readings(std::string const& endpoint)> read_machine;
     /// From now on Ctrl-C does not kill; what comes back says whether it was pressed.
     std::function<std::function<bool()>()> catch_interrupts;
@@ -45,6 +47,8 @@ struct Environment {
     std::function<Error(PythonCommand const&, std::vector<std::string> const& arguments)>
         become_python;
     Style style;  ///< What the terminal can show; --no-color takes the colour away.
+    /// The same now: a window may have been resized. Empty: as `style`.
+    std::function<Style()> style_now;
 };
 
 /// The options that every command accepts, before or after its name.
@@ -54,6 +58,7 @@ struct Globals {
     bool json = false;
     bool no_color = false;
     std::uint32_t timeout_ms = 3000;
+    std::vector<std::string> arguments;  ///< The whole command line, in its order.
 };
 
 /// Lives as long as the CLI::App: commands may keep a reference.
@@ -66,7 +71,7 @@ struct Context {
                                    globals.keys);
     }
     Style style() const {
-        Style style = environment.style;
+        Style style = environment.style_now ? environment.style_now() : environment.style;
         if (globals.no_color) style.color = false;
         return style;
     }

@@ -73,6 +73,7 @@ dkv::cli::Environment real_environment() {
     environment.out_is_terminal = ::isatty(STDOUT_FILENO) == 1;
     environment.err_is_terminal = ::isatty(STDERR_FILENO) == 1;
     environment.style = style_of_stdout(environment.out_is_terminal);
+    if (environment.out_is_terminal) environment.style_now = [] { return style_of_stdout(true); };
     return environment;
 }
 

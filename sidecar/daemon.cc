@@ -9,15 +9,18 @@
 #include <fstream>
 #include <limits>
 #include <random>
+#include <unistd.h>
+#include <utility>
 
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
 #include "kernels/backend.h"
 #include "protocol/base/endpoint.h"
+#include "sidecar/config/config_file.h"
 #include "sidecar/log_sink.h"
 #include "sidecar/memory/left_behind.h"
-#include "sidecar/metrics/exposer.h"
+#include "sidecar/metrics/http_server.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
 #include "sidecar/supervisor.h"
@@ -48,20 +51,27 @@ std::uint64_t wall_ms() {
 
 class DaemonImpl final : public Daemon, private TransportHandler, private rpc::Outbox {
 public:
-    DaemonImpl(Config const& config, Backends backends, std::unique_ptr<Transport> transport)
-        : transport_(std::move(transport)),
+    DaemonImpl(Config const& config,
+               Backends backends,
+               std::unique_ptr<Transport> transport,
+               ReadConfig again)
+        : again_(std::move(again)),
+          drain_ms_(config.drain_ms),
+          transport_(std::move(transport)),
           server_({.config = config,
                    .endpoint = transport_->endpoint(),
                    .boot_id = random_id(),
-                   .started_at = steady_ms(),
+                   .started_at = started_at_,
                    .wall_offset_ms = wall_ms() - steady_ms()},
                   metrics_,
                   *this,
                   std::move(backends),
-                  [this] { transport_->wake(); }) {}
+                  [this] { transport_->wake(); }) {
+        metrics_.build(DKV_VERSION, kProtocolVersion, server_.backend());
+    }
 
     Result<void> serve_metrics(std::string const& address) {
-        metrics_server_ = DKV_TRY(MetricsServer::start(address, metrics_));
+        metrics_server_ = DKV_TRY(MetricsServer::start(address, metrics_, health_));
         return {};
     }
 
@@ -77,13 +87,22 @@ public:
     }
 
     Result<void> run() override {
-        supervisor_.ready("listens at " + transport_->endpoint());
+        look(steady_ms(), Health::State::Serving);
+        supervisor_.ready(where());
         auto result = transport_->run(*this, server_.death_fd());
         supervisor_.stopping();
         server_.say_stopping(steady_ms());
         return result;
     }
     void stop() noexcept override { transport_->stop(); }
+    void drain() noexcept override {
+        if (drain_asked_.exchange(true)) return transport_->stop();
+        transport_->wake();
+    }
+    void reload() noexcept override {
+        reload_asked_ = true;
+        transport_->wake();
+    }
     void say_where() const {
         spdlog::info("dkvd {} listens at {}", DKV_VERSION, transport_->endpoint());
         if (auto const control = transport_->control_endpoint(); !control.empty())
@@ -101,11 +120,72 @@ private:
                     std::uint64_t now) override {
         server_.on_message(peer, bytes, now, transport_->sender());
         if (server_.stopping()) transport_->stop();
+        stop_when_drained(now);
     }
-    void on_wake(std::uint64_t now) override { server_.on_wake(now); }
+    void on_wake(std::uint64_t now) override {
+        server_.on_wake(now);
+        if (drain_asked_ && health_.state() != Health::State::Draining) begin_to_drain(now);
+        if (reload_asked_.exchange(false)) {
+            supervisor_.reloading();
+            read_config_again();
+            supervisor_.ready(where());
+        }
+        stop_when_drained(now);
+    }
     void on_tick(std::uint64_t now) override {
         server_.on_tick(now);
+        look(now, health_.state());
         supervisor_.alive(now);
+        stop_when_drained(now);
+    }
+
+    std::string where() const { return "listens at " + transport_->endpoint(); }
+
+    void begin_to_drain(std::uint64_t now) {
+        server_.drain();
+        supervisor_.stopping();
+        look(now, Health::State::Draining);
+        drain_until_ = now + drain_ms_;
+        if (auto const open = server_.sessions_in_work(); open > 0)
+            spdlog::info("draining: {} open sessions have {} ms to end", open, drain_ms_);
+    }
+
+    void stop_when_drained(std::uint64_t now) {
+        if (health_.state() != Health::State::Draining) return;
+        auto const open = server_.sessions_in_work();
+        if (open > 0 && now < drain_until_) return;
+        if (open > 0 && !std::exchange(gave_up_, true))
+            spdlog::warn(
+                "draining: {} sessions are still open after {} ms; their engines go on "
+                "uncompressed",
+                open, drain_ms_);
+        transport_->stop();
+    }
+
+    void read_config_again() {
+        if (!again_) return;
+        if (server_.config().config_file.empty())
+            return spdlog::warn("SIGHUP: dkvd was started without --config: nothing is read again");
+        auto const config = again_();
+        if (!config)
+            return spdlog::error("the configuration is not reloaded, the old one stays: {}",
+                                 config.error().message);
+        if (auto const fixed = fixed_changes(server_.config(), config.value()); !fixed.empty())
+            return spdlog::error(
+                "the configuration is not reloaded, the old one stays: {} cannot change while dkvd "
+                "runs: restart it",
+                fmt::join(fixed, ", "));
+        drain_ms_ = config.value().drain_ms;
+        spdlog::set_level(spdlog::level::from_str(config.value().log_level));
+        server_.reconfigure(config.value());
+        spdlog::info("the configuration is reloaded");
+    }
+
+    void look(std::uint64_t now, Health::State state) {
+        health_.tick(now);
+        health_.set(state);
+        metrics_.uptime(static_cast<double>(now - started_at_) * 1e-3);
+        metrics_.ready(health_.why_not_ready(now).empty());
     }
 
     Sent send(Peer const& peer, std::span<std::uint8_t const> bytes) override {
@@ -118,7 +198,15 @@ private:
     }
 
     Supervisor supervisor_ = Supervisor::from_environment();
+    ReadConfig const again_;
+    std::atomic<bool> drain_asked_ = false;
+    std::atomic<bool> reload_asked_ = false;
+    std::uint64_t drain_ms_;
+    std::uint64_t drain_until_ = 0;
+    bool gave_up_ = false;
+    std::uint64_t const started_at_ = steady_ms();
     Metrics metrics_;
+    Health health_;
     std::unique_ptr<MetricsServer> metrics_server_;
     std::unique_ptr<Transport> transport_;
     rpc::Server server_;
@@ -173,21 +261,27 @@ void divide_mappings(Limits& limits) {
 /// The daemon that signals stop. A handler sees nothing but globals.
 std::atomic<Daemon*> signalled = nullptr;
 
-void on_signal(int /*number*/) {
-    if (auto* const daemon = signalled.load()) daemon->stop();
+void on_signal(int number) {
+    auto* const daemon = signalled.load();
+    if (daemon == nullptr) return;
+    if (number == SIGHUP) return daemon->reload();
+    if (number == SIGTERM) return daemon->drain();
+    daemon->stop();
 }
 
-void set_signal_handler(void (*handler)(int)) {
+/// `reloads`: SIGHUP does not end the process.
+void set_signal_handler(void (*handler)(int), bool reloads) {
     struct sigaction action {};
     action.sa_handler = handler;
     ::sigemptyset(&action.sa_mask);
     for (int const number : {SIGINT, SIGTERM})
         ::sigaction(number, &action, nullptr);
+    if (reloads) ::sigaction(SIGHUP, &action, nullptr);
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
+Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config, ReadConfig again) {
     DKV_TRY(check(config));
     auto const* const required = std::getenv("DKV_REQUIRE_CUDA");
     auto backends =
@@ -207,7 +301,8 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     Config divided = config;
     divide_descriptors(divided.limits);
     divide_mappings(divided.limits);
-    auto daemon = std::make_unique<DaemonImpl>(divided, std::move(backends), std::move(transport));
+    auto daemon = std::make_unique<DaemonImpl>(divided, std::move(backends), std::move(transport),
+                                               std::move(again));
     if (has_gpu)
         if (auto const taken = daemon->take_descriptors(); !taken)
             spdlog::warn("memory that only a descriptor names cannot be lent: {}",
@@ -217,10 +312,10 @@ Result<std::unique_ptr<Daemon>> Daemon::start(Config const& config) {
     return std::unique_ptr<Daemon>(std::move(daemon));
 }
 
-Result<void> run_daemon(Config const& config) {
+Result<void> run_daemon(Config const& config, ReadConfig const& again) {
     DKV_TRY(check(config));
-    spdlog::set_default_logger(std::make_shared<spdlog::logger>("dkvd", make_log_sink()));
-    spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+        "dkvd", make_log_sink(config.log_format == "json" ? LogFormat::Json : LogFormat::Text)));
     spdlog::set_level(spdlog::level::from_str(config.log_level));
     std::signal(SIGPIPE, SIG_IGN);  // Of a stderr that is not read any more.
     raise_file_limit();
@@ -228,15 +323,17 @@ Result<void> run_daemon(Config const& config) {
         spdlog::info("{} names in /dev/shm that killed engines had left are gone, {} bytes",
                      left.objects, left.bytes);
 
-    auto const daemon = DKV_TRY(Daemon::start(config));
+    auto const daemon = DKV_TRY(Daemon::start(config, again));
     if (::geteuid() == 0)
         spdlog::warn(
             "running as root: what reaches this process reaches the whole machine; an engine needs "
             "a sidecar of its own user");
     signalled = daemon.get();
-    set_signal_handler(on_signal);
+    // At a terminal, without a file, SIGHUP says that the terminal was closed.
+    bool const reloads = !config.config_file.empty() || ::isatty(STDIN_FILENO) != 1;
+    set_signal_handler(on_signal, reloads);
     auto result = daemon->run();
-    set_signal_handler(SIG_DFL);
+    set_signal_handler(SIG_DFL, reloads);
     signalled = nullptr;
     spdlog::info("dkvd stops");
     return result;

@@ -1,19 +1,24 @@
 #include "sidecar/log_sink.h"
 
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <fcntl.h>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <unistd.h>
 
+#include <fmt/chrono.h>
 #include <spdlog/sinks/base_sink.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "protocol/base/printable.h"
 #include "protocol/base/unique_fd.h"
+#include "sidecar/metrics/log_scope.h"
 
 namespace dkv {
 namespace {
@@ -31,7 +36,46 @@ UniqueFd open_stderr_again() {
     return UniqueFd(::open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
 }
 
+std::string_view level_of(spdlog::details::log_msg const& message) {
+    auto const name = spdlog::level::to_string_view(message.level);
+    return {name.data(), name.size()};
+}
+
+std::string as_text(spdlog::details::log_msg const& message,
+                    std::string_view text,
+                    LogScope::Ids ids) {
+    auto const when = std::chrono::floor<std::chrono::milliseconds>(message.time);
+    auto const seconds = std::chrono::system_clock::to_time_t(message.time);
+    std::tm parts{};
+    ::localtime_r(&seconds, &parts);
+    std::string whose;
+    if (ids.instance != 0) whose = fmt::format("engine 0x{:016x}", ids.instance);
+    if (ids.session != 0) whose += fmt::format(", session 0x{:016x}", ids.session);
+    return fmt::format("{:%Y-%m-%d %H:%M:%S}.{:03} {} {}{}{}\n", parts,
+                       when.time_since_epoch().count() % 1000, level_of(message), whose,
+                       whose.empty() ? "" : ": ", text);
+}
+
+std::string as_json(spdlog::details::log_msg const& message,
+                    std::string_view text,
+                    LogScope::Ids ids) {
+    auto const when = std::chrono::floor<std::chrono::milliseconds>(message.time);
+    auto const seconds = std::chrono::system_clock::to_time_t(message.time);
+    std::tm parts{};
+    ::gmtime_r(&seconds, &parts);
+    nlohmann::ordered_json line{{"time", fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", parts,
+                                                     when.time_since_epoch().count() % 1000)},
+                                {"level", level_of(message)}};
+    if (ids.instance != 0) line["instance"] = fmt::format("0x{:016x}", ids.instance);
+    if (ids.session != 0) line["session"] = fmt::format("0x{:016x}", ids.session);
+    line["message"] = text;
+    return line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
 class LogSink final : public spdlog::sinks::base_sink<std::mutex> {
+public:
+    explicit LogSink(LogFormat format) : format_(format) {}
+
 protected:
     void sink_it_(spdlog::details::log_msg const& message) override {
         auto const text =
@@ -49,11 +93,10 @@ protected:
     void flush_() override {}
 
 private:
-    std::string formatted(spdlog::details::log_msg message, std::string_view text) {
-        message.payload = {text.data(), text.size()};
-        spdlog::memory_buf_t line;
-        formatter_->format(message, line);
-        return {line.data(), line.size()};
+    std::string formatted(spdlog::details::log_msg const& message, std::string_view text) const {
+        auto const ids = LogScope::current();
+        return format_ == LogFormat::Json ? as_json(message, text, ids)
+                                          : as_text(message, text, ids);
     }
 
     bool write(std::string_view lines) const noexcept {
@@ -70,14 +113,15 @@ private:
         return written >= 0;
     }
 
+    LogFormat const format_;
     UniqueFd const stderr_ = open_stderr_again();
     std::uint64_t dropped_ = 0;
 };
 
 }  // namespace
 
-std::shared_ptr<spdlog::sinks::sink> make_log_sink() {
-    return std::make_shared<LogSink>();
+std::shared_ptr<spdlog::sinks::sink> make_log_sink(LogFormat format) {
+    return std::make_shared<LogSink>(format);
 }
 
 }  // namespace dkv

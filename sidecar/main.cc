@@ -1,10 +1,13 @@
 // dkvd: argv in, exit code out. 0: stopped as asked; 1: could not start or serve; 2: wrong flags.
 #include <exception>
 #include <iostream>
+#include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
 #include "protocol/base/guarded_memory.h"
+#include "sidecar/config/config_file.h"
 #include "sidecar/daemon.h"
 
 namespace {
@@ -19,8 +22,10 @@ int run(int argc, char** argv) {
     } catch (CLI::ParseError const& error) {
         return app.exit(error) == 0 ? 0 : 2;
     }
-    auto const checked = dkv::check(config);
-    auto const result = checked ? dkv::run_daemon(config) : checked;
+    auto const checked = dkv::finish(app, config);
+    std::vector<std::string> const arguments(argv + 1, argv + argc);
+    auto const again = [&arguments] { return dkv::read_config(arguments); };
+    auto const result = checked ? dkv::run_daemon(config, again) : checked;
     if (result) return 0;
     std::cerr << "dkvd: " << result.error().message << '\n';
     return checked ? 1 : 2;

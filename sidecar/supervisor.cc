@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <string_view>
 #include <unistd.h>
 
@@ -80,6 +81,13 @@ void Supervisor::alive(std::uint64_t now_ms) noexcept {
     // A quarter of the time: one lost message and one late tick do no harm.
     if (!watchdog_ms_ || now_ms - fed_at_ms_ < *watchdog_ms_ / 4) return;
     if (say("WATCHDOG=1", false)) fed_at_ms_ = now_ms;
+}
+
+void Supervisor::reloading() {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    auto const usec = std::uint64_t(now.tv_sec) * 1'000'000 + std::uint64_t(now.tv_nsec) / 1000;
+    say("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(usec), false);
 }
 
 void Supervisor::stopping() {

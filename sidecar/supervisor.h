@@ -16,10 +16,11 @@ public:
     /// Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID. What it cannot use is logged.
     static Supervisor from_environment();
 
-    /// It serves. `status` is one line for people.
+    /// It serves, for the first time or after reloading(). `status` is one line for people.
     void ready(std::string const& status);
     /// Feeds the watchdog, where the supervisor wants that; to be called every tick. Never waits.
     void alive(std::uint64_t now_ms) noexcept;
+    void reloading();
     void stopping();
 
 private:

@@ -8,6 +8,7 @@ namespace dkv::cli {
 Run setup_status(CLI::App& app, Context const& context);
 Run setup_instances(CLI::App& app, Context const& context);
 Run setup_sessions(CLI::App& app, Context const& context);
+Run setup_trace(CLI::App& app, Context const& context);
 Run setup_watch(CLI::App& app, Context const& context);
 Run setup_savings(CLI::App& app, Context const& context);
 Run setup_policy(CLI::App& app, Context const& context);
@@ -20,6 +21,7 @@ Run setup_plan(CLI::App& app, Context const& context);
 Run setup_diff(CLI::App& app, Context const& context);
 Run setup_keys(CLI::App& app, Context const& context);
 Run setup_doctor(CLI::App& app, Context const& context);
+Run setup_config(CLI::App& app, Context const& context);
 Run setup_serve(CLI::App& app, Context const& context);
 Run setup_detach(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);

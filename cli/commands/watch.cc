@@ -1,12 +1,14 @@
 // Subscribes, and prints each event as it comes: a line each, or a screen that is drawn anew.
 #include <algorithm>
 #include <deque>
+#include <map>
 
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
 #include "cli/render/json.h"
 #include "cli/render/notices.h"
+#include "cli/render/screen.h"
 #include "cli/render/text.h"
 
 namespace dkv::cli {
@@ -17,15 +19,27 @@ using std::chrono::milliseconds;
 constexpr milliseconds kFrame{250};   // 4 Hz
 constexpr milliseconds kRetry{1000};  // Between two attempts to find the sidecar again.
 constexpr std::size_t kEventsKept = 200;
+constexpr std::uint64_t kRateMs = 1000;
+constexpr std::size_t kRowsOfOnce = 1000;
+constexpr std::size_t kColumnsOfOnce = 200;
+
+Result<void> fill(Screen& screen, sdk::Controller& controller) {
+    screen.status = DKV_TRY(controller.status());
+    screen.instances = DKV_TRY(controller.instances());
+    screen.sessions = DKV_TRY(controller.sessions(0));
+    return {};
+}
 
 class Watch {
 public:
-    Watch(Context const& context, std::uint64_t count, bool lines)
+    Watch(Context const& context, std::uint64_t count, bool lines, SortKey sort)
         : context_(context),
           environment_(context.environment),
           count_(count),
           on_screen_(environment_.out_is_terminal && !context.globals.json && !lines),
-          interrupted_(environment_.catch_interrupts()) {}
+          interrupted_(environment_.catch_interrupts()) {
+        screen_.sort = sort;
+    }
 
     /// Errors: what connecting the first time failed with, but Unavailable and DeadlineExceeded,
     /// which are waited out; VersionMismatch at any time: waiting cannot cure it.
@@ -98,11 +112,22 @@ private:
     }
 
     Result<void> draw(sdk::Controller& controller) {
-        screen_.status = DKV_TRY(controller.status());
-        screen_.instances = DKV_TRY(controller.instances());
-        screen_.sessions = DKV_TRY(controller.sessions(0));
+        DKV_TRY(fill(screen_, controller));
+        remember_totals();
         paint();
         return {};
+    }
+
+    /// Rates are over one to two seconds.
+    void remember_totals() {
+        auto const now = totals_of(screen_.status);
+        bool const restarted = !marks_.empty() && now.uptime_ms < marks_.back().uptime_ms;
+        if (restarted) marks_.clear();
+        if (marks_.empty() || now.uptime_ms - marks_.back().uptime_ms >= kRateMs)
+            marks_.push_back(now);
+        if (marks_.size() > 2) marks_.pop_front();
+        screen_.before.reset();
+        if (now.uptime_ms - marks_.front().uptime_ms >= kRateMs) screen_.before = marks_.front();
     }
 
     void paint() {
@@ -138,7 +163,26 @@ private:
     std::function<bool()> interrupted_;
     std::uint64_t seen_ = 0;
     Screen screen_;
+    std::deque<Screen::Totals> marks_;
 };
+
+/// The screen once, as a script or a bug report wants it.
+Result<Output> look_once(Context const& context, SortKey sort) {
+    auto const controller = DKV_TRY(context.connect());
+    Screen screen;
+    screen.sort = sort;
+    DKV_TRY(fill(screen, *controller));
+    Style style = context.style();
+    style.rows = kRowsOfOnce;
+    if (!context.environment.out_is_terminal) style.columns = kColumnsOfOnce;
+    auto text = screen_text(screen, style);
+    while (text.ends_with("\n\n"))
+        text.pop_back();
+    return Output{std::move(text),
+                  {{"sidecar", to_json(screen.status)},
+                   {"instances", to_json(screen.instances.instances)},
+                   {"sessions", to_json(screen.sessions.sessions)}}};
+}
 
 }  // namespace
 
@@ -146,11 +190,29 @@ Run setup_watch(CLI::App& app, Context const& context) {
     struct WatchOptions {
         std::uint64_t count = 0;
         bool lines = false;
+        bool once = false;
+        SortKey sort = SortKey::Age;
     };
     auto options = std::make_shared<WatchOptions>();
     app.add_option("--count", options->count, "end after N events; 0: never")->type_name("N");
     app.add_flag("--lines", options->lines, "a line per event on a terminal too");
-    return [&context, options] { return Watch(context, options->count, options->lines).run(); };
+    app.add_flag("--once", options->once, "print the screen once, and end")
+        ->excludes("--count")
+        ->excludes("--lines");
+    std::map<std::string, SortKey> const keys{{"age", SortKey::Age},
+                                              {"tokens", SortKey::Tokens},
+                                              {"bytes", SortKey::Bytes},
+                                              {"peak", SortKey::Peak},
+                                              {"busy", SortKey::Busy}};
+    app.add_option_function<std::string>(
+           "--sort", [options, keys](std::string const& word) { options->sort = keys.at(word); },
+           "engines and sessions by this, the largest first; age: the newest session last [age]")
+        ->check(CLI::IsMember(keys))
+        ->type_name("KEY");
+    return [&context, options] {
+        if (options->once) return look_once(context, options->sort);
+        return Watch(context, options->count, options->lines, options->sort).run();
+    };
 }
 
 }  // namespace dkv::cli

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "cli/render/policies.h"
+#include "cli/render/savings.h"
 #include "cli/render/table.h"
 #include "cli/render/text.h"
 
@@ -26,9 +27,8 @@ std::string geometry_text(wire::GeometryT const* geometry) {
 
 std::string savings_line(wire::SavingsT const* savings) {
     if (savings == nullptr || savings->sessions == 0) return "no session finished yet";
-    return fmt::format("{} dropped, {} returned (measured), of {}",
-                       human_bytes(savings->bytes_dropped), human_bytes(savings->bytes_returned),
-                       human_bytes(savings->bytes_full));
+    return fmt::format("{} dropped, {}, of {}", human_bytes(savings->bytes_dropped),
+                       given_back(*savings), human_bytes(savings->bytes_full));
 }
 
 std::string one_instance(wire::InstanceInfoT const& item, Style const& style) {

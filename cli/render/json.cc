@@ -38,6 +38,7 @@ Json to_json(wire::SavingsT const& savings) {
             {"bytes_full", savings.bytes_full},
             {"bytes_dropped", savings.bytes_dropped},
             {"bytes_returned", savings.bytes_returned},
+            {"bytes_pool", savings.bytes_pool},
             {"bytes_block_table", savings.bytes_block_table},
             {"bytes_peak", savings.bytes_peak},
             {"busy_ns", savings.busy_ns},
@@ -83,6 +84,7 @@ Json to_json(wire::SessionInfoT const& session) {
             {"bytes_kept", session.bytes_kept},
             {"bytes_block_table", session.bytes_block_table},
             {"bytes_returned", session.bytes_returned},
+            {"bytes_pool", session.bytes_pool},
             {"bytes_peak", session.bytes_peak},
             {"bytes_final", session.bytes_final},
             {"busy_ns", session.busy_ns},
@@ -108,6 +110,7 @@ Json to_json(wire::StatusInfoT const& status) {
               {"errors_total", status.errors_total},
               {"last_error", status.last_error.empty() ? Json() : Json(status.last_error)},
               {"gone", status.gone},
+              {"draining", status.draining},
               {"savings", to_json(status.savings)}};
     if (status.limits)
         json["limits"] = {{"sessions_max", status.limits->sessions_max},

@@ -26,6 +26,7 @@ std::string total_text(wire::SavingsT const& total, Style const& style) {
     table.add(row("full caches", total.bytes_full, "what all prompts would have taken"));
     table.add(row("dropped", total.bytes_dropped, "rows not kept, over all layers: logical"));
     table.add(row("returned", total.bytes_returned, "what the system took back: measured"));
+    table.add(row("pool", total.bytes_pool, "blocks back in engines' own pools: as they count"));
     table.add(
         row("block table", total.bytes_block_table, "what one table for all layers would give"));
     return fmt::format("{}, {} failed, {} prompt tokens; the sidecar was busy for {}\n\n",
@@ -112,11 +113,18 @@ std::vector<double> mass_per_layer(wire::SavingsInfoT const& savings, std::uint6
     return sums;
 }
 
+std::string given_back(wire::SavingsT const& savings) {
+    auto text = human_bytes(savings.bytes_returned) + " returned (measured)";
+    if (savings.bytes_pool > 0)
+        text += ", " + human_bytes(savings.bytes_pool) + " back in engines' pools";
+    return text;
+}
+
 std::string savings_brief(wire::SavingsT const* savings) {
     if (savings == nullptr || savings->sessions == 0) return "none yet: no session has finished";
-    return fmt::format("{} dropped, {} returned (measured), of {} in {}",
-                       human_bytes(savings->bytes_dropped), human_bytes(savings->bytes_returned),
-                       human_bytes(savings->bytes_full), counted(savings->sessions, "session"));
+    return fmt::format("{} dropped, {}, of {} in {}", human_bytes(savings->bytes_dropped),
+                       given_back(*savings), human_bytes(savings->bytes_full),
+                       counted(savings->sessions, "session"));
 }
 
 std::string savings_text(wire::SavingsInfoT const& savings, Style const& style) {

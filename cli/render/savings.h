@@ -9,6 +9,8 @@
 
 namespace dkv::cli {
 
+/// What was returned to the system, and apart from it to engines' pools, if anything was.
+std::string given_back(wire::SavingsT const& savings);
 /// One line: "12 sessions; 1.6 GiB dropped, 1.5 GiB returned (measured), …"
 std::string savings_brief(wire::SavingsT const* savings);
 std::string savings_text(wire::SavingsInfoT const& savings, Style const& style);

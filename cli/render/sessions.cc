@@ -59,11 +59,12 @@ std::string sessions_of(wire::SessionListT const& list,
                    std::to_string(session->prompt_tokens), policy_brief(session->policy.get()),
                    kept_text(*session), mass_text(mass_kept_mean(*session)),
                    busy_text(session->busy_ns)});
-        auto const bytes =
-            fmt::format("full {}, kept {}, returned {} (measured), peak {}, final {}",
-                        human_bytes(session->bytes_full), bytes_text(session->bytes_kept),
-                        bytes_text(session->bytes_returned), bytes_text(session->bytes_peak),
-                        bytes_text(session->bytes_final));
+        auto const bytes = fmt::format(
+            "full {}, kept {}, returned {} (measured){}, peak {}, final {}",
+            human_bytes(session->bytes_full), bytes_text(session->bytes_kept),
+            bytes_text(session->bytes_returned),
+            session->bytes_pool == 0 ? std::string() : ", pool " + human_bytes(session->bytes_pool),
+            bytes_text(session->bytes_peak), bytes_text(session->bytes_final));
         table.note(toned(Tone::Dim, wrapped(bytes, width, 4), style));
         if (!session->error.empty())
             table.note(
@@ -166,6 +167,7 @@ std::string session_text(wire::SessionInfoT const& session, Style const& style) 
         {"full cache", human_bytes(session.bytes_full)},
         {"dropped", share(dropped)},
         {"returned", share(session.bytes_returned) + ", measured by the engine"},
+        {"pool", share(session.bytes_pool) + ", blocks back in the engine's own pool"},
         {"block table", share(session.bytes_block_table) +
                             ", what a host with one table for all layers would get"},
         {"peak", share(session.bytes_peak) + ", largest during prefill"},

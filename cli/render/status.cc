@@ -10,6 +10,48 @@
 
 namespace dkv::cli {
 
+namespace {
+
+std::string cell(std::string_view text) {
+    auto const plain = one_line(text);
+    if (plain.find_first_of(",\"") == std::string::npos) return plain;
+    std::string quoted = "\"";
+    for (char const c : plain)
+        quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+    return quoted + "\"";
+}
+
+std::string csv_numbers(wire::SavingsT const& savings) {
+    return fmt::format("{},{},{},{},{},{},{},{},{}", savings.sessions, savings.sessions_failed,
+                       savings.prompt_tokens, savings.bytes_full, savings.bytes_dropped,
+                       savings.bytes_returned, savings.bytes_pool, savings.bytes_block_table,
+                       savings.bytes_peak);
+}
+
+}  // namespace
+
+std::string status_csv(wire::StatusInfoT const& status, wire::InstanceListT const& instances) {
+    wire::SavingsT const none;
+    auto const numbers = [&](auto const& savings) {
+        return csv_numbers(savings ? *savings : none);
+    };
+    auto const policy = [](auto const& chosen) { return cell(chosen ? chosen->name : ""); };
+    std::string out =
+        "instance,pid,alive,engine,model,policy,sessions_open,mapped_bytes,sessions,sessions_"
+        "failed,"
+        "prompt_tokens,bytes_full,bytes_dropped,bytes_returned,bytes_pool,bytes_block_table,"
+        "bytes_peak\n";
+    out += fmt::format("all,{},1,{},,{},{},{},{}\n", status.pid, cell("dkvd " + status.version),
+                       policy(status.policy), status.sessions_open, status.mapped_bytes,
+                       numbers(status.savings));
+    for (auto const& item : instances.instances)
+        out += fmt::format("{},{},{},{},{},{},{},{},{}\n", hex_id(item->instance), item->pid,
+                           item->alive ? 1 : 0, cell(item->engine), cell(item->model),
+                           policy(item->policy), item->sessions_open, item->mapped_bytes,
+                           numbers(item->savings));
+    return out;
+}
+
 std::string status_text(wire::StatusInfoT const& status,
                         wire::InstanceListT const& instances,
                         Style const& style) {
@@ -17,8 +59,10 @@ std::string status_text(wire::StatusInfoT const& status,
         status.policy_source.empty() ? "" : " (from: " + one_line(status.policy_source) + ")";
     Fields fields{
         {"sidecar", fmt::format("{} dkvd {}, protocol {}, pid {}, up {}",
-                                toned(Tone::Good, "running:", style), one_line(status.version),
-                                status.protocol, status.pid, human_duration(status.uptime_ms))},
+                                status.draining ? toned(Tone::Warn, "draining:", style)
+                                                : toned(Tone::Good, "running:", style),
+                                one_line(status.version), status.protocol, status.pid,
+                                human_duration(status.uptime_ms))},
         {"endpoint", one_line(status.endpoint)},
         {"backend",
          one_line(status.backend) +

@@ -12,4 +12,8 @@ std::string status_text(wire::StatusInfoT const& status,
                         wire::InstanceListT const& instances,
                         Style const& style);
 
+/// A line of names, then one of all engines together (instance "all") and one for each. Numbers are
+/// exact; cells are quoted where RFC 4180 wants it.
+std::string status_csv(wire::StatusInfoT const& status, wire::InstanceListT const& instances);
+
 }  // namespace dkv::cli

@@ -160,6 +160,19 @@ dkv_status dkv_session_take_arena(dkv_session* session, dkv_layer_form form, dkv
     });
 }
 
+uint64_t dkv_session_id(dkv_session const* session) {
+    auto const target = session_of(session);
+    return target ? target.value()->id() : 0;
+}
+
+dkv_status dkv_session_returned_to_pool(dkv_session* session, uint64_t bytes) {
+    return guarded([&]() -> Result<void> {
+        auto* const target = DKV_TRY(session_of(session));
+        target->returned_to_pool(bytes);
+        return {};
+    });
+}
+
 dkv_status dkv_session_adopted(dkv_session* session,
                                uint64_t bytes_returned,
                                uint64_t bytes_peak,

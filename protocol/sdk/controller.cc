@@ -64,6 +64,12 @@ public:
         message.instance = instance;
         return ask<wire::SessionListT>(message);
     }
+    Result<wire::SessionListT> spans(std::uint64_t session) override {
+        wire::ListSessionsT message;
+        message.session = session;
+        message.spans = true;
+        return ask<wire::SessionListT>(message);
+    }
     Result<wire::SavingsInfoT> savings() override {
         return ask<wire::SavingsInfoT>(wire::GetSavingsT{});
     }

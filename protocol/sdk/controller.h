@@ -39,6 +39,8 @@ public:
     virtual Result<wire::InstanceListT> instances() = 0;
     /// instance 0: every instance.
     virtual Result<wire::SessionListT> sessions(std::uint64_t instance) = 0;
+    /// That session with its spans, open or remembered, of each engine that chose this id.
+    virtual Result<wire::SessionListT> spans(std::uint64_t session) = 0;
     virtual Result<wire::SavingsInfoT> savings() = 0;
     virtual Result<wire::PolicyListT> policies() = 0;
     /// instance 0: all. nullptr: back to the default.

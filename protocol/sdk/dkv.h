@@ -237,6 +237,10 @@ dkv_status dkv_session_open(dkv_engine* engine,
                             dkv_session** session,
                             dkv_session_plan* plan);
 
+/* What `dkv sessions` and the sidecar's log call this session, in hexadecimal there; 0: session is
+ * NULL. */
+uint64_t dkv_session_id(dkv_session const* session);
+
 /* Rows inside an arena. Nothing of it is read after the layer was staged (event below). */
 typedef struct dkv_rows {
     dkv_arena* arena; /* registered with the sidecar at its first use */
@@ -328,6 +332,10 @@ dkv_status dkv_session_layer(dkv_session* session, uint32_t layer, dkv_layer_vie
  * after dkv_session_take_arena the caller destroys it, and may close the session before.
  * DKV_BAD_STATE: there is none, or it was taken. */
 dkv_status dkv_session_take_arena(dkv_session* session, dkv_layer_form form, dkv_arena** arena);
+
+/* Bytes of blocks that went back to the engine's own pool, where its other requests use them: the
+ * system got nothing of them. Kept for dkv_session_adopted, which tells the sidecar. */
+dkv_status dkv_session_returned_to_pool(dkv_session* session, uint64_t bytes);
 
 /* Tells the sidecar what the system gave back, as the engine measured it. Bytes. */
 dkv_status dkv_session_adopted(dkv_session* session,

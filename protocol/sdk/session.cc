@@ -304,6 +304,7 @@ Result<void> Session::adopted(std::uint64_t returned, std::uint64_t peak, std::u
     message.bytes_returned = returned;
     message.bytes_peak = peak;
     message.bytes_final = left;
+    message.bytes_pool = bytes_pool_;
     engine_->connection().post(attachment_.epoch, body_of(message));
     return {};
 }

@@ -47,6 +47,7 @@ public:
     Session& operator=(Session const&) = delete;
 
     Engine const& engine() const noexcept { return *engine_; }
+    std::uint64_t id() const noexcept { return id_; }
     bool is_compressing() const noexcept { return opened_.compress; }
     bool is_committed() const noexcept { return layers_->is_committed(); }
     std::uint32_t window() const noexcept { return opened_.window; }
@@ -61,6 +62,7 @@ public:
     Result<dkv_layer_view> layer(std::uint32_t layer) const { return layers_->view(layer); }
     Result<std::shared_ptr<Arena>> take_arena(dkv_layer_form form);
     Result<void> adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t left);
+    void returned_to_pool(std::uint64_t bytes) noexcept { bytes_pool_ = bytes; }
     /// None when the session was not abandoned. Looks at what came meanwhile.
     std::optional<Error> const& failure();
     void close(std::string const& reason);
@@ -93,6 +95,7 @@ private:
     std::uint32_t const row_offset_;
     std::shared_ptr<Inbox> const inbox_;
     wire::SessionOpenedT opened_;
+    std::uint64_t bytes_pool_ = 0;  ///< Told with the rest by adopted().
     std::shared_ptr<Arena> staging_;
     std::shared_ptr<Arena> destination_;
     bool staging_taken_ = false;

@@ -14,8 +14,10 @@ namespace dkv {
 namespace {
 
 constexpr std::array<char const*, 6> kLogLevels{"trace", "debug", "info", "warn", "error", "off"};
+constexpr std::array<char const*, 2> kLogFormats{"text", "json"};
 constexpr std::array<char const*, 3> kBackends{"auto", "cpu", "cuda"};
 constexpr std::uint32_t kEventTimeoutMaxMs = 600'000;
+constexpr std::uint32_t kDrainMaxMs = 3'600'000;
 constexpr std::uint32_t kHeartbeatMinMs = 10;
 constexpr std::uint32_t kHeartbeatMaxMs = 600'000;
 constexpr unsigned kThreadsMax = 1024;
@@ -122,7 +124,14 @@ void add_flags(CLI::App& app, Config& config) {
         ->option_text("ADDRESS");
     app.add_option("--log-level", config.log_level, "trace, debug, info, warn, error or off")
         ->capture_default_str();
-    app.set_config("--config", "", "read flags from this TOML file");
+    app.add_option("--log-format", config.log_format, "text, or json: an object a line")
+        ->capture_default_str();
+    app.add_option("--drain-ms", config.drain_ms,
+                   "after SIGTERM: how long prompts that are being compressed are waited for")
+        ->capture_default_str();
+    app.add_option("--config", config.config_file,
+                   "read flags that are not given from this TOML file; SIGHUP reads it again")
+        ->type_name("FILE");
 }
 
 Result<void> check(Config const& config) {
@@ -144,6 +153,11 @@ Result<void> check(Config const& config) {
     if (std::find(kLogLevels.begin(), kLogLevels.end(), config.log_level) == kLogLevels.end())
         return wrong("--log-level '" + config.log_level +
                      "' is none of trace, debug, info, warn, error, off");
+    if (std::find(kLogFormats.begin(), kLogFormats.end(), config.log_format) == kLogFormats.end())
+        return wrong("--log-format '" + config.log_format + "' is none of text, json");
+    if (config.drain_ms > kDrainMaxMs)
+        return wrong("--drain-ms " + std::to_string(config.drain_ms) + " is above " +
+                     std::to_string(kDrainMaxMs));
     return check_limits(config.limits);
 }
 

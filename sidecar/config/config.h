@@ -47,8 +47,11 @@ struct Config {
     unsigned threads = 0;  ///< Of the CPU backend; 0: every core.
     std::uint32_t event_timeout_ms = 10'000;  ///< How long a layer's event is waited for.
     std::uint32_t heartbeat_ms = 1000;
-    std::string metrics_address;  ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.
+    std::string metrics_address;    ///< "127.0.0.1:9464", or "9464" for loopback; empty: none.
+    std::uint32_t drain_ms = 5000;  ///< How long open sessions are waited for after SIGTERM.
     std::string log_level = "info";
+    std::string log_format = "text";  ///< "text" or "json": an object a line.
+    std::string config_file;          ///< TOML; empty: none.
     Limits limits;
 };
 

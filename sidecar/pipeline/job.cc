@@ -1,5 +1,6 @@
 #include "sidecar/pipeline/job.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -50,6 +51,7 @@ public:
     std::uint32_t layers_done() const noexcept override { return plan_.layers_done(); }
     std::vector<std::uint32_t> lengths() const override { return plan_.budgeted_lengths(); }
     Result<LayerProgress> pack(std::uint32_t layer) override;
+    std::vector<Span> take_spans() override { return std::exchange(spans_, {}); }
     Result<JobOutcome> outcome() const override;
 
 private:
@@ -63,6 +65,7 @@ private:
                                   RankedLayer const& ranks,
                                   TakenLayer const& taken);
     LayerProgress progress(std::uint32_t layer, LayerStage stage) const;
+    Result<Plan::Weighed> weigh(std::uint32_t layer);
 
     Backend& backend_;
     std::unique_ptr<BackendRoom> const room_;  // Given up behind the buffers in it.
@@ -74,6 +77,7 @@ private:
     std::span<std::byte> const destination_;
     RowCopier copier_;
     std::vector<TakenLayer> layers_;
+    std::vector<Span> spans_;
     std::uint32_t layers_packed_ = 0;
     Place place_ = Place::Host;  // Of the engine's rows, and so of the buffers that it lent.
 };
@@ -85,7 +89,7 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
 
     ranker_.take(source);
     place_ = source.keys.place;
-    Plan::Weighed weighed = DKV_TRY(plan_.weigh(layer, ranker_));
+    Plan::Weighed weighed = DKV_TRY(weigh(layer));
     TakenLayer taken{.keys = source.keys, .values = source.values, .place = std::nullopt};
     LayerProgress happened{.layer = layer,
                            .stage = LayerStage::Scored,
@@ -111,17 +115,33 @@ Result<std::vector<LayerProgress>> PromptJob::layer_ready(std::uint32_t layer,
     return all;
 }
 
+/// The ranker scores first and selects then; where two scorings take turns, its second scoring is
+/// counted with the first.
+Result<Plan::Weighed> PromptJob::weigh(std::uint32_t layer) {
+    auto const number = static_cast<std::int32_t>(layer);
+    auto const begin = steady_ns();
+    auto weighed = plan_.weigh(layer, ranker_);
+    auto const all = steady_ns() - begin;
+    auto const score = std::min(all, ranker_.take_score_ns());
+    spans_.push_back({Stage::Score, number, begin, score});
+    spans_.push_back({Stage::Select, number, begin + score, all - score});
+    return weighed;
+}
+
 Result<void> PromptJob::stage(std::uint32_t layer,
                               RankedLayer const& ranks,
                               TakenLayer const& taken) {
+    auto const begin = steady_ns();
     RowsMove keys{.source = taken.keys, .out_offsets = {}};
     RowsMove values{.source = taken.values, .out_offsets = {}};
     for (std::uint32_t head = 0; head < spec().geometry.kv_heads; ++head) {
         keys.out_offsets.push_back(layout_.keys_offset(layer, head));
         values.out_offsets.push_back(layout_.values_offset(layer, head));
     }
-    return copier_.copy(staged_rows(ranks, prefix(), window()), ranks.lengths(window()), keys,
-                        values, staging_);
+    DKV_TRY(copier_.copy(staged_rows(ranks, prefix(), window()), ranks.lengths(window()), keys,
+                         values, staging_));
+    spans_.push_back(span_since(begin, Stage::Stage, static_cast<std::int32_t>(layer)));
+    return {};
 }
 
 Result<LayerProgress> PromptJob::pack(std::uint32_t layer) {
@@ -156,6 +176,7 @@ RowsView PromptJob::staged_view(std::uint64_t offset) const {
 Result<PackedLayer> PromptJob::pack_rows(std::uint32_t layer,
                                          RankedLayer const& ranks,
                                          TakenLayer const& taken) {
+    auto const begun = steady_ns();
     auto const lengths = ranks.lengths(window());
     std::uint64_t const begin =
         layers_packed_ == 0 ? 0 : layers_[layers_packed_ - 1].place->end_offset;
@@ -179,6 +200,7 @@ Result<PackedLayer> PromptJob::pack_rows(std::uint32_t layer,
         backend_.upload(positions, destination_.subspan(place.positions_offset, positions.size())));
     DKV_TRY(
         copier_.copy(staged ? rows.slots : rows.positions, lengths, keys, values, destination_));
+    spans_.push_back(span_since(begun, Stage::Pack, static_cast<std::int32_t>(layer)));
     return place;
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "protocol/base/geometry.h"
 #include "protocol/base/kv_layout.h"
+#include "sidecar/pipeline/stages.h"
 #include "sidecar/policy/policy.h"
 
 namespace dkv {
@@ -106,6 +107,9 @@ public:
     /// After the last layer: packs `layer` into the destination. Call for 0 … layers-1 in order; a
     /// layer that is packed already returns its place again.
     virtual Result<LayerProgress> pack(std::uint32_t layer) = 0;
+
+    /// What layer_ready() and pack() spent since the last call of this.
+    virtual std::vector<Span> take_spans() = 0;
 
     /// After the last pack. Errors: BadState before.
     virtual Result<JobOutcome> outcome() const = 0;

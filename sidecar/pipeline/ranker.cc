@@ -163,7 +163,7 @@ Result<Ranked> Ranker::rank(std::size_t by,
 
 Result<void> Ranker::work_out(RankedBy& by) {
     Scoring& scoring = scorings_[by.scoring];
-    DKV_TRY(score(scoring));
+    DKV_TRY(score_timed(scoring));
     auto const mass = DKV_TRY(mass_of(scoring));
     auto const limits =
         std::span(by.limits).subspan(std::size_t{layer_} * geometry_.kv_heads, geometry_.kv_heads);
@@ -186,7 +186,7 @@ Result<std::vector<std::int32_t>> Ranker::best(RankedBy& by,
     }
     if (!by.in_turn) return ids;
     Scoring& other = scorings_[*by.in_turn];
-    DKV_TRY(score(other));
+    DKV_TRY(score_timed(other));
     auto others = DKV_TRY(select(other.scores.elements(), limits, prefix(other)));
     return ids.empty() ? others : taken_in_turn(ids, others, limits, prefix(scoring));
 }

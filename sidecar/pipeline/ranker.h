@@ -42,6 +42,9 @@ public:
     /// The best `limits` [kv_heads] tokens of each head; the layer's policy's stage limits at most.
     Result<Ranked> rank(std::size_t by, std::uint32_t layer, std::span<std::uint32_t const> limits);
 
+    /// Nanoseconds that scoring took since the last call of this.
+    std::uint64_t take_score_ns() noexcept { return std::exchange(score_ns_, 0); }
+
 private:
     /// How tokens are scored before anything is smoothed. Of equal ones there is one.
     struct Scoring {
@@ -86,6 +89,7 @@ private:
 
     bool has_queries(Scoring const& scoring) const noexcept;
     Result<void> score(Scoring& scoring);
+    Result<void> score_timed(Scoring& scoring);
     Result<void> score_window(Scoring& scoring);
     Result<void> accumulate(Scoring& scoring);
     Result<void> score_keys(Scoring& scoring, KeyMeasure measure);
@@ -104,6 +108,7 @@ private:
     std::uint32_t prompt_tokens_;
     LayerSource source_;
     std::uint32_t layer_ = 0;  // That is ranked.
+    std::uint64_t score_ns_ = 0;
     std::vector<Scoring> scorings_;
     std::vector<RankedBy> orders_;
     BackendArray<float> pooled_;  // Scratch, where no tally wants it later.

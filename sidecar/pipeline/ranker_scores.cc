@@ -4,6 +4,7 @@
 
 #include "sidecar/pipeline/engine_scores.h"
 #include "sidecar/pipeline/ranker.h"
+#include "sidecar/pipeline/stages.h"
 
 namespace dkv {
 
@@ -43,13 +44,20 @@ Result<void> Ranker::score(Scoring& scoring) {
     return {};
 }
 
+Result<void> Ranker::score_timed(Scoring& scoring) {
+    auto const begin = steady_ns();
+    auto scored = score(scoring);
+    score_ns_ += steady_ns() - begin;
+    return scored;
+}
+
 /// [kv_heads, prefix], or nothing when it is unknown: as it is of the scores that an engine gave
 /// for all queries.
 Result<std::span<float const>> Ranker::mass_of(Scoring& scoring) {
     if (scoring.ranking == Ranking::Accumulated && !has_queries(scoring))
         return std::span<float const>();
     Scoring& attention = scorings_[scoring.attention];
-    DKV_TRY(score(attention));
+    DKV_TRY(score_timed(attention));
     return std::span<float const>(attention.mass_on_host);
 }
 

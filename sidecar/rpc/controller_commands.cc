@@ -30,6 +30,7 @@ Reply get_status(Context& context, Caller const& caller, wire::GetStatusT const&
     info.limits = to_wire(context.config.limits);
     info.mapped_bytes = facts.mapped_bytes;
     info.gone = facts.gone;
+    info.draining = facts.draining;
     return body_of(std::move(info));
 }
 
@@ -41,7 +42,11 @@ Reply list_instances(Context& context, Caller const& caller, wire::ListInstances
 
 Reply list_sessions(Context& context, Caller const& caller, wire::ListSessionsT const& message) {
     wire::SessionListT list;
-    list.sessions = to_wire(DKV_TRY(context.table.sessions(message.instance, caller.now)));
+    list.sessions =
+        to_wire(DKV_TRY(context.table.sessions({.instance = message.instance,
+                                                .session = message.session,
+                                                .spans = message.spans && message.session != 0},
+                                               caller.now)));
     return body_of(std::move(list));
 }
 
@@ -49,7 +54,7 @@ Reply get_savings(Context& context, Caller const& caller, wire::GetSavingsT cons
     wire::SavingsInfoT info;
     info.total = to_wire(context.table.facts().savings);
     info.instances = to_wire(context.table.instances(caller.now));
-    info.sessions = to_wire(DKV_TRY(context.table.sessions(0, caller.now)));
+    info.sessions = to_wire(DKV_TRY(context.table.sessions({}, caller.now)));
     return body_of(std::move(info));
 }
 

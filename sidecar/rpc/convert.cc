@@ -238,6 +238,7 @@ std::unique_ptr<wire::SavingsT> to_wire(Savings const& savings) {
     out->bytes_full = savings.bytes_full;
     out->bytes_dropped = savings.bytes_dropped;
     out->bytes_returned = savings.bytes_returned;
+    out->bytes_pool = savings.bytes_pool;
     out->bytes_block_table = savings.bytes_block_table;
     out->bytes_peak = savings.bytes_peak;
     out->busy_ns = savings.busy_ns;
@@ -299,6 +300,10 @@ std::unique_ptr<wire::SessionInfoT> to_wire(SessionFacts const& facts) {
     out->bytes_returned = facts.bytes_returned;
     out->bytes_peak = facts.bytes_peak;
     out->bytes_final = facts.bytes_final;
+    out->bytes_pool = facts.bytes_pool;
+    for (auto const& span : facts.spans)
+        out->spans.emplace_back(span.begin_ns, span.duration_ns, span.layer,
+                                static_cast<wire::Stage>(span.stage));
     out->busy_ns = facts.busy_ns;
     out->wait_ns = facts.wait_ns;
     out->age_ms = facts.age_ms;

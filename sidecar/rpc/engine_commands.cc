@@ -82,7 +82,8 @@ Reply adopted(Context& context, Caller const& caller, wire::AdoptedT const& mess
     DKV_TRY(context.table.adopted(caller, message.instance, message.session,
                                   {.returned = message.bytes_returned,
                                    .peak = message.bytes_peak,
-                                   .final_ = message.bytes_final}));
+                                   .final_ = message.bytes_final,
+                                   .pool = message.bytes_pool}));
     return body_of(wire::DoneT());
 }
 

@@ -4,6 +4,7 @@
 
 #include "protocol/base/printable.h"
 #include "protocol/base/without_throwing.h"
+#include "sidecar/metrics/log_scope.h"
 #include "sidecar/rpc/convert.h"
 
 namespace dkv::rpc {
@@ -141,6 +142,7 @@ void Server::fail(char const* name, std::uint64_t instance, Error const& error) 
     // An engine that outlived a sidecar finds out this way: part of the protocol, not a fault.
     if (error.code == ErrorCode::UnknownInstance) return;
     auto const text = printable(error.message, kErrorTextBytesMax);
+    LogScope const scope(instance);
     table_.count_error(instance, {error.code, text});
     log_.say(spdlog::level::warn, fmt::format("{} refused: {}", name, name_of(error.code)), now_,
              fmt::format("{} refused: {}", name, text));
@@ -165,6 +167,13 @@ void Server::on_tick(Millis now) {
     now_ = now;
     table_.tick(now);
     log_.tick(now);
+}
+
+void Server::reconfigure(Config const& config) {
+    auto const limits = options_.config.limits;  // Divided by what the system has.
+    options_.config = config;
+    options_.config.limits = limits;
+    table_.reconfigure(options_.config);
 }
 
 void Server::say_stopping(Millis now) {

@@ -52,9 +52,19 @@ public:
 
     /// Somebody asked for the end: true once that is answered.
     bool stopping() const noexcept { return stopping_; }
+    /// From now on no engine attaches and no session opens.
+    void drain() noexcept { table_.drain(); }
+    /// Sessions whose cache is still being made.
+    std::uint32_t sessions_in_work() const noexcept { return table_.sessions_in_work(); }
+    Config const& config() const noexcept { return options_.config; }
+    /// `config` has passed check(), and differs in what may change alone. What is open stays.
+    void reconfigure(Config const& config);
+
     /// Tells subscribers that it ends.
     void say_stopping(Millis now);
     int death_fd() const noexcept { return table_.death_fd(); }
+    /// For people: what works for engines.
+    std::string backend() const { return table_.facts().backend; }
     /// Engines may send descriptors there; they go into descriptors().
     void offer_descriptors(std::string path) { fd_socket_ = std::move(path); }
     Descriptors& descriptors() noexcept { return table_.descriptors(); }

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 namespace dkv {
-std::string instance_name(std::uint64_t instance) {
-    return fmt::format("{:016x}", instance);
+std::string id_name(std::uint64_t id) {
+    return fmt::format("0x{:016x}", id);
 }
 
 }  // namespace dkv

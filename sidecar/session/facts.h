@@ -9,6 +9,7 @@
 
 #include "protocol/base/geometry.h"
 #include "sidecar/pipeline/job.h"
+#include "sidecar/pipeline/stages.h"
 #include "sidecar/policy/params.h"
 #include "sidecar/session/state.h"
 
@@ -27,6 +28,7 @@ struct Savings {
     std::uint64_t bytes_full = 0;
     std::uint64_t bytes_dropped = 0;      ///< Logically: full less kept.
     std::uint64_t bytes_returned = 0;     ///< What engines saw the system take back.
+    std::uint64_t bytes_pool = 0;         ///< Of blocks that went back to engines' own pools.
     std::uint64_t bytes_block_table = 0;  ///< What one block table for all layers would give back.
     std::uint64_t bytes_peak = 0;         ///< The largest of any session.
     std::uint64_t busy_ns = 0;
@@ -50,10 +52,12 @@ struct SessionFacts {
     std::uint64_t bytes_returned = 0;
     std::uint64_t bytes_peak = 0;
     std::uint64_t bytes_final = 0;
+    std::uint64_t bytes_pool = 0;
     std::uint64_t busy_ns = 0;
     std::uint64_t wait_ns = 0;  ///< For the engine's events, apart from that.
     Millis age_ms = 0;
     std::string error;
+    std::vector<Span> spans = {};  ///< Empty where they were not asked for.
 };
 
 /// Where a policy came from.
@@ -113,6 +117,7 @@ struct TableFacts {
     Savings savings;
     std::uint64_t mapped_bytes = 0;
     std::vector<std::string> gone;  ///< The last engines that went away, a line each.
+    bool draining = false;
 };
 
 enum class NoticeKind : std::uint8_t {
@@ -188,7 +193,8 @@ public:
     virtual void notice(Notice const& notice) = 0;
 };
 
-/// 16 hexadecimal digits: how people see an instance.
-std::string instance_name(std::uint64_t instance);
+/// "0x" and 16 hexadecimal digits: how people see an instance or a session, in logs of engines, in
+/// the sidecar's and in `dkv`.
+std::string id_name(std::uint64_t id);
 
 }  // namespace dkv

@@ -7,6 +7,9 @@
 namespace dkv {
 namespace {
 
+/// Of a model with very many layers the first ones are remembered.
+constexpr std::size_t kSpansMax = 4096;
+
 Error wrong(std::string message) {
     return {ErrorCode::InvalidArgument, std::move(message)};
 }
@@ -36,6 +39,7 @@ SessionFacts Session::facts(Millis now) const {
             .bytes_returned = adopted_.returned,
             .bytes_peak = adopted_.peak,
             .bytes_final = adopted_.final_,
+            .bytes_pool = adopted_.pool,
             .busy_ns = spent_.busy,
             .wait_ns = spent_.waiting,
             .age_ms = now - spec_.opened_at,
@@ -49,8 +53,8 @@ bool Session::step(SessionEvent event) noexcept {
 }
 
 Error Session::bad_state(char const* what) const {
-    auto message = "session " + std::to_string(spec_.session) + " is " +
-                   std::string(name_of(state_)) + ": " + what;
+    auto message =
+        "session " + id_name(spec_.session) + " is " + std::string(name_of(state_)) + ": " + what;
     if (!error_.empty()) message += " (" + error_ + ")";
     return {ErrorCode::BadState, std::move(message)};
 }
@@ -201,6 +205,10 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
 }
 
 bool Session::apply(WorkReport const& report) {
+    auto const room = kSpansMax - std::min(kSpansMax, spans_.size());
+    auto const taken = std::min(room, report.spans.size());
+    spans_.insert(spans_.end(), report.spans.begin(),
+                  report.spans.begin() + static_cast<std::ptrdiff_t>(taken));
     spent_.busy = std::max(spent_.busy, report.spent.busy);
     spent_.waiting = std::max(spent_.waiting, report.spent.waiting);
     auto const heads = spec_.job.geometry.kv_heads;

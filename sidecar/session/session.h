@@ -35,6 +35,7 @@ struct AdoptedBytes {
     std::uint64_t returned = 0;
     std::uint64_t peak = 0;
     std::uint64_t final_ = 0;
+    std::uint64_t pool = 0;  ///< Of blocks that went back to the engine's own pool instead.
 };
 
 class Session {
@@ -54,10 +55,15 @@ public:
 
     std::uint32_t generation() const noexcept { return spec_.generation; }
     SessionState state() const noexcept { return state_; }
+    /// Its cache is being made, or waits for the engine to adopt it.
+    bool is_in_work() const noexcept {
+        return needs_.compress && state_ <= SessionState::Committed;
+    }
     std::string const& policy() const noexcept { return spec_.job.params.name; }
     JobNeeds const& needs() const noexcept { return needs_; }
     std::string const& error() const noexcept { return error_; }
     SessionFacts facts(Millis now) const;
+    std::vector<Span> const& spans() const noexcept { return spans_; }
 
     /// Gives the worker the buffers. The same buffers again: nothing happens.
     /// Errors: BadState; NotFound for a region; InvalidArgument when one is read-only or too small.
@@ -117,6 +123,7 @@ private:
     JobOutcome outcome_;
     AdoptedBytes adopted_;
     SpentTime spent_;
+    std::vector<Span> spans_;
     std::string error_;
 };
 

@@ -7,6 +7,7 @@
 //   Open, Prefill, Planned ── Fail ──▶ Failed          every state but Closed ── Close ──▶ Closed
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -23,6 +24,8 @@ enum class SessionState : std::uint8_t {
     Closed = 5,
     Failed = 6  ///< Not compressed; waits for the engine to close it.
 };
+
+constexpr std::size_t kSessionStates = 7;
 
 enum class SessionEvent : std::uint8_t { Bind, Layer, Plan, Commit, Adopt, Fail, Close };
 

@@ -8,6 +8,7 @@
 
 #include "protocol/base/geometry.h"
 #include "protocol/base/printable.h"
+#include "sidecar/metrics/log_scope.h"
 #include "sidecar/policy/policy.h"
 
 namespace dkv {
@@ -44,10 +45,10 @@ Result<Instance*> Table::find(Caller const& caller, std::uint64_t instance) {
     auto const found = instances_.find(instance);
     if (found == instances_.end())
         return Error{ErrorCode::UnknownInstance,
-                     "no engine " + instance_name(instance) + " is attached: it has to say hello"};
+                     "no engine " + id_name(instance) + " is attached: it has to say hello"};
     if (found->second.peer != caller.peer)
         return Error{ErrorCode::PermissionDenied,
-                     "engine " + instance_name(instance) +
+                     "engine " + id_name(instance) +
                          " is attached over another connection: it has to say hello over this one"};
     found->second.seen_at = caller.now;
     return &found->second;
@@ -75,11 +76,11 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
         Instance& known = instances_.at(hello.instance);
         if (known.owner != *caller.process)
             return Error{ErrorCode::PermissionDenied,
-                         "engine " + instance_name(hello.instance) +
+                         "engine " + id_name(hello.instance) +
                              " belongs to another process: choose another random number"};
         if (hello.generation < known.hello.generation)
             return Error{ErrorCode::BadState, "generation " + std::to_string(hello.generation) +
-                                                  " of engine " + instance_name(hello.instance) +
+                                                  " of engine " + id_name(hello.instance) +
                                                   " comes after generation " +
                                                   std::to_string(known.hello.generation)};
         if (hello.generation > known.hello.generation)
@@ -88,6 +89,7 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
         known.seen_at = caller.now;
         return Welcomed{choose(&known), known.backend.name};
     }
+    DKV_TRY(check_not_draining());
     if (instances_.size() >= config_.limits.instances_max)
         return Error{ErrorCode::LimitExceeded, std::to_string(instances_.size()) +
                                                    " engines are attached, which is the limit"};
@@ -117,11 +119,11 @@ Result<Welcomed> Table::hello(Caller const& caller, EngineHello hello) {
     added.process = deaths_.watch(added.hello.pid, id);
     added.backend = std::move(backend);
     added.strand = std::move(strand);
+    LogScope const scope(id);
     auto const line = fmt::format("pid {}, {}, {}, {}", added.hello.pid, added.hello.engine,
                                   added.hello.model, describe(added.hello.geometry));
-    log_.say(
-        spdlog::level::info, "attached", caller.now,
-        fmt::format("engine {} attached: {}; {}", instance_name(id), line, added.backend.name));
+    log_.say(spdlog::level::info, "attached", caller.now,
+             fmt::format("attached: {}; {}", line, added.backend.name));
     tell(NoticeKind::InstanceAttached, added, line);
     update_gauges();
     return Welcomed{choose(&added), added.backend.name};
@@ -149,9 +151,9 @@ Result<void> Table::reattach(Instance& instance, EngineHello hello, Caller const
     }
     instance.hello = std::move(hello);
     instance.process = deaths_.watch(instance.hello.pid, instance.hello.instance);
+    LogScope const scope(instance.hello.instance);
     log_.say(spdlog::level::info, "attached again", now,
-             fmt::format("engine {} attached again, generation {}",
-                         instance_name(instance.hello.instance), instance.hello.generation));
+             fmt::format("attached again, generation {}", instance.hello.generation));
     update_gauges();
     return {};
 }
@@ -169,7 +171,7 @@ Result<void> Table::heartbeat(Caller const& caller, std::uint64_t instance) {
 
 Result<void> Table::detach(Caller const& caller, std::uint64_t instance) {
     if (!instances_.contains(instance))
-        return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is attached"};
+        return Error{ErrorCode::NotFound, "no engine " + id_name(instance) + " is attached"};
     drop_instance(instance, "was detached", caller.now);
     return {};
 }
@@ -185,7 +187,8 @@ void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) 
             ++instance.sessions_failed;
             ++instance.savings.sessions_failed;
             ++savings_.sessions_failed;
-            metrics_.session(session.policy(), "failed", "engine_gone");
+            metrics_.session(session.policy(), "failed");
+            metrics_.fail_open("engine_gone");
         }
         end_session(instance, instance.sessions.begin()->first, now);
     }
@@ -197,9 +200,11 @@ void Table::drop_instance(std::uint64_t id, std::string const& why, Millis now) 
     auto facts = instance.facts(now, choose(&instance));
     facts.alive = false;
     auto const line =
-        fmt::format("{} (pid {}, {}, {}) {}; {} open sessions dropped", instance_name(id),
+        fmt::format("{} (pid {}, {}, {}) {}; {} open sessions dropped", id_name(id),
                     facts.hello.pid, facts.hello.engine, facts.hello.model, why, open);
-    log_.say(spdlog::level::info, "engine gone", now, fmt::format("engine gone: {}", line));
+    LogScope const scope(id);
+    log_.say(spdlog::level::info, "engine gone", now,
+             fmt::format("gone, pid {}: {}; {} open sessions dropped", facts.hello.pid, why, open));
     tell(NoticeKind::InstanceGone, instance, line);
     instances_.erase(found);
     history_.add_instance(std::move(facts), line, now);
@@ -215,6 +220,7 @@ void Table::tick(Millis now) {
         drop_instance(id, fmt::format("was silent for {} ms", silence_max), now);
     std::erase_if(retired_, [](auto const& strand) { return strand->finished(); });
     descriptors_.expire();
+    update_gauges();
     log_.tick(now);
 }
 
@@ -279,7 +285,7 @@ Result<void> Table::set_policy(std::uint64_t instance,
                                std::optional<PolicyRequest> const& request) {
     auto const found = instances_.find(instance);
     if (instance != 0 && found == instances_.end())
-        return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is attached"};
+        return Error{ErrorCode::NotFound, "no engine " + id_name(instance) + " is attached"};
     std::string words = "default";
     if (request) {
         std::string_view const model = instance == 0 ? "" : found->second.hello.model;
@@ -292,8 +298,7 @@ Result<void> Table::set_policy(std::uint64_t instance,
         all_policy_ = request;
     else
         found->second.policy = request;
-    auto const whose =
-        instance == 0 ? std::string("every engine") : "engine " + instance_name(instance);
+    auto const whose = instance == 0 ? std::string("every engine") : "engine " + id_name(instance);
     spdlog::info("policy of {}: {}", whose, words);
     listener_.notice({NoticeKind::PolicySet, instance, 0, whose + ": " + words, std::nullopt});
     return {};
@@ -311,7 +316,8 @@ TableFacts Table::facts() const {
         .last_error = last_error_,
         .savings = savings_,
         .mapped_bytes = 0,
-        .gone = history_.gone_lines()};
+        .gone = history_.gone_lines(),
+        .draining = draining_};
     for (auto const& [id, instance] : instances_)
         facts.mapped_bytes += instance.regions.mapped_bytes();
     return facts;
@@ -328,6 +334,7 @@ std::vector<InstanceFacts> Table::instances(Millis now) const {
 
 void Table::count_error(std::uint64_t instance, Error const& error) {
     ++errors_total_;
+    metrics_.error(name_of(error.code));
     last_error_ = error.message;
     if (auto const found = instances_.find(instance); found != instances_.end())
         found->second.last_error = error.message;
@@ -339,10 +346,19 @@ void Table::tell(NoticeKind kind, Instance const& instance, std::string text) {
 
 void Table::update_gauges() {
     std::uint64_t mapped = 0;
-    for (auto const& [id, instance] : instances_)
+    std::size_t queued = 0;
+    std::array<std::uint32_t, kSessionStates> states{};
+    for (auto const& [id, instance] : instances_) {
         mapped += instance.regions.mapped_bytes();
+        queued += instance.strand->queued();
+        for (auto const& [number, session] : instance.sessions)
+            ++states.at(static_cast<std::size_t>(session.state()));
+    }
     metrics_.instances(static_cast<std::uint32_t>(instances_.size()));
-    metrics_.sessions_open(sessions_open());
+    for (std::size_t state = 0; state < states.size(); ++state)
+        if (auto const named = static_cast<SessionState>(state); named != SessionState::Closed)
+            metrics_.sessions_open(name_of(named), states.at(state));
+    metrics_.jobs_queued(queued);
     metrics_.mapped_bytes(mapped);
 }
 

@@ -53,6 +53,12 @@ struct OpenedSession {
     JobNeeds needs;
 };
 
+struct SessionQuery {
+    std::uint64_t instance = 0;  ///< 0: every one.
+    std::uint64_t session = 0;   ///< 0: every one.
+    bool spans = false;
+};
+
 class Table {
 public:
     /// `config` has passed check(). `wake` makes the loop call finish_work(), from any thread.
@@ -122,12 +128,18 @@ public:
     Result<void> set_policy(std::uint64_t instance, std::optional<PolicyRequest> const& request);
     ChosenPolicy default_policy() const;
 
+    /// From now on no engine attaches and no session opens.
+    void drain() noexcept { draining_ = true; }
+    /// Sessions whose cache is still being made, or waits for its engine to adopt it.
+    std::uint32_t sessions_in_work() const noexcept;
+    /// For engines and sessions that come from now on.
+    void reconfigure(Config const& config) { config_ = config; }
+
     TableFacts facts() const;
     /// The attached ones, then those that went away.
     std::vector<InstanceFacts> instances(Millis now) const;
-    /// Open ones, then closed ones that are remembered. instance 0: of every instance.
-    /// Errors: NotFound.
-    Result<std::vector<SessionFacts>> sessions(std::uint64_t instance, Millis now) const;
+    /// Open ones, then closed ones that are remembered. Errors: NotFound for an instance.
+    Result<std::vector<SessionFacts>> sessions(SessionQuery query, Millis now) const;
 
     // ------------------------------------------------------------------------------- the loop
 
@@ -146,12 +158,16 @@ public:
 private:
     Result<Instance*> find(Caller const& caller, std::uint64_t instance);
     Result<Session*> find(Instance& instance, std::uint64_t session);
+    Result<OpenedSession> try_open(Caller const& caller,
+                                   std::uint64_t instance,
+                                   OpenRequest const& request);
     ChosenPolicy choose(Instance const* instance) const;
     Result<ChosenPolicy> choose(Instance const& instance,
                                 std::optional<PolicyRequest> const& wish) const;
     Result<PolicyParams> resolve_or_default(PolicyRequest const& request,
                                             std::string_view model) const;
     std::uint32_t sessions_open() const noexcept;
+    Result<void> check_not_draining() const;
 
     Result<void> reattach(Instance& instance, EngineHello hello, Caller const& caller);
     void release_regions(Instance& instance);
@@ -187,6 +203,7 @@ private:
     std::uint64_t errors_total_ = 0;
     std::string last_error_;
     Savings savings_;
+    bool draining_ = false;
 };
 
 }  // namespace dkv

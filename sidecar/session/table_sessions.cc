@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include "protocol/base/printable.h"
+#include "sidecar/metrics/log_scope.h"
 #include "sidecar/session/table.h"
 
 namespace dkv {
@@ -16,6 +17,7 @@ void add_savings(Savings& savings, SessionFacts const& facts) {
     savings.bytes_full += facts.bytes_full;
     savings.bytes_dropped += facts.bytes_full - facts.bytes_kept;
     savings.bytes_returned += facts.bytes_returned;
+    savings.bytes_pool += facts.bytes_pool;
     savings.bytes_block_table += facts.bytes_block_table;
     savings.bytes_peak = std::max(savings.bytes_peak, facts.bytes_peak);
     savings.busy_ns += facts.busy_ns;
@@ -37,6 +39,14 @@ double mean(std::vector<float> const& values) {
                                 static_cast<double>(values.size());
 }
 
+std::string given_back(AdoptedBytes const& bytes) {
+    auto text = fmt::format("{:.1f} MB given back", static_cast<double>(bytes.returned) * 1e-6);
+    if (bytes.pool > 0)
+        text += fmt::format(", {:.1f} MB of blocks to the engine's pool",
+                            static_cast<double>(bytes.pool) * 1e-6);
+    return text;
+}
+
 std::string kept_text(SessionFacts const& facts) {
     auto const rows = std::accumulate(facts.lengths.begin(), facts.lengths.end(), std::uint64_t{0});
     auto text = fmt::format(
@@ -53,8 +63,8 @@ std::string kept_text(SessionFacts const& facts) {
 Result<Session*> Table::find(Instance& instance, std::uint64_t session) {
     auto const found = instance.sessions.find(session);
     if (found == instance.sessions.end())
-        return Error{ErrorCode::NotFound, "engine " + instance_name(instance.hello.instance) +
-                                              " has no open session " + std::to_string(session)};
+        return Error{ErrorCode::NotFound, "engine " + id_name(instance.hello.instance) +
+                                              " has no open session " + id_name(session)};
     return &found->second;
 }
 
@@ -65,17 +75,42 @@ std::uint32_t Table::sessions_open() const noexcept {
     return static_cast<std::uint32_t>(count);
 }
 
+std::uint32_t Table::sessions_in_work() const noexcept {
+    std::uint32_t count = 0;
+    for (auto const& [id, instance] : instances_)
+        for (auto const& [number, session] : instance.sessions)
+            count += session.is_in_work() ? 1 : 0;
+    return count;
+}
+
+Result<void> Table::check_not_draining() const {
+    if (!draining_) return {};
+    return Error{ErrorCode::Unavailable,
+                 "the sidecar is draining: it ends soon and takes no new session"};
+}
+
 Result<OpenedSession> Table::open_session(Caller const& caller,
                                           std::uint64_t instance,
                                           OpenRequest const& request) {
+    auto opened = try_open(caller, instance, request);
+    // An engine that has to say hello first asks again.
+    if (!opened && opened.error().code != ErrorCode::UnknownInstance)
+        metrics_.fail_open(name_of(opened.error().code));
+    return opened;
+}
+
+Result<OpenedSession> Table::try_open(Caller const& caller,
+                                      std::uint64_t instance,
+                                      OpenRequest const& request) {
     Instance& engine = *DKV_TRY(find(caller, instance));
+    DKV_TRY(check_not_draining());
     DKV_TRY(backends_.check(engine.hello.device));
     if (request.session == 0)
         return Error{ErrorCode::InvalidArgument, "session 0 is none: choose another number"};
     if (engine.sessions.contains(request.session) ||
         history_.has_session(instance, request.session))
         return Error{ErrorCode::AlreadyExists,
-                     "session " + std::to_string(request.session) + " exists already"};
+                     "session " + id_name(request.session) + " exists already"};
     if (request.prompt_tokens == 0) return Error{ErrorCode::InvalidArgument, "prompt_tokens is 0"};
     if (request.prompt_tokens > config_.limits.tokens_max)
         return Error{ErrorCode::LimitExceeded,
@@ -148,9 +183,10 @@ Result<void> Table::adopted(Caller const& caller,
     metrics_.session(found.policy(), "adopted");
     metrics_.bytes_dropped(facts.bytes_full - facts.bytes_kept);
     metrics_.bytes_returned(bytes.returned);
-    tell(NoticeKind::SessionAdopted, found,
-         fmt::format("{:.1f} MB given back", static_cast<double>(bytes.returned) * 1e-6),
-         caller.now);
+    metrics_.bytes_pool(bytes.pool);
+    metrics_.bytes_peak(savings_.bytes_peak);
+    tell(NoticeKind::SessionAdopted, found, given_back(bytes), caller.now);
+    update_gauges();
     return {};
 }
 
@@ -186,6 +222,7 @@ void Table::end_session(Instance& instance, std::uint64_t session, Millis now) {
     auto const found = instance.sessions.find(session);
     found->second.close(*instance.strand);
     auto facts = found->second.facts(now);
+    facts.spans = found->second.spans();
     if (!facts.error.empty()) facts.state = SessionState::Failed;
     history_.add_session(std::move(facts), now);
     instance.sessions.erase(found);
@@ -198,12 +235,13 @@ void Table::fail_session(Instance& instance, Session& session, Error const& why,
     ++instance.sessions_failed;
     ++instance.savings.sessions_failed;
     ++savings_.sessions_failed;
-    metrics_.session(session.policy(), "failed", name_of(error.code));
+    metrics_.session(session.policy(), "failed");
+    metrics_.fail_open(name_of(error.code));
     count_error(instance.hello.instance, error);
     auto const facts = session.facts(now);
+    LogScope const scope(instance.hello.instance, facts.session);
     log_.say(spdlog::level::warn, fmt::format("not compressed: {}", name_of(error.code)), now,
-             fmt::format("engine {}, session {}: not compressed: {}",
-                         instance_name(instance.hello.instance), facts.session, error.message));
+             fmt::format("not compressed: {}", error.message));
     listener_.session_failed(instance.peer, facts.session, error);
     tell(NoticeKind::SessionFailed, session, error.message, now);
 }
@@ -248,9 +286,11 @@ void Table::tell_commit(Instance& instance,
                         Millis now) {
     metrics_.session(session.policy(), "committed");
     auto const& outcome = std::get<WorkCommitted>(report.what).outcome;
+    if (!outcome.mass_kept.empty()) metrics_.mass_kept(mean(outcome.mass_kept));
     listener_.committed(instance.peer, report.session, outcome, report.spent);
     auto const text = kept_text(session.facts(now));
-    spdlog::info("engine {}, session {}: {}", instance_name(report.instance), report.session, text);
+    LogScope const scope(report.instance, report.session);
+    spdlog::info("{}", text);
     tell(NoticeKind::SessionCommitted, session, text, now);
 }
 
@@ -260,16 +300,23 @@ void Table::tell(NoticeKind kind, Session const& session, std::string text, Mill
         {kind, facts.instance, facts.session, std::move(text), std::make_optional(facts)});
 }
 
-Result<std::vector<SessionFacts>> Table::sessions(std::uint64_t instance, Millis now) const {
+Result<std::vector<SessionFacts>> Table::sessions(SessionQuery query, Millis now) const {
+    auto const [instance, number, spans] = query;
     if (instance != 0 && !instances_.contains(instance) &&
         history_.find_instance(instance) == nullptr)
-        return Error{ErrorCode::NotFound, "no engine " + instance_name(instance) + " is known"};
+        return Error{ErrorCode::NotFound, "no engine " + id_name(instance) + " is known"};
     std::vector<SessionFacts> all;
     for (auto const& [id, engine] : instances_)
-        for (auto const& [number, session] : engine.sessions)
-            if (instance == 0 || instance == id) all.push_back(session.facts(now));
-    for (auto& past : history_.sessions(instance, now))
+        for (auto const& [own, session] : engine.sessions) {
+            if ((instance != 0 && instance != id) || (number != 0 && number != own)) continue;
+            all.push_back(session.facts(now));
+            if (spans) all.back().spans = session.spans();
+        }
+    for (auto& past : history_.sessions(instance, now)) {
+        if (number != 0 && number != past.session) continue;
+        if (!spans) past.spans.clear();
         all.push_back(std::move(past));
+    }
     return all;
 }
 

@@ -1,6 +1,6 @@
 #include "sidecar/session/work.h"
 
-#include <chrono>
+#include <utility>
 
 #include "protocol/base/without_throwing.h"
 
@@ -32,14 +32,21 @@ std::vector<WorkReport> WorkReports::take() {
 }
 
 template <class Step>
-auto SessionWork::timed(char const* name, Step const& step) {
-    auto const begin = std::chrono::steady_clock::now();
+auto SessionWork::timed(Step const& step) {
+    auto const begin = steady_ns();
     auto result = step();
-    auto const spent = std::chrono::duration_cast<std::chrono::nanoseconds>(
-        std::chrono::steady_clock::now() - begin);
-    spent_.busy += static_cast<std::uint64_t>(spent.count());
-    metrics_.busy(name, static_cast<std::uint64_t>(spent.count()));
+    spent_.busy += steady_ns() - begin;
     return result;
+}
+
+void SessionWork::record(Span span) {
+    metrics_.stage(name_of(span.stage), span.duration_ns);
+    spans_.push_back(span);
+}
+
+void SessionWork::record_job() {
+    for (auto const& span : job_->take_spans())
+        record(span);
 }
 
 void SessionWork::open(Backend& backend) {
@@ -57,10 +64,12 @@ void SessionWork::layer(LayerWork work) {
 /// Not before there are rows: a prompt's length alone is a claim.
 Result<void> SessionWork::find_memory() {
     if (job_ != nullptr) return {};
-    job_ = DKV_TRY(timed("open", [&] {
+    auto const begin = steady_ns();
+    job_ = DKV_TRY(timed([&] {
         return Job::open(*backend_, spec_.job, bytes_in(spec_.staging),
                          bytes_in(spec_.destination));
     }));
+    record(span_since(begin, Stage::Open, -1));
     packed_.assign(spec_.job.geometry.layers, false);
     return {};
 }
@@ -85,12 +94,11 @@ Result<void> SessionWork::check_buffers() const {
 
 Result<void> SessionWork::await(LayerWork const& work) {
     if (work.signal.event < 0 && work.signal.timeline == nullptr) return {};
-    auto const begin = std::chrono::steady_clock::now();
+    auto const begin = steady_ns();
     auto const waited = await(work.signal);
-    auto const spent = std::chrono::duration_cast<std::chrono::nanoseconds>(
-        std::chrono::steady_clock::now() - begin);
-    spent_.waiting += static_cast<std::uint64_t>(spent.count());
-    metrics_.waited(static_cast<std::uint64_t>(spent.count()));
+    auto const span = span_since(begin, Stage::Wait, static_cast<std::int32_t>(work.layer));
+    spent_.waiting += span.duration_ns;
+    record(span);
     if (waited) return {};
     return Error{waited.error().code,
                  "layer " + std::to_string(work.layer) + ": " + waited.error().message};
@@ -119,8 +127,8 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
     DKV_TRY(check_written(work));
     DKV_TRY(find_memory());
     work.source.sink_logits = work.sink_logits;
-    auto progress =
-        DKV_TRY(timed("layer", [&] { return job_->layer_ready(work.layer, work.source); }));
+    auto progress = DKV_TRY(timed([&] { return job_->layer_ready(work.layer, work.source); }));
+    record_job();
     DKV_TRY(check_whole(work));  // Cut meanwhile, rows read as zeros.
     // The engine's share of these pages must be all of them before it is told to drop the rows.
     bool const is_kept = !progress.empty() && progress.front().stage == LayerStage::Scored;
@@ -143,14 +151,17 @@ Result<void> SessionWork::pack_all() {
         LayerWork const* const source =
             layer < kept_sources_.size() ? &kept_sources_[layer] : nullptr;
         if (source != nullptr) DKV_TRY(check_whole(*source));
-        auto progress = DKV_TRY(timed("pack", [&] { return job_->pack(layer); }));
+        auto progress = DKV_TRY(timed([&] { return job_->pack(layer); }));
+        record_job();
         // Where a page was missing meanwhile, rows were read as zeros, or are lost.
         if (source != nullptr) DKV_TRY(check_whole(*source));
         DKV_TRY(check_buffers());
         if (!packed_[layer]) report(std::move(progress));
     }
+    auto const begin = steady_ns();
     auto outcome = DKV_TRY(job_->outcome());
     drop_sources();
+    record(span_since(begin, Stage::Commit, -1));
     report(WorkCommitted{std::move(outcome)});
     return {};
 }
@@ -183,6 +194,7 @@ void SessionWork::report(decltype(WorkReport::what) what) {
                    .generation = spec_.generation,
                    .session = spec_.session,
                    .spent = spent_,
+                   .spans = std::exchange(spans_, {}),
                    .what = std::move(what)});
 }
 

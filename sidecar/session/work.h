@@ -74,6 +74,7 @@ struct WorkReport {
     std::uint32_t generation = 0;
     std::uint64_t session = 0;
     SpentTime spent;
+    std::vector<Span> spans = {};  ///< Since the session's last report.
     std::variant<LayerProgress,
                  WorkPlanned,
                  WorkCommitted,
@@ -141,7 +142,9 @@ private:
     void report(decltype(WorkReport::what) what);
     void fail(Error error);
     template <class Step>
-    auto timed(char const* name, Step const& step);
+    auto timed(Step const& step);
+    void record(Span span);
+    void record_job();
 
     Spec spec_;
     WorkReports& reports_;
@@ -152,6 +155,7 @@ private:
     std::vector<LayerWork> kept_sources_;  ///< Layers that pack() still reads.
     std::vector<bool> packed_;             ///< [layers] reported as committed already.
     SpentTime spent_;
+    std::vector<Span> spans_;  ///< That no report has taken yet.
 };
 
 }  // namespace dkv

@@ -179,10 +179,4 @@ Result<std::unique_ptr<Transport>> Transport::listen(Options const& options) {
     return std::unique_ptr<Transport>(std::move(transport));
 }
 
-std::uint64_t steady_ms() noexcept {
-    return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
-                                          std::chrono::steady_clock::now().time_since_epoch())
-                                          .count());
-}
-
 }  // namespace dkv

@@ -9,6 +9,7 @@
 
 #include "protocol/base/peer.h"
 #include "protocol/base/result.h"
+#include "protocol/base/steady.h"
 
 namespace dkv {
 
@@ -75,8 +76,5 @@ public:
     /// From any thread or a signal handler. What was sent before still goes out.
     virtual void stop() noexcept = 0;
 };
-
-/// Milliseconds of the steady clock.
-std::uint64_t steady_ms() noexcept;
 
 }  // namespace dkv

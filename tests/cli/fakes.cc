@@ -15,6 +15,10 @@ public:
         sidecar_.sessions_asked_of = instance;
         return answer(sidecar_.sessions());
     }
+    Result<wire::SessionListT> spans(std::uint64_t session) override {
+        sidecar_.spans_asked_of = session;
+        return answer(sidecar_.sessions());
+    }
     Result<wire::SavingsInfoT> savings() override { return answer(sidecar_.savings); }
     Result<wire::PolicyListT> policies() override { return answer(sidecar_.policies); }
     Result<void> set_policy(std::uint64_t instance, wire::PolicyT const* policy) override {
@@ -202,7 +206,7 @@ Ran run_dkv(std::vector<std::string> arguments,
         app.add_option("--endpoint", config.endpoint, "where to listen");
         app.add_option("--threads", config.threads, "threads");
     };
-    environment.run_daemon = [](Config const&) -> Result<void> { return {}; };
+    environment.run_daemon = [](Config const&, auto const&) -> Result<void> { return {}; };
     environment.read_machine = [](std::string const&) { return good_machine(); };
     environment.catch_interrupts = [] { return [] { return false; }; };
     environment.pause = [](std::chrono::milliseconds) {};

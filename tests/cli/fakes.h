@@ -46,6 +46,7 @@ struct FakeSidecar {
     int stops = 0;
     std::vector<std::uint64_t> detached;
     std::uint64_t sessions_asked_of = 0;
+    std::uint64_t spans_asked_of = 0;
 
     static FakeSidecar running();
 };

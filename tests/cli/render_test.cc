@@ -167,6 +167,7 @@ TEST_CASE("dkv sessions ID: the numbers, and bars of tokens and attention per la
           "  full cache      112.0 MiB\n"
           "  dropped         96.0 MiB (85.7 % of full)\n"
           "  returned        95.0 MiB (84.8 % of full), measured by the engine\n"
+          "  pool            -, blocks back in the engine's own pool\n"
           "  block table     86.0 MiB (76.8 % of full), what a host with one table for all\n"
           "                  layers would get\n"
           "  peak            64.0 MiB (57.1 % of full), largest during prefill\n"
@@ -187,7 +188,7 @@ TEST_CASE("dkv sessions ID draws nothing from lengths that do not fit the geomet
     CHECK(session_text(*session, kPlain).find("MASS") == std::string::npos);
 }
 
-TEST_CASE("dkv savings keeps the three numbers apart") {
+TEST_CASE("dkv savings keeps the four numbers apart") {
     wire::SavingsInfoT savings;
     savings.total = std::make_unique<wire::SavingsT>(some_savings());
     savings.instances.push_back(some_instance(0xfeedbeef));
@@ -200,6 +201,7 @@ TEST_CASE("dkv savings keeps the three numbers apart") {
           "full caches  1.31 GiB  100.0 %  what all prompts would have taken\n"
           "dropped      1.12 GiB   85.7 %  rows not kept, over all layers: logical\n"
           "returned     1.11 GiB   84.8 %  what the system took back: measured\n"
+          "pool              0 B    0.0 %  blocks back in engines' own pools: as they count\n"
           "block table  1.01 GiB   76.8 %  what one table for all layers would give\n"
           "\n"
           "Largest cache of one session during prefill: 64.0 MiB\n"
@@ -293,4 +295,31 @@ TEST_CASE("what dkv prints fits 100 columns, ids and all") {
     CHECK(widest_line(session_text(*sessions.sessions[0], wide)) <= 100);
     CHECK(widest_line(savings_text(savings, wide)) <= 100);
     CHECK(widest_line(policy_list_text(running.policies, wide)) <= 100);
+}
+
+TEST_CASE("bytes in engines' own pools stand beside what was returned, and not in it") {
+    auto savings = some_savings();
+    CHECK(given_back(savings) == "1.11 GiB returned (measured)");
+    savings.bytes_pool = 3U << 20U;
+    CHECK(given_back(savings) == "1.11 GiB returned (measured), 3.0 MiB back in engines' pools");
+
+    auto session = some_session(1);
+    session->bytes_pool = 5U << 20U;
+    CHECK(contains(session_text(*session, kPlain), "pool            5.0 MiB"));
+}
+
+TEST_CASE("status as CSV has a line for all engines and one for each, quoted where it must be") {
+    auto running = FakeSidecar::running();
+    auto list = engines();
+    list.instances.front()->model = "a \"b\", c";
+
+    CHECK(status_csv(running.status, list) ==
+          "instance,pid,alive,engine,model,policy,sessions_open,mapped_bytes,sessions,"
+          "sessions_failed,prompt_tokens,bytes_full,bytes_dropped,bytes_returned,bytes_pool,"
+          "bytes_block_table,bytes_peak\n"
+          "all,99,1,dkvd 7.8.9,,dynamickv,0,0,0,0,0,0,0,0,0,0,0\n"
+          "0x00000000feedbeef,4242,1,transformers 5.23.0,\"a \"\"b\"\", c\",dynamickv,1,536870912,"
+          "12,1,43008,1409286144,1207959552,1195376640,0,1082130432,67108864\n");
+    auto sidecar = FakeSidecar::running();
+    CHECK(run_dkv({"status", "--csv", "--json"}, sidecar).exit_code == 1);
 }

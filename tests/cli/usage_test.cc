@@ -257,7 +257,7 @@ TEST_CASE("dkv serve takes its endpoint from before or after the command") {
         Config seen;
 
         auto const ran = run_dkv(arguments, sidecar, [&](cli::Environment& environment) {
-            environment.run_daemon = [&](Config const& config) -> Result<void> {
+            environment.run_daemon = [&](Config const& config, auto const&) -> Result<void> {
                 seen = config;
                 return {};
             };
@@ -274,7 +274,7 @@ TEST_CASE("dkv serve exits 1 with the daemon's reason") {
     FakeSidecar sidecar;
 
     auto const ran = run_dkv({"serve"}, sidecar, [](cli::Environment& environment) {
-        environment.run_daemon = [](Config const&) -> Result<void> {
+        environment.run_daemon = [](Config const&, auto const&) -> Result<void> {
             return Error{ErrorCode::AlreadyExists, "a sidecar listens at ipc:///tmp/a already"};
         };
     });

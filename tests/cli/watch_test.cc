@@ -3,7 +3,7 @@
 
 #include <doctest/doctest.h>
 
-#include "cli/render/notices.h"
+#include "cli/render/screen.h"
 #include "tests/cli/fakes.h"
 
 using namespace dkv;
@@ -140,4 +140,59 @@ TEST_CASE("the screen of dkv watch fits its terminal, and shows the latest event
           "event 97\n"
           "event 98\n"
           "event 99\n");
+}
+
+TEST_CASE("dkv watch --once prints the screen without a terminal's codes, the largest peak first") {
+    auto sidecar = FakeSidecar::running();
+    sidecar.sessions = [] {
+        wire::SessionListT list;
+        for (std::uint64_t id = 1; id <= 3; ++id) {
+            list.sessions.push_back(some_session(id));
+            list.sessions.back()->bytes_peak = id == 2 ? 900 : id;
+        }
+        return list;
+    };
+
+    auto const ran = run_dkv({"watch", "--once", "--sort", "peak"}, sidecar);
+
+    CHECK(ran.exit_code == 0);
+    CHECK(!contains(ran.out, "\x1b"));
+    CHECK(!ran.out.ends_with("\n\n"));
+    auto const at = [&](char const* id) { return ran.out.find(id); };
+    CHECK(at("0x0000000000000002") < at("0x0000000000000003"));
+    CHECK(at("0x0000000000000003") < at("0x0000000000000001"));
+    auto const json = cli::Json::parse(run_dkv({"watch", "--once", "--json"}, sidecar).out);
+    CHECK(json.at("sessions").size() == 3);
+    CHECK(run_dkv({"watch", "--once", "--lines"}, sidecar).exit_code == 2);
+    CHECK(run_dkv({"watch", "--sort", "name"}, sidecar).exit_code == 2);
+}
+
+TEST_CASE("the screen follows its window, and shows rates once there is a second to look back on") {
+    cli::Screen screen;
+    screen.status.savings = std::make_unique<wire::SavingsT>(some_savings());
+    screen.status.uptime_ms = 12'000;
+    cli::Style const style{.color = false, .unicode = false, .columns = 120, .rows = 30};
+    CHECK(!contains(cli::screen_text(screen, style), "rates"));
+
+    screen.before =
+        cli::Screen::Totals{.uptime_ms = 10'000,
+                            .sessions = 9,
+                            .bytes_dropped = screen.status.savings->bytes_dropped - 4096,
+                            .bytes_back = screen.status.savings->bytes_returned - 2048};
+    CHECK(contains(cli::screen_text(screen, style),
+                   "rates    1.5 sessions/s, 2.0 KiB/s dropped, 1.0 KiB/s given back\n"));
+
+    auto sidecar = FakeSidecar::running();
+    int looks = 0;
+    auto const ran = run_dkv({"watch"}, sidecar, [&](cli::Environment& environment) {
+        environment.out_is_terminal = true;
+        environment.style_now = [&] {
+            return cli::Style{.columns = ++looks < 4 ? 80U : 20U, .rows = 24};
+        };
+        environment.catch_interrupts = [] {
+            return [asked = 0]() mutable { return ++asked > 12; };
+        };
+    });
+    CHECK(contains(ran.out, "dkvd 7.8.9  pid 99  up"));
+    CHECK(contains(ran.out, "dkvd 7.8.9  pid 99 ~"));
 }

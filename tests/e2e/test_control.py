@@ -108,7 +108,7 @@ def test_a_controller_watches_and_detaches_over_tcp(control):
     finally:
         watcher.send_signal(signal.SIGINT)
         watcher.communicate(timeout=20)
-    assert control.dkv("detach", "0x123").stderr == "dkv: no engine 0000000000000123 is attached\n"
+    assert control.dkv("detach", "0x123").stderr == "dkv: no engine 0x0000000000000123 is attached\n"
 
 
 def test_what_is_missing_on_the_controllers_side_is_said(control, tmp_path):

@@ -113,7 +113,7 @@ def test_an_engine_that_was_detached_attaches_again(sidecar):
     engine.process.communicate()
     missing = sidecar.dkv("detach", "0x123", check=False)
     assert missing.returncode == 1
-    assert missing.stderr == "dkv: no engine 0000000000000123 is attached\n"
+    assert missing.stderr == "dkv: no engine 0x0000000000000123 is attached\n"
 
 
 def test_an_engine_in_a_pid_namespace_is_missed_when_it_dies(sidecar):
@@ -204,7 +204,7 @@ def test_a_log_that_is_not_read_does_not_stop_the_sidecar(tmp_path):
         subprocess.run([*dkv, "detach", "0x123"], capture_output=True, timeout=60)
         text = waited_for(lambda: os.read(read, 65536).decode(), "a line")
         assert "lines were dropped: stderr was not read" in text
-        assert "Detach refused: no engine 0000000000000123 is attached" in text
+        assert "Detach refused: no engine 0x0000000000000123 is attached" in text
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0

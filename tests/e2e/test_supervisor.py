@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -72,6 +73,25 @@ def test_dkv_stop_is_no_failure_that_a_supervisor_would_restart_after(folder):
 
         assert heard.next() == {"STOPPING": "1"}
         assert sidecar.process.wait(PATIENCE_S) == 0
+
+
+def test_a_reload_begins_and_ends_whether_the_file_was_right_or_not(folder):
+    heard, config = Heard(f"{folder}/notify"), folder / "dkvd.toml"
+    config.write_text("capacity = 100\n")
+    with supervised(folder, f"{folder}/notify") as sidecar:
+        sidecar.start("--config", str(config))
+        ready = heard.next()
+
+        for text in ("capacity = 200\n", "capacity = -1\n"):
+            config.write_text(text)
+            before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            sidecar.process.send_signal(signal.SIGHUP)
+
+            begun = heard.next()
+            assert begun["RELOADING"] == "1" and int(begun["MONOTONIC_USEC"]) >= before
+            assert heard.next() == ready
+
+        assert "capacity=200" in sidecar.dkv("status").stdout
 
 
 def test_the_watchdog_is_fed_while_messages_are_handled_and_not_by_a_stopped_process(folder):

@@ -211,6 +211,7 @@ wire::AdoptedT adopted(Engine const& engine, Random& random) {
     message.bytes_returned = random.below(1U << 20U);
     message.bytes_peak = random.below(1U << 20U);
     message.bytes_final = random.below(1U << 20U);
+    message.bytes_pool = random.below(1U << 20U);
     return message;
 }
 
@@ -226,7 +227,12 @@ wire::BodyUnion right_message(wire::Body type, Scene const& scene) {
     switch (type) {
         case wire::Body::GetStatus: return body_of(wire::GetStatusT());
         case wire::Body::ListInstances: return body_of(wire::ListInstancesT());
-        case wire::Body::ListSessions: return body_of(of<wire::ListSessionsT>(scene.engine));
+        case wire::Body::ListSessions: {
+            auto list = of<wire::ListSessionsT>(scene.engine);
+            list.session = random.below(2) == 0 ? 0 : scene.engine.run.session;
+            list.spans = random.below(2) == 0;
+            return body_of(std::move(list));
+        }
         case wire::Body::GetSavings: return body_of(wire::GetSavingsT());
         case wire::Body::ListPolicies: return body_of(wire::ListPoliciesT());
         case wire::Body::SetPolicy: {

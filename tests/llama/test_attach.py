@@ -20,7 +20,7 @@ from dkv.hf import weights
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from processes import Sidecar, sidecar  # noqa: E402, F401
+from processes import Sidecar, sidecar, waited_for  # noqa: E402, F401
 
 pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
@@ -239,12 +239,20 @@ def test_a_smaller_context_gives_memory_back(llama, document, dkvd):
 
 
 @pytest.mark.sample
-def test_prompts_follow_one_another_in_a_context(llama, document):
+def test_prompts_follow_one_another_in_a_context(llama, document, dkvd):
+    """Their cells are free for other tokens of the context: they went back to llama.cpp's own pool."""
+
+    def pool() -> int:
+        return json.loads(dkvd.dkv("savings", "--json").stdout)["total"]["bytes_pool"]
+
     llama.open(cells=1024)
+    before, given = pool(), 0
     for number in (1, 2, 3):
         llama.forget()
         report = compressed(llama, document(600 + number), {"capacity": 128})
         assert (report["compressed"], report["tokens"], report["prompts_compressed"]) == (True, 600 + number, number)
+        given += report["bytes_before"] - report["bytes_after"]
+    waited_for(lambda: pool() - before == given > 0, "the sidecar to be told")
 
 
 @pytest.mark.parametrize("ctypes", [False, True], ids=["cffi's params", "ctypes' params"])

@@ -80,6 +80,22 @@ def test_a_dkvd_that_is_killed_comes_back_and_one_that_is_stopped_stays_away(mac
     assert machine.unit("Result") == "success"
 
 
+def test_reloading_reads_the_config_again_and_refuses_a_wrong_one(machine):
+    config = machine.root / "etc/dkv/dkvd.toml"
+    shipped = config.read_text()
+    try:
+        config.write_text(shipped + "capacity = 100\n")
+        machine.run("systemctl", "reload", "dkvd")
+        waited_for(lambda: "capacity=100" in machine.run("dkv", "status", user="dkv"), "the new capacity")
+
+        config.write_text(shipped + "capacity = -1\n")
+        machine.run("systemctl", "reload", "dkvd", codes=(1,))
+        assert machine.unit("ActiveState") == "active"
+        assert "capacity=100" in machine.run("dkv", "status", user="dkv")
+    finally:
+        config.write_text(shipped)
+
+
 def test_the_service_can_be_given_to_the_user_of_the_engines(machine):
     machine.run("useradd", "--system", "inference")
     machine.drop_in("[Service]\nUser=inference\n")

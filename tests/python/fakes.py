@@ -93,6 +93,8 @@ class FakeSession:
     def take_arena(self, form) -> dkv.Arena:
         return self._arenas[form]
 
+    id = "0x0000000000000007"
+
     def adopted(self, *numbers) -> None:
         self.adopted_with = numbers
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from engine import Engine
+from processes import waited_for
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
 LAYERS, KV_HEADS, BLOCK = 6, 2, 32
@@ -58,6 +61,20 @@ def test_a_prompt_of_whole_blocks(engine, tiny_reference, noise):
     kept = engine.kept["whole blocks"]
     assert all(length % BLOCK == 0 for layer in kept.lengths() for length in layer)
     assert tiny_reference.worst(prompt, engine.answers["whole blocks"], kept) < TOLERANCE
+
+
+def test_blocks_that_go_back_are_counted_as_bytes_of_the_engines_pool(engine, sidecar, noise):
+    def total() -> dict:
+        return json.loads(sidecar.dkv("savings", "--json").stdout)["total"]
+
+    before = total()
+
+    given_back = answer(engine, "pool", noise(500), {"capacity": 64})
+
+    waited_for(lambda: total()["sessions"] > before["sessions"], "the sidecar to be told")
+    page = next(iter(engine.worker._layers.values())).kv_cache[0]  # A block of a group of one layer.
+    assert total()["bytes_pool"] - before["bytes_pool"] == given_back * page.numel() * page.element_size() > 0
+    assert total()["bytes_returned"] == before["bytes_returned"]
 
 
 def test_a_request_chooses_its_capacity(engine, noise):

@@ -42,6 +42,7 @@ class Session:
         self._handle = handle[0]
         self._engine = engine  # Not to be collected before.
         self._kv_heads = engine.geometry.kv_heads
+        self.id = f"0x{_abi.library().dkv_session_id(self._handle):016x}"  # As `dkv sessions` and the sidecar's log say.
         self.plan = Plan(bool(plan.compress), plan.window, ffi.string(plan.policy).decode(), plan.capacity)
 
     def layer_ready(
@@ -139,8 +140,10 @@ class Session:
         device = self._engine.device
         return Arena._of(taken[0]) if device == "cpu" else cuda.DeviceArena._of(taken[0], device)
 
-    def adopted(self, bytes_returned: int, bytes_peak: int, bytes_final: int) -> None:
-        """Tells the sidecar what the system gave back, as measured here."""
+    def adopted(self, bytes_returned: int, bytes_peak: int, bytes_final: int, bytes_pool: int = 0) -> None:
+        """Tells the sidecar what the system gave back, as measured here, and apart from that the bytes of blocks
+        that went back to the engine's own pool."""
+        _abi.call("dkv_session_returned_to_pool", self._handle, bytes_pool)
         _abi.call("dkv_session_adopted", self._handle, bytes_returned, bytes_peak, bytes_final)
 
     @property

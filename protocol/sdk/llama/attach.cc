@@ -180,8 +180,9 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
     // Cells of the same context are free for other tokens; the system gets nothing.
-    if (target == context_) return adopted(0, bytes, bytes);
-    return {};
+    if (target != context_) return {};
+    DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), bytes - kept.size())));
+    return adopted(0, bytes, bytes);
 }
 
 Result<void> Attachment::check_target(llama_context* target) const {

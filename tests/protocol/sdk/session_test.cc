@@ -59,10 +59,15 @@ TEST_CASE("a progressive session: release, trim, pack, commit, each once and in 
     CHECK(view.positions[30] == 0);
     CHECK(view.mass_kept == 0.25F);
     CHECK(dkv_session_failure(harness.session) == DKV_OK);
+    CHECK(dkv_session_returned_to_pool(harness.session, 4) == DKV_OK);
     CHECK(dkv_session_adopted(harness.session, 1, 2, 3) == DKV_OK);
     auto const adopted = harness.sidecar->wait_for(wire::Body::Adopted);
     REQUIRE(adopted);
     CHECK(adopted->body.AsAdopted()->bytes_peak == 2);
+    CHECK(adopted->body.AsAdopted()->bytes_pool == 4);
+    CHECK(adopted->body.AsAdopted()->session == dkv_session_id(harness.session));
+    CHECK(dkv_session_id(nullptr) == 0);
+    CHECK(dkv_session_returned_to_pool(nullptr, 4) == DKV_INVALID_ARGUMENT);
 }
 
 TEST_CASE("what the sidecar wrote is what the engine reads") {

@@ -1,8 +1,5 @@
 #include "sidecar/config/config.h"
 
-#include <fstream>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <doctest/doctest.h>
 
@@ -97,18 +94,6 @@ TEST_CASE("granularity, norms, sizes, presets and profiles are flags too") {
     CHECK_THROWS_WITH_AS(parse("--profile /nonexistent"),
                          "--profile: /nonexistent cannot be read: No such file or directory",
                          CLI::ValidationError);
-}
-
-TEST_CASE("flags can stand in a TOML file") {
-    auto const path = "/tmp/dkv-config-test-" + std::to_string(::getpid()) + ".toml";
-    std::ofstream(path) << "policy = \"pyramidkv\"\ncapacity = 128\nlog-level = \"warn\"\n";
-
-    auto const config = parse("--config " + path + " --log-level error");
-    ::unlink(path.c_str());
-
-    CHECK(config.policy.name == "pyramidkv");
-    CHECK(config.policy.capacity == 128);
-    CHECK(config.log_level == "error");
 }
 
 TEST_CASE("an unknown word for a flag is refused by the parser") {

@@ -201,7 +201,7 @@ TEST_CASE("a generation that is over has nothing to say") {
     auto const refused = s.ask_in_vain(DeviceServer::hello(1));
 
     CHECK(refused.code == wire::ErrorCode::BadState);
-    CHECK(refused.message == "generation 1 of engine 000000000000000b comes after generation 2");
+    CHECK(refused.message == "generation 1 of engine 0x000000000000000b comes after generation 2");
 }
 
 }  // namespace

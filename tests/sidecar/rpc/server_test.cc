@@ -34,7 +34,7 @@ TEST_CASE("every request of an engine that is not attached is answered with unkn
     failures.push_back(s.ask_in_vain(of_engine<wire::HeartbeatT>()));
     for (auto const& failure : failures) {
         CHECK(failure.code == wire::ErrorCode::UnknownInstance);
-        CHECK(failure.message == "no engine 000000000000000b is attached: it has to say hello");
+        CHECK(failure.message == "no engine 0x000000000000000b is attached: it has to say hello");
     }
 }
 
@@ -67,7 +67,7 @@ TEST_CASE("an engine's requests are answered one by one") {
     auto adopted = of_engine<wire::AdoptedT>();
     adopted.session = 1;
     CHECK(s.ask_in_vain(std::move(adopted)).message ==
-          "session 1 is open: there is nothing to adopt");
+          "session 0x0000000000000001 is open: there is nothing to adopt");
     auto close = of_engine<wire::CloseSessionT>();
     close.session = 1;
     CHECK(s.ask(std::move(close)).type == Body::Done);
@@ -105,7 +105,7 @@ TEST_CASE("a controller's requests need no hello") {
     CHECK(s.ask(wire::SubscribeT()).type == Body::Done);
     wire::ListSessionsT unknown;
     unknown.instance = 99;
-    CHECK(s.ask_in_vain(std::move(unknown)).message == "no engine 0000000000000063 is known");
+    CHECK(s.ask_in_vain(std::move(unknown)).message == "no engine 0x0000000000000063 is known");
 
     CHECK(!s.server.stopping());
     CHECK(s.ask_in_vain(wire::StopT()).message ==

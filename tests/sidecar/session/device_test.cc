@@ -161,7 +161,7 @@ TEST_CASE("a layer waits for its timeline, and that waiting is told apart from w
     REQUIRE(cuda::wait_timeline(word->bytes().data() + 8, 3, std::chrono::seconds(20), nullptr,
                                 nullptr));
     t.await([&] { return t.ears.heard("peer/1: layer 0 staged"); });
-    auto const facts = t.table.sessions(0, t.now).value().front();
+    auto const facts = t.table.sessions({}, t.now).value().front();
     CHECK(facts.wait_ns > 0);
     CHECK(facts.busy_ns > 0);
 }

@@ -1,5 +1,6 @@
 #include "sidecar/session/session.h"
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 
@@ -29,8 +30,9 @@ TEST_CASE("a dynamickv session: layers are staged, planned, packed, adopted, clo
     CHECK(std::accumulate(lengths.begin(), lengths.end(), 0U) ==
           32 * LentPrompt::kLayers * LentPrompt::kKvHeads);
 
-    REQUIRE(t.table.adopted(t.caller(), kEngine, 5, {.returned = 70, .peak = 90, .final_ = 20}));
-    REQUIRE(t.table.adopted(t.caller(), kEngine, 5, {.returned = 70, .peak = 90, .final_ = 20}));
+    AdoptedBytes const bytes{.returned = 70, .peak = 90, .final_ = 20, .pool = 50};
+    REQUIRE(t.table.adopted(t.caller(), kEngine, 5, bytes));
+    REQUIRE(t.table.adopted(t.caller(), kEngine, 5, bytes));
     REQUIRE(t.table.close_session(t.caller(), kEngine, 5, ""));
     REQUIRE(t.table.close_session(t.caller(), kEngine, 5, ""));
 
@@ -39,12 +41,39 @@ TEST_CASE("a dynamickv session: layers are staged, planned, packed, adopted, clo
     CHECK(savings.bytes_full == LentPrompt::geometry().cache_bytes(LentPrompt::kTokens));
     CHECK(savings.bytes_dropped == savings.bytes_full - t.ears.last_outcome.bytes_kept);
     CHECK(savings.bytes_returned == 70);
+    CHECK(savings.bytes_pool == 50);
     CHECK(savings.bytes_peak == 90);
-    auto const closed = t.table.sessions(kEngine, t.now);
+    auto const closed = t.table.sessions({.instance = kEngine}, t.now);
     REQUIRE(closed);
     CHECK(closed.value().at(0).state == SessionState::Closed);
     CHECK(closed.value().at(0).lengths == lengths);
     CHECK(closed.value().at(0).mass_kept.size() == LentPrompt::kLayers);
+    CHECK(closed.value().at(0).spans.empty());
+}
+
+TEST_CASE(
+    "the spans of a session are told of that session alone, stage by stage, and when it is over, "
+    "too") {
+    TableFixture t;
+    t.open(5);
+    t.send_layers(5);
+    t.await([&] { return t.ears.heard("peer/5: committed"); });
+    REQUIRE(t.table.close_session(t.caller(), kEngine, 5, ""));
+
+    CHECK(t.table.sessions({.session = 6, .spans = true}, t.now).value().empty());
+    auto const found = t.table.sessions({.session = 5, .spans = true}, t.now).value();
+    REQUIRE(found.size() == 1);
+    auto const count = [&](Stage stage) {
+        return std::ranges::count(found.front().spans, stage, &Span::stage);
+    };
+    CHECK(count(Stage::Wait) == 0);
+    CHECK(count(Stage::Open) == 1);
+    for (auto const stage : {Stage::Score, Stage::Select, Stage::Stage, Stage::Pack})
+        CHECK(count(stage) == LentPrompt::kLayers);
+    CHECK(count(Stage::Commit) == 1);
+    CHECK(found.front().spans.front().stage == Stage::Open);
+    CHECK(found.front().spans.back().stage == Stage::Commit);
+    CHECK(std::ranges::is_sorted(found.front().spans, {}, &Span::begin_ns));
 }
 
 TEST_CASE("rows that were never written fail the session before any memory is found for them") {
@@ -124,7 +153,7 @@ TEST_CASE("buffers that cannot be written to, or are too small, are refused") {
     REQUIRE(t.table.open_session(t.caller(), kEngine,
                                  {.session = 2, .prompt_tokens = LentPrompt::kTokens}));
     CHECK(refused(t.table.layer_ready(t.caller(), kEngine, 2, t.layer(0))).message ==
-          "session 2 is open: it has no buffers for layers yet");
+          "session 0x0000000000000002 is open: it has no buffers for layers yet");
     test::EngineMemory big(1U << 20U);
     test::EngineMemory tiny(4096);
     auto const writable = t.lend(big, true).value();
@@ -157,7 +186,8 @@ TEST_CASE("a region that shrinks under a session fails it and nothing else") {
     CHECK(t.table.instances(t.now).at(0).sessions_failed == 1);
     auto const late = refused(t.table.layer_ready(t.caller(), kEngine, 1, t.layer(1)));
     CHECK(late.code == ErrorCode::BadState);
-    CHECK(late.message.find("session 1 is failed: it takes no more layers (a region of ") == 0);
+    CHECK(late.message.find(
+              "session 0x0000000000000001 is failed: it takes no more layers (a region of ") == 0);
     REQUIRE(t.table.close_session(t.caller(), kEngine, 1, ""));
 }
 
@@ -170,11 +200,11 @@ TEST_CASE("an engine may give a session up, and use the memory for something els
 
     CHECK(t.ears.heard("peer/1: failed: given up by the engine: deadline?passed"));
     CHECK(t.table.facts().savings.sessions_failed == 1);
-    auto const closed = t.table.sessions(kEngine, t.now);
+    auto const closed = t.table.sessions({.instance = kEngine}, t.now);
     REQUIRE(closed);
     CHECK(closed.value().at(0).state == SessionState::Failed);
     CHECK(refused(t.table.adopted(t.caller(), kEngine, 1, {})).message ==
-          "engine 000000000000000b has no open session 1");
+          "engine 0x000000000000000b has no open session 0x0000000000000001");
 }
 
 TEST_CASE("closing a session that was refused says nothing more about it") {
@@ -200,7 +230,7 @@ TEST_CASE("a prompt that is kept whole needs nothing but its end") {
     REQUIRE(opened);
     CHECK(!opened.value().needs.compress);
     CHECK(refused(t.table.bind_buffers(t.caller(), kEngine, 1, 0, 0)).message ==
-          "session 1 is open: its prompt is kept whole and needs no buffers");
+          "session 0x0000000000000001 is open: its prompt is kept whole and needs no buffers");
     CHECK(refused(t.table.open_session(t.caller(), kEngine, {.session = 1, .prompt_tokens = 20}))
               .code == ErrorCode::AlreadyExists);
 

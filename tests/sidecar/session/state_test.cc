@@ -37,7 +37,7 @@ TEST_CASE("what a peer says for people is cut and made fit for a terminal") {
     CHECK(printable("\xff\xc3\x28\xed\xa0\x80\xc0\x80", 100) == "?\?(?????");
     CHECK(printable("日本", 4) == "日");
     CHECK(printable("\xe6\x97", 100) == "?\?");
-    CHECK(instance_name(0x1f) == "000000000000001f");
+    CHECK(id_name(0x1f) == "0x000000000000001f");
 }
 
 }  // namespace

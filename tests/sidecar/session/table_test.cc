@@ -25,7 +25,7 @@ TEST_CASE("a repeated hello changes nothing; an earlier generation is refused") 
     old.generation = 0;
     auto const error = refused(t.table.hello(t.caller(), old));
     CHECK(error.code == ErrorCode::BadState);
-    CHECK(error.message == "generation 0 of engine 0000000000000007 comes after generation 1");
+    CHECK(error.message == "generation 0 of engine 0x0000000000000007 comes after generation 1");
 }
 
 TEST_CASE("a later generation that is refused leaves the earlier one attached as it was") {
@@ -73,7 +73,7 @@ TEST_CASE("an engine that is not attached is told to say hello") {
     TableFixture t;
     auto const error = refused(t.table.heartbeat(t.caller(), 9));
     CHECK(error.code == ErrorCode::UnknownInstance);
-    CHECK(error.message == "no engine 0000000000000009 is attached: it has to say hello");
+    CHECK(error.message == "no engine 0x0000000000000009 is attached: it has to say hello");
 }
 
 TEST_CASE("every limit of the table is reached") {
@@ -103,7 +103,7 @@ TEST_CASE("every limit of the table is reached") {
             REQUIRE(t.table.open_session(t.caller(), kEngine, {.session = 3, .prompt_tokens = 9}));
         REQUIRE(t.table.close_session(t.caller(), kEngine, session, ""));
     }
-    auto const remembered = t.table.sessions(0, t.now);
+    auto const remembered = t.table.sessions({}, t.now);
     REQUIRE(remembered);
     REQUIRE(remembered.value().size() == 2);
     CHECK(remembered.value()[0].session == 2);
@@ -149,11 +149,11 @@ TEST_CASE("an engine whose process dies is dropped at once, with everything it h
     CHECK(facts.mapped_bytes == 0);
     CHECK(facts.savings.sessions_failed == 1);
     REQUIRE(facts.gone.size() == 1);
-    CHECK(facts.gone[0] == "000000000000000b (pid " + std::to_string(child.pid()) +
+    CHECK(facts.gone[0] == "0x000000000000000b (pid " + std::to_string(child.pid()) +
                                ", test 1.0, tiny) process ended; 1 open sessions dropped");
     CHECK(t.ears.heard(NoticeKind::InstanceGone));
     CHECK(!t.table.instances(t.now).at(0).alive);
-    auto const sessions = t.table.sessions(kEngine, t.now);
+    auto const sessions = t.table.sessions({.instance = kEngine}, t.now);
     REQUIRE(sessions);
     CHECK(sessions.value().at(0).error == "the engine process ended");
     CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::UnknownInstance);
@@ -179,7 +179,7 @@ TEST_CASE("an engine is dropped after ten silent heartbeats, whether its process
 
     CHECK(t.table.facts().instances == 0);
     CHECK(t.table.facts().gone.at(0) ==
-          "000000000000000b (pid " + pid +
+          "0x000000000000000b (pid " + pid +
               ", test 1.0, tiny) was silent for 1000 ms; 0 open sessions dropped");
     REQUIRE(t.table.hello(t.caller(), TableFixture::hello_of(kEngine)));
     CHECK(t.table.facts().gone.empty());
@@ -194,7 +194,7 @@ TEST_CASE("an engine belongs to the connection that said hello, and to the proce
     auto const refusal = refused(t.table.heartbeat(other, kEngine));
     CHECK(refusal.code == ErrorCode::PermissionDenied);
     CHECK(refusal.message ==
-          "engine 000000000000000b is attached over another connection: it has to say hello over "
+          "engine 0x000000000000000b is attached over another connection: it has to say hello over "
           "this one");
     CHECK(t.table.heartbeat(t.caller(), kEngine));
 
@@ -203,7 +203,7 @@ TEST_CASE("an engine belongs to the connection that said hello, and to the proce
     auto foreign = other;
     foreign.process->pid += 1;
     CHECK(refused(t.table.hello(foreign, again)).message ==
-          "engine 000000000000000b belongs to another process: choose another random number");
+          "engine 0x000000000000000b belongs to another process: choose another random number");
     REQUIRE(t.table.hello(other, again));
     CHECK(t.table.heartbeat(other, kEngine));
     CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::PermissionDenied);
@@ -236,7 +236,7 @@ TEST_CASE("an operator detaches an engine: its memory is let go, its place is fr
     CHECK(t.table.facts().mapped_bytes == 0);
     CHECK(refused(t.table.heartbeat(t.caller(), kEngine)).code == ErrorCode::UnknownInstance);
     CHECK(refused(t.table.detach(t.caller(), kEngine)).message ==
-          "no engine 000000000000000b is attached");
+          "no engine 0x000000000000000b is attached");
 }
 
 TEST_CASE("an operator's policy goes before an engine's wish, an instance's before all") {
@@ -276,7 +276,8 @@ TEST_CASE("an operator's policy goes before an engine's wish, an instance's befo
 
     CHECK(refused(t.table.set_policy(0, PolicyRequest{.name = "nosuch"})).code ==
           ErrorCode::NotFound);
-    CHECK(refused(t.table.set_policy(5, wish)).message == "no engine 0000000000000005 is attached");
+    CHECK(refused(t.table.set_policy(5, wish)).message ==
+          "no engine 0x0000000000000005 is attached");
     CHECK(refused(t.table.open_session(t.caller(), kEngine,
                                        {.session = 99,
                                         .prompt_tokens = 100,

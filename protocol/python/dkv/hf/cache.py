@@ -492,7 +492,10 @@ class Cache(Copyable, TransformersCache):
         known = (id(model), "".join(each for each in reason if not each.isdigit()))  # Times in it count down.
         if known not in _warned:
             _warned.add(known)
-            log.warning("dkv: generation goes on without compression: %s", reason)
+            session = self._report.session
+            whose = f"session {session}: " if session else ""
+            said = "dkv: %sgeneration goes on without compression: %s"
+            log.warning(said, whose, reason, extra={"dkv_session": session})
 
 
 # What help() and editors show: every parameter of a policy by its name.

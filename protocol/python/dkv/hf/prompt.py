@@ -51,6 +51,7 @@ class Prompt:
                 self._note_failure(error)
                 return
             plan = session.plan
+            self.report.session = session.id
             self.report.policy, self.report.capacity = plan.policy, plan.capacity
             self.report.window = plan.window
             if not plan.compress:
@@ -172,10 +173,13 @@ class Prompt:
         self.report.bytes_returned = max(0, self._source_returned - kept_bytes)
         if self.report.failure is None:
             self.report.compressed = True
+            done = "dkv: %sthe prompt of %d tokens is compressed by %s"
+            log.info(done, self._whose(), self.tokens, self.report.policy, extra=self._extra())
             try:
                 session.adopted(self.report.bytes_returned, self.report.peak_bytes, self.report.final_bytes)
             except dkv.DkvError as error:
-                log.info("dkv: the sidecar was not told what came back: %s", error)
+                untold = "dkv: %sthe sidecar was not told what came back: %s"
+                log.info(untold, self._whose(), error, extra=self._extra())
         return len(views) < len(self.layers)
 
     def _prefix(self, arena: dkv.Arena, view) -> Prefix:
@@ -202,6 +206,14 @@ class Prompt:
         return Prefix(lengths, per_head(keys_begin), per_head(values_begin))
 
     # ---------------------------------------------------------------- bookkeeping
+
+    def _whose(self) -> str:
+        """Begins a line of the log with the id that the sidecar's log and `dkv sessions` show."""
+        return f"session {self.report.session}: " if self.report.session else ""
+
+    def _extra(self) -> dict:
+        """For formatters that write JSON."""
+        return {"dkv_session": self.report.session}
 
     def _take_events(self) -> None:
         while True:
@@ -234,4 +246,5 @@ class Prompt:
         if self.report.failure is None:
             self.report.failure = f"{error.status.name.lower()}: {error}"
             if error.status in (dkv.Status.INVALID_ARGUMENT, dkv.Status.NOT_FOUND):
-                log.error("dkv: the prompt of %d tokens is kept whole: %s", self.tokens, error)
+                whole = "dkv: %sthe prompt of %d tokens is kept whole: %s"
+                log.error(whole, self._whose(), self.tokens, error, extra=self._extra())

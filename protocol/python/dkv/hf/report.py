@@ -11,6 +11,7 @@ from contextlib import contextmanager
 class Report:
     """Counts are tokens per KV head; bytes are bytes of this prompt's K and V in compressible layers."""
 
+    session: str | None = None  # Its id in `dkv sessions` and in the sidecar's log.
     policy: str | None = None  # As the sidecar will use it; None: it was never asked.
     capacity: int | None = None
     window: int | None = None  # Query rows it asked for with each layer: all for h2o, none for query-free policies.

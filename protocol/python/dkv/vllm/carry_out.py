@@ -21,6 +21,12 @@ class Group:
     shortened: Shortened
     heads_apart: bool
 
+    def bytes_of(self, dropped: Dropped) -> int:
+        """Of the blocks that this rank does not read any more: a block is a page of each layer of the group."""
+        pages = [layer.kv_cache[0] for _, layer in self.layers]
+        block_bytes = sum(page.numel() * page.element_size() for page in pages)
+        return (dropped.full[self.index] - dropped.keep[self.index]) * block_bytes
+
 
 def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list, Exception | None]:
     """Writes the kept rows, and makes the groups' builders read them from the next step on.

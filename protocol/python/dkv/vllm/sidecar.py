@@ -43,9 +43,9 @@ class Sidecar:
     def layer_ready(self, prompt: Prompt, layer: int, **ready) -> None:
         self._jobs.put((self._report, prompt, layer, ready, self._ready_options()))
 
-    def end(self, prompt: Prompt, reason: str | None = None) -> None:
-        """`reason`: why the plan was not carried out; None: it was."""
-        self._jobs.put((self._close, prompt, reason))
+    def end(self, prompt: Prompt, reason: str | None = None, bytes_pool: int = 0) -> None:
+        """`reason`: why the plan was not carried out; None: it was, and blocks of `bytes_pool` bytes are not read now."""
+        self._jobs.put((self._close, prompt, reason, bytes_pool))
 
     def close(self) -> None:
         self._jobs.put((self._stop,))
@@ -128,14 +128,15 @@ class Sidecar:
                 prompt.state = State.PLANNED
                 return
 
-    def _close(self, prompt: Prompt, reason: str | None) -> None:
+    def _close(self, prompt: Prompt, reason: str | None, bytes_pool: int) -> None:
         if prompt in self._waiting:
             self._waiting.remove(prompt)
         session, prompt.session = prompt.session, None
         if session is not None:
             if reason is None:
                 with contextlib.suppress(dkv.DkvError):
-                    session.adopted(0, 0, 0)  # Blocks went back to vLLM's pool; none to the operating system.
+                    # Blocks go back to vLLM's pool, and none to the operating system.
+                    session.adopted(0, 0, 0, bytes_pool)
             session.close(reason)
         prompt.storage = prompt.queries = None  # Here, and not on the engine's thread: the sidecar is told.
 

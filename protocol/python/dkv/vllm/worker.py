@@ -166,7 +166,7 @@ class Worker:
         self._compacted[prompt.key[0]] = prompt.first
         self._report.dropped[prompt.key] = dropped
         self._applied(prompt, dropped, positions)
-        self._end(prompt, None)
+        self._end(prompt, None, sum(group.bytes_of(dropped) for group in self._groups))
 
     def _applied(self, prompt: Prompt, dropped: Dropped, positions: list[list[torch.Tensor]]) -> None:
         self.stats.add("requests compressed")
@@ -184,10 +184,10 @@ class Worker:
             self._said.add(said)
             log.warning("dkv: a request is left whole: %s (said once, and counted)", said)
 
-    def _end(self, prompt: Prompt, reason: str | None) -> None:
+    def _end(self, prompt: Prompt, reason: str | None, bytes_pool: int = 0) -> None:
         prompt.abandoned = True
         del self.prompts[prompt.key]
-        self.sidecar.end(prompt, reason)
+        self.sidecar.end(prompt, reason, bytes_pool)
 
     def _forget(self, request: str) -> None:
         for prompt in [each for each in self.prompts.values() if each.key[0] == request]:
