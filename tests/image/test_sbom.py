@@ -9,13 +9,16 @@ import sys
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from processes import ROOT, program
+from processes import ROOT
+
+
+SBOM = [sys.executable, ROOT / "tools/release/sbom.py"]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("sbom") / "dkv.cdx.json"
-    subprocess.run([sys.executable, ROOT / "tools/release/sbom.py", program("dkvd").parents[1], "-o", out], check=True)
+    subprocess.run([*SBOM, ROOT / "build/deb", "-o", out], check=True)  # As `make deb` left it.
     return out.read_text()
 
 
@@ -40,3 +43,11 @@ def test_every_component_has_a_version_a_licence_and_an_address(written):
         reached |= fresh
         edge += fresh
     assert reached == refs
+
+
+def test_a_build_with_cuda_is_refused_because_dpkg_does_not_know_its_runtime(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libdkv_cuda.so").touch()
+    done = subprocess.run([*SBOM, tmp_path, "-o", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr == f"sbom.py: {tmp_path} has CUDA's runtime linked in: list a build with -DDKV_CUDA=OFF\n"

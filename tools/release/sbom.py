@@ -2,8 +2,8 @@
 
     .venv-package/bin/python tools/release/sbom.py BUILD -o dkv.cdx.json
 
-BUILD is a build folder in which `programs` was built: names, versions and licences are those of the Debian packages that
-its files include and link.
+BUILD is a build folder in which `programs` was built, without CUDA: names, versions and licences are those of the Debian
+packages that its files include and link.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ def main() -> int:
     parser.add_argument("build", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if list(arguments.build.glob("lib/libdkv_cuda.so")):
+        # It comes from a wheel of NVIDIA's, of which dpkg knows nothing.
+        print(f"sbom.py: {arguments.build} has CUDA's runtime linked in: list a build with -DDKV_CUDA=OFF", file=sys.stderr)
+        return 1
     try:
         text = make_outputter(bom_of(arguments.build.resolve()), OutputFormat.JSON, SCHEMA).output_as_string(indent=2)
     except LookupError as error:
