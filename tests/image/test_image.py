@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import urllib.request
 
 import pytest
 import yaml
@@ -17,11 +19,15 @@ MIB_MAX = 350  # Of the whole image; the bare Debian below it has about 190.
 def composed(podman, image, engine):
     """podman-compose with these containers' environment; what it started is removed."""
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
     def compose(*words, **how) -> str:
         before = ["podman-compose", "--in-pod=false", "-p", "dkv-test", "-f", COMPOSE]
-        return podman.run(*before, *words, ENGINE_IMAGE=engine, DKV_IMAGE=image, **how)
+        return podman.run(*before, *words, ENGINE_IMAGE=engine, DKV_IMAGE=image, DKV_METRICS_PORT=str(port), **how)
 
     compose("down", "-v", codes=None)
+    compose.port = port
     yield compose
     compose("down", "-v", codes=None)
 
@@ -62,6 +68,15 @@ def test_the_sidecars_container_may_do_nothing_that_it_does_not_need(podman, com
     assert status["Name"] == ["dkvd"] and status["Uid"] == ["1000"] * 4
     assert status["CapEff"] == status["CapBnd"] == ["0000000000000000"] and status["NoNewPrivs"] == ["1"]
     assert podman("exec", "dkvd", "find", "/etc", "/usr", "-writable", "-not", "-type", "l") == ""
+
+
+def test_the_probes_of_the_manifests_are_answered(podman, composed):
+    composed("up", "-d", "dkvd")
+    waited_for(lambda: serves(podman, "dkvd"), "dkvd", 60)
+
+    for path in ("healthz", "readyz", "metrics"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{composed.port}/{path}", timeout=10) as answer:
+            assert answer.status == 200
 
 
 def test_the_image_has_the_package_and_nothing_to_compile_with(podman, image):

@@ -14,7 +14,10 @@ export SOURCE_DATE_EPOCH
 out=dist/$version
 rm -rf dist
 tools/dev/wheel.sh cpu
-.venv-wheel/bin/python -m build --wheel --outdir dist tools/lab
+lab=$(mktemp -d)  # setuptools writes beside the sources.
+trap 'rm -rf "$lab"' EXIT
+cp -r tools/lab "$lab"
+.venv-wheel/bin/python -m build --wheel --outdir dist "$lab/lab"
 tools/package/deb.sh
 mkdir "$out"
 mv dist/*.whl dist/*.deb "$out"
