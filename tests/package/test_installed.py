@@ -57,7 +57,7 @@ def test_the_process_has_no_capability_and_a_filter(machine):
 def test_metrics_are_served_on_loopback(machine):
     machine.drop_in("[Service]\nExecStart=\nExecStart=/usr/bin/dkvd --config /etc/dkv/dkvd.toml --metrics 127.0.0.1:9464\n")
     fetch = "exec 3<>/dev/tcp/127.0.0.1/9464; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
-    assert "dkv_sessions_open" in machine.run("bash", "-c", fetch)
+    assert "dkv_instances" in machine.run("bash", "-c", fetch)
 
 
 def test_a_dkvd_that_hangs_is_restarted_by_the_watchdog(machine):
