@@ -227,7 +227,7 @@ test-wheel: deps wheel ## the wheel in a bare environment: programs, library, RE
 deb: deps-build deps-deb ## dist/dkv_….deb: programs, libdkv, man pages, completion and a hardened systemd unit, for this Debian
 	tools/package/deb.sh
 
-test-deb: deps deps-test deps-deb deb ## the .deb on a bare Debian with systemd: engines through the unit's sandbox, watchdog, removal (root)
+test-deb: deps deps-test deps-deb-test deb ## the .deb on a bare Debian with systemd: engines through the unit's sandbox, watchdog, removal (root)
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target dkv_c_engine
 	tools/package/test.sh deb $(BUILD)
@@ -235,7 +235,7 @@ test-deb: deps deps-test deps-deb deb ## the .deb on a bare Debian with systemd:
 image: deps-image ## localhost/dkv:VERSION, built with podman or docker from Debian's packages
 	tools/package/container/image.sh
 
-test-image: deps deps-test deps-deb deps-image deb ## image and compose file in podman, Kubernetes manifests against their schemas (root; DKV_IMAGE_WHOLE=1: also compiles)
+test-image: deps deps-test deps-deb-test deps-image deb ## image and compose file in podman, Kubernetes manifests against their schemas (root; DKV_IMAGE_WHOLE=1: also compiles)
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target dkv_c_engine
 	tools/package/test.sh image $(BUILD)

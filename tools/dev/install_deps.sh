@@ -11,7 +11,8 @@
 #   test     Debian packages of the tests and the fuzzers
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
-#   deb      Debian packages that make and try dkv's own
+#   deb      Debian packages that make dkv's own
+#   deb-test and that try it on a machine of its own
 #   image    podman; .venv-package, which tries manifests and lists what is linked
 #   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
@@ -27,7 +28,8 @@ readonly python_packages=(python3 python3-venv base-files)
 readonly cuda_packages=(libboost-context-dev)
 # dpkg-dev, strace and systemd: what the package is made of, and whether its unit allows what dkvd does.
 readonly test_packages=(clang clang-format doctest-dev dpkg-dev git libclang-rt-14-dev strace systemd)
-readonly deb_packages=(dpkg-dev gzip lintian mmdebstrap systemd-container)
+readonly deb_packages=(dpkg-dev gzip)
+readonly deb_test_packages=(lintian mmdebstrap systemd-container)
 readonly image_packages=(aardvark-dns buildah catatonit iptables netavark podman runc)
 readonly lint_packages=(clang-format clang-tidy doctest-dev)
 readonly bench_packages=(libbenchmark-dev)
@@ -80,6 +82,7 @@ install() {
             ;;
         test) install_debian "${test_packages[@]}" ;;
         deb) install_debian "${deb_packages[@]}" ;;
+        deb-test) install_debian "${deb_test_packages[@]}" ;;
         image)
             install_debian "${python_packages[@]}" "${image_packages[@]}"
             pip_install .venv-package $files-package.txt
@@ -91,7 +94,7 @@ install() {
             pip_install .venv-wheel $files-wheel.txt
             ;;
         *)
-            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, image, lint, bench or wheel" >&2
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, deb-test, image, lint, bench or wheel" >&2
             exit 2
             ;;
     esac
