@@ -48,7 +48,8 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
-	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel clean
+	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
+	test-image release clean
 
 help:         ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -222,6 +223,25 @@ wheel-cuda: deps-build deps-wheel deps-cuda ## dist/dkv_cu13-….whl: the same w
 
 test-wheel: deps wheel ## the wheel in a bare environment: programs, library, README's first example
 	DKV_WHEEL=$$(ls -t dist/dkv-*.whl | head -n 1) $(PYTHON) -m pytest -q -p no:cacheprovider --tb=short -rf tests/wheel
+
+deb: deps-build deps-deb ## dist/dkv_….deb: programs, libdkv, man pages, completion and a hardened systemd unit, for this Debian
+	tools/package/deb.sh
+
+test-deb: deps deps-test deps-deb-test deb ## the .deb on a bare Debian with systemd: engines through the unit's sandbox, watchdog, removal (root)
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target dkv_c_engine
+	tools/package/test.sh deb $(BUILD)
+
+image: deps-image ## localhost/dkv:VERSION, built with podman or docker from Debian's packages
+	tools/package/container/image.sh
+
+test-image: deps deps-test deps-deb-test deps-image deb ## image and compose file in podman, Kubernetes manifests against their schemas (root; DKV_IMAGE_WHOLE=1: also compiles)
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target dkv_c_engine
+	tools/package/test.sh image $(BUILD)
+
+release: deps-build deps-wheel deps-deb deps-image ## dist/VERSION: wheels, .deb, what is linked (CycloneDX), checksums, signature (RELEASE_KEY=~/.ssh/id_ed25519)
+	tools/release/release.sh $(RELEASE_KEY)
 
 clean:        ## remove what was built
 	rm -rf build

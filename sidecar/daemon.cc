@@ -23,6 +23,7 @@
 #include "sidecar/metrics/http_server.h"
 #include "sidecar/metrics/metrics.h"
 #include "sidecar/rpc/server.h"
+#include "sidecar/supervisor.h"
 #include "sidecar/transport/connection_gate.h"
 #include "sidecar/transport/fd_socket.h"
 #include "sidecar/transport/transport.h"
@@ -87,7 +88,9 @@ public:
 
     Result<void> run() override {
         look(steady_ms(), Health::State::Serving);
+        supervisor_.ready(where());
         auto result = transport_->run(*this, server_.death_fd());
+        supervisor_.stopping();
         server_.say_stopping(steady_ms());
         return result;
     }
@@ -122,17 +125,25 @@ private:
     void on_wake(std::uint64_t now) override {
         server_.on_wake(now);
         if (drain_asked_ && health_.state() != Health::State::Draining) begin_to_drain(now);
-        if (reload_asked_.exchange(false)) read_config_again();
+        if (reload_asked_.exchange(false)) {
+            supervisor_.reloading();
+            read_config_again();
+            supervisor_.ready(where());
+        }
         stop_when_drained(now);
     }
     void on_tick(std::uint64_t now) override {
         server_.on_tick(now);
         look(now, health_.state());
+        supervisor_.alive(now);
         stop_when_drained(now);
     }
 
+    std::string where() const { return "listens at " + transport_->endpoint(); }
+
     void begin_to_drain(std::uint64_t now) {
         server_.drain();
+        supervisor_.stopping();
         look(now, Health::State::Draining);
         drain_until_ = now + drain_ms_;
         if (auto const open = server_.sessions_in_work(); open > 0)
@@ -186,6 +197,7 @@ private:
         return Sent::Gone;
     }
 
+    Supervisor supervisor_ = Supervisor::from_environment();
     ReadConfig const again_;
     std::atomic<bool> drain_asked_ = false;
     std::atomic<bool> reload_asked_ = false;

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <fcntl.h>
 #include <limits>
 #include <linux/magic.h>
+#include <unistd.h>
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -21,8 +23,25 @@ std::string errno_text(int code) {
     return std::generic_category().message(code);
 }
 
+/// Whether the kernel keeps the process itself from this one, not only what it asks for there.
+bool is_kept_away(RegionSource const& source, int code) {
+    auto const* const memfd = std::get_if<MemfdSource>(&source);
+    if (memfd == nullptr) return false;
+    if (code == EACCES || code == EPERM) return true;
+    // /proc that is mounted with hidepid has no folder for it, while it lives.
+    auto const folder = "/proc/" + std::to_string(memfd->pid);
+    return code == ENOENT && ::access(folder.c_str(), F_OK) != 0 &&
+           (::kill(static_cast<pid_t>(memfd->pid), 0) == 0 || errno == EPERM);
+}
+
 Error open_failed(RegionSource const& source, int code) {
     auto const what = describe(source);
+    if (is_kept_away(source, code))
+        return {ErrorCode::PermissionDenied,
+                what +
+                    " cannot be opened: the kernel lets the sidecar look into processes that "
+                    "may do no more than it may; start the engine without capabilities, or set "
+                    "DKV_ARENA=posix_shm for it"};
     switch (code) {
         case ENOENT:
         case ESRCH: return {ErrorCode::NotFound, what + " does not exist"};

@@ -154,6 +154,22 @@ def test_a_full_dev_shm_loses_no_row(tmp_path, size):
     assert said["committed"] == (size == "64m")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives capabilities away")
+@pytest.mark.parametrize("proc", ["shown", "hidden"])
+def test_an_engine_that_may_do_more_than_the_sidecar_is_told_what_to_do(tmp_path, proc):
+    """Root without capabilities, as systemd starts services; with ProtectProc= /proc hides the engine altogether."""
+    own = "mount -t proc -o hidepid=2 proc /proc && " if proc == "hidden" else ""
+    without = f'{own}exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
+    sidecar = Sidecar(tmp_path, before=("unshare", "-m", "bash", "-c", without, "-")).start()
+
+    code, line = run(sidecar)
+
+    assert not line["committed"] and line["status"] == "permission_denied"
+    assert "start the engine without capabilities, or set DKV_ARENA=posix_shm for it" in line["error"]
+    assert run(sidecar, DKV_ARENA="posix_shm")[1]["committed"]
+    sidecar.stop()
+
+
 def test_idle_connections_to_the_metrics_stop_no_scrape(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -11,6 +11,9 @@
 #   test     Debian packages of the tests and the fuzzers
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
+#   deb      Debian packages that make dkv's own
+#   deb-test and that try it on a machine of its own
+#   image    podman; .venv-package, which tries manifests and lists what is linked
 #   wheel    .venv-wheel: what makes and repairs wheels
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -23,7 +26,11 @@ readonly build_packages=(
 # base-files has the licence texts that are the demo's default document.
 readonly python_packages=(python3 python3-venv base-files)
 readonly cuda_packages=(libboost-context-dev)
-readonly test_packages=(clang clang-format doctest-dev git libclang-rt-14-dev)
+# dpkg-dev, strace and systemd: what the package is made of, and whether its unit allows what dkvd does.
+readonly test_packages=(clang clang-format doctest-dev dpkg-dev git libclang-rt-14-dev strace systemd)
+readonly deb_packages=(dpkg-dev gzip)
+readonly deb_test_packages=(lintian mmdebstrap systemd-container)
+readonly image_packages=(aardvark-dns buildah catatonit iptables netavark podman runc)
 readonly lint_packages=(clang-format clang-tidy doctest-dev)
 readonly bench_packages=(libbenchmark-dev)
 
@@ -74,6 +81,12 @@ install() {
             pip_install .venv $files-cuda.txt --no-deps  # Of CUDA only the compiler.
             ;;
         test) install_debian "${test_packages[@]}" ;;
+        deb) install_debian "${deb_packages[@]}" ;;
+        deb-test) install_debian "${deb_test_packages[@]}" ;;
+        image)
+            install_debian "${python_packages[@]}" "${image_packages[@]}"
+            pip_install .venv-package $files-package.txt
+            ;;
         lint) install_debian "${lint_packages[@]}" ;;
         bench) install_debian "${bench_packages[@]}" ;;
         wheel)
@@ -81,7 +94,7 @@ install() {
             pip_install .venv-wheel $files-wheel.txt
             ;;
         *)
-            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, lint, bench or wheel" >&2
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, deb-test, image, lint, bench or wheel" >&2
             exit 2
             ;;
     esac
