@@ -27,6 +27,7 @@ Run setup_serve(CLI::App& app, Context const& context);
 Run setup_detach(CLI::App& app, Context const& context);
 Run setup_stop(CLI::App& app, Context const& context);
 Run setup_calibrate(CLI::App& app, Context const& context);
+Run setup_certify(CLI::App& app, Context const& context);
 Run setup_capture(CLI::App& app, Context const& context);
 Run setup_report(CLI::App& app, Context const& context);
 Run setup_eval(CLI::App& app, Context const& context);

@@ -37,6 +37,8 @@ constexpr Command kCommands[] = {
     {"calibrate", "measure what each layer or KV head of a model is worth: a profile",
      setup_calibrate},
     {"eval", "every policy at equal bytes on a real model: needles, texts, LongBench", setup_eval},
+    {"certify", "the smallest size whose risk of losing much is bounded, from what eval measured",
+     setup_certify},
     {"profile", "the calibrated profiles there are; what is in one", setup_profile},
     {"version", "versions of dkv and of the sidecar", setup_version},
     {"completion", "a completion script for bash, zsh or fish", setup_completion},

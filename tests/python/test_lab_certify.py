@@ -107,6 +107,8 @@ def test_losses_are_those_of_the_measure_that_a_request_has():
         (requests({64: 0}), [128, 64], r"p at 128 lacks 100 of 100 requests \(n0, …\): every size needs the same ones"),
         (requests({64: 0})[100:], None, "request n0 has no line of fullkv"),
         ([line("a", "q", 64, found="1")], None, "no request of policy p with question both: there are q"),
+        ([], None, "^not results of dkv eval: there is no line$"),
+        ([{"policy": "p", "mean": "1"}], None, "^not results of dkv eval: no column capacity$"),
         ([line("a", "fullkv", 0), line("a", "p", 64)], None, "request a of p has neither kl, found nor score"),
     ],
 )

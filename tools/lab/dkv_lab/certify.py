@@ -67,6 +67,9 @@ class Study:
 
 def study(lines: list[dict], policy: str, sizes: list[int] | None, tau: float, question: str) -> Study:
     """Raises UserError for what cannot be certified from."""
+    absent = {"key", "task", "tokens", "policy", "capacity", "kl", "found"} - set(lines[0] if lines else {})
+    if absent:
+        raise UserError(f"not results of dkv eval: {'there is no line' if not lines else 'no column ' + sorted(absent)[0]}")
     chosen = [line for line in lines if question in ("both", line["question"])]
     full = {line["key"]: line for line in chosen if line["policy"] == "fullkv"}
     mine = [line for line in chosen if line["policy"] == policy]
