@@ -47,7 +47,7 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-ray test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
 
@@ -120,6 +120,10 @@ test-architectures: build ## dkv.hf with a tiny model of every architecture; doc
 test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which are installed on first use (a minute)
 	tools/formats/install.sh
 	$(E2E) tools/formats
+
+test-ray: build ## dkv-lab ray on a real local cluster; Ray is installed on first use (.venv-ray)
+	tools/ray/install.sh
+	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) .venv-ray/bin/python -m pytest -q -p no:cacheprovider --tb=short -rf tests/ray
 
 test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
 	tools/vllm/install.sh

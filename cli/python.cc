@@ -24,8 +24,8 @@ constexpr char const* kReportNeeds[] = {"dkv", "cffi", "dkv_lab", "matplotlib", 
 
 constexpr PythonCommand kPythonCommands[] = {
     {"calibrate", "dkv_lab", kLabNeeds}, {"capture", "dkv", kModelNeeds},
-    {"eval", "dkv_lab", kLabNeeds},      {"profile", "dkv", kModelNeeds},
-    {"report", "dkv_lab", kReportNeeds},
+    {"certify", "dkv_lab", kLabNeeds},   {"eval", "dkv_lab", kLabNeeds},
+    {"profile", "dkv", kModelNeeds},     {"report", "dkv_lab", kReportNeeds},
 };
 
 constexpr char const* kProbe =

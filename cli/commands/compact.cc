@@ -8,6 +8,7 @@
 #include "cli/saved/offline/convert.h"
 #include "cli/saved/open_flags.h"
 #include "cli/saved/paths.h"
+#include "cli/saved/shard.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {
@@ -19,6 +20,7 @@ struct CompactOptions {
     bool recursive = false;
     unsigned jobs = 0;
     bool no_verify = false;
+    std::string shard;
     offline::CompactRequest request;
 };
 
@@ -38,17 +40,22 @@ void say_skipped(Context const& context, InputFiles const& inputs) {
 
 Result<Output> compact(Context const& context, CompactOptions const& options) {
     auto const& wish = options.request;
+    auto const shard = DKV_TRY(parse_shard(options.shard));
     auto const inputs = DKV_TRY(find_inputs(options.files, options.recursive, wish.open));
+    // Of all files: every shard puts its outputs where the others expect them.
     auto const outputs = DKV_TRY(outputs_of(inputs, options.output, !wish.dry_run));
     say_skipped(context, inputs);
     std::vector<offline::CompactRequest> requests;
+    std::vector<std::uint64_t> sizes;
     for (std::size_t index = 0; index < outputs.size(); ++index) {
+        if (!shard.has(inputs.files[index].path)) continue;
         requests.push_back(wish);
         requests.back().input = inputs.files[index].path;
         requests.back().output = outputs[index];
         requests.back().verify = !options.no_verify;
+        sizes.push_back(bytes_at(inputs.files[index].path));
     }
-    Batch batch(context, sizes_of(inputs), wish.dry_run);
+    Batch batch(context, std::move(sizes), wish.dry_run);
     offline::Ended const ended = [&](std::size_t file, Outcome const& outcome) {
         batch.ended(file, requests[file].input, outcome);
     };
@@ -119,6 +126,7 @@ Run setup_compact(CLI::App& app, Context const& context) {
     app.add_option("-j,--jobs", options->jobs, "files at once; every core")
         ->check(CLI::Range(1U, 1024U))
         ->type_name("N");
+    add_shard_flag(app, options->shard);
     add_policy_flags(app, request.policy);
     add_open_flags(app, request.open);
     return [=, &context]() -> Result<Output> { return compact(context, *options); };

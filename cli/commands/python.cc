@@ -27,6 +27,10 @@ Run setup_capture(CLI::App& app, Context const& /*context*/) {
     return set_up_for_help(app);
 }
 
+Run setup_certify(CLI::App& app, Context const& /*context*/) {
+    return set_up_for_help(app);
+}
+
 Run setup_report(CLI::App& app, Context const& /*context*/) {
     return set_up_for_help(app);
 }

@@ -9,6 +9,7 @@
 #include "cli/saved/open_flags.h"
 #include "cli/saved/paths.h"
 #include "cli/saved/progress_bar.h"
+#include "cli/saved/shard.h"
 #include "cli/saved/sweep/config.h"
 #include "cli/saved/sweep/results.h"
 #include "protocol/container/new_file.h"
@@ -25,6 +26,7 @@ struct SweepOptions {
     std::string output;
     std::string csv;
     bool no_error = false;
+    std::string shard;
     Grid grid;
     OpenOptions open;
 };
@@ -37,6 +39,7 @@ struct SweepWork {
     std::string output;
     std::string csv;
     bool with_error = true;
+    Shard shard;
 };
 
 /// The flags go before the file.
@@ -56,12 +59,14 @@ void add(SweepWork& work, SweepFile file, OpenOptions const& open) {
 Result<SweepWork> work_of(SweepOptions const& options) {
     SweepConfig config;
     if (!options.config.empty()) config = DKV_TRY(read_sweep_config(options.config));
+    auto const shard = DKV_TRY(parse_shard(options.shard));
     SweepWork work{.files = {},
                    .compacted = {},
                    .points = {},
                    .output = options.output.empty() ? config.output : options.output,
                    .csv = options.csv.empty() ? config.csv : options.csv,
-                   .with_error = !options.no_error && config.error.value_or(true)};
+                   .with_error = !options.no_error && config.error.value_or(true),
+                   .shard = shard};
     auto grid = options.grid;
     kFillIn("policies", grid.policies, config.grid.policies);
     bool sized = false;
@@ -78,8 +83,10 @@ Result<SweepWork> work_of(SweepOptions const& options) {
     for (auto const& file : config.files) {
         auto const found = DKV_TRY(find_inputs({file.path}, options.recursive, options.open));
         for (auto const& input : found.files)
-            add(work, {input.path.string(), file.task}, options.open);
+            if (work.shard.has(input.path))
+                add(work, {input.path.string(), file.task}, options.open);
     }
+    if (!config.files.empty() && !work.shard.is_all()) return work;  // A shard may have none.
     if (work.files.empty() && !work.compacted.empty())
         return Error{ErrorCode::InvalidArgument,
                      fmt::format("{}: tokens are missing already: a sweep needs whole caches",
@@ -132,10 +139,7 @@ private:
     }
 
     Json const* known_row(SweepFile const& file, std::string const& print, Json const& asked) {
-        if (!results_) return nullptr;
-        for (auto const& row : results_->rows())
-            if (is_row_of(row, file, print, asked, work_.with_error)) return &row;
-        return nullptr;
+        return results_ ? results_->find(file, print, asked, work_.with_error) : nullptr;
     }
 
     Result<void> file(std::size_t index, offline::Progress const& progress) {
@@ -198,14 +202,21 @@ private:
     }
 
     Output output() const {
-        auto text = fmt::format("{}, {} each: {} computed, {} known before\n",
-                                counted(work_.files.size() - failed_, "file"),
-                                counted(work_.points.size(), "point"), computed_, reused_);
+        auto const& shard = work_.shard;
+        auto text =
+            shard.is_all() ? std::string() : fmt::format("shard {}/{}: ", shard.index, shard.count);
+        text += fmt::format("{}, {} each: {} computed, {} known before\n",
+                            counted(work_.files.size() - failed_, "file"),
+                            counted(work_.points.size(), "point"), computed_, reused_);
         if (!rows_.empty()) text += "\n" + sweep_text(rows_, context_.style());
-        bool const none_good = std::ranges::all_of(
-            rows_, [](Json const& row) { return !row.value("error", "").empty(); });
+        bool const none_good =
+            !work_.files.empty() && std::ranges::all_of(rows_, [](Json const& row) {
+                return !row.value("error", "").empty();
+            });
         return {text,
                 {{"files", work_.files.size()},
+                 {"shard",
+                  shard.is_all() ? Json() : Json(fmt::format("{}/{}", shard.index, shard.count))},
                  {"files_failed", failed_},
                  {"files_compacted", work_.compacted},
                  {"points", work_.points.size()},
@@ -262,6 +273,7 @@ Run setup_sweep(CLI::App& app, Context const& context) {
     app.add_flag("--no-error", options->no_error,
                  "leave out the error of the attention's output, which costs most");
     app.add_flag("-r,--recursive", options->recursive, "also what is in folders of folders");
+    add_shard_flag(app, options->shard);
     add_grid_flags(app, options->grid);
     add_open_flags(app, options->open);
     return [=, &context]() -> Result<Output> { return sweep(context, *options); };

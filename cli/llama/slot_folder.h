@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/saved/offline/compact.h"
+#include "cli/saved/offline/in_place.h"
 #include "protocol/base/unique_fd.h"
 
 namespace dkv::llama {
@@ -57,35 +57,23 @@ public:
                               std::function<void(FileNews const&)> const& tell);
 
 private:
-    /// Which contents a path has, as far as that shows without reading.
-    struct Stamp {
-        std::uint64_t device = 0;
-        std::uint64_t inode = 0;
-        std::uint64_t bytes = 0;
-        std::int64_t written_ns = 0;
-        bool operator==(Stamp const&) const = default;
-    };
     enum class State : std::uint8_t { Other, Whole, Compacted, Left };
     struct Known {
-        Stamp stamp;
+        offline::FileStamp stamp;
         State state = State::Other;
     };
     struct Slot {
         std::filesystem::path path;
-        Stamp stamp;
+        offline::FileStamp stamp;
     };
     using Tell = std::function<void(FileNews const&)>;
 
     SlotFolder(FolderRequest request, UniqueFd lock)
         : request_(std::move(request)), lock_(std::move(lock)) {}
 
-    static Result<Stamp> stamp_of(std::filesystem::path const& path);
     State look(std::filesystem::path const& path, Tell const& tell);
     Result<std::vector<Slot>> scan(FolderTotals& totals, Tell const& tell);
     Result<offline::CompactOutcome> compact(Slot const& slot, offline::Progress const& progress);
-    Result<void> check_written(offline::CompactOutcome const& outcome) const;
-    Result<void> put_in_place(Slot const& slot, std::filesystem::path const& written) const;
-    void remove_leftovers() const;
 
     FolderRequest request_;
     UniqueFd lock_;

@@ -207,17 +207,27 @@ TEST_CASE("results: a row is known by its file's content and by what was asked f
     auto const row = row_json(file, before, facts, point, true, swept);
     CHECK(row.at("lengths").dump() == "[[64,64],[64,64]]");
     CHECK(row.at("error_l2").is_null());
-    CHECK(is_row_of(row, file, before, point.asked, true));
-    CHECK_FALSE(is_row_of(row, file, before, point.asked, false));
-    CHECK_FALSE(is_row_of(row, file, before, Json{{"policy", "snapkv"}, {"capacity", 65}}, true));
+    auto const found = [&](Json const& of, std::string const& print, Json const& asked,
+                           bool error) {
+        std::filesystem::remove(folder / "rows");
+        auto results = ResultsFile::open(folder / "rows");
+        REQUIRE(results);
+        REQUIRE(results.value().append({of}));
+        auto const* const known = results.value().find(file, print, asked, error);
+        return known != nullptr && *known == of;
+    };
+    CHECK(found(row, before, point.asked, true));
+    CHECK_FALSE(found(row, before + "0", point.asked, true));
+    CHECK_FALSE(found(row, before, point.asked, false));
+    CHECK_FALSE(found(row, before, Json{{"policy", "snapkv"}, {"capacity", 65}}, true));
     auto without_damage = row;
     without_damage.erase("damage");
-    CHECK_FALSE(is_row_of(without_damage, file, before, point.asked, true));
+    CHECK_FALSE(found(without_damage, before, point.asked, true));
 
     std::string one_byte_else(1U << 20U, 'a');
     one_byte_else[700'001] = 'b';
     write_file(folder / "a", one_byte_else);
-    CHECK_FALSE(is_row_of(row, file, fingerprint(folder / "a").value(), point.asked, true));
+    CHECK_FALSE(found(row, fingerprint(folder / "a").value(), point.asked, true));
     CHECK(csv_text({row}) ==
           "file,task,model,prompt_tokens,policy,capacity,window,kernel,pool,tokens_per_head,"
           "bytes_kept,bytes_full,damage,mass_kept,error_l2,error\n" +

@@ -115,6 +115,20 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
         assert len(list(csv.DictReader(file))) == len(lines)
 
 
+def test_the_shards_of_an_evaluation_write_the_lines_of_the_whole(tiny, tmp_path, capsys):
+    flags = ["tiny", "--policies", "streamingllm", "--capacity", "48", "--tokens", "300", "--needles", "3", "--texts", "4", "--inline"]
+    paths = {part: tmp_path / f"{part.replace('/', '-')}.csv" for part in ("0/1", "0/2", "1/2")}
+
+    for part, path in paths.items():
+        assert evaluate.main([*flags, "--shard", part, "-o", str(path)]) == 0
+
+    header, *whole = paths["0/1"].read_text().splitlines()
+    parts = [paths[part].read_text().splitlines() for part in ("0/2", "1/2")]
+    assert sorted(parts[0][1:] + parts[1][1:]) == sorted(whole)
+    assert all(part[0] == header and len(part) > 1 for part in parts)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("of shard 1/2; dkv eval report joins the shards' files")
+
+
 def test_a_facts_place_in_the_prompt_is_known(tiny):
     row = needles.needle_rows(Bytes(), "ruler", "report", 1, 900, 3, "ruler", ruler.RULER)[0]
 

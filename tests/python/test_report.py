@@ -85,6 +85,14 @@ def test_a_last_line_that_was_cut_off_is_passed_over_and_any_other_is_refused(sw
         results.read([sweep(line(mass_kept=[0.5]))])
 
 
+def test_the_files_of_shards_are_read_in_the_order_of_one_run(tmp_path):
+    lines = [line(policy, file=file) for file in ("a", "b", "c") for policy in ("snapkv", "knorm")]
+    for name, part in {"whole": lines, "0": lines[4:], "1": lines[:4]}.items():
+        (tmp_path / name).write_text("".join(json.dumps(each) + "\n" for each in part))
+
+    assert results.read([tmp_path / "0", tmp_path / "1"]) == results.read([tmp_path / "whole"])
+
+
 def test_means_are_over_the_prompts_that_every_policy_has(study):
     made = study(
         line("snapkv", file="one", error=0.1),

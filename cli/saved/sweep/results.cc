@@ -103,7 +103,7 @@ Result<void> ResultsFile::take(std::string const& text) {
         if (!row.is_object() || !row.contains("file"))
             return Error{ErrorCode::CorruptData,
                          fmt::format("{}, line {}: no result of a sweep", path_.string(), line)};
-        rows_.push_back(std::move(row));
+        add(std::move(row));
         begin = end + 1;
         ++line;
     }
@@ -111,6 +111,27 @@ Result<void> ResultsFile::take(std::string const& text) {
     if (begin < text.size() && ::ftruncate(file_.get(), static_cast<off_t>(begin)) != 0)
         return io("cannot be cut");
     return {};
+}
+
+void ResultsFile::add(Json row) {
+    by_fingerprint_[row.value("fingerprint", "")].push_back(rows_.size());
+    rows_.push_back(std::move(row));
+}
+
+Json const* ResultsFile::find(SweepFile const& file,
+                              std::string const& fingerprint,
+                              Json const& asked,
+                              bool with_error) const {
+    auto const known = by_fingerprint_.find(fingerprint);
+    if (known == by_fingerprint_.end()) return nullptr;
+    for (auto const index : known->second) {
+        auto const& row = rows_[index];
+        if (row.value("file", "") == file.path && row.value("task", "") == file.task &&
+            row.contains("asked") && row.at("asked") == asked &&
+            row.value("with_error", false) == with_error && row.contains("damage"))
+            return &row;
+    }
+    return nullptr;
 }
 
 Result<void> ResultsFile::append(std::vector<Json> const& rows) {
@@ -131,7 +152,8 @@ Result<void> ResultsFile::append(std::vector<Json> const& rows) {
     }
     if (::fsync(file_.get()) != 0) return io("cannot be written");
     bytes_ += text.size();
-    rows_.insert(rows_.end(), rows.begin(), rows.end());
+    for (auto const& row : rows)
+        add(row);
     return {};
 }
 
@@ -154,17 +176,6 @@ Result<std::string> fingerprint(std::filesystem::path const& path) {
         DKV_TRY(add_file(crc, size, path));
     }
     return fmt::format("{:x}-{:08x}", size, crc);
-}
-
-bool is_row_of(Json const& row,
-               SweepFile const& file,
-               std::string const& fingerprint,
-               Json const& asked,
-               bool with_error) {
-    return row.value("file", "") == file.path && row.value("fingerprint", "") == fingerprint &&
-           row.value("task", "") == file.task && row.contains("asked") &&
-           row.at("asked") == asked && row.value("with_error", false) == with_error &&
-           row.contains("damage");
 }
 
 Json row_json(SweepFile const& file,

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "cli/render/json.h"
@@ -25,6 +26,13 @@ public:
 
     std::vector<Json> const& rows() const noexcept { return rows_; }
 
+    /// The row of this point of this content of this file; nullptr: there is none. One from before
+    /// there was a damage does not count.
+    Json const* find(SweepFile const& file,
+                     std::string const& fingerprint,
+                     Json const& asked,
+                     bool with_error) const;
+
     /// On the disk when it returns; all of them, or none.
     Result<void> append(std::vector<Json> const& rows);
 
@@ -34,24 +42,18 @@ private:
     Error io(char const* what) const;
     Result<std::string> read() const;
     Result<void> take(std::string const& text);
+    void add(Json row);
 
     UniqueFd file_;
     std::filesystem::path path_;
     std::uint64_t bytes_ = 0;
     std::vector<Json> rows_;
+    std::unordered_map<std::string, std::vector<std::size_t>> by_fingerprint_;  // Into rows_.
 };
 
 /// What tells one content of a file or folder from another: its size and the CRC-32 of all its
 /// bytes; a folder's also of its files' names. Errors: Io.
 Result<std::string> fingerprint(std::filesystem::path const& path);
-
-/// Whether a row tells of this point of this content of this file; one from before there was a
-/// damage does not.
-bool is_row_of(Json const& row,
-               SweepFile const& file,
-               std::string const& fingerprint,
-               Json const& asked,
-               bool with_error);
 
 Json row_json(SweepFile const& file,
               std::string const& fingerprint,

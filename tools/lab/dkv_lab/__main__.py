@@ -4,7 +4,9 @@
     dkv-lab eval MODEL -o results.csv          every policy at equal bytes on needles and text
     dkv-lab eval report results.csv            its tables again
     dkv-lab eval figures results.csv           its figures
+    dkv-lab certify results.csv --policy NAME  the smallest size whose risk of losing much is bounded
     dkv-lab report sweep.jsonl -o out/         what dkv sweep found, as a page
+    dkv-lab ray sweep FILES -o OUT -- FLAGS    dkv sweep or compact over many files, on Ray's workers
     dkv-lab quick                              a small evaluation that must come out as expected
 
 `dkv calibrate`, `dkv eval` and `dkv report` are the same commands. Each has --help.
@@ -19,7 +21,9 @@ from dkv import command
 COMMANDS = {
     "calibrate": "dkv_lab.calibrate:main",
     "eval": "dkv_lab.evaluate:main",
+    "certify": "dkv_lab.certify:main",
     "report": "dkv_lab.report.sweep_report:main",
+    "ray": "dkv_lab.ray_work:main",
     "quick": "dkv_lab.quick:main",
 }
 

@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, ruler, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -250,6 +250,13 @@ def _grid(text: str) -> tuple[list[int], list[float]]:
     return made
 
 
+def _shard(text: str) -> shard.Shard:
+    try:
+        return shard.parse(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from None
+
+
 _PURPOSE = """Compares every policy at equal bytes on a real model: whether it finds facts hidden in text (needles), and how far
 its next tokens are from the full cache's (texts).
 
@@ -263,7 +270,8 @@ examples:
   dkv eval smollm2 --profile mine.json
   dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
   dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
-  dkv eval report results.csv                                                        the tables again
+  dkv eval smollm2 -o part-$I.csv --shard $I/4                                       one of four processes
+  dkv eval report results.csv                                                        the tables again; of shards: part-*.csv
   dkv eval figures results.csv -o figures/                                           PNG and SVG
 """
 
@@ -303,6 +311,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
     parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
+    parser.add_argument("--shard", type=_shard, default=shard.Shard(), metavar="I/N", help=shard.HELP)
     parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
     options = parser.parse_args(arguments)
     options.policies = options.policies.split(",")
@@ -346,10 +355,13 @@ def main(arguments: list[str]) -> int:
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
     results = Results(options.output)
     note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
-    rows = rows_for(tokenizer, options)
+    rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
     todo = [row for row in rows if not results.has(row.keys, len(row.tokens), options.policies, options.capacity)]
     with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
         for row in todo:
             results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
             done(row)
+    if options.shard.count > 1:  # Tables of a part would be read as the whole's.
+        print(f"{options.output}: {len(rows)} prompts of shard {options.shard.index}/{options.shard.count}; dkv eval report joins the shards' files")
+        return 0
     return tables.main([str(options.output)])

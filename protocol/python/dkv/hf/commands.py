@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from dkv.errors import UserError
 
-from . import models, profile_file, profiles
+from . import import_profile, models, profile_file, profiles
 from .convert import convert as convert_file
 
 
@@ -63,6 +63,8 @@ def convert(arguments: list[str]) -> None:
 
 
 def profile(arguments: list[str]) -> None:
+    if arguments[:1] == ["import"]:
+        return import_profile.main(arguments[1:])
     parser = _parser("profile", 'Lists the calibrated profiles on this machine, in the order in which profile="auto" tries them.')
     parser.add_argument("command", nargs="?", choices=["list"], help="may be left out")
     parser.parse_args(arguments)

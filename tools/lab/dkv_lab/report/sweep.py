@@ -63,6 +63,7 @@ class Missing:
 def read(paths: list[Path]) -> tuple[list[Point], list[Missing]]:
     """All points, a later one of the same file, policy, parameters and capacity in place of an earlier one.
 
+    Points are in the order of their files' names, those of a file as they came: shards make the page that one run makes.
     A last line that was cut off (the sweep is still running, or was stopped) is passed over.
 
     Raises UserError naming file and line; OSError.
@@ -89,7 +90,11 @@ def read(paths: list[Path]) -> tuple[list[Point], list[Missing]]:
     if not points:
         reason = f"; {next(iter(missing.values())).why}" if missing else ""
         raise UserError(f"{', '.join(map(str, paths))}: there is no point of a sweep{reason}")
-    return list(points.values()), list(missing.values())
+    return sorted(points.values(), key=_file), sorted(missing.values(), key=_file)
+
+
+def _file(made: Point | Missing) -> str:
+    return made.file
 
 
 def _parse(line: dict) -> Point | Missing | None:

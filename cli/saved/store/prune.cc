@@ -1,0 +1,242 @@
+#include "cli/saved/store/prune.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <tuple>
+
+#include <fmt/format.h>
+#include <system_error>
+
+#include "cli/saved/offline/sweep.h"
+#include "cli/saved/store/store.h"
+
+namespace dkv::cli {
+namespace {
+
+using What = PrunedCache::What;
+
+constexpr double kShares[] = {0.5, 0.25, 0.125};  // Of a prompt's tokens, the mildest first.
+
+/// One size of one cache.
+struct Level {
+    double share = 1;
+    std::uint64_t freed = 0;  ///< About.
+    std::optional<double> damage;
+};
+
+struct Candidate {
+    StoredCache cache;
+    offline::FileStamp stamp;
+};
+
+Result<void> refuse_size(PolicyRequest const& policy) {
+    char const* const size = policy.capacity    ? "--capacity"
+                             : policy.ratio     ? "--ratio"
+                             : policy.bytes     ? "--bytes"
+                             : policy.keep_mass ? "--keep-mass"
+                                                : nullptr;
+    if (size == nullptr) return {};
+    return Error{
+        ErrorCode::InvalidArgument,
+        fmt::format("{}: prune chooses each cache's size by its loss; leave it out", size)};
+}
+
+class Prune {
+public:
+    Prune(PruneRequest const& request,
+          offline::Progress const& progress,
+          std::function<void(PrunedCache const&)> const& tell)
+        : request_(request), progress_(progress), tell_(tell) {}
+
+    Result<PruneTotals> run() {
+        DKV_TRY(lock());
+        DKV_TRY(scan());
+        totals_.bytes_after = totals_.bytes_before;
+        for (auto& candidate : candidates_) {
+            if (!is_over()) break;
+            if (progress_.stopped()) return offline::interrupted();
+            if (!candidate.cache.whole) continue;
+            DKV_TRY(compact(candidate));
+        }
+        for (auto const& candidate : candidates_)
+            if (request_.delete_last && is_over()) remove(candidate);
+        return totals_;
+    }
+
+private:
+    bool is_over() const noexcept { return totals_.bytes_after > request_.budget; }
+
+    Result<void> lock() {
+        for (auto const& folder : request_.folders)
+            locks_.push_back(DKV_TRY(offline::lock_folder(folder)));
+        return {};
+    }
+
+    /// Counts everything; what may be touched becomes a candidate.
+    Result<void> scan() {
+        auto const& open = request_.compact.open;
+        auto const inputs = DKV_TRY(find_inputs(request_.folders, request_.recursive, open));
+        std::set<std::filesystem::path> folders;
+        auto const settled = now_ns() - std::chrono::nanoseconds(request_.settle).count();
+        for (auto& cache : list_store(inputs, open)) {
+            folders.insert(cache.path.parent_path());
+            ++totals_.caches;
+            totals_.bytes_before += cache.seen.bytes;
+            std::error_code ignored;
+            auto const stamp = offline::stamp_of(cache.path);
+            if (cache.seen.written_ns > settled)
+                ++totals_.fresh;
+            else if (!cache.error.empty())
+                leave(cache, cache.error);
+            else if (!is_writable(cache.format))
+                leave(cache, fmt::format("dkv does not write {}", name_of(cache.format)));
+            else if (!stamp || !std::filesystem::is_regular_file(
+                                   std::filesystem::symlink_status(cache.path, ignored)))
+                leave(cache, "not a regular file");
+            else
+                candidates_.push_back({std::move(cache), stamp.value()});
+        }
+        if (!request_.dry_run) std::ranges::for_each(folders, offline::remove_leftovers);
+        std::ranges::sort(candidates_, [](Candidate const& a, Candidate const& b) {
+            return std::tuple(a.stamp.written_ns, b.stamp.bytes, a.cache.path) <
+                   std::tuple(b.stamp.written_ns, a.stamp.bytes, b.cache.path);
+        });
+        return {};
+    }
+
+    void leave(StoredCache const& cache, std::string why) {
+        ++totals_.left;
+        tell_({.path = cache.path,
+               .bytes_before = cache.seen.bytes,
+               .bytes_after = cache.seen.bytes,
+               .why = std::move(why)});
+    }
+
+    /// The sizes that a cache can have. Errors: those of the file; of a policy that cannot work on
+    /// it.
+    Result<std::vector<Level>> measure(Candidate const& candidate) {
+        auto const cache = DKV_TRY(open_cache(candidate.cache.path, request_.compact.open));
+        std::vector<PolicyRequest> points;
+        for (double const share : kShares)
+            points.emplace_back(request_.compact.policy).ratio = share;
+        offline::Progress const quiet{.advance = {}, .stop = progress_.stop};
+        std::vector<Level> levels;
+        std::string why;
+        auto const rows = DKV_TRY(offline::sweep(*backend_, *cache, points, false, quiet));
+        for (std::size_t at = 0; at < rows.size(); ++at) {
+            auto const& row = rows[at];
+            if (!row.error.empty() || row.bytes_kept >= row.bytes_full) {
+                why = row.error;
+                continue;
+            }
+            double const kept =
+                static_cast<double>(row.bytes_kept) / static_cast<double>(row.bytes_full);
+            Level level{.share = kShares[at],
+                        .freed = static_cast<std::uint64_t>(
+                            (1 - kept) * static_cast<double>(candidate.cache.seen.bytes)),
+                        .damage = std::nullopt};
+            if (!row.damage.empty())
+                level.damage = std::accumulate(row.damage.begin(), row.damage.end(), 0.0) /
+                               static_cast<double>(row.damage.size());
+            levels.push_back(level);
+        }
+        if (levels.empty())
+            return Error{ErrorCode::InvalidArgument,
+                         why.empty() ? "nothing can be left out of it" : why};
+        return levels;
+    }
+
+    /// The mildest that is enough, or else the smallest that is allowed. Errors: why none is.
+    Result<Level> choose(std::vector<Level> const& levels) const {
+        if (!levels.front().damage) {
+            if (request_.unmeasured) return levels.front();
+            return Error{ErrorCode::InvalidArgument,
+                         "its loss is not known, since there is no profile of its model (dkv "
+                         "calibrate makes one); --unmeasured compacts it to a half"};
+        }
+        std::optional<Level> chosen;
+        for (auto const& level : levels) {
+            if (!level.damage || *level.damage > request_.damage_max) break;
+            chosen = level;
+            if (level.freed >= totals_.bytes_after - request_.budget) break;
+        }
+        if (!chosen)
+            return Error{
+                ErrorCode::InvalidArgument,
+                fmt::format("the damage of keeping {} of its tokens is {:.3f}, above "
+                            "--damage-max {}",
+                            levels.front().share, *levels.front().damage, request_.damage_max)};
+        return *chosen;
+    }
+
+    Result<void> compact(Candidate& candidate) {
+        auto const done = try_compact(candidate);
+        if (!done && done.error().code == ErrorCode::Cancelled) return done.error();
+        if (!done) leave(candidate.cache, done.error().message);
+        return {};
+    }
+
+    Result<void> try_compact(Candidate& candidate) {
+        auto const level = DKV_TRY(choose(DKV_TRY(measure(candidate))));
+        auto request = request_.compact;
+        request.input = candidate.cache.path;
+        request.policy.ratio = level.share;
+        request.dry_run = request_.dry_run;
+        offline::Progress const quiet{.advance = {}, .stop = progress_.stop};
+        auto const outcome =
+            DKV_TRY(offline::compact_in_place(std::move(request), candidate.stamp, quiet));
+        auto const before = candidate.cache.seen.bytes;
+        candidate.cache.seen.bytes = outcome.file_bytes_after;
+        if (!request_.dry_run) candidate.stamp = DKV_TRY(offline::stamp_of(candidate.cache.path));
+        totals_.bytes_after -= before - outcome.file_bytes_after;
+        ++totals_.compacted;
+        if (level.damage) {
+            totals_.damage_sum += *level.damage;
+            totals_.damage_worst = std::max(totals_.damage_worst, *level.damage);
+            ++totals_.measured;
+        }
+        tell_({.path = candidate.cache.path,
+               .what = What::Compacted,
+               .bytes_before = before,
+               .bytes_after = outcome.file_bytes_after,
+               .share = level.share,
+               .damage = level.damage});
+        return {};
+    }
+
+    void remove(Candidate const& candidate) {
+        auto const now = offline::stamp_of(candidate.cache.path);
+        if (!now || now.value() != candidate.stamp)
+            return leave(candidate.cache, "another program wrote to it meanwhile");
+        std::error_code error;
+        if (!request_.dry_run) std::filesystem::remove(candidate.cache.path, error);
+        if (error) return leave(candidate.cache, error.message());
+        totals_.bytes_after -= candidate.cache.seen.bytes;
+        ++totals_.deleted;
+        tell_({.path = candidate.cache.path,
+               .what = What::Deleted,
+               .bytes_before = candidate.cache.seen.bytes,
+               .bytes_after = 0});
+    }
+
+    PruneRequest const& request_;
+    offline::Progress const& progress_;
+    std::function<void(PrunedCache const&)> const& tell_;
+    std::unique_ptr<Backend> backend_ = make_cpu_backend();
+    std::vector<UniqueFd> locks_;
+    std::vector<Candidate> candidates_;
+    PruneTotals totals_;
+};
+
+}  // namespace
+
+Result<PruneTotals> prune(PruneRequest const& request,
+                          offline::Progress const& progress,
+                          std::function<void(PrunedCache const&)> const& tell) {
+    DKV_TRY(refuse_size(request.compact.policy));
+    DKV_TRY(resolve(request.compact.policy, ""));  // Else every cache would say it.
+    return Prune(request, progress, tell).run();
+}
+
+}  // namespace dkv::cli

@@ -1,0 +1,233 @@
+// dkv ls, verify and prune on folders that are really there.
+#include <algorithm>
+#include <fcntl.h>
+#include <fstream>
+#include <sstream>
+
+#include <doctest/doctest.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include "cli/saved/formats/saved_cache.h"
+#include "protocol/base/unique_fd.h"
+#include "tests/cli/fakes.h"
+#include "tests/support/results.h"
+#include "tests/support/saved_cache.h"
+#include "tests/support/temp_dir.h"
+
+using namespace dkv;
+using namespace dkv::test;
+using cli::Json;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Four caches of 80 tokens, "0" the oldest, and a file that is not a cache.
+struct Folder {
+    TempDir folder;
+    std::uint64_t cache_bytes = 0;
+
+    Folder() {
+        for (int index = 0; index < 4; ++index) {
+            auto const path = write_random_cache(file(index), static_cast<unsigned>(index + 1));
+            set_time(path, 1000 + index);
+            cache_bytes = fs::file_size(path);
+        }
+        write_file(folder / "notes.txt", "hello");
+    }
+    std::string file(int index) const { return folder / (std::to_string(index) + ".safetensors"); }
+    static void set_time(std::string const& path, std::int64_t seconds) {
+        timespec const times[] = {{seconds, 0}, {seconds, 0}};
+        REQUIRE(::utimensat(AT_FDCWD, path.c_str(), times, 0) == 0);
+    }
+    Ran run(std::vector<std::string> arguments) const {
+        FakeSidecar nobody;
+        arguments.insert(arguments.begin() + 1, folder.path());
+        return run_dkv(std::move(arguments), nobody);
+    }
+    Ran prune(std::uint64_t budget, std::vector<std::string> more = {}) const {
+        more.insert(more.begin(), {"prune", "--budget", std::to_string(budget), "--policy", "knorm",
+                                   "--window", "8"});
+        return run(more);
+    }
+    bool is_whole(int index) const {
+        auto const cache = open_cache(file(index));
+        REQUIRE(cache);
+        return cache.value()->facts().is_whole();
+    }
+    std::string whole() const {
+        std::string names;
+        for (int index = 0; index < 4; ++index)
+            if (fs::exists(file(index)) && is_whole(index)) names += std::to_string(index);
+        return names;
+    }
+};
+
+/// One byte of the last tensor, with size and time as they were.
+void flip_quietly(std::string const& path) {
+    struct stat facts {};
+    REQUIRE(::stat(path.c_str(), &facts) == 0);
+    {
+        std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+        file.seekg(-2, std::ios::end);
+        char const byte = static_cast<char>(file.peek() ^ 1);
+        file.seekp(-2, std::ios::end);
+        file.put(byte);
+    }
+    Folder::set_time(path, facts.st_mtim.tv_sec);
+}
+
+}  // namespace
+
+TEST_CASE("dkv ls: what each cache is, and a total") {
+    Folder const store;
+    REQUIRE(store.prune(store.cache_bytes * 18 / 5, {"--unmeasured"}).exit_code == 0);
+
+    auto const ran = store.run({"ls"});
+    CHECK(ran.exit_code == 0);
+    CHECK(contains(ran.out, "CACHE"));
+    CHECK(contains(ran.out, "knorm 40"));
+    CHECK(contains(ran.out, "\n4 caches, "));
+    CHECK(contains(ran.out, ", 1 compacted\n"));
+
+    auto const caches = Json::parse(store.run({"ls", "--json"}).out).at("caches");
+    REQUIRE(caches.size() == 4);
+    CHECK(caches.at(0).at("policy") == "knorm 40");
+    CHECK(caches.at(0).at("whole") == false);
+    CHECK(caches.at(1).at("file") == store.file(1));
+    CHECK(caches.at(1).at("model") == "a small one");
+    CHECK(caches.at(1).at("tokens") == 80);
+    CHECK(caches.at(1).at("bytes") == store.cache_bytes);
+    CHECK(caches.at(1).at("whole") == true);
+    CHECK(caches.at(1).at("verified") == "never");
+
+    write_file(store.file(2), "broken");
+    auto const broken = store.run({"ls"});
+    CHECK(broken.exit_code == 1);
+    CHECK(contains(broken.err, "dkv: " + store.file(2) + ": "));
+}
+
+TEST_CASE("dkv verify finds a flipped byte, also where the format has no checksums") {
+    Folder const store;
+    auto const good = store.run({"verify"});
+    CHECK(good.exit_code == 0);
+    CHECK(contains(good.out, "4 caches, "));
+    CHECK(contains(good.out, ": 0 damaged\n"));
+    CHECK(contains(store.run({"ls"}).out, " ago\n"));
+
+    flip_quietly(store.file(1));
+    for (int again = 0; again < 2; ++again) {  // It stays damaged.
+        auto const ran = store.run({"verify"});
+        CHECK(ran.exit_code == 1);
+        CHECK(contains(ran.err, "dkv: " + store.file(1) +
+                                    ": its bytes are not those that were verified, and its time is "
+                                    "the same: "));
+        CHECK(contains(ran.out, ": 1 damaged\n"));
+    }
+    CHECK(contains(store.run({"ls"}).out, " damaged\n"));
+
+    write_random_cache(store.file(1), 9);  // Another cache, at another time.
+    CHECK(contains(store.run({"ls"}).out, " changed since\n"));
+    CHECK(store.run({"verify"}).exit_code == 0);
+}
+
+TEST_CASE("dkv prune compacts the oldest first, as far as the budget asks") {
+    Folder const store;
+    auto const before = fs::last_write_time(store.file(0));
+    auto const ran = store.prune(store.cache_bytes * 18 / 5, {"--unmeasured"});
+    CHECK(ran.exit_code == 0);
+    CHECK(contains(ran.out, store.file(0) + ": 50.0 % of its tokens, "));
+    CHECK(contains(ran.out, "1 compacted, 0 deleted, 0 left as they are\n"));
+    CHECK(store.whole() == "123");
+    CHECK(fs::last_write_time(store.file(0)) == before);
+
+    // The next one goes on; a dry run changes nothing.
+    CHECK(store.prune(store.cache_bytes * 16 / 5, {"--unmeasured", "--dry-run"}).exit_code == 0);
+    CHECK(store.whole() == "123");
+    CHECK(store.prune(store.cache_bytes * 16 / 5, {"--unmeasured"}).exit_code == 0);
+    CHECK(store.whole() == "23");
+    CHECK(store.run({"verify"}).exit_code == 0);
+}
+
+TEST_CASE("dkv prune leaves what has no measured loss, and deletes only when it is told to") {
+    Folder const store;
+    auto const ran = store.prune(store.cache_bytes * 5 / 2);
+    CHECK(ran.exit_code == 1);
+    CHECK(contains(ran.out, store.file(0) +
+                                ": left as it is: its loss is not known, since there is no "
+                                "profile of its model (dkv calibrate makes one); --unmeasured "
+                                "compacts it to a half\n"));
+    CHECK(contains(ran.out, " over "));
+    CHECK(store.whole() == "0123");
+
+    CHECK(store.prune(store.cache_bytes * 5 / 2, {"--delete", "--dry-run"}).exit_code == 0);
+    CHECK(store.whole() == "0123");
+    auto const deleted = store.prune(store.cache_bytes * 5 / 2, {"--delete"});
+    CHECK(deleted.exit_code == 0);
+    CHECK(contains(deleted.out, store.file(0) + ": deleted, "));
+    CHECK(store.whole() == "23");
+    CHECK(fs::exists(store.folder / "notes.txt"));
+}
+
+TEST_CASE("dkv prune keeps to the damage that is allowed") {
+    Folder const store;
+    write_file(
+        store.folder / "p.json",
+        R"({"format": "dkv-profile", "version": 1, "model": {"name": "tiny", "geometry": )"
+        R"({"layers": 3, "compressed": [0, 1, 2], "q_heads": 4, "kv_heads": 2, )"
+        R"("head_dim": 4}}, "recipe": {}, "granularity": "layer", "alpha": 1, "floor": 0.2, )"
+        R"("weights": [[1], [1], [1]]})");
+    auto const run = [&](std::uint64_t budget, std::string const& damage) {
+        FakeSidecar nobody;
+        return run_dkv(
+            {"prune", store.folder.path(), "--budget", std::to_string(budget), "--window", "8",
+             "--profile", store.folder / "p.json", "--damage-max", damage, "--json"},
+            nobody);
+    };
+    auto const strict = run(store.cache_bytes, "0.01");
+    CHECK(strict.exit_code == 1);
+    CHECK(contains(strict.out, "of its tokens is 0."));
+    CHECK(contains(strict.out, ", above --damage-max 0.01"));
+    CHECK(store.whole() == "0123");
+
+    auto const ran = run(store.cache_bytes * 3 / 2, "1");
+    CHECK(ran.exit_code == 0);
+    CHECK(store.whole().empty());
+    std::istringstream lines(ran.out);
+    std::string line;
+    std::getline(lines, line);
+    auto const first = Json::parse(line);
+    CHECK(first.at("event") == "compacted");
+    CHECK(first.at("file") == store.file(0));
+    CHECK(first.at("share") == 0.125);  // One eighth is allowed; a half of all is not enough.
+    CHECK(first.at("damage").get<double>() > 0.01);
+    while (std::getline(lines, line)) {
+    }
+
+    auto const refused = store.prune(store.cache_bytes, {"--capacity", "16"});
+    CHECK(refused.exit_code == 1);
+    CHECK(contains(refused.err,
+                   "--capacity: prune chooses each cache's size by its loss; leave it "
+                   "out"));
+}
+
+TEST_CASE("dkv prune: a killed run's leftovers go, and two runs do not meet") {
+    Folder const store;
+    write_file(store.folder / ".0.safetensors.dkv-compact", "half a file");
+    {
+        UniqueFd const lock(::open(store.folder.path().c_str(), O_RDONLY | O_DIRECTORY));
+        REQUIRE(::flock(lock.get(), LOCK_EX) == 0);
+        auto const ran = store.prune(store.cache_bytes);
+        CHECK(ran.exit_code == 1);
+        CHECK(contains(ran.err, "another dkv llama watch-slots has this folder, or a dkv prune"));
+        CHECK(fs::exists(store.folder / ".0.safetensors.dkv-compact"));
+    }
+    CHECK(store.prune(store.cache_bytes * 4).exit_code == 0);
+    CHECK_FALSE(fs::exists(store.folder / ".0.safetensors.dkv-compact"));
+    // Fresh files are left to their writer.
+    write_random_cache(store.file(0), 7);
+    auto const fresh = store.prune(1, {"--unmeasured", "--delete", "--settle-s", "3600"});
+    CHECK(contains(fresh.out, ", 1 being written\n"));
+    CHECK(store.whole() == "0");
+}

@@ -1,0 +1,105 @@
+"""Profiles from others' measurements: what becomes of their numbers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+
+from dkv.hf import commands, import_profile, models, profile_file
+from dkv.hf.profile_file import Geometry, ProfileError
+
+LAYERS, HEADS = 4, 2
+GEOMETRY = Geometry(LAYERS, [0, 1, 2, 3], 6, HEADS, 16)
+HYBRID = Geometry(4, [1, 3], 6, HEADS, 16)
+
+
+def duo(folder, rows, **config):
+    (folder / "full_attention_heads.tsv").write_text("\n".join("\t".join(f"{v:.18e}" for v in row) for row in rows) + "\n")
+    (folder / "config.json").write_text(json.dumps({"model_name": "models/tiny", "sink_size": 128, "recent_size": 256} | config))
+    return folder
+
+
+def shares(path, layers=range(LAYERS), heads=HEADS, **more):
+    path.write_text(json.dumps({f"L{layer}H{head}": 0.1 * (layer + 1) + head for layer in layers for head in range(heads)} | more))
+    return path
+
+
+def scores(path, tensor):
+    torch.save(tensor, path)
+    return path
+
+
+def test_duo_attentions_gates_are_clipped_as_it_does(tmp_path):
+    found = import_profile.read([duo(tmp_path, [[0.5, 1.2], [-0.1, 0.0], [0.25, 1], [1, 1]])], GEOMETRY)
+
+    assert found.weights == [[0.5, 1.0], [0.0, 0.0], [0.25, 1.0], [1.0, 1.0]]
+    assert (found.method, found.floor) == ("duo-attention", 0.2)
+    assert found.facts == {"sink_size": 128, "recent_size": 256, "trained_on": "models/tiny"}
+
+
+def test_attention_matchings_shares_are_taken_as_they_are(tmp_path):
+    found = import_profile.read([shares(tmp_path / "b.json")], GEOMETRY)
+
+    assert found.weights == [[0.1 * (layer + 1), 0.1 * (layer + 1) + 1] for layer in range(LAYERS)]
+    assert found.floor == 0.0
+    # Of a hybrid it names the layers with full attention alone.
+    assert len(import_profile.read([shares(tmp_path / "h.json", layers=[1, 3])], HYBRID).weights) == 2
+
+
+def test_of_several_kvzip_scores_the_maximum_counts(tmp_path):
+    one = torch.arange(8.0).view(1, 4, 2)
+    files = [scores(tmp_path / "m-a.pt", one), scores(tmp_path / "m-b.pt", torch.full((4, 2), 3.0))]
+
+    assert import_profile.read(files, GEOMETRY).weights == [[3, 3], [3, 3], [4, 5], [6, 7]]
+    assert import_profile.read(files[:1], HYBRID).weights == [[2, 3], [6, 7]]
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda f: duo(f, [[1, 1, 1]] * 4), r"full_attention_heads.tsv has 4 layers of 3 heads: the model has 4 layers of 2 KV heads$"),
+        (lambda f: duo(f, [[1, 1]] * 4, sink_size="many"), "not a DuoAttention pattern: invalid literal"),
+        (lambda f: f, "a DuoAttention pattern needs full_attention_heads.tsv, which is not there$"),
+        (lambda f: shares(f / "b.json", layers=[0, 1, 2]), r"b.json lacks L3H0: the model has 4 layers of 2 KV heads$"),
+        (lambda f: shares(f / "b.json", heads=3), "b.json has L0H2: the model has"),
+        (lambda f: shares(f / "b.json", **{"16-19": [0.9]}), r"its keys are L0H0, L0H1 …, and this has '16-19'$"),
+        (lambda f: shares(f / "b.json", L0H0="much"), "a share is not a number: could not convert string to float: 'much'$"),
+        (lambda f: scores(f / "s.pt", torch.ones(4, 2, 7)), r"\[layers, KV heads\] was expected, and this is \[4, 2, 7\]$"),
+        (lambda f: scores(f / "s.pt", {"a": torch.ones(2)}), "a tensor was expected, and this is dict$"),
+        (lambda f: (f / "s.pt").write_bytes(b"no") and f / "s.pt", "s.pt: not a tensor of torch.save's"),
+        (lambda f: (f / "lu.csv").write_text("0,1") and f / "lu.csv", "LU-KV's tables are not read$"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(tmp_path, make, message):
+    with pytest.raises(ProfileError, match=message):
+        import_profile.read([make(tmp_path)], GEOMETRY)
+
+
+def test_a_pickle_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save(Evil(), tmp_path / "s.pt")
+
+    with pytest.raises(ProfileError, match="not a tensor of torch.save's"):
+        import_profile.read([tmp_path / "s.pt"], GEOMETRY)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_command_writes_a_profile_of_these_weights(tmp_path, monkeypatch, capsys):
+    model = make_tiny_llama()
+    monkeypatch.setattr(models, "load", lambda folder, dtype=None: (model, None, "tiny"))
+    budgets = shares(tmp_path / "b.json")
+
+    commands.profile(["import", str(budgets), "--model", "tiny", "-o", str(tmp_path / "p.json")])
+
+    made = profile_file.load(tmp_path / "p.json")
+    assert capsys.readouterr().out == f"{tmp_path / 'p.json'}: attention-matching, 4 layers of 2 KV heads of tiny\n"
+    assert made.model["weights"] == profile_file.describe_model(model, [None] * 4, "tiny")["weights"]
+    assert (made.alpha, made.floor, made.recipe) == (1.0, 0.0, {"method": "attention-matching", "source": "b.json"})
+    with pytest.raises(ProfileError, match="negative or not finite"):
+        import_profile.make([shares(tmp_path / "n.json", L0H0=-1)], made.model, 1.0, None)

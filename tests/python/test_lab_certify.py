@@ -1,0 +1,117 @@
+"""Certificates: what is certified from which losses, and that the guarantee holds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dkv.errors import UserError
+from dkv_lab import certify
+from dkv_lab.results import COLUMNS
+from dkv.hf import profile_file
+
+
+def line(key, policy, capacity, question="shown", **values) -> dict:
+    return dict.fromkeys(COLUMNS, "") | {
+        "key": key, "task": "needle", "tokens": "1024", "policy": policy, "capacity": str(capacity), "question": question, **values
+    }  # fmt: skip
+
+
+def requests(lost: dict[int, int], count: int = 100) -> list[dict]:
+    """Needles that the full cache finds; at each size so many are not."""
+    keys = [f"n{index}" for index in range(count)]
+    lines = [line(key, "fullkv", 0, found="1") for key in keys]
+    for size, losses in lost.items():
+        lines += [line(key, "p", size, found=str(int(index >= losses))) for index, key in enumerate(keys)]
+    return lines
+
+
+def write(path, lines) -> None:
+    path.write_text("\n".join([",".join(COLUMNS), *(",".join(each[c] for c in COLUMNS) for each in lines)]) + "\n")
+
+
+def test_the_tail_is_the_binomials():
+    assert certify.p_value(0, 83, 0.036) == pytest.approx(0.964**83)
+    assert certify.p_value(1, 10, 0.1) == pytest.approx(0.9**10 + 10 * 0.1 * 0.9**9)
+    assert certify.p_value(10, 10, 0.1) == 1.0
+    # 82 requests without a loss certify 3.6 %, 81 do not.
+    assert certify.losses_allowed(82, 0.036, 0.05) == 0
+    assert certify.losses_allowed(81, 0.036, 0.05) == -1
+
+
+def test_the_walk_ends_at_the_first_size_that_fails():
+    assert certify.walk([0, 1, 0, 5], 1) == 2
+    assert certify.walk([0, 3, 0], 1) == 0
+    assert certify.walk([2, 0], 1) is None
+
+
+@pytest.mark.parametrize("requests_, epsilon, delta", [(60, 0.05, 0.05), (200, 0.05, 0.1), (400, 0.1, 0.05)])
+@pytest.mark.parametrize("step", [0.0, 0.02, 0.2])
+def test_a_size_whose_risk_is_too_high_is_certified_less_often_than_delta(requests_, epsilon, delta, step):
+    # The hardest case: the sizes' risks begin just above epsilon; and one that is met on the way down.
+    draws, rng = 10_000, np.random.default_rng(3)
+    for risks in (epsilon + 1e-9 + step * np.arange(4), np.r_[epsilon / 4, epsilon / 2, epsilon + 1e-9, epsilon + step]):
+        each = rng.random((draws, requests_))  # One request is lost at every size below the one where it is lost first.
+        losses = np.stack([(each < risk).sum(1) for risk in risks], 1)
+        allowed = certify.losses_allowed(requests_, epsilon, delta)
+
+        shipped = [certify.walk(list(row), allowed) for row in losses]
+
+        wrong = np.mean([index is not None and risks[index] > epsilon for index in shipped])
+        assert wrong <= delta + 3 * np.sqrt(delta * (1 - delta) / draws)
+
+
+def test_the_smallest_size_is_certified_and_stored_in_the_profile(tmp_path, capsys):
+    write(tmp_path / "r.csv", requests({512: 0, 256: 1, 128: 9, 64: 0}))
+    model = {"name": "tiny", "geometry": {"layers": 1, "compressed": [0], "q_heads": 1, "kv_heads": 1, "head_dim": 4}}
+    profile_file.Profile(model, {}, "head", 1.0, 0.2, [[1.0]]).save(tmp_path / "p.json")
+
+    flags = ["--policy", "p", "--epsilon", "0.05", "--delta", "0.05", "--profile", str(tmp_path / "p.json")]
+    assert certify.main([str(tmp_path / "r.csv"), *flags]) == 0
+
+    out = capsys.readouterr().out
+    assert out.startswith("p at 256 tokens a head: at most 5 % of such requests lose more than 0.1, with confidence 0.95. 100 requests")
+    assert "0 lost at 512, 1 lost at 256, 9 lost at 128, 0 lost at 64" in out
+    stored = json.loads((tmp_path / "p.json").read_text())["figures"]["certified p, question both"]
+    assert (stored["capacity"], stored["epsilon"], stored["requests"], stored["losses"]) == (256, 0.05, 100, 1)
+
+
+def test_nothing_is_certified_from_too_few_requests(tmp_path, capsys):
+    write(tmp_path / "r.csv", requests({512: 0}, count=20))
+
+    assert certify.main([str(tmp_path / "r.csv"), "--policy", "p"]) == 0
+
+    assert capsys.readouterr().out.endswith("59 requests are needed, none of them lost.\n")
+
+
+def test_losses_are_those_of_the_measure_that_a_request_has():
+    lines = [
+        line("t", "fullkv", 0, kl="0.0"), line("t", "p", 64, kl="0.3"),
+        line("s", "fullkv", 0, score="0.9"), line("s", "p", 64, score="0.85"),
+        line("h-q0", "fullkv", 0, "hidden", found="1"), line("h-q0", "p", 64, "hidden", found="1"),
+        line("h-q1", "fullkv", 0, "hidden", found="1"), line("h-q1", "p", 64, "hidden", found="0"),
+        line("never", "fullkv", 0, found="0"), line("never", "p", 64, found="0"),
+    ]  # fmt: skip
+
+    made = certify.study(lines, "p", None, 0.1, "both")
+
+    assert (made.requests, made.losses) == (4, [2])  # The text, and the context that lost one of its questions.
+    assert certify.study(lines, "p", None, 0.1, "hidden").losses == [1]
+
+
+@pytest.mark.parametrize(
+    "lines, sizes, message",
+    [
+        (requests({64: 0}), [128, 64], r"p at 128 lacks 100 of 100 requests \(n0, …\): every size needs the same ones"),
+        (requests({64: 0})[100:], None, "request n0 has no line of fullkv"),
+        ([line("a", "q", 64, found="1")], None, "no request of policy p with question both: there are q"),
+        ([], None, "^not results of dkv eval: there is no line$"),
+        ([{"policy": "p", "mean": "1"}], None, "^not results of dkv eval: no column capacity$"),
+        ([line("a", "fullkv", 0), line("a", "p", 64)], None, "request a of p has neither kl, found nor score"),
+    ],
+)
+def test_what_cannot_be_certified_from_is_refused(lines, sizes, message):
+    with pytest.raises(UserError, match=message):
+        certify.study(lines, "p", sizes, 0.1, "both")

@@ -1,0 +1,186 @@
+"""Certifies the smallest size whose risk of losing much is small: Learn-then-Test over what `dkv eval` measured.
+
+A request is lost when its utility with the full cache, less that with the policy, is above tau. The sizes are fixed
+beforehand. From the largest down, each is tested against "its risk is above epsilon" by the binomial tail, until the
+first that cannot be rejected at level delta; the last that was rejected is certified. Testing in a fixed order and
+stopping at the first failure keeps the chance of certifying any size whose risk is above epsilon below delta.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from dkv.errors import UserError
+from dkv.hf import profile_file
+
+from . import results
+
+
+def p_value(losses: int, requests: int, epsilon: float) -> float:
+    """P(Binomial(requests, epsilon) <= losses): how likely so few are where the risk is epsilon, and more so above it."""
+    logs = [
+        math.lgamma(requests + 1) - math.lgamma(k + 1) - math.lgamma(requests - k + 1)
+        + k * math.log(epsilon) + (requests - k) * math.log1p(-epsilon)
+        for k in range(losses + 1)
+    ]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def losses_allowed(requests: int, epsilon: float, delta: float) -> int:
+    """The most losses with which a size is certified; -1: not even none."""
+    allowed = -1
+    while allowed < requests and p_value(allowed + 1, requests, epsilon) <= delta:
+        allowed += 1
+    return allowed
+
+
+def walk(losses: list[int], allowed: int) -> int | None:
+    """Index of the last size that passes before the first that does not; None: keep the cache whole.
+
+    `losses` of the sizes from the largest to the smallest.
+    """
+    passed = None
+    for index, count in enumerate(losses):
+        if count > allowed:
+            break
+        passed = index
+    return passed
+
+
+@dataclass(frozen=True)
+class Study:
+    """Of one policy: how many of the same requests each size loses."""
+
+    policy: str
+    requests: int
+    sizes: list[int]  # From the largest to the smallest.
+    losses: list[int]
+    tasks: dict[str, int]  # Requests of each, which is the mix that a certificate holds for.
+    tokens: tuple[int, int]  # The shortest and the longest prompt.
+
+
+def study(lines: list[dict], policy: str, sizes: list[int] | None, tau: float, question: str) -> Study:
+    """Raises UserError for what cannot be certified from."""
+    absent = {"key", "task", "tokens", "policy", "capacity", "kl", "found"} - set(lines[0] if lines else {})
+    if absent:
+        raise UserError(f"not results of dkv eval: {'there is no line' if not lines else 'no column ' + sorted(absent)[0]}")
+    chosen = [line for line in lines if question in ("both", line["question"])]
+    full = {line["key"]: line for line in chosen if line["policy"] == "fullkv"}
+    mine = [line for line in chosen if line["policy"] == policy]
+    if not mine:
+        known = ", ".join(sorted({line["policy"] for line in chosen} - {"fullkv"}))
+        raise UserError(f"no request of policy {policy} with question {question}: there are {known or 'none at all'}")
+    sizes = sorted(sizes or {int(line["capacity"]) for line in mine}, reverse=True)
+    lost: dict[int, dict[str, bool]] = {size: defaultdict(bool) for size in sizes}
+    for line in mine:
+        if int(line["capacity"]) in lost:
+            # The questions over one context share its cache: lost is the request that loses any.
+            lost[int(line["capacity"])][_request(line)] |= _loss(line, full) > tau
+    everyone = {_request(line): line for line in mine}
+    for size in sizes:
+        missing = sorted(set(everyone) - set(lost[size]))
+        if missing:
+            raise UserError(f"{policy} at {size} lacks {len(missing)} of {len(everyone)} requests ({missing[0]}, …): every size needs the same ones")
+    tasks: dict[str, int] = defaultdict(int)
+    for line in everyone.values():
+        tasks[f"{line['task']} {line['question']}"] += 1
+    tokens = [int(line["tokens"]) for line in everyone.values()]
+    counts = [sum(lost[size].values()) for size in sizes]
+    return Study(policy, len(everyone), sizes, counts, dict(sorted(tasks.items())), (min(tokens), max(tokens)))
+
+
+def _request(line: dict) -> str:
+    return re.sub(r"-q\d+$", "", line["key"]) if line["question"] == "hidden" else line["key"]
+
+
+def _loss(line: dict, full: dict[str, dict]) -> float:
+    """Utility with the full cache, less that with the policy: found, a task's score, or minus the KL of the next tokens."""
+    if line["key"] not in full:
+        raise UserError(f"request {line['key']} has no line of fullkv, which its loss is measured against")
+    if line["kl"]:
+        return float(line["kl"])
+    for column in ("found", "score"):
+        if line.get(column):
+            return float(full[line["key"]][column]) - float(line[column])
+    raise UserError(f"request {line['key']} of {line['policy']} has neither kl, found nor score")
+
+
+def certificate(made: Study, tau: float, epsilon: float, delta: float) -> dict:
+    """What is stored in a profile. "capacity" 0: none, keep the cache whole."""
+    passed = walk(made.losses, losses_allowed(made.requests, epsilon, delta))
+    return {
+        "capacity": 0 if passed is None else made.sizes[passed],
+        "tau": tau,
+        "epsilon": epsilon,
+        "delta": delta,
+        "requests": made.requests,
+        "losses": 0 if passed is None else made.losses[passed],
+        "tasks": ", ".join(f"{count} {task}" for task, count in made.tasks.items()),
+        "tokens": f"{made.tokens[0]} to {made.tokens[1]}",
+        "tried": [[size, count] for size, count in zip(made.sizes, made.losses)],
+    }
+
+
+def words(policy: str, made: dict) -> str:
+    tried = ", ".join(f"{count} lost at {size}" for size, count in made["tried"])
+    mix = f"{made['requests']} requests ({made['tasks']}; {made['tokens']} tokens): {tried}"
+    if not made["capacity"]:
+        return f"{policy}: none: keep it whole. {mix}. At risk {made['epsilon']:g} and confidence {1 - made['delta']:g}, {_needed(made)}"
+    return (
+        f"{policy} at {made['capacity']} tokens a head: at most {100 * made['epsilon']:g} % of such requests lose more than {made['tau']:g},"
+        f" with confidence {1 - made['delta']:g}. {mix}"
+    )
+
+
+def _needed(made: dict) -> str:
+    allowed = losses_allowed(made["requests"], made["epsilon"], made["delta"])
+    if allowed >= 0:
+        return f"{allowed} may be lost."
+    return f"{math.ceil(math.log(made['delta']) / math.log1p(-made['epsilon']))} requests are needed, none of them lost."
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share between 0 and 1")
+    return value
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("DKV_COMMAND", "dkv-lab certify"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="CSV files of dkv eval, also of its shards")
+    parser.add_argument("--policy", required=True, help="as the results name it: profile, snapkv/kernel=15")
+    parser.add_argument("--capacity", help="the sizes to try, chosen before the results are seen; by default all there are")
+    parser.add_argument("--tau", type=float, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
+    parser.add_argument("--epsilon", type=_share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
+    parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
+    parser.add_argument("--question", choices=("shown", "hidden", "both"), default="both", help="which requests count (%(default)s)")
+    parser.add_argument("--profile", type=Path, help="store the certificate in this profile; dkv profile show prints it")
+    options = parser.parse_args(arguments)
+    if options.tau < 0:
+        parser.error(f"--tau {options.tau}: a loss cannot be bounded below 0")
+    options.capacity = [int(size) for size in options.capacity.split(",")] if options.capacity else None
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    made = study(results.read(options.results), options.policy, options.capacity, options.tau, options.question)
+    found = certificate(made, options.tau, options.epsilon, options.delta)
+    print(words(options.policy, found))
+    if options.profile is not None:
+        loaded = profile_file.load(options.profile)
+        loaded.figures[f"certified {options.policy}, question {options.question}"] = found
+        loaded.save(options.profile)
+        print(f"{options.profile}: the certificate is in it")
+    return 0

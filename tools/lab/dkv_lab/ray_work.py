@@ -1,0 +1,164 @@
+"""`dkv sweep` and `dkv compact` over many files, on Ray's workers: what comes out is what one process writes.
+
+    dkv-lab ray sweep caches/ -o sweep.jsonl -- --policy auto,snapkv --capacity 64,128
+    dkv-lab ray compact caches/ -o small/ -- --capacity 256
+
+Files go to the workers in small groups; a group whose worker dies is done again by another one, and goes on behind
+what was finished. Everything after -- is for dkv. Every worker sees the same paths: on a cluster, a shared file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dkv import programs
+from dkv.errors import UserError
+
+RETRIES = 5  # Of a group whose worker dies.
+_PR_SET_PDEATHSIG = 1
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    own, flags = arguments, []
+    if "--" in arguments:
+        own, flags = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="dkv-lab ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", choices=("sweep", "compact"))
+    parser.add_argument("files", nargs="+", metavar="FILE", help="saved caches, and folders of them")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="sweep: the results; compact: a folder")
+    parser.add_argument("--address", help="of a Ray cluster; by default one is started on this machine")
+    parser.add_argument("--workers", type=int, help="groups at once; by default Ray's CPUs")
+    parser.add_argument("--group", type=int, default=8, help="files of a group (%(default)s)")
+    options = parser.parse_args(own)
+    if options.group < 1 or (options.workers is not None and options.workers < 1):
+        parser.error("--group and --workers are at least 1")
+    options.flags = flags
+    return options
+
+
+def inputs(dkv: str, paths: list[str], work: str) -> list[str]:
+    """The caches as `dkv ls` finds and orders them; of a sweep, those that are whole."""
+    listed = subprocess.run([dkv, "ls", "--json", *paths], capture_output=True, text=True)
+    caches = json.loads(listed.stdout or "{}").get("caches")
+    if caches is None:
+        raise UserError(listed.stderr.removeprefix("dkv: ") or f"{dkv} ls ended with status {listed.returncode}")
+    whole = [cache["file"] for cache in caches if work != "sweep" or cache.get("whole", True)]
+    for cache in caches:
+        if cache["file"] not in whole:
+            print(f"{cache['file']}: passed over: tokens are missing already, and a sweep needs whole caches", file=sys.stderr)
+    if not whole:
+        raise UserError(f"{caches[0]['file']}: tokens are missing already: a sweep needs whole caches")
+    return whole
+
+
+def run_group(command: list[str]) -> tuple[int, str]:
+    """One group by one process, which ends with the worker; its exit status and what it said on stderr."""
+    die_with_parent = ctypes.CDLL(None).prctl
+    done = subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: die_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    return done.returncode, done.stderr
+
+
+def distribute(ray, task, commands: list[list[str]], at_once: int) -> Iterator[tuple[int, int, str]]:
+    """(group, exit status, words for people) as groups end, `at_once` of them running."""
+    waiting = list(range(len(commands)))[::-1]
+    running: dict = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            index = waiting.pop()
+            running[task.remote(commands[index])] = index
+        for ended in ray.wait(list(running), num_returns=1)[0]:
+            index = running.pop(ended)
+            try:
+                yield index, *ray.get(ended)
+            except ray.exceptions.RayError as error:
+                yield index, 1, f"dkv-lab ray: {' '.join(str(error).split())}\n"
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    try:
+        import ray
+    except ImportError:
+        raise UserError("there is no package ray: pip install 'dkv-lab[ray]'") from None
+    program = str(programs.find("dkv"))
+    files = inputs(program, options.files, options.work)
+    groups = [files[at : at + options.group] for at in range(0, len(files), options.group)]
+    names = [_part_name(group, options.flags) for group in groups]
+    started = not ray.is_initialized()
+    if started:
+        cpus = {} if options.address else {"num_cpus": options.workers}
+        ray.init(address=options.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cpus)
+    try:
+        return _run(ray, options, program, groups, names)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run(ray, options: argparse.Namespace, program: str, groups: list[list[str]], names: list[str]) -> int:
+    at_once = options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    sweep = options.work == "sweep"
+    parts = options.output.with_name(f".{options.output.name}.parts") if sweep else options.output
+    parts.mkdir(parents=True, exist_ok=True)
+    outputs = [str(parts / name) if sweep else f"{parts}/" for name in names]
+    more = options.flags if sweep else ["--jobs", "1", *options.flags]
+    commands = [[program, options.work, *group, "-o", output, *more] for group, output in zip(groups, outputs)]
+    folder = os.getcwd()
+
+    @ray.remote(num_cpus=1, max_retries=RETRIES)
+    def work(command: list[str]) -> tuple[int, str]:
+        os.chdir(folder)
+        return run_group(command)
+
+    failed, done, total = 0, 0, sum(map(len, groups))
+    for index, status, said in distribute(ray, work, commands, at_once):
+        done += len(groups[index])
+        failed += status != 0
+        sys.stderr.write(said)
+        print(f"{done} of {total} files", file=sys.stderr)
+    if sweep:
+        _join([Path(path) for path in outputs], options.output)
+        if not failed:
+            shutil.rmtree(parts)
+    return 1 if failed else 0
+
+
+def _part_name(files: list[str], flags: list[str]) -> str:
+    """Of these files as they are now and these flags: a run that was stopped finds its own parts again, and no others."""
+    facts = [(path, stat.st_size, stat.st_mtime_ns) for path in files for stat in [os.stat(path)]]
+    return hashlib.sha256(repr((facts, flags)).encode()).hexdigest()[:24] + ".jsonl"
+
+
+def _join(parts: list[Path], output: Path) -> None:
+    """In the order of the files, under the output's name at once."""
+    with tempfile.NamedTemporaryFile("wb", dir=output.parent, prefix=f".{output.name}.", delete=False) as joined:
+        for part in parts:
+            if part.exists():
+                joined.write(part.read_bytes())
+    os.chmod(joined.name, 0o666 & ~_umask())
+    os.replace(joined.name, output)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
