@@ -4,10 +4,11 @@
 namespace dkv::cli {
 namespace {
 
-/// `dkv --endpoint X serve`: the option before the command is the program's, not the daemon's.
-void complete(Config& config, Context const& context) {
-    if (config.endpoint.empty()) config.endpoint = context.globals.endpoint;
-    if (config.secret_key_file.empty()) config.secret_key_file = context.globals.keys.secret;
+/// `dkv --endpoint X serve`, or X in the environment: the option before the command goes before the
+/// file, and behind the daemon's own.
+bool given_before(CLI::App const& app, char const* option) {
+    return app.get_option(option)->count() == 0 &&
+           app.get_parent()->get_option(option)->count() > 0;
 }
 
 }  // namespace
@@ -16,11 +17,20 @@ Run setup_serve(CLI::App& app, Context const& context) {
     auto config = std::make_shared<Config>();
     context.environment.add_daemon_flags(app, *config);
     return [&app, &context, config]() -> Result<Output> {
-        complete(*config, context);
+        bool const endpoint = given_before(app, "--endpoint");
+        bool const key = given_before(app, "--secret-key");
+        auto const complete = [&context, endpoint, key](Config& read) {
+            auto const& globals = context.globals;
+            if (endpoint || read.endpoint.empty()) read.endpoint = globals.endpoint;
+            if (key || read.secret_key_file.empty()) read.secret_key_file = globals.keys.secret;
+            return check(read);
+        };
+        static_cast<void>(complete(*config));  // finish() checks it together with the file.
         DKV_TRY(finish(app, *config));
-        auto const again = [&context]() -> Result<Config> {
+        DKV_TRY(complete(*config));
+        auto const again = [&context, complete]() -> Result<Config> {
             auto read = DKV_TRY(read_config(context.globals.arguments));
-            complete(read, context);
+            DKV_TRY(complete(read));
             return read;
         };
         DKV_TRY(context.environment.run_daemon(*config, again));
