@@ -137,7 +137,10 @@ def test_a_broken_file_fails_the_run_by_name_and_no_other_file(store, whole, tmp
 
     assert process.returncode == 1
     assert f"dkv: {broken}: " in said
-    assert (tmp_path / "r.jsonl").read_bytes() == whole
+    assert f"{tmp_path / 'r.jsonl'}: not written: 1 of 4 groups failed" in said
+    parts = list((tmp_path / ".r.jsonl.parts").iterdir())
+    assert sorted(line for part in parts for line in part.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert not (tmp_path / "r.jsonl").exists()
 
 
 def test_a_file_that_is_not_there_is_refused_before_a_cluster_is_started(tmp_path):

@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,14 @@ from dkv.errors import UserError
 
 RETRIES = 5  # Of a group whose worker dies.
 _PR_SET_PDEATHSIG = 1
+# After -- they would be of each group alone, not of the whole: why they cannot mean what they say there.
+_NOT_PASSED_ON = {
+    "--recursive": "folders are searched before groups are made: name them each",
+    "--shard": "the files are divided into groups already",
+    "--csv": "every group would write over it: make it of the output with dkv sweep",
+    "--output": "give it before --",
+    "--config": "it would be read anew for every group: give its settings as flags",
+}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -45,8 +54,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(own)
     if options.group < 1 or (options.workers is not None and options.workers < 1):
         parser.error("--group and --workers are at least 1")
+    for flag in flags:
+        for name in _long_names(flag):
+            if name in _NOT_PASSED_ON:
+                parser.error(f"{flag} after --: {_NOT_PASSED_ON[name]}")
     options.flags = flags
     return options
+
+
+def _long_names(flag: str) -> list[str]:
+    """What an argument of dkv's sets, where its short names are r and o: -r, -oFILE, --output=FILE."""
+    if flag.startswith("--"):
+        return [flag.split("=", 1)[0]]
+    letter = re.match(r"-[A-Za-z]*?([ro])", flag)
+    return [{"r": "--recursive", "o": "--output"}[letter[1]]] if letter else []
 
 
 def inputs(dkv: str, paths: list[str], work: str) -> list[str]:
@@ -93,8 +114,15 @@ def distribute(ray, task, commands: list[list[str]], at_once: int) -> Iterator[t
                 yield index, 1, f"dkv-lab ray: {' '.join(str(error).split())}\n"
 
 
+def cluster(options: argparse.Namespace) -> dict:
+    """Which one Ray is to use. Without an address Ray would attach to the one that RAY_ADDRESS names."""
+    return {"address": options.address} if options.address else {"address": "local", "num_cpus": options.workers}
+
+
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    if options.work == "sweep" and options.output.exists():
+        raise UserError(f"{options.output}: is there already: give another output; dkv report takes both")
     try:
         import ray
     except ImportError:
@@ -105,8 +133,7 @@ def main(arguments: list[str]) -> int:
     names = [_part_name(group, options.flags) for group in groups]
     started = not ray.is_initialized()
     if started:
-        cpus = {} if options.address else {"num_cpus": options.workers}
-        ray.init(address=options.address, include_dashboard=False, log_to_driver=False, logging_level="warning", **cpus)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", **cluster(options))
     try:
         return _run(ray, options, program, groups, names)
     finally:
@@ -135,10 +162,11 @@ def _run(ray, options: argparse.Namespace, program: str, groups: list[list[str]]
         failed += status != 0
         sys.stderr.write(said)
         print(f"{done} of {total} files", file=sys.stderr)
-    if sweep:
+    if sweep and failed:
+        print(f"{options.output}: not written: {failed} of {len(groups)} groups failed; {parts} has the others' rows", file=sys.stderr)
+    elif sweep:
         _join([Path(path) for path in outputs], options.output)
-        if not failed:
-            shutil.rmtree(parts)
+        shutil.rmtree(parts)
     return 1 if failed else 0
 
 
