@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dkv.errors import UserError
-from dkv_lab import certify
+from dkv_lab import certify, results
 from dkv_lab.results import COLUMNS
 from dkv.hf import profile_file
 
@@ -26,6 +26,11 @@ def requests(lost: dict[int, int], count: int = 100) -> list[dict]:
     for size, losses in lost.items():
         lines += [line(key, "p", size, found=str(int(index >= losses))) for index, key in enumerate(keys)]
     return lines
+
+
+def model(**other) -> dict:
+    geometry = {"layers": 1, "compressed": [0], "q_heads": 1, "kv_heads": 1, "head_dim": 4}
+    return {"name": "tiny", "geometry": geometry, "config": "c0", "weights": "w0"} | other
 
 
 def write(path, lines) -> None:
@@ -65,8 +70,8 @@ def test_a_size_whose_risk_is_too_high_is_certified_less_often_than_delta(reques
 
 def test_the_smallest_size_is_certified_and_stored_in_the_profile(tmp_path, capsys):
     write(tmp_path / "r.csv", requests({512: 0, 256: 1, 128: 9, 64: 0}))
-    model = {"name": "tiny", "geometry": {"layers": 1, "compressed": [0], "q_heads": 1, "kv_heads": 1, "head_dim": 4}}
-    profile_file.Profile(model, {}, "head", 1.0, 0.2, [[1.0]]).save(tmp_path / "p.json")
+    results.runs_path(tmp_path / "r.csv").write_text(json.dumps([{"model": model()}] * 2))
+    profile_file.Profile(model(), {}, "head", 1.0, 0.2, [[1.0]]).save(tmp_path / "p.json")
 
     flags = ["--policy", "p", "--epsilon", "0.05", "--delta", "0.05", "--profile", str(tmp_path / "p.json")]
     assert certify.main([str(tmp_path / "r.csv"), *flags]) == 0
@@ -115,3 +120,48 @@ def test_losses_are_those_of_the_measure_that_a_request_has():
 def test_what_cannot_be_certified_from_is_refused(lines, sizes, message):
     with pytest.raises(UserError, match=message):
         certify.study(lines, "p", sizes, 0.1, "both")
+
+
+def test_a_loss_that_is_no_number_is_lost():
+    lines = requests({64: 0}, count=2)
+    lines[2] |= {"found": "", "kl": "nan"}
+    lines[3] |= {"found": "", "score": "nan"}
+    lines[1] |= {"score": "1"}
+
+    assert certify.study(lines, "p", None, 0.1, "both").losses == [2]
+
+
+@pytest.mark.parametrize("flag", ["--tau=nan", "--tau=inf", "--tau=-1", "--epsilon=nan", "--epsilon=inf", "--delta=nan", "--delta=1"])
+def test_bounds_that_are_no_bounds_are_refused(flag, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        certify.parse(["r.csv", "--policy", "p", flag])
+
+    assert f"argument {flag.split('=')[0]}: {flag.split('=')[1]}: expected a " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes, wrong", [("64,x", "'x'"), ("64,", "''"), ("0", "'0'"), ("-64", "'-64'"), ("6.4", "'6.4'")])
+def test_sizes_that_are_none_are_refused_by_name(sizes, wrong, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        certify.parse(["r.csv", "--policy", "p", f"--capacity={sizes}"])
+
+    assert f"{wrong} in {sizes}: expected sizes above 0 with commas between them, 64,128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "runs, message",
+    [
+        ([model(), model(weights="w1")], r"^results of 2 models \(tiny \(config c0, weights w0\), tiny \(config c0, weights w1\)\): a cert"),
+        ([model(config="c1")], r"^results of tiny \(config c1, weights w0\), and a profile of tiny \(config c0, weights w0\): another"),
+        ([], r"^there is no \.runs\.json beside the results to say which model they are of"),
+    ],
+)
+def test_a_profile_takes_no_certificate_of_another_model(tmp_path, runs, message):
+    write(tmp_path / "r.csv", requests({512: 0}))
+    if runs:
+        results.runs_path(tmp_path / "r.csv").write_text(json.dumps([{"model": each} for each in runs]))
+    profile_file.Profile(model(), {}, "head", 1.0, 0.2, [[1.0]]).save(tmp_path / "p.json")
+
+    with pytest.raises(UserError, match=message):
+        certify.main([str(tmp_path / "r.csv"), "--policy", "p", "--profile", str(tmp_path / "p.json")])
+
+    assert profile_file.load(tmp_path / "p.json").figures == {}

@@ -81,7 +81,7 @@ def study(lines: list[dict], policy: str, sizes: list[int] | None, tau: float, q
     for line in mine:
         if int(line["capacity"]) in lost:
             # The questions over one context share its cache: lost is the request that loses any.
-            lost[int(line["capacity"])][_request(line)] |= _loss(line, full) > tau
+            lost[int(line["capacity"])][_request(line)] |= not _loss(line, full) <= tau  # NaN is lost.
     everyone = {_request(line): line for line in mine}
     for size in sizes:
         missing = sorted(set(everyone) - set(lost[size]))
@@ -109,6 +109,27 @@ def _loss(line: dict, full: dict[str, dict]) -> float:
         if line.get(column):
             return float(full[line["key"]][column]) - float(line[column])
     raise UserError(f"request {line['key']} of {line['policy']} has neither kl, found nor score")
+
+
+def measured_model(runs: list[dict], profile: dict | None) -> None:
+    """Raises UserError for results of several models, or of another than the profile's: `profile` is its description."""
+    models = {_identity(run["model"]): run["model"] for run in runs}
+    if len(models) > 1:
+        raise UserError(f"results of {len(models)} models ({_named(models.values())}): a certificate is of one")
+    if profile is None:
+        return
+    if not models:
+        raise UserError("there is no .runs.json beside the results to say which model they are of: a profile's certificate needs it")
+    if _identity(profile) not in models:
+        raise UserError(f"results of {_named(models.values())}, and a profile of {_named([profile])}: another model")
+
+
+def _identity(described: dict) -> tuple:
+    return described.get("config"), described.get("weights")
+
+
+def _named(models) -> str:
+    return ", ".join(f"{model['name']} (config {model.get('config')}, weights {model.get('weights')})" for model in models)
 
 
 def certificate(made: Study, tau: float, epsilon: float, delta: float) -> dict:
@@ -152,6 +173,20 @@ def _share(text: str) -> float:
     return value
 
 
+def _loss_bound(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a finite loss of at least 0")
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    for size in text.split(","):
+        if not size.isascii() or not size.isdecimal() or int(size) == 0:
+            raise argparse.ArgumentTypeError(f"{size!r} in {text}: expected sizes above 0 with commas between them, 64,128")
+    return sorted({int(size) for size in text.split(",")})
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=os.environ.get("DKV_COMMAND", "dkv-lab certify"),
@@ -160,26 +195,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="CSV files of dkv eval, also of its shards")
     parser.add_argument("--policy", required=True, help="as the results name it: profile, snapkv/kernel=15")
-    parser.add_argument("--capacity", help="the sizes to try, chosen before the results are seen; by default all there are")
-    parser.add_argument("--tau", type=float, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
+    parser.add_argument("--capacity", type=_sizes, help="the sizes to try, chosen before the results are seen; by default all there are")
+    parser.add_argument("--tau", type=_loss_bound, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
     parser.add_argument("--epsilon", type=_share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
     parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
     parser.add_argument("--question", choices=("shown", "hidden", "both"), default="both", help="which requests count (%(default)s)")
     parser.add_argument("--profile", type=Path, help="store the certificate in this profile; dkv profile show prints it")
-    options = parser.parse_args(arguments)
-    if options.tau < 0:
-        parser.error(f"--tau {options.tau}: a loss cannot be bounded below 0")
-    options.capacity = [int(size) for size in options.capacity.split(",")] if options.capacity else None
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    loaded = profile_file.load(options.profile) if options.profile is not None else None
+    measured_model(results.read_runs(options.results), loaded and loaded.model)
     made = study(results.read(options.results), options.policy, options.capacity, options.tau, options.question)
     found = certificate(made, options.tau, options.epsilon, options.delta)
     print(words(options.policy, found))
-    if options.profile is not None:
-        loaded = profile_file.load(options.profile)
+    if loaded is not None:
         loaded.figures[f"certified {options.policy}, question {options.question}"] = found
         loaded.save(options.profile)
         print(f"{options.profile}: the certificate is in it")
