@@ -37,6 +37,9 @@ class Results:
     def __init__(self, path: Path):
         self._path, self._columns = path, COLUMNS
         self._done: set[tuple[str, str, str]] = set()
+        if path.exists() and _is_ours(path):
+            for written in (path, budgets_path(path)):
+                _cut_to_whole_lines(written)
         if path.exists() and path.stat().st_size:
             with path.open() as file:
                 reader = csv.DictReader(file)
@@ -68,6 +71,23 @@ class Results:
                 if line["policy"] != "fullkv":
                     named = {name: line[name] for name in ("key", "task", "template", "tokens", "policy", "capacity")}
                     beside.write(json.dumps(named | {"budgets": kept.tolist()}, separators=(",", ":")) + "\n")
+
+
+def _is_ours(path: Path) -> bool:
+    """Of its heading, or what there is of it: others' files are refused as they are."""
+    with path.open() as file:
+        heading, whole = file.readline().strip(), ",".join(COLUMNS)
+    return whole.startswith(heading)
+
+
+def _cut_to_whole_lines(path: Path) -> None:
+    """A line that a killed process left unfinished goes: the next would be appended onto it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        if not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def note_run(results: Path, described: dict, command: str, seed: int, window: int) -> None:
