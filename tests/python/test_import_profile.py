@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -55,6 +56,20 @@ def test_of_several_kvzip_scores_the_maximum_counts(tmp_path):
 
     assert import_profile.read(files, GEOMETRY).weights == [[3, 3], [3, 3], [4, 5], [6, 7]]
     assert import_profile.read(files[:1], HYBRID).weights == [[2, 3], [6, 7]]
+
+
+def test_kvzip_scores_of_one_kv_head_are_understood(tmp_path):
+    of_one = dataclasses.replace(GEOMETRY, kv_heads=1)
+
+    assert import_profile.read([scores(tmp_path / "s.pt", torch.arange(4.0).view(1, 4, 1))], of_one).weights == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("flags, wrong", [(["--alpha", "nan"], "nan: expected 0 to 8"), (["--floor", "7"], "7: expected 0 to 1")])
+def test_numbers_that_a_profile_cannot_have_are_refused_before_a_model_is_loaded(flags, wrong, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        import_profile.main(["x", "--model", "m", "-o", "p.json", *flags])
+
+    assert wrong in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

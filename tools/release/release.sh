@@ -12,7 +12,7 @@ SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 
 out=dist/$version
-rm -rf dist
+rm -rf "$out" dist/*.whl dist/*.deb  # Other versions' folders stay.
 tools/dev/wheel.sh cpu
 lab=$(mktemp -d)  # setuptools writes beside the sources.
 trap 'rm -rf "$lab"' EXIT

@@ -13,7 +13,7 @@ builder=$(command -v podman || command -v docker) || {
 version=$(sed -n 's/^project(dkv VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-git ls-files -z --cached --others --exclude-standard -- ':!docs/eval' ':!tests' |
+git ls-files -z --cached -- ':!docs/eval' ':!tests' |
     tar --null --files-from - --ignore-failed-read -cf - | tar -xf - -C "$context"
 "$builder" build ${DEBIAN:+--build-arg "DEBIAN=$DEBIAN"} "$@" \
     -t "localhost/dkv:$version" -f tools/package/container/Containerfile "$context"

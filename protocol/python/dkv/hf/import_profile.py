@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +96,12 @@ def _kvzip(paths: list[Path], geometry: Geometry) -> Imported:
             raise ProfileError(f"{path}: not a tensor of torch.save's: {' '.join(str(wrong).split())[:120]}") from None
         if not isinstance(found, torch.Tensor):
             raise ProfileError(f"{path}: not KVzip's head scores: a tensor was expected, and this is {type(found).__name__}")
-        if found.squeeze().dim() != 2:
+        rows = found.squeeze()
+        if geometry.kv_heads == 1 and rows.dim() == 1:
+            rows = rows[:, None]
+        if rows.dim() != 2:
             raise ProfileError(f"{path}: not KVzip's head scores: [layers, KV heads] was expected, and this is {list(found.shape)}")
-        scores.append(_of_layers(path, found.squeeze().double().tolist(), geometry))
+        scores.append(_of_layers(path, rows.double().tolist(), geometry))
     return Imported("kvzip", torch.tensor(scores, dtype=torch.float64).amax(0).tolist(), 0.2, {"files": len(paths)})
 
 
@@ -124,6 +128,16 @@ def make(sources: list[Path], described: dict, alpha: float, floor: float | None
     return profile_file.Profile(described, recipe, "head", alpha, found.floor if floor is None else floor, found.weights)
 
 
+def _within(most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: expected 0 to {most:g}")
+        return value
+
+    return number
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f"{os.environ.get('DKV_COMMAND', 'python -m dkv profile')} import",
@@ -132,8 +146,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("--model", required=True, help="the model that it was measured on: its folder, which is fingerprinted")
-    parser.add_argument("--alpha", type=float, default=1.0, help="budgets grow as weight^alpha (%(default)s)")
-    parser.add_argument("--floor", type=float, help="the least budget, as a share of the mean (Attention Matching 0, others 0.2)")
+    parser.add_argument("--alpha", type=_within(8), default=1.0, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--floor", type=_within(1), help="the least budget, as a share of the mean (Attention Matching 0, others 0.2)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the profile")
     options = parser.parse_args(arguments)
     for source in options.sources:
