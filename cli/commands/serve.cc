@@ -6,9 +6,10 @@ namespace {
 
 /// `dkv --endpoint X serve`, or X in the environment: the option before the command goes before the
 /// file, and behind the daemon's own.
-bool given_before(CLI::App const& app, char const* option) {
-    return app.get_option(option)->count() == 0 &&
-           app.get_parent()->get_option(option)->count() > 0;
+bool given_before(CLI::App const& app, char const* name) {
+    auto const* const own = app.get_option_no_throw(name);
+    auto const* const before = app.get_parent()->get_option_no_throw(name);
+    return (own == nullptr || own->count() == 0) && before != nullptr && before->count() > 0;
 }
 
 }  // namespace

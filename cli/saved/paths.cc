@@ -130,6 +130,17 @@ Result<std::vector<fs::path>> outputs_of(InputFiles const& inputs,
     return outputs;
 }
 
+fs::path place_of(fs::path const& path) {
+    auto const bare = path.has_filename() ? path : path.parent_path();
+    auto const name = bare.filename();
+    std::error_code error;
+    auto place =
+        name == "." || name == ".."
+            ? fs::canonical(bare, error)
+            : fs::canonical(bare.has_parent_path() ? bare.parent_path() : ".", error) / name;
+    return error ? path : place;
+}
+
 std::uint64_t bytes_at(fs::path const& path) {
     std::error_code error;
     if (!fs::is_directory(path, error)) {

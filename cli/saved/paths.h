@@ -40,6 +40,10 @@ Result<std::vector<std::filesystem::path>> outputs_of(InputFiles const& inputs,
                                                       std::string const& out,
                                                       bool make_folders);
 
+/// Where a cache lies: the real path of its folder, and its name in that folder; a link has its own
+/// name. "d/x", "d/x/", "d/./x" and "." in d/x are one place. What is not there: `path` as it is.
+std::filesystem::path place_of(std::filesystem::path const& path);
+
 /// Bytes of a file, or of a folder's files; 0 where that cannot be known.
 std::uint64_t bytes_at(std::filesystem::path const& path);
 

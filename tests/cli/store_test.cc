@@ -231,3 +231,45 @@ TEST_CASE("dkv prune: a killed run's leftovers go, and two runs do not meet") {
     CHECK(contains(fresh.out, ", 1 being written\n"));
     CHECK(store.whole() == "0");
 }
+
+TEST_CASE("dkv prune -r: each folder that has a cache is locked, or the run is refused") {
+    Folder const store;
+    fs::create_directory(store.folder / "below");
+    write_random_cache(store.folder / "below/9.safetensors", 9);
+    Folder::set_time(store.folder / "below/9.safetensors", 900);
+    std::string const work = store.folder / "below/.9.safetensors.dkv-compact";
+    write_file(work, "half a file");
+    auto const prune = [&] {
+        return store.prune(store.cache_bytes * 9 / 2, {"-r", "--unmeasured"});
+    };
+    {
+        UniqueFd const lock(::open((store.folder / "below").c_str(), O_RDONLY | O_DIRECTORY));
+        REQUIRE(::flock(lock.get(), LOCK_EX) == 0);
+        auto const ran = prune();
+        CHECK(ran.exit_code == 1);
+        CHECK(contains(ran.err, store.folder / "below: another dkv llama watch-slots has this"));
+        CHECK(fs::exists(work));
+        CHECK(open_cache(store.folder / "below/9.safetensors").value()->facts().is_whole());
+    }
+    CHECK(prune().exit_code == 0);
+    CHECK_FALSE(fs::exists(work));
+    CHECK_FALSE(open_cache(store.folder / "below/9.safetensors").value()->facts().is_whole());
+}
+
+TEST_CASE("dkv prune: a cache that two arguments lead to counts once") {
+    Folder const store;
+    fs::create_directory(store.folder / "below");
+    write_random_cache(store.folder / "below/9.safetensors", 9);
+    Folder::set_time(store.folder / "below/9.safetensors", 900);
+    fs::create_directory_symlink(store.folder.path(), store.folder / "below/up");
+    for (std::string const& again : {store.folder.path(), store.folder / "below",
+                                     store.folder / "below/../", store.folder / "below/up"}) {
+        CAPTURE(again);
+        auto const ran = store.prune(store.cache_bytes * 5, {again, "-r", "--delete", "--json"});
+        CHECK(ran.exit_code == 0);
+        auto const total = Json::parse(ran.out);
+        CHECK(total.at("caches") == 5);
+        CHECK(total.at("bytes_before") == store.cache_bytes * 5);
+        CHECK(store.whole() == "0123");
+    }
+}

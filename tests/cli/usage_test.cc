@@ -4,8 +4,6 @@
 #include "protocol/base/endpoint.h"
 #include "sidecar/policy/policy.h"
 #include "tests/cli/fakes.h"
-#include "tests/support/saved_cache.h"
-#include "tests/support/temp_dir.h"
 
 using namespace dkv;
 using dkv::test::FakeSidecar;
@@ -270,31 +268,6 @@ TEST_CASE("dkv serve takes its endpoint from before or after the command") {
         CHECK(seen.endpoint == "ipc:///tmp/a");
         CHECK(seen.threads == 3);
     }
-}
-
-TEST_CASE(
-    "dkv serve takes an endpoint before the command before that of a file, also when read again") {
-    test::TempDir const folder;
-    test::write_file(folder / "dkvd.toml", "endpoint = \"ipc:///tmp/b\"\nthreads = 3\n");
-    std::vector<std::string> const config{"serve", "--config", folder / "dkvd.toml"};
-    auto const endpoint_of = [&](std::vector<std::string> arguments) {
-        arguments.insert(arguments.end(), config.begin(), config.end());
-        FakeSidecar sidecar;
-        std::string seen;
-        auto const ran = run_dkv(arguments, sidecar, [&](cli::Environment& environment) {
-            environment.run_daemon = [&](Config const& first, auto const& again) -> Result<void> {
-                seen = first.endpoint;
-                CHECK(first.threads == 3);
-                CHECK(again().value().endpoint == first.endpoint);
-                return {};
-            };
-        });
-        CHECK(ran.exit_code == 0);
-        return seen;
-    };
-
-    CHECK(endpoint_of({"--endpoint", "ipc:///tmp/a"}) == "ipc:///tmp/a");
-    CHECK(endpoint_of({}) == "ipc:///tmp/b");
 }
 
 TEST_CASE("dkv serve exits 1 with the daemon's reason") {

@@ -1,6 +1,7 @@
 #include "cli/saved/store/prune.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 #include <tuple>
@@ -69,18 +70,38 @@ private:
 
     Result<void> lock() {
         for (auto const& folder : request_.folders)
-            locks_.push_back(DKV_TRY(offline::lock_folder(folder)));
+            DKV_TRY(lock(folder));
         return {};
+    }
+
+    Result<void> lock(std::filesystem::path const& folder) {
+        std::error_code error;
+        auto real = std::filesystem::canonical(folder, error);
+        if (error) real = folder;
+        if (!locks_.contains(real)) locks_.emplace(real, DKV_TRY(offline::lock_folder(folder)));
+        return {};
+    }
+
+    /// Every folder of a cache is locked, the ones below the arguments, too. A cache that two
+    /// arguments lead to is one.
+    Result<InputFiles> find() {
+        auto found =
+            DKV_TRY(find_inputs(request_.folders, request_.recursive, request_.compact.open));
+        std::set<std::filesystem::path> places;
+        std::erase_if(found.files, [&](InputFile const& file) {
+            return !places.insert(place_of(file.path)).second;
+        });
+        for (auto const& place : places)
+            DKV_TRY(lock(place.parent_path()));
+        return found;
     }
 
     /// Counts everything; what may be touched becomes a candidate.
     Result<void> scan() {
         auto const& open = request_.compact.open;
-        auto const inputs = DKV_TRY(find_inputs(request_.folders, request_.recursive, open));
-        std::set<std::filesystem::path> folders;
+        auto const inputs = DKV_TRY(find());
         auto const settled = now_ns() - std::chrono::nanoseconds(request_.settle).count();
         for (auto& cache : list_store(inputs, open)) {
-            folders.insert(cache.path.parent_path());
             ++totals_.caches;
             totals_.bytes_before += cache.seen.bytes;
             std::error_code ignored;
@@ -94,10 +115,15 @@ private:
             else if (!stamp || !std::filesystem::is_regular_file(
                                    std::filesystem::symlink_status(cache.path, ignored)))
                 leave(cache, "not a regular file");
+            else if (stamp.value().written_ns != cache.seen.written_ns ||
+                     stamp.value().bytes != cache.seen.bytes)
+                ++totals_.fresh;  // Since it was listed.
             else
                 candidates_.push_back({std::move(cache), stamp.value()});
         }
-        if (!request_.dry_run) std::ranges::for_each(folders, offline::remove_leftovers);
+        if (!request_.dry_run)
+            for (auto const& [folder, lock] : locks_)
+                offline::remove_leftovers(folder);
         std::ranges::sort(candidates_, [](Candidate const& a, Candidate const& b) {
             return std::tuple(a.stamp.written_ns, b.stamp.bytes, a.cache.path) <
                    std::tuple(b.stamp.written_ns, a.stamp.bytes, b.cache.path);
@@ -224,7 +250,7 @@ private:
     offline::Progress const& progress_;
     std::function<void(PrunedCache const&)> const& tell_;
     std::unique_ptr<Backend> backend_ = make_cpu_backend();
-    std::vector<UniqueFd> locks_;
+    std::map<std::filesystem::path, UniqueFd> locks_;  ///< By the folder's real path.
     std::vector<Candidate> candidates_;
     PruneTotals totals_;
 };

@@ -19,7 +19,7 @@ struct PruneRequest {
     std::uint64_t budget = 0;  ///< Bytes of all caches together.
     double damage_max = 0.1;   ///< A cache that would lose more stays as it is.
     bool unmeasured = false;   ///< Also compact, to a half, what has no measured loss.
-    bool delete_last = false;  ///< Where compaction was not enough.
+    bool delete_last = false;  ///< Where compaction was not enough; compacted caches, too.
     std::chrono::milliseconds settle{5000};  ///< Files written to within that time are left alone.
     bool dry_run = false;
     offline::CompactRequest compact;  ///< Policy, without a size, and what formats do not say.
@@ -52,7 +52,8 @@ struct PruneTotals {
 
 /// The oldest first, of equal age the largest, until all are within the budget: each to the
 /// smallest of a half, a quarter and an eighth of its tokens whose damage is allowed, or to the
-/// largest that is enough. Each is replaced in one step: a run that is killed loses nothing, and
+/// largest that is enough. With delete_last then the oldest go, whether or not they were compacted
+/// in this run or before. Each is replaced in one step: a run that is killed loses nothing, and
 /// the next goes on with the rest. `tell` gets each cache once it is settled.
 ///
 /// Errors: InvalidArgument for a policy with a size; those of find_inputs(), lock_folder();
