@@ -20,16 +20,9 @@ struct CompactOptions {
     bool recursive = false;
     unsigned jobs = 0;
     bool no_verify = false;
-    std::string shard;
+    std::string shard = "0/1";
     offline::CompactRequest request;
 };
-
-std::vector<std::uint64_t> sizes_of(InputFiles const& inputs) {
-    std::vector<std::uint64_t> sizes;
-    for (auto const& input : inputs.files)
-        sizes.push_back(bytes_at(input.path));
-    return sizes;
-}
 
 void say_skipped(Context const& context, InputFiles const& inputs) {
     if (inputs.skipped > 0)
@@ -53,7 +46,7 @@ Result<Output> compact(Context const& context, CompactOptions const& options) {
         requests.back().input = inputs.files[index].path;
         requests.back().output = outputs[index];
         requests.back().verify = !options.no_verify;
-        sizes.push_back(bytes_at(inputs.files[index].path));
+        sizes.push_back(seen_file(inputs.files[index].path).bytes);
     }
     Batch batch(context, std::move(sizes), wish.dry_run);
     offline::Ended const ended = [&](std::size_t file, Outcome const& outcome) {
@@ -76,7 +69,7 @@ Result<Output> convert(Context const& context, ConvertOptions const& options) {
     auto const outputs = DKV_TRY(outputs_of(inputs, options.output, true));
     say_skipped(context, inputs);
     auto const backend = make_cpu_backend();
-    Batch batch(context, sizes_of(inputs), false);
+    Batch batch(context, sizes_of(inputs.files), false);
     auto const progress = batch.progress();
     std::vector<Outcome> outcomes;
     for (std::size_t index = 0; index < outputs.size(); ++index) {

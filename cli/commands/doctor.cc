@@ -41,9 +41,10 @@ Json sidecar_json(Context const& context) {
     return {{"status", asked(status)}, {"savings", asked(controller.value()->savings())}};
 }
 
-Result<Output> write_bundle(Context const& context,
-                            std::string const& path,
-                            std::vector<doctor::Finding> const& findings) {
+/// Returns what to say of it.
+Result<std::string> write_bundle(Context const& context,
+                                 std::string const& path,
+                                 std::vector<doctor::Finding> const& findings) {
     auto const variables = doctor::environment_variables();
     Json const all{{"dkv", {{"version", DKV_VERSION}, {"protocol", kProtocolVersion}}},
                    {"system", doctor::system_json()},
@@ -53,10 +54,9 @@ Result<Output> write_bundle(Context const& context,
     auto const clean = doctor::Scrubber(variables).clean(all);
     DKV_TRY(
         write_text_file(path, clean.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"));
-    return Output{path +
-                      ": read it before you send it. Secrets of the environment, passwords in URLs "
-                      "and home folders are taken out; names of models are in it.\n",
-                  {{"file", path}}};
+    return path +
+           ": read it before you send it. Secrets of the environment, passwords in URLs and home "
+           "folders are taken out; names of models are in it.\n";
 }
 
 }  // namespace
@@ -72,10 +72,14 @@ Run setup_doctor(CLI::App& app, Context const& context) {
         auto readings = context.environment.read_machine(context.globals.endpoint);
         readings.sidecar = ask_sidecar(context);
         auto const findings = doctor::judge(readings);
-        if (!bundle->empty()) return write_bundle(context, *bundle, findings);
+        Output output{findings_text(findings, context.style()), findings_json(findings)};
+        if (!bundle->empty()) {
+            output.text += "\n" + DKV_TRY(write_bundle(context, *bundle, findings));
+            output.json["file"] = *bundle;
+        }
         bool const failed = doctor::worst(findings) == doctor::Level::Fail;
-        return Output{findings_text(findings, context.style()), findings_json(findings),
-                      failed ? kExitFailed : kExitOk};
+        if (failed) output.exit_code = kExitFailed;
+        return output;
     };
 }
 

@@ -43,10 +43,8 @@ Result<InspectedFile> inspect_one(InspectOptions const& options,
 
 Result<Output> inspect(Context const& context, InspectOptions const& options) {
     auto const inputs = DKV_TRY(find_inputs(options.files, options.recursive, options.open));
-    std::vector<std::uint64_t> sizes;
-    for (auto const& input : inputs.files)
-        sizes.push_back(bytes_at(input.path));
-    ProgressBar bar(context, options.verify ? sizes : std::vector<std::uint64_t>());
+    ProgressBar bar(context,
+                    options.verify ? sizes_of(inputs.files) : std::vector<std::uint64_t>());
     offline::Progress const progress =
         options.verify ? progress_of(bar, context) : offline::Progress();
 

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
+#include "cli/finite.h"
 #include "cli/llama/compact_slot.h"
 #include "cli/llama/slot_folder.h"
 #include "cli/render/compact.h"
@@ -195,6 +196,7 @@ void add_watch_slots(CLI::App& app, WatchSlotsOptions& options) {
     app.add_option("--settle-s", options.settle_s,
                    "leave a file alone for so long after it was written to [5]")
         ->check(CLI::Range(0.0, 86'400.0))
+        ->check(finite())
         ->type_name("S");
     app.add_flag("--once", options.once, "look once, and end; 1 when it is still over the budget");
     app.add_flag("--dry-run", request.dry_run, "once, and say what would come of it");

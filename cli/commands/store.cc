@@ -6,7 +6,9 @@
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
+#include "cli/finite.h"
 #include "cli/render/text.h"
+#include "cli/saved/offline/in_place.h"
 #include "cli/saved/open_flags.h"
 #include "cli/saved/paths.h"
 #include "cli/saved/progress_bar.h"
@@ -26,7 +28,8 @@ struct StoreOptions {
 Result<Output> ls(Context const& context, StoreOptions const& options) {
     auto const inputs = DKV_TRY(find_inputs(options.paths, options.recursive, options.open));
     auto const caches = list_store(inputs, options.open);
-    Output output{store_text(caches, now_ns(), context.style()), {{"caches", Json::array()}}};
+    Output output{store_text(caches, offline::now_ns(), context.style()),
+                  {{"caches", Json::array()}}};
     for (auto const& cache : caches) {
         output.json["caches"].push_back(to_json(cache));
         if (cache.error.empty()) continue;
@@ -39,7 +42,7 @@ Result<Output> ls(Context const& context, StoreOptions const& options) {
 using Records = std::map<std::filesystem::path, VerifiedRecord>;
 
 VerifiedRecord& record_of(Records& records, std::filesystem::path const& path) {
-    auto const folder = path.parent_path().empty() ? "." : path.parent_path();
+    auto const folder = place_of(path).parent_path();
     auto found = records.find(folder);
     if (found == records.end()) found = records.emplace(folder, VerifiedRecord::read(folder)).first;
     return found->second;
@@ -47,9 +50,7 @@ VerifiedRecord& record_of(Records& records, std::filesystem::path const& path) {
 
 Result<Output> verify_store(Context const& context, StoreOptions const& options) {
     auto const inputs = DKV_TRY(find_inputs(options.paths, options.recursive, options.open));
-    std::vector<std::uint64_t> sizes;
-    for (auto const& input : inputs.files)
-        sizes.push_back(bytes_at(input.path));
+    auto const sizes = sizes_of(inputs.files);
     ProgressBar bar(context, sizes);
     auto const progress = progress_of(bar, context);
     Records records;
@@ -140,6 +141,7 @@ Run setup_prune(CLI::App& app, Context const& context) {
     app.add_option("--damage-max", request.damage_max,
                    "the most that one cache may lose, as dkv sweep measures it [0.1]")
         ->check(CLI::Range(0.0, 1.0))
+        ->check(finite())
         ->type_name("SHARE");
     app.add_flag("--unmeasured", request.unmeasured,
                  "also compact, to a half, caches whose loss is not known");
@@ -149,6 +151,7 @@ Run setup_prune(CLI::App& app, Context const& context) {
     app.add_option("--settle-s", options->settle_s,
                    "leave a file alone for so long after it was written to [5]")
         ->check(CLI::Range(0.0, 86'400.0))
+        ->check(finite())
         ->type_name("S");
     app.add_flag("-r,--recursive", request.recursive, "also what is in folders of folders");
     request.compact.policy.name = "auto";

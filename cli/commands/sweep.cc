@@ -12,7 +12,7 @@
 #include "cli/saved/shard.h"
 #include "cli/saved/sweep/config.h"
 #include "cli/saved/sweep/results.h"
-#include "protocol/container/new_file.h"
+#include "cli/text_file.h"
 #include "sidecar/config/policy_option.h"
 
 namespace dkv::cli {
@@ -26,7 +26,7 @@ struct SweepOptions {
     std::string output;
     std::string csv;
     bool no_error = false;
-    std::string shard;
+    std::string shard = "0/1";
     Grid grid;
     OpenOptions open;
 };
@@ -98,7 +98,7 @@ Result<SweepWork> work_of(SweepOptions const& options) {
 class SweepRun {
 public:
     SweepRun(Context const& context, SweepWork const& work, OpenOptions const& open)
-        : context_(context), work_(work), open_(open), bar_(context, sizes(work)) {}
+        : context_(context), work_(work), open_(open), bar_(context, sizes_of(work.files)) {}
 
     Result<Output> run() {
         for (auto const& path : work_.compacted)
@@ -116,18 +116,11 @@ public:
             ++failed_;
             bar_.print(*context_.environment.err, "dkv: " + one_line(done.error().message) + "\n");
         }
-        if (!work_.csv.empty()) DKV_TRY(write_csv());
+        if (!work_.csv.empty()) DKV_TRY(write_text_file(work_.csv, csv_text(rows_)));
         return output();
     }
 
 private:
-    static std::vector<std::uint64_t> sizes(SweepWork const& work) {
-        std::vector<std::uint64_t> sizes;
-        for (auto const& file : work.files)
-            sizes.push_back(bytes_at(file.path));
-        return sizes;
-    }
-
     /// What ends the whole sweep: it was told to, or there was but this file.
     std::optional<Error> final_error(Error const& error) const {
         if (error.code == ErrorCode::Cancelled && results_)
@@ -192,13 +185,6 @@ private:
             rows.push_back(row_json(work_.files[index], print, cache->facts(), *points[at],
                                     work_.with_error, swept[at]));
         return rows;
-    }
-
-    Result<void> write_csv() const {
-        auto file = DKV_TRY(NewFile::create(work_.csv));
-        auto const text = csv_text(rows_);
-        DKV_TRY(file.append(std::as_bytes(std::span(text))));
-        return file.commit();
     }
 
     Output output() const {

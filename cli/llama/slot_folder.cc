@@ -19,12 +19,6 @@ bool is_slot_file(fs::path const& path) {
     return file && is_llama_file(file.value().bytes());
 }
 
-std::int64_t now_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
-}
-
 }  // namespace
 
 Result<SlotFolder> SlotFolder::open(FolderRequest request) {
@@ -51,7 +45,7 @@ Result<std::vector<SlotFolder::Slot>> SlotFolder::scan(FolderTotals& totals, Tel
     std::vector<Slot> whole;
     std::map<fs::path, Known> known;
     std::error_code error;
-    auto const settled_ns = now_ns() - std::chrono::nanoseconds(request_.settle).count();
+    auto const settled_ns = offline::now_ns() - std::chrono::nanoseconds(request_.settle).count();
     fs::directory_iterator at(request_.folder, error);
     for (; !error && at != fs::directory_iterator(); at.increment(error)) {
         auto const path = at->path();

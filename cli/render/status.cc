@@ -13,12 +13,7 @@ namespace dkv::cli {
 namespace {
 
 std::string cell(std::string_view text) {
-    auto const plain = one_line(text);
-    if (plain.find_first_of(",\"") == std::string::npos) return plain;
-    std::string quoted = "\"";
-    for (char const c : plain)
-        quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-    return quoted + "\"";
+    return csv_cell(one_line(text));
 }
 
 std::string csv_numbers(wire::SavingsT const& savings) {

@@ -77,6 +77,14 @@ std::string one_line(std::string_view text) {
     return out;
 }
 
+std::string csv_cell(std::string text) {
+    if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
+    std::string quoted = "\"";
+    for (char const c : text)
+        quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+    return quoted + "\"";
+}
+
 std::size_t display_width(std::string_view text) {
     std::size_t columns = 0;
     bool in_escape = false;  // From ESC to the letter that ends it: toned() writes no others.

@@ -26,6 +26,8 @@ std::string lower(std::string_view name);
 
 /// Foreign text on one line, without control characters, which could change the terminal.
 std::string one_line(std::string_view text);
+/// A field of a CSV file: in quotes where it has to be.
+std::string csv_cell(std::string text);
 /// Columns a terminal needs for it: a code point counts as one, a colour as none.
 std::size_t display_width(std::string_view text);
 /// At most `width` columns; what is cut is marked.

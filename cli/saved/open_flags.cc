@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/finite.h"
 #include "cli/saved/formats/gguf.h"
 
 namespace dkv::cli {
@@ -77,6 +78,7 @@ void add_model_flags(CLI::App& app, OpenOptions& options) {
     auto* const theta = app.add_option("--rope-theta", options.rope.theta,
                                        "base of the rotation of the keys, instead of the file's")
                             ->check(CLI::PositiveNumber)
+                            ->check(finite())
                             ->type_name("THETA")
                             ->group(kGroup);
     app.add_flag("--rope-interleaved", options.rope.interleaved,

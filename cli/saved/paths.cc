@@ -4,6 +4,7 @@
 #include <map>
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <system_error>
 
 #include "cli/render/text.h"
@@ -32,6 +33,14 @@ bool is_one_cache(fs::path const& folder, OpenOptions const& options) {
 /// What is broken is for a message when its name says that it should be a cache.
 bool is_wanted(fs::path const& path, OpenOptions const& options) {
     return path.extension() == ".safetensors" || open_cache(path, options);
+}
+
+void add_seen(SeenFile& seen, fs::path const& path) {
+    struct stat facts {};
+    if (::stat(path.c_str(), &facts) != 0) return;
+    seen.bytes += static_cast<std::uint64_t>(facts.st_size);
+    seen.written_ns = std::max(seen.written_ns, std::int64_t{facts.st_mtim.tv_sec} * 1'000'000'000 +
+                                                    facts.st_mtim.tv_nsec);
 }
 
 class Search {
@@ -141,17 +150,18 @@ fs::path place_of(fs::path const& path) {
     return error ? path : place;
 }
 
-std::uint64_t bytes_at(fs::path const& path) {
+SeenFile seen_file(fs::path const& path) {
+    SeenFile seen;
     std::error_code error;
     if (!fs::is_directory(path, error)) {
-        auto const bytes = fs::file_size(path, error);
-        return error ? 0 : bytes;
+        add_seen(seen, path);
+        return seen;
     }
-    std::uint64_t bytes = 0;
-    for (fs::directory_iterator at(path, error); !error && at != fs::directory_iterator();
-         at.increment(error))
-        if (at->is_regular_file(error)) bytes += at->file_size(error);
-    return bytes;
+    // As fingerprint() reads them: vLLM's folders have folders.
+    for (fs::recursive_directory_iterator at(path, error);
+         !error && at != fs::recursive_directory_iterator(); at.increment(error))
+        if (at->is_regular_file(error)) add_seen(seen, at->path());
+    return seen;
 }
 
 }  // namespace dkv::cli

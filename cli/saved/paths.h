@@ -44,7 +44,23 @@ Result<std::vector<std::filesystem::path>> outputs_of(InputFiles const& inputs,
 /// name. "d/x", "d/x/", "d/./x" and "." in d/x are one place. What is not there: `path` as it is.
 std::filesystem::path place_of(std::filesystem::path const& path);
 
-/// Bytes of a file, or of a folder's files; 0 where that cannot be known.
-std::uint64_t bytes_at(std::filesystem::path const& path);
+/// Size and time of a file, or of all files in a folder and the folders below.
+struct SeenFile {
+    std::uint64_t bytes = 0;
+    std::int64_t written_ns = 0;  ///< Since 1970; of a folder the latest.
+    bool operator==(SeenFile const&) const = default;
+};
+
+/// Zeros where it cannot be known.
+SeenFile seen_file(std::filesystem::path const& path);
+
+/// Bytes of each; they have a path.
+template <class Files>
+std::vector<std::uint64_t> sizes_of(Files const& files) {
+    std::vector<std::uint64_t> sizes;
+    for (auto const& file : files)
+        sizes.push_back(seen_file(file.path).bytes);
+    return sizes;
+}
 
 }  // namespace dkv::cli

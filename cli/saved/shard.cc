@@ -128,7 +128,6 @@ bool Shard::has(std::filesystem::path const& path) const {
 }
 
 Result<Shard> parse_shard(std::string const& text) {
-    if (text.empty()) return Shard{};
     if (text == "auto") return of_environment(text, std::nullopt);
     auto const slash = text.find('/');
     auto const count = slash == std::string::npos
@@ -139,7 +138,8 @@ Result<Shard> parse_shard(std::string const& text) {
         auto const index = count_in(std::string_view(text).substr(0, slash));
         if (index && *index < *count) return Shard{*index, *count};
     }
-    return bad_shard(text, "expected I/N with I from 0 to N-1, auto, or auto/N");
+    return bad_shard(text.empty() ? "''" : text,
+                     "expected I/N with I from 0 to N-1, auto, or auto/N");
 }
 
 void add_shard_flag(CLI::App& app, std::string& text) {

@@ -25,7 +25,7 @@ struct Shard {
 };
 
 /// "I/N"; "auto": what the array job in the environment says (Slurm, Kubernetes, TASK_ID);
-/// "auto/N": only the index is the environment's; "": all.
+/// "auto/N": only the index is the environment's.
 ///
 /// Errors: InvalidArgument, naming the value or the variable.
 Result<Shard> parse_shard(std::string const& text);

@@ -1,7 +1,10 @@
 // Commands against a sidecar that answers.
+#include <filesystem>
+
 #include <doctest/doctest.h>
 
 #include "tests/cli/fakes.h"
+#include "tests/support/temp_dir.h"
 
 using namespace dkv;
 using namespace dkv::test;
@@ -66,7 +69,7 @@ TEST_CASE("dkv sessions ID shows one session, whichever way the id is written") 
     }
 }
 
-TEST_CASE("dkv sessions with an id that nobody has exits 1 and names it") {
+TEST_CASE("dkv sessions with an id that unasked has exits 1 and names it") {
     auto sidecar = with_engine();
 
     auto const ran = run_dkv({"sessions", "77"}, sidecar);
@@ -233,4 +236,15 @@ TEST_CASE("dkv doctor exits 1 only when something fails") {
     auto const failed = run_dkv({"doctor", "--json"}, sidecar);
     CHECK(failed.exit_code == 1);
     CHECK(Json::parse(failed.out).at("worst") == "fail");
+
+    // --bundle also writes: findings and exit code are those without it.
+    TempDir const folder;
+    auto const bundled = run_dkv({"doctor", "--bundle", folder / "b.json"}, sidecar);
+    CHECK(bundled.exit_code == 1);
+    CHECK(contains(bundled.out, "it speaks 2, not 1"));
+    CHECK(contains(bundled.out, folder / "b.json: read it before you send it."));
+    CHECK(std::filesystem::exists(folder / "b.json"));
+    auto const json = run_dkv({"doctor", "--json", "--bundle", folder / "b.json"}, sidecar);
+    CHECK(Json::parse(json.out).at("worst") == "fail");
+    CHECK(Json::parse(json.out).at("file") == folder / "b.json");
 }

@@ -20,9 +20,9 @@ namespace {
 namespace fs = std::filesystem;
 
 Ran dkv_files(std::vector<std::string> const& arguments) {
-    FakeSidecar nobody;
-    auto const ran = run_dkv(arguments, nobody);
-    CHECK(nobody.connects == 0);
+    FakeSidecar unasked;
+    auto const ran = run_dkv(arguments, unasked);
+    CHECK(unasked.connects == 0);
     return ran;
 }
 
@@ -167,8 +167,8 @@ TEST_CASE("dkv compact --bytes is what the file takes at most, with units") {
 TEST_CASE("dkv compact that is interrupted exits 130 and leaves no output") {
     TempDir const folder;
     auto const input = write_random_cache(folder / "a.safetensors");
-    FakeSidecar nobody;
-    auto const ran = run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40"}, nobody,
+    FakeSidecar unasked;
+    auto const ran = run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40"}, unasked,
                              [](cli::Environment& world) {
                                  world.catch_interrupts = [] { return [] { return true; }; };
                              });
@@ -279,10 +279,10 @@ TEST_CASE("progress: how many files, how far, how fast, how long yet") {
 TEST_CASE("progress: a bar on a terminal is drawn over itself and gone at the end") {
     TempDir const folder;
     auto const input = write_random_cache(folder / "a.safetensors");
-    FakeSidecar nobody;
+    FakeSidecar unasked;
     auto const ran =
-        run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40", "--window", "8"}, nobody,
-                [](cli::Environment& world) { world.err_is_terminal = true; });
+        run_dkv({"compact", input, "-o", folder / "b", "--capacity", "40", "--window", "8"},
+                unasked, [](cli::Environment& world) { world.err_is_terminal = true; });
     REQUIRE(ran.exit_code == 0);
     CHECK(contains(ran.err, "\r"));
     CHECK(contains(ran.err, "100.0 %"));

@@ -33,12 +33,12 @@ struct SavedPrompt {
 };
 
 Ran run_diff(SavedPrompt const& prompt, std::vector<std::string> more) {
-    FakeSidecar nobody;
-    nobody.fail = Error{ErrorCode::Unavailable, "nobody is asked"};
+    FakeSidecar unasked;
+    unasked.fail = Error{ErrorCode::Unavailable, "unasked is asked"};
     std::vector<std::string> arguments{"diff", prompt.path};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    auto const ran = run_dkv(arguments, nobody);
-    CHECK(nobody.connects == 0);
+    auto const ran = run_dkv(arguments, unasked);
+    CHECK(unasked.connects == 0);
     return ran;
 }
 

@@ -84,7 +84,7 @@ TEST_CASE("doctor: whatever is wrong says what to do") {
                   Level::Fail, "XDG_RUNTIME_DIR"},
              Case{"sidecar",
                   [](Readings& r) {
-                      r.sidecar = {"", 0, 0, "nobody listens", false};
+                      r.sidecar = {"", 0, 0, "unasked listens", false};
                   },
                   Level::Warn, "dkv serve"},
              Case{"sidecar",

@@ -30,10 +30,10 @@ std::string write_small(TempDir const& folder, std::string const& name, float va
 }
 
 Ran inspect(std::vector<std::string> arguments) {
-    FakeSidecar nobody;
-    nobody.fail = Error{ErrorCode::Unavailable, "nobody is asked"};
+    FakeSidecar unasked;
+    unasked.fail = Error{ErrorCode::Unavailable, "unasked is asked"};
     arguments.insert(arguments.begin(), "inspect");
-    return run_dkv(arguments, nobody);
+    return run_dkv(arguments, unasked);
 }
 
 }  // namespace
@@ -143,8 +143,8 @@ TEST_CASE("dkv inspect takes a vLLM folder as one cache, if only to say what is 
 TEST_CASE("dkv inspect can be interrupted while it verifies") {
     TempDir const folder;
     auto const path = write_small(folder, "prompt.safetensors");
-    FakeSidecar nobody;
-    auto const ran = run_dkv({"inspect", path, "--verify"}, nobody, [](cli::Environment& world) {
+    FakeSidecar unasked;
+    auto const ran = run_dkv({"inspect", path, "--verify"}, unasked, [](cli::Environment& world) {
         world.catch_interrupts = [] { return [] { return true; }; };
     });
     CHECK(ran.exit_code == 130);

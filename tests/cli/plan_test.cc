@@ -13,10 +13,10 @@ using cli::Json;
 namespace {
 
 Ran plan(std::vector<std::string> arguments) {
-    FakeSidecar nobody;
+    FakeSidecar unasked;
     arguments.insert(arguments.begin(), "plan");
-    auto const ran = run_dkv(std::move(arguments), nobody);
-    CHECK(nobody.connects == 0);
+    auto const ran = run_dkv(std::move(arguments), unasked);
+    CHECK(unasked.connects == 0);
     return ran;
 }
 

@@ -60,10 +60,10 @@ struct Store {
             write_random_cache(folder / ("in/" + std::to_string(seed) + ".safetensors"), seed + 1);
     }
     Ran run(std::vector<std::string> arguments) const {
-        FakeSidecar nobody;
+        FakeSidecar unasked;
         arguments.insert(arguments.begin() + 1, folder / "in");
         arguments.insert(arguments.end(), {"--capacity", "16", "--window", "8"});
-        return run_dkv(std::move(arguments), nobody);
+        return run_dkv(std::move(arguments), unasked);
     }
 };
 
@@ -88,7 +88,8 @@ std::string part_of(int index) {
 }  // namespace
 
 TEST_CASE("a shard is written index/count, the index from 0") {
-    CHECK(parsed("") == "0/1");
+    CHECK(parsed("") == "--shard '': expected I/N with I from 0 to N-1, auto, or auto/N");
+    CHECK(parsed("0/1") == "0/1");
     CHECK(parsed("0/4") == "0/4");
     CHECK(parsed("3/4") == "3/4");
     for (char const* const wrong :
@@ -125,7 +126,7 @@ TEST_CASE("a shard is what the array job says") {
           "--shard auto: SLURM_ARRAY_TASK_ID is 9, not one of 3 from 1 in steps of 1: give --shard "
           "I/N");
     // Not asked for: a job's variables alone leave no file out.
-    CHECK(parsed("", {{"SLURM_ARRAY_TASK_ID", "1"}, {"SLURM_ARRAY_TASK_COUNT", "4"}}) == "0/1");
+    CHECK(parsed("0/1", {{"SLURM_ARRAY_TASK_ID", "1"}, {"SLURM_ARRAY_TASK_COUNT", "4"}}) == "0/1");
 }
 
 TEST_CASE("contents decide whose a file is, and what cannot be read is of every shard") {
@@ -173,6 +174,19 @@ TEST_CASE("the shards of a sweep have the rows of the whole, byte for byte") {
     write_file(store.folder / "0", whole_text(store.folder / "0").substr(0, 100));
     CHECK(sorted_lines(sweep("0", {"--shard", part_of(0)}) + whole_text(store.folder / "1") +
                        whole_text(store.folder / "2")) == sorted_lines(whole));
+}
+
+TEST_CASE("a shard that is empty, of a variable that is not set, is not all of the files") {
+    Store const store;
+    for (std::vector<std::string> const& command :
+         {std::vector<std::string>{"sweep"}, {"compact", "-o", store.folder / "out/"}}) {
+        auto arguments = command;
+        arguments.insert(arguments.end(), {"--policy", "knorm", "--shard", ""});
+        auto const ran = store.run(arguments);
+        CHECK(ran.exit_code == 1);
+        CHECK(contains(ran.err, "--shard '': expected I/N"));
+        CHECK_FALSE(fs::exists(store.folder / "out"));
+    }
 }
 
 TEST_CASE("a shard without files ends well") {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <fcntl.h>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 
 #include <doctest/doctest.h>
@@ -9,8 +10,11 @@
 #include <sys/stat.h>
 
 #include "cli/saved/formats/saved_cache.h"
+#include "cli/saved/store/prune.h"
+#include "cli/saved/store/record.h"
 #include "protocol/base/unique_fd.h"
 #include "tests/cli/fakes.h"
+#include "tests/cli/saved/formats/foreign.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -42,9 +46,9 @@ struct Folder {
         REQUIRE(::utimensat(AT_FDCWD, path.c_str(), times, 0) == 0);
     }
     Ran run(std::vector<std::string> arguments) const {
-        FakeSidecar nobody;
+        FakeSidecar unasked;
         arguments.insert(arguments.begin() + 1, folder.path());
-        return run_dkv(std::move(arguments), nobody);
+        return run_dkv(std::move(arguments), unasked);
     }
     Ran prune(std::uint64_t budget, std::vector<std::string> more = {}) const {
         more.insert(more.begin(), {"prune", "--budget", std::to_string(budget), "--policy", "knorm",
@@ -179,11 +183,11 @@ TEST_CASE("dkv prune keeps to the damage that is allowed") {
         R"("head_dim": 4}}, "recipe": {}, "granularity": "layer", "alpha": 1, "floor": 0.2, )"
         R"("weights": [[1], [1], [1]]})");
     auto const run = [&](std::uint64_t budget, std::string const& damage) {
-        FakeSidecar nobody;
+        FakeSidecar unasked;
         return run_dkv(
             {"prune", store.folder.path(), "--budget", std::to_string(budget), "--window", "8",
              "--profile", store.folder / "p.json", "--damage-max", damage, "--json"},
-            nobody);
+            unasked);
     };
     auto const strict = run(store.cache_bytes, "0.01");
     CHECK(strict.exit_code == 1);
@@ -232,6 +236,78 @@ TEST_CASE("dkv prune: a killed run's leftovers go, and two runs do not meet") {
     CHECK(store.whole() == "0");
 }
 
+TEST_CASE("dkv verify: a cache that was mended is good again") {
+    Folder const store;
+    std::ifstream file(store.file(1), std::ios::binary);
+    std::string const good(std::istreambuf_iterator<char>(file), {});
+    auto const put = [&](std::string const& text) {
+        write_file(store.file(1), text);
+        Folder::set_time(store.file(1), 1001);
+    };
+    put(good.substr(0, good.size() - 4) + "\xff\xff\xff\xff");  // A NaN, before any verdict.
+    CHECK(store.run({"verify"}).exit_code == 1);
+    CHECK(contains(store.run({"ls"}).out, " damaged\n"));
+    put(good);
+    CHECK(store.run({"verify"}).exit_code == 0);
+    CHECK_FALSE(contains(store.run({"ls"}).out, " damaged\n"));
+}
+
+TEST_CASE("dkv verify of a folder that is a cache: a flag that is missing is not damage") {
+    TempDir const folder;
+    FakeSidecar unasked;
+    auto const run = [&](std::vector<std::string> const& arguments) {
+        return run_dkv(arguments, unasked);
+    };
+    fs::create_directories(folder / "x/0abc");
+    std::string const layer = folder / "x/0abc/model.layers.0.self_attn.attn.safetensors";
+    write_file(layer, vllm_layer({2, 2, 3, 4}, 0).text());
+
+    auto const good = run({"verify", folder / "x/", "--layout", "2THD"});
+    CHECK(good.exit_code == 0);
+    CHECK(good.err.empty());
+    CHECK(fs::exists(folder / ".dkv-verified.jsonl"));  // Beside the cache, not in it.
+    CHECK_FALSE(fs::exists(folder / "x/.dkv-verified.jsonl"));
+    auto const state = [&](std::string const& path) {
+        auto const ran = run({"ls", path, "--layout", "2THD", "--json"});
+        return Json::parse(ran.out).at("caches").at(0).at("verified").get<std::string>();
+    };
+    CHECK(state(folder / "x") == "good");
+    CHECK(state(folder / "x/") == "good");
+
+    auto const asked = run({"verify", folder / "x"});
+    CHECK(asked.exit_code == 1);
+    CHECK(contains(asked.err, "which may be 2THD or T2HD: say --layout"));
+    CHECK(state(folder / "x") == "good");
+
+    // Files in the folders below count.
+    CHECK(cli::seen_file(folder / "x").bytes == fs::file_size(layer));
+    Folder::set_time(layer, 5);
+    CHECK(cli::seen_file(folder / "x").written_ns == 5'000'000'000);
+    CHECK(state(folder / "x") == "changed");
+}
+
+TEST_CASE("dkv verify: the record is a file, or there is none") {
+    Folder const store;
+    std::string const record = store.folder / ".dkv-verified.jsonl";
+    std::string const victim = store.folder / "victim";
+    write_file(victim, "precious");
+    fs::create_symlink(victim, record);
+    auto const linked = store.run({"verify"});
+    CHECK(linked.exit_code == 0);
+    CHECK(contains(linked.err, "dkv: not remembered: " + record +
+                                   ": a link of this name is in the way; the record goes into a "
+                                   "file\n"));
+    CHECK(fs::file_size(victim) == 8);
+    CHECK(fs::is_symlink(record));
+
+    fs::remove(record);
+    REQUIRE(::mkfifo(record.c_str(), 0600) == 0);
+    CHECK(store.run({"ls"}).exit_code == 0);
+    auto const piped = store.run({"verify"});
+    CHECK(piped.exit_code == 0);
+    CHECK(contains(piped.err, ": a FIFO, a device or a socket of this name is in the way"));
+}
+
 TEST_CASE("dkv prune -r: each folder that has a cache is locked, or the run is refused") {
     Folder const store;
     fs::create_directory(store.folder / "below");
@@ -272,4 +348,66 @@ TEST_CASE("dkv prune: a cache that two arguments lead to counts once") {
         CHECK(total.at("bytes_before") == store.cache_bytes * 5);
         CHECK(store.whole() == "0123");
     }
+}
+
+TEST_CASE("dkv prune: a cache that is written to after it was listed is left to its writer") {
+    Folder const store;
+    write_file(store.file(0), "broken");
+    Folder::set_time(store.file(0), 1000);
+    cli::PruneRequest request;
+    request.folders = {store.folder.path()};
+    request.budget = 1;
+    request.delete_last = true;
+    request.compact.policy.name = "knorm";
+    auto const totals = cli::prune(request, {}, [&](cli::PrunedCache const& cache) {
+        if (cache.path == store.file(0)) write_random_cache(store.file(1), 8);
+    });
+    REQUIRE(totals);
+    CHECK(totals.value().fresh == 1);
+    CHECK(totals.value().deleted == 2);
+    CHECK(store.is_whole(1));
+    CHECK_FALSE(fs::exists(store.file(2)));
+    CHECK_FALSE(fs::exists(store.file(3)));
+}
+
+TEST_CASE("a cache is replaced without following a link under the work's name") {
+    Folder const store;
+    std::string const victim = store.folder / "victim";
+    write_file(victim, "precious");
+    fs::permissions(victim, fs::perms::owner_read);
+    fs::permissions(store.file(0), fs::perms::owner_read | fs::perms::group_write);
+    std::string const work = store.folder / ".0.safetensors.dkv-compact";
+    fs::create_symlink(victim, work);
+    offline::CompactRequest request;
+    request.input = store.file(0);
+    request.policy.name = "knorm";
+    request.policy.capacity = 40;
+    auto const stamp = offline::stamp_of(store.file(0)).value();
+    REQUIRE(offline::compact_in_place(request, stamp, {}));
+    CHECK(fs::file_size(victim) == 8);
+    CHECK(fs::status(victim).permissions() == fs::perms::owner_read);
+    CHECK(fs::is_regular_file(fs::symlink_status(store.file(0))));
+    CHECK(fs::status(store.file(0)).permissions() ==
+          (fs::perms::owner_read | fs::perms::group_write));
+    CHECK(store.whole() == "123");
+    CHECK_FALSE(fs::exists(fs::symlink_status(work)));
+
+    fs::create_directory(work);
+    auto const refused =
+        offline::compact_in_place(request, offline::stamp_of(store.file(0)).value(), {});
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().message == work + ": Is a directory");
+}
+
+TEST_CASE("dkv prune: a bound that is not a number is refused") {
+    Folder const store;
+    for (std::string const flag : {"--damage-max", "--settle-s"})
+        for (std::string const value : {"nan", "-nan", "inf"}) {
+            CAPTURE(flag + " " + value);
+            auto const ran = store.prune(1, {"--delete", flag, value});
+            CHECK(ran.exit_code == 2);
+            CHECK(contains(ran.err, flag + ": "));
+            CHECK(contains(ran.err, value));
+            CHECK(store.whole() == "0123");
+        }
 }

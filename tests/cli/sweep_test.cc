@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "tests/cli/fakes.h"
+#include "tests/cli/saved/formats/written.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
 
@@ -15,17 +16,11 @@ using cli::Json;
 namespace {
 
 Ran sweep(std::vector<std::string> arguments) {
-    FakeSidecar nobody;
+    FakeSidecar unasked;
     arguments.insert(arguments.begin(), "sweep");
-    auto const ran = run_dkv(std::move(arguments), nobody);
-    CHECK(nobody.connects == 0);
+    auto const ran = run_dkv(std::move(arguments), unasked);
+    CHECK(unasked.connects == 0);
     return ran;
-}
-
-std::string read_text(std::string const& path) {
-    std::ostringstream text;
-    text << std::ifstream(path, std::ios::binary).rdbuf();
-    return text.str();
 }
 
 }  // namespace
@@ -132,12 +127,12 @@ TEST_CASE("dkv sweep: a file that is broken stops none of the others, and fails 
 
 TEST_CASE("dkv sweep passes over compacted files, and names them") {
     TempDir const folder;
-    FakeSidecar nobody;
+    FakeSidecar unasked;
     auto const whole = write_random_cache(folder / "b.safetensors", 1);
     auto const small = folder / "a.safetensors";
     REQUIRE(run_dkv({"compact", whole, "-o", small, "--policy", "snapkv", "--capacity", "16",
                      "--window", "8"},
-                    nobody)
+                    unasked)
                 .exit_code == 0);
     std::vector<std::string> const grid{"--policy", "snapkv", "--capacity", "16", "--window", "8"};
     auto const with_grid = [&](std::vector<std::string> arguments) {
@@ -177,10 +172,10 @@ TEST_CASE("dkv sweep refuses in one line what it cannot begin") {
 TEST_CASE("dkv sweep that is interrupted says how to go on") {
     TempDir const folder;
     auto const a = write_random_cache(folder / "a.safetensors", 1);
-    FakeSidecar nobody;
+    FakeSidecar unasked;
     auto const ran =
         run_dkv({"sweep", a, "--policy", "snapkv", "--capacity", "16", "-o", folder / "r.jsonl"},
-                nobody, [](cli::Environment& world) {
+                unasked, [](cli::Environment& world) {
                     world.catch_interrupts = [] { return [] { return true; }; };
                 });
     CHECK(ran.exit_code == 130);

@@ -71,7 +71,7 @@ TEST_CASE(
             environment.pause = [&](std::chrono::milliseconds) {
                 ++pauses;
                 if (pauses < 3) {
-                    sidecar.fail = Error{ErrorCode::Unavailable, "nobody listens"};
+                    sidecar.fail = Error{ErrorCode::Unavailable, "unasked listens"};
                 } else {
                     sidecar.fail.reset();
                     sidecar.notices.emplace_back(notice("session_opened", "second"));

@@ -88,8 +88,7 @@ def test_dashboard_and_rules_ask_for_metrics_that_are_served(seen):
     asked = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdkv_\w+", " ".join(queries))}
 
     assert len(asked) > 10
-    # A family without a sample has no line: nothing was lost here.
-    assert asked - served <= {"dkv_messages_lost_total"}
+    assert asked <= served
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
@@ -277,10 +276,11 @@ def test_a_bundle_for_a_bug_report_has_no_secret_in_it(seen, tmp_path):
         "HF_ENDPOINT": "https://me:planted-5@hub.example/",
     }
 
-    subprocess.run(
+    ran = subprocess.run(
         [program("dkv"), "--endpoint", sidecar.endpoint, "doctor", "--bundle", out],
-        env={**os.environ, **planted}, check=True, capture_output=True, timeout=60,
+        env={**os.environ, **planted}, capture_output=True, timeout=60,
     )  # fmt: skip
+    assert ran.returncode in (0, 1), ran.stderr  # 1: this machine fails doctor, bundle or not.
 
     text = out.read_text()
     assert "planted" not in text

@@ -40,16 +40,27 @@ def test_a_prune_that_is_killed_loses_nothing_and_the_next_goes_on(store):
     size = sum(path.stat().st_size for path in store.iterdir())
     prune = ["prune", store, "--budget", size * 11 // 20, "--policy", "knorm", "--unmeasured", "--settle-s", 0]
 
+    whole = size // CACHES
+
+    def compacted() -> int:
+        return sum(path.stat().st_size < whole for path in store.glob("*.safetensors"))
+
+    killed_at = []
     for _ in range(8):
         running = subprocess.Popen([program("dkv"), *map(str, prune)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.02, 0.3))
+        before = compacted()
+        while running.poll() is None and compacted() == before:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
         running.kill()
         running.wait()
+        killed_at.append(compacted())
         caches = json.loads(dkv("ls", "--json", store).stdout)["caches"]
         assert [cache["tokens"] for cache in caches] == [TOKENS] * CACHES  # Each whole or compacted, none broken.
 
     done = dkv(*prune)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert any(0 < count < compacted() for count in killed_at), killed_at  # Not all before the work or after it.
     assert dkv("verify", store).returncode == 0
     assert [path.name for path in sorted(store.iterdir()) if path.name.startswith(".")] == [".dkv-verified.jsonl"]
     assert sum(path.stat().st_size for path in store.glob("*.safetensors")) <= size * 11 // 20

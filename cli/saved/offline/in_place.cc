@@ -1,6 +1,7 @@
 #include "cli/saved/offline/in_place.h"
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <fcntl.h>
@@ -38,22 +39,29 @@ Result<bool> exchange(fs::path const& from, fs::path const& to) {
     return false;
 }
 
+/// What is there under the work's name is of a run that was killed, or a link to a file of others.
+Result<void> clear(fs::path const& work) {
+    if (::unlink(work.c_str()) != 0 && errno != ENOENT) return errno_at(work, errno);
+    return {};
+}
+
 /// Owner, mode and time of `original`: its program goes on reading it, and age decides what is
-/// compacted next.
+/// compacted next. By descriptor: no link that was put there meanwhile is followed.
 Result<void> make_alike(fs::path const& path, fs::path const& original) {
     struct stat was {};
     struct stat is {};
-    if (::stat(original.c_str(), &was) != 0) return errno_at(original, errno);
-    if (::stat(path.c_str(), &is) != 0) return errno_at(path, errno);
+    if (::lstat(original.c_str(), &was) != 0) return errno_at(original, errno);
+    UniqueFd const file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    if (!file || ::fstat(file.get(), &is) != 0) return errno_at(path, errno);
     bool const same_owner = was.st_uid == is.st_uid && was.st_gid == is.st_gid;
-    if (!same_owner && ::chown(path.c_str(), was.st_uid, was.st_gid) != 0)
+    if (!same_owner && ::fchown(file.get(), was.st_uid, was.st_gid) != 0)
         return Error{ErrorCode::PermissionDenied,
                      fmt::format("{}: it is of user {} and group {}, whom a new file cannot be "
                                  "given to: run this as that user",
                                  original.string(), was.st_uid, was.st_gid)};
-    if (::chmod(path.c_str(), was.st_mode & 07777U) != 0) return errno_at(path, errno);
+    if (::fchmod(file.get(), was.st_mode & 07777U) != 0) return errno_at(path, errno);
     timespec const times[] = {was.st_atim, was.st_mtim};
-    if (::utimensat(AT_FDCWD, path.c_str(), times, 0) != 0) return errno_at(path, errno);
+    if (::futimens(file.get(), times) != 0) return errno_at(path, errno);
     return {};
 }
 
@@ -83,6 +91,12 @@ Result<void> put_in_place(fs::path const& path, FileStamp const& stamp, fs::path
 }
 
 }  // namespace
+
+std::int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+}
 
 Result<FileStamp> stamp_of(fs::path const& path) {
     struct stat facts {};
@@ -121,6 +135,7 @@ Result<CompactOutcome> compact_in_place(CompactRequest request,
     auto const path = request.input;
     request.output = work_path(path);
     request.force = true;
+    if (!request.dry_run) DKV_TRY(clear(request.output));
     auto outcome = DKV_TRY(compact(*make_cpu_backend(), request, progress));
     auto const placed = [&]() -> Result<void> {
         if (outcome.kept_whole || outcome.file_bytes_after >= outcome.file_bytes_before)

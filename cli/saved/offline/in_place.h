@@ -18,6 +18,9 @@ struct FileStamp {
     bool operator==(FileStamp const&) const = default;
 };
 
+/// The time that stamps are of.
+std::int64_t now_ns();
+
 /// Of the path itself, not of what a link leads to. Errors: Io.
 Result<FileStamp> stamp_of(std::filesystem::path const& path);
 

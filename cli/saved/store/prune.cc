@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <system_error>
 
+#include "cli/saved/offline/in_place.h"
 #include "cli/saved/offline/sweep.h"
 #include "cli/saved/store/store.h"
 
@@ -100,7 +101,7 @@ private:
     Result<void> scan() {
         auto const& open = request_.compact.open;
         auto const inputs = DKV_TRY(find());
-        auto const settled = now_ns() - std::chrono::nanoseconds(request_.settle).count();
+        auto const settled = offline::now_ns() - std::chrono::nanoseconds(request_.settle).count();
         for (auto& cache : list_store(inputs, open)) {
             ++totals_.caches;
             totals_.bytes_before += cache.seen.bytes;

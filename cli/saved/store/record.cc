@@ -1,13 +1,17 @@
 #include "cli/saved/store/record.h"
 
-#include <chrono>
-#include <fstream>
+#include <cerrno>
+#include <fcntl.h>
 #include <span>
+#include <sstream>
+#include <unistd.h>
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <system_error>
 
 #include "cli/render/json.h"
+#include "protocol/base/unique_fd.h"
 #include "protocol/container/new_file.h"
 
 namespace dkv::cli {
@@ -15,38 +19,40 @@ namespace {
 
 constexpr char const* kRecordName = ".dkv-verified.jsonl";
 
-void add_seen(SeenFile& seen, std::filesystem::path const& path) {
+/// A folder of others may hold a link or a FIFO of this name. Empty where there is no file.
+std::string text_of(std::filesystem::path const& path) {
+    UniqueFd const file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     struct stat facts {};
-    if (::stat(path.c_str(), &facts) != 0) return;
-    seen.bytes += static_cast<std::uint64_t>(facts.st_size);
-    seen.written_ns = std::max(seen.written_ns, std::int64_t{facts.st_mtim.tv_sec} * 1'000'000'000 +
-                                                    facts.st_mtim.tv_nsec);
+    if (!file || ::fstat(file.get(), &facts) != 0 || !S_ISREG(facts.st_mode)) return {};
+    std::string text(static_cast<std::size_t>(facts.st_size), '\0');
+    std::size_t size = 0;
+    while (size < text.size()) {
+        auto const read = ::read(file.get(), text.data() + size, text.size() - size);
+        if (read < 0 && errno == EINTR) continue;
+        if (read <= 0) break;
+        size += static_cast<std::size_t>(read);
+    }
+    text.resize(size);
+    return text;
+}
+
+/// Errors: AlreadyExists for what is not a file: a link would lead the record elsewhere.
+Result<void> check_replaceable(std::filesystem::path const& path) {
+    struct stat facts {};
+    if (::lstat(path.c_str(), &facts) != 0 || S_ISREG(facts.st_mode)) return {};
+    return Error{
+        ErrorCode::AlreadyExists,
+        fmt::format("{}: {} of this name is in the way; the record goes into a file", path.string(),
+                    S_ISLNK(facts.st_mode)   ? "a link"
+                    : S_ISDIR(facts.st_mode) ? "a folder"
+                                             : "a FIFO, a device or a socket")};
 }
 
 }  // namespace
 
-SeenFile seen_file(std::filesystem::path const& path) {
-    SeenFile seen;
-    std::error_code error;
-    if (!std::filesystem::is_directory(path, error)) {
-        add_seen(seen, path);
-        return seen;
-    }
-    for (std::filesystem::directory_iterator at(path, error);
-         !error && at != std::filesystem::directory_iterator(); at.increment(error))
-        if (at->is_regular_file(error)) add_seen(seen, at->path());
-    return seen;
-}
-
-std::int64_t now_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
-}
-
 VerifiedRecord VerifiedRecord::read(std::filesystem::path const& folder) {
     VerifiedRecord record(folder);
-    std::ifstream file(folder / kRecordName);
+    std::istringstream file(text_of(folder / kRecordName));
     for (std::string line; std::getline(file, line);) {
         auto const row = Json::parse(line, nullptr, false);
         if (!row.is_object() || !row.contains("name")) continue;
@@ -76,6 +82,7 @@ Verified VerifiedRecord::state(std::string const& name, SeenFile const& now) con
 }
 
 Result<void> VerifiedRecord::write() const {
+    DKV_TRY(check_replaceable(folder_ / kRecordName));
     auto file = DKV_TRY(NewFile::create(folder_ / kRecordName));
     std::string text;
     std::error_code ignored;

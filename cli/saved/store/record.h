@@ -7,25 +7,14 @@
 #include <map>
 #include <string>
 
+#include "cli/saved/paths.h"
 #include "protocol/base/result.h"
 
 namespace dkv::cli {
 
-/// Size and time of a file, or of a folder's files together.
-struct SeenFile {
-    std::uint64_t bytes = 0;
-    std::int64_t written_ns = 0;  ///< Since 1970; of a folder the latest.
-    bool operator==(SeenFile const&) const = default;
-};
-
-/// Zeros where it cannot be known.
-SeenFile seen_file(std::filesystem::path const& path);
-
-std::int64_t now_ns();
-
 struct Verdict {
     SeenFile seen = {};
-    std::string fingerprint = {};
+    std::string fingerprint = {};  ///< Of the bytes that were good; empty: none ever were.
     bool good = false;
     std::int64_t at_ns = 0;
 };
@@ -44,7 +33,8 @@ public:
 
     void set(std::string const& name, Verdict verdict) { verdicts_[name] = std::move(verdict); }
 
-    /// Of the names that are still there. Errors: those of NewFile.
+    /// Of the names that are still there. Errors: those of NewFile; AlreadyExists when what is
+    /// there is not a file.
     Result<void> write() const;
 
 private:

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/saved/offline/in_place.h"
 #include "cli/saved/sweep/results.h"
 
 namespace dkv::cli {
@@ -17,11 +18,6 @@ std::string policy_of(CacheFacts const& facts) {
     };
     if (facts.is_whole() || of("policy").empty()) return "";
     return of("capacity").empty() ? of("policy") : of("policy") + " " + of("capacity");
-}
-
-std::string name_in_folder(std::filesystem::path const& path) {
-    auto const normal = path.lexically_normal();
-    return (normal.has_filename() ? normal : normal.parent_path()).filename().string();
 }
 
 Result<void> check_contents(std::filesystem::path const& path,
@@ -43,11 +39,12 @@ std::vector<StoredCache> list_store(InputFiles const& inputs, OpenOptions const&
     for (auto const& input : inputs.files) {
         auto& cache =
             caches.emplace_back(StoredCache{.path = input.path, .seen = seen_file(input.path)});
-        auto const folder = input.path.parent_path();
+        auto const place = place_of(input.path);
+        auto const folder = place.parent_path();
         auto record = records.find(folder);
         if (record == records.end())
             record = records.emplace(folder, VerifiedRecord::read(folder)).first;
-        auto const name = name_in_folder(input.path);
+        auto const name = place.filename().string();
         cache.verified = record->second.state(name, cache.seen);
         if (auto const* const verdict = record->second.of(name)) cache.verified_ns = verdict->at_ns;
         auto const file = open_cache(input.path, options);
@@ -69,24 +66,29 @@ Result<void> verify_stored(std::filesystem::path const& path,
                            OpenOptions const& options,
                            VerifiedRecord& record,
                            offline::Progress const& progress) {
-    Verdict verdict{.seen = seen_file(path), .at_ns = now_ns()};
+    Verdict verdict{.seen = seen_file(path), .good = true, .at_ns = offline::now_ns()};
+    auto const name = place_of(path).filename().string();
+    auto const* const before = record.of(name);
+    bool const known =
+        before != nullptr && before->seen == verdict.seen && !before->fingerprint.empty();
     auto checked = check_contents(path, options, progress);
     if (!checked && checked.error().code == ErrorCode::Cancelled) return checked;
     auto const print = fingerprint(path);
-    if (print) verdict.fingerprint = print.value();
-    auto const name = name_in_folder(path);
-    auto const* const before = record.of(name);
-    if (checked && print && before != nullptr && before->seen == verdict.seen &&
-        before->fingerprint != verdict.fingerprint)
-        checked = Error{ErrorCode::CorruptData,
-                        fmt::format("{}: its bytes are not those that were verified, and its time "
-                                    "is the same: {} then, {} now",
-                                    path.string(), before->fingerprint, verdict.fingerprint)};
     if (checked && !print) checked = print.error();
-    verdict.good = static_cast<bool>(checked);
-    // A damaged file is told of until it is replaced: what it should be stays in the record.
-    if (!verdict.good && before != nullptr && before->seen == verdict.seen)
-        verdict.fingerprint = before->fingerprint;
+    if (print) verdict.fingerprint = print.value();
+    bool const is_other = known && print && before->fingerprint != verdict.fingerprint;
+    if (is_other && (checked || checked.error().code != ErrorCode::CorruptData))
+        checked =
+            corrupt(fmt::format("{}: its bytes are not those that were verified, and its time "
+                                "is the same: {} then, {} now",
+                                path.string(), before->fingerprint, verdict.fingerprint));
+    // What could not be read, or not without a flag, was not found to be damaged.
+    if (!checked && checked.error().code != ErrorCode::CorruptData) return checked;
+    if (!checked) {
+        // It is told of until the file is replaced: what it should be stays in the record.
+        verdict.good = false;
+        verdict.fingerprint = known ? before->fingerprint : "";
+    }
     record.set(name, std::move(verdict));
     return checked;
 }

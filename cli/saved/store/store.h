@@ -31,9 +31,10 @@ std::vector<StoredCache> list_store(InputFiles const& inputs, OpenOptions const&
 
 /// Reads every byte: checksums where the format has some, finite numbers, and against the record of
 /// the cache's folder: bytes that are others at the same size and time are damaged, in any format.
-/// `record` gets the verdict.
+/// `record`, which is that of the folder of place_of(path), gets the verdict.
 ///
-/// Errors: what is wrong with the cache; Cancelled, of which the record gets nothing.
+/// Errors: CorruptData when the cache is damaged. Of others (it cannot be read, or not without a
+/// flag; Cancelled) the record gets nothing.
 Result<void> verify_stored(std::filesystem::path const& path,
                            OpenOptions const& options,
                            VerifiedRecord& record,

@@ -16,6 +16,7 @@
 #include <system_error>
 
 #include "cli/render/params.h"
+#include "cli/render/text.h"
 #include "protocol/container/crc32.h"
 #include "protocol/container/mapped_file.h"
 
@@ -42,14 +43,9 @@ Json list_or_null(std::vector<T> const& list) {
     return list.empty() ? Json() : Json(list);
 }
 
-std::string csv_cell(Json const& value) {
+std::string cell(Json const& value) {
     if (value.is_null()) return "";
-    std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-    if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
-    std::string quoted = "\"";
-    for (char const c : text)
-        quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-    return quoted + "\"";
+    return csv_cell(value.is_string() ? value.get<std::string>() : value.dump());
 }
 
 Json mean_of(Json const& list) {
@@ -226,7 +222,7 @@ std::string csv_text(std::vector<Json> const& rows) {
                 value = params.contains(title) ? params.at(title) : Json();
             if (title == "damage" || title == "mass_kept" || title == "error_l2")
                 value = mean_of(value);
-            cells.push_back(csv_cell(value));
+            cells.push_back(cell(value));
         }
         text += fmt::format("{}\n", fmt::join(cells, ","));
     }

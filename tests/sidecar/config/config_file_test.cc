@@ -45,6 +45,14 @@ TEST_CASE("a file fills the flags that the command line does not give") {
     CHECK(config.value().config_file == good.path);
 }
 
+TEST_CASE("an empty file changes nothing, and a folder is not one") {
+    CHECK(File("").read());
+    test::TempDir const folder;
+    auto const refused = read_config({"--config", folder.path()});
+    REQUIRE(!refused);
+    CHECK(refused.error().message == "--config '" + folder.path() + "' cannot be read");
+}
+
 TEST_CASE("what is wrong in a file is named with its line, and with what was expected") {
     CHECK(File("\n\ncapactiy = 1\n").refusal() == ":3: no key 'capactiy': did you mean capacity?");
     CHECK(File("\ncapacity = \"many\"\n").refusal() == ":2: capacity is 'many', expected a count");

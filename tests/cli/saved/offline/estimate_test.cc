@@ -1,4 +1,4 @@
-// What would be kept of a prompt that nobody has read yet.
+// What would be kept of a prompt that unasked has read yet.
 #include "cli/saved/offline/estimate.h"
 
 #include <numeric>
