@@ -45,9 +45,7 @@ std::string as_text(spdlog::details::log_msg const& message,
                     std::string_view text,
                     LogScope::Ids ids) {
     auto const when = std::chrono::floor<std::chrono::milliseconds>(message.time);
-    auto const seconds = std::chrono::system_clock::to_time_t(message.time);
-    std::tm parts{};
-    ::localtime_r(&seconds, &parts);
+    auto const parts = fmt::localtime(message.time);
     std::string whose;
     if (ids.instance != 0) whose = fmt::format("engine 0x{:016x}", ids.instance);
     if (ids.session != 0) whose += fmt::format(", session 0x{:016x}", ids.session);
@@ -60,9 +58,7 @@ std::string as_json(spdlog::details::log_msg const& message,
                     std::string_view text,
                     LogScope::Ids ids) {
     auto const when = std::chrono::floor<std::chrono::milliseconds>(message.time);
-    auto const seconds = std::chrono::system_clock::to_time_t(message.time);
-    std::tm parts{};
-    ::gmtime_r(&seconds, &parts);
+    auto const parts = fmt::gmtime(message.time);
     nlohmann::ordered_json line{{"time", fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", parts,
                                                      when.time_since_epoch().count() % 1000)},
                                 {"level", level_of(message)}};

@@ -25,7 +25,8 @@ public:
             return Error{errno == ENOENT ? ErrorCode::NotFound : ErrorCode::Io,
                          "--config '" + path_ + "' cannot be read: " + std::strerror(errno)};
         std::stringstream text;
-        text << stream.rdbuf();
+        // << calls an empty file a failure.
+        if (stream.peek() != std::ifstream::traits_type::eof()) text << stream.rdbuf();
         if (stream.bad() || text.fail())
             return Error{ErrorCode::Io, "--config '" + path_ + "' cannot be read"};
         return parse(text.str());

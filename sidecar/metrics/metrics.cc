@@ -78,6 +78,8 @@ struct Metrics::Families {
         for (auto const* const stage :
              {"wait", "open", "score", "select", "stage", "pack", "commit"})
             stages.Add({{"stage", stage}}, stage_buckets());
+        for (auto const* const why : {"full", "gone"})
+            lost.Add({{"why", why}});
     }
 
     Family<Gauge>& build;

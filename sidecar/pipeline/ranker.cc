@@ -39,8 +39,6 @@ Result<std::size_t> Ranker::add(PolicyParams const& params,
         by.kernel = params.kernel;
         by.pool = params.pool;
     }
-    // Kept as they are, for later tallies.
-    if (ranking == Ranking::Given || by_surrogate(ranking)) by.kernel = 1;
     if (ranking == Ranking::Positions) by.positions = policy.ranked_positions();
     auto const prefix = static_cast<std::uint32_t>(this->prefix(scorings_[by.scoring]));
     for (std::uint32_t layer = 0; layer < geometry_.layers; ++layer) {
@@ -48,7 +46,7 @@ Result<std::size_t> Ranker::add(PolicyParams const& params,
             by.limits.push_back(std::min(prefix, limit + spare));
         by.tallied = by.tallied || policy.tally_total(layer).has_value();
     }
-    by.tallied = by.tallied && by.kernel != 0;
+    if (by.tallied && by.kernel == 0) by.kernel = 1;  // Kept as they are.
     std::size_t const index = add_order(std::move(by));
     DKV_TRY(make_room(index));
     return index;

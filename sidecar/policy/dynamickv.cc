@@ -153,6 +153,8 @@ std::unique_ptr<Policy> make_foreseen(PolicyParams const& params,
         return std::make_unique<RankedBudgets>(std::move(expected), ranking);
     PolicyParams by_head = params;
     by_head.granularity = Granularity::LayerHead;
+    if (ranking == Ranking::Surrogate)
+        return std::make_unique<GlobalThreshold>(by_head, shape, ranking);
     return std::make_unique<GlobalThreshold>(by_head, shape, ranking, std::move(expected));
 }
 

@@ -24,7 +24,8 @@ std::unique_ptr<Policy> make_by_counts(PolicyParams const& params,
                                        PromptShape const& shape,
                                        Ranking ranking);
 
-/// Budgets half from a profile, half from where the largest scores of this prompt lie.
+/// One threshold for all heads of all layers, over scores that a profile's surrogate foresees;
+/// with Ranking::Joined half of each budget is the profile's.
 std::unique_ptr<Policy> make_foreseen(PolicyParams const& params,
                                       PromptShape const& shape,
                                       Ranking ranking);

@@ -105,10 +105,10 @@ def machine(tmp_path_factory):
     root.mkdir()
     checked(["tar", "-xf", os.environ["DKV_DEBIAN_ROOT"], "-C", root])
     package = Path(os.environ["DKV_DEB"])
-    shutil.copy(package, root / "root" / package.name)
+    shutil.copy(package, root / "opt" / package.name)
     shutil.copy(program("dkv_c_engine"), root / "usr" / "bin")
     one = Machine(root)
-    install = f"apt-get update -q && apt-get install -y -q --no-install-recommends /root/{package.name}"
+    install = f"apt-get update -q && apt-get install -y -q --no-install-recommends /opt/{package.name}"
     one.run_unbooted("sh", "-c", install)
     try:
         one.boot()

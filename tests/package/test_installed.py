@@ -114,5 +114,5 @@ def test_removing_keeps_the_config_and_purging_removes_everything(machine):
     machine.run("apt-get", "purge", "-y", "-q", "dkv")
     assert left() == []
     assert "dkvd" not in machine.run("systemctl", "list-unit-files", "--no-legend")
-    machine.run("sh", "-c", "dpkg -i /root/dkv_*.deb")  # And it can come back.
+    machine.run("sh", "-c", "dpkg -i /opt/dkv_*.deb")  # And it can come back.
     assert machine.unit("ActiveState") == "active"

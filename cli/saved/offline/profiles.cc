@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <sstream>
 
 #include "sidecar/config/profile_file.h"
@@ -33,14 +35,36 @@ std::vector<fs::path> files_in(fs::path const& folder) {
     return files;
 }
 
+/// A folder of caches asks for the same profile again and again. Null: not a profile.
+std::shared_ptr<ProfileFile const> read_once(fs::path const& path) {
+    struct Known {
+        fs::file_time_type written;
+        std::shared_ptr<ProfileFile const> file;
+    };
+    static std::mutex mutex;
+    static std::map<fs::path, Known> files;
+    std::error_code error;
+    auto const written = fs::last_write_time(path, error);
+    std::scoped_lock const lock(mutex);
+    auto const known = files.find(path);
+    if (!error && known != files.end() && known->second.written == written)
+        return known->second.file;
+    auto file = read_profile_file(path);
+    auto const shared =
+        file ? std::make_shared<ProfileFile const>(std::move(file.value())) : nullptr;
+    files.insert_or_assign(path, Known{written, shared});
+    return shared;
+}
+
 /// Files that are no profiles, or of another version, are passed over.
 std::shared_ptr<Profile> find_profile(std::string const& weights) {
     for (fs::path const& folder : profile_folders())
         for (fs::path const& path : files_in(folder)) {
-            auto file = read_profile_file(path);
-            if (!file || file.value().model.value("weights", "") != weights) continue;
-            file.value().profile.name = path.stem().string();
-            return std::make_shared<Profile>(std::move(file.value().profile));
+            auto const file = read_once(path);
+            if (!file || file->model.value("weights", "") != weights) continue;
+            auto profile = std::make_shared<Profile>(file->profile);
+            profile->name = path.stem().string();
+            return profile;
         }
     return nullptr;
 }

@@ -488,14 +488,12 @@ class Cache(Copyable, TransformersCache):
         reason = self._report.failure
         if reason is None:
             return
-        model = self._model()
-        known = (id(model), "".join(each for each in reason if not each.isdigit()))  # Times in it count down.
+        known = (id(self._model()), "".join(each for each in reason if not each.isdigit()))  # Times in it count down.
         if known not in _warned:
             _warned.add(known)
             session = self._report.session
-            whose = f"session {session}: " if session else ""
-            said = "dkv: %sgeneration goes on without compression: %s"
-            log.warning(said, whose, reason, extra={"dkv_session": session})
+            said = f"session {session}: {reason}" if session else reason
+            log.warning("dkv: generation goes on without compression: %s", said, extra={"dkv_session": session})
 
 
 # What help() and editors show: every parameter of a policy by its name.
