@@ -8,10 +8,6 @@
 namespace dkv::cpu {
 namespace {
 
-// Ranges depend on the shape alone and are joined in order: the same bits on any number of threads.
-constexpr std::uint32_t kRangeKeys = 1024;
-constexpr std::size_t kItemsPerWorker = 4;  // So that workers end together.
-
 class KeyScore {
 public:
     KeyScore(KeyScoreArgs const& args, Workers& workers)
@@ -32,6 +28,11 @@ public:
     }
 
 private:
+    // Ranges depend on the shape alone and are joined in order: the same bits on any number of
+    // threads.
+    static constexpr std::uint32_t kRangeKeys = 1024;
+    static constexpr std::size_t kItemsPerWorker = 4;  // So that workers end together.
+
     static std::size_t ranges(std::uint32_t tokens) noexcept {
         return (std::size_t{tokens} + kRangeKeys - 1) / kRangeKeys;
     }

@@ -9,6 +9,8 @@ target_compile_options(dkv_options INTERFACE
     # g++ 12 sees overlapping copies in std::string + std::string at -O3 (GCC bug 105651).
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>,$<CONFIG:Release>>:-Wno-restrict>
     $<$<BOOL:${DKV_WERROR}>:-Werror>)
+# Most of dkv is glue, which -O3 makes larger and no faster; code that computes asks for it (dkv_computes).
+string(REPLACE "-O3" "-O2" CMAKE_CXX_FLAGS_RELEASE "${CMAKE_CXX_FLAGS_RELEASE}")
 # What a fault in memory can do is bounded: addresses are bound at start and then read-only, a smashed
 # stack or a length that was wrong ends the process. tests/e2e/test_hardening.py looks at what was built.
 if(NOT DKV_SANITIZE)
@@ -33,6 +35,8 @@ endif()
 function(dkv_computes name)
     if(DKV_SANITIZE)
         target_compile_options(${name} PRIVATE -O1)
+    elseif(CMAKE_BUILD_TYPE STREQUAL Release)
+        target_compile_options(${name} PRIVATE -O3)
     endif()
 endfunction()
 
@@ -56,7 +60,7 @@ function(dkv_vector_code)
 endfunction()
 
 # dkv_unity(NAME [FILES]): several files as one (8), because the headers cost more than the code. Not in
-# debug builds, which are for changing one file at a time.
+# debug builds, which are for changing one file at a time. Libraries and tests have it from dkv_library and dkv_test.
 function(dkv_unity name)
     if(DKV_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL Release)
         set(files 8 ${ARGN})
@@ -71,6 +75,7 @@ function(dkv_library name)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
     add_library(${name} STATIC ${sources})
     target_link_libraries(${name} PUBLIC dkv_options ${ARGN})
+    dkv_unity(${name})
 endfunction()
 
 # dkv_test(NAME dependency …): one doctest program made of the *_test.cc files of the current folder,
@@ -83,6 +88,7 @@ function(dkv_test name)
     if(CMAKE_BUILD_TYPE STREQUAL Release)
         target_compile_options(${name} PRIVATE -O0 -U_FORTIFY_SOURCE)
     endif()
+    dkv_unity(${name})
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
 endfunction()
 

@@ -69,7 +69,7 @@ constexpr Known kErrors[] = {
     {cudaErrorUnknown, "cudaErrorUnknown", "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
-Known const* find(cudaError_t code) {
+Known const* find_known(cudaError_t code) {
     for (Known const& known : kErrors)
         if (known.code == code) return &known;
     return nullptr;
@@ -78,12 +78,12 @@ Known const* find(cudaError_t code) {
 }  // namespace
 
 CUresult error_name(CUresult error, char const** name) {
-    Known const* const known = find(static_cast<cudaError_t>(error));
+    Known const* const known = find_known(static_cast<cudaError_t>(error));
     *name = known == nullptr ? nullptr : known->driver_name;
     return *name == nullptr ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 CUresult error_text(CUresult error, char const** text) {
-    Known const* const known = find(static_cast<cudaError_t>(error));
+    Known const* const known = find_known(static_cast<cudaError_t>(error));
     *text = known == nullptr ? nullptr : known->text;
     return *text == nullptr ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
@@ -93,11 +93,11 @@ CUresult error_text(CUresult error, char const** text) {
 extern "C" {
 
 char const* cudaGetErrorName(cudaError_t error) {
-    auto const* const known = cudaemu::find(error);
+    auto const* const known = cudaemu::find_known(error);
     return known == nullptr ? "unrecognized error code" : known->name;
 }
 char const* cudaGetErrorString(cudaError_t error) {
-    auto const* const known = cudaemu::find(error);
+    auto const* const known = cudaemu::find_known(error);
     return known == nullptr ? "unrecognized error code" : known->text;
 }
 

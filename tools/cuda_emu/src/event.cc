@@ -54,7 +54,7 @@ struct EventHandle {
     std::uint64_t slot;
 };
 static_assert(sizeof(EventHandle) <= sizeof(cudaIpcEventHandle_t));
-constexpr char kMagic[8] = "emevent";
+constexpr char kEventMagic[8] = "emevent";
 
 struct Events {
     std::unordered_set<CUevent_st*> living;
@@ -201,7 +201,7 @@ cudaError_t wait(std::shared_ptr<Stream> const& stream, CUevent_st& event, Lock&
 cudaError_t open_event(cudaEvent_t* result, cudaIpcEventHandle_t const& wire) {
     EventHandle handle;
     std::memcpy(&handle, &wire, sizeof handle);
-    if (result == nullptr || std::memcmp(handle.magic, kMagic, sizeof kMagic) != 0 ||
+    if (result == nullptr || std::memcmp(handle.magic, kEventMagic, sizeof kEventMagic) != 0 ||
         handle.slot >= Board::kSlots)
         return cudaErrorInvalidValue;
     if (handle.process == ::getpid()) return cudaErrorDeviceUninitialized;
@@ -300,7 +300,7 @@ cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t* result, cudaEvent_t hand
         if (result == nullptr) return cudaErrorInvalidValue;
         if (event.board == nullptr || event.imported) return cudaErrorInvalidResourceHandle;
         EventHandle wire{};
-        std::memcpy(wire.magic, kMagic, sizeof kMagic);
+        std::memcpy(wire.magic, kEventMagic, sizeof kEventMagic);
         wire.process = ::getpid();
         wire.descriptor = event.board->descriptor();
         wire.slot = event.slot_index;

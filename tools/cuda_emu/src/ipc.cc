@@ -20,14 +20,14 @@ struct MemoryHandle {
     char uuid[16];
 };
 static_assert(sizeof(MemoryHandle) <= sizeof(cudaIpcMemHandle_t));
-constexpr char kMagic[8] = "emmemor";
+constexpr char kMemoryMagic[8] = "emmemor";
 
 cudaError_t get(cudaIpcMemHandle_t* result, void* address) {
     Allocation const* const found = find(address);
     if (result == nullptr || found == nullptr || found->kind != Kind::Device)
         return cudaErrorInvalidValue;
     MemoryHandle wire{};
-    std::memcpy(wire.magic, kMagic, sizeof kMagic);
+    std::memcpy(wire.magic, kMemoryMagic, sizeof kMemoryMagic);
     wire.process = ::getpid();
     wire.descriptor = found->file->descriptor();
     wire.bytes = found->bytes;
@@ -48,7 +48,7 @@ cudaError_t open_memory(void** result, cudaIpcMemHandle_t const& wire, unsigned 
     MemoryHandle handle;
     std::memcpy(&handle, &wire, sizeof handle);
     if (result == nullptr || flags != cudaIpcMemLazyEnablePeerAccess ||
-        std::memcmp(handle.magic, kMagic, sizeof kMagic) != 0)
+        std::memcmp(handle.magic, kMemoryMagic, sizeof kMemoryMagic) != 0)
         return cudaErrorInvalidValue;
     if (handle.process == ::getpid()) return cudaErrorDeviceUninitialized;
     int const ordinal = ordinal_of(handle.uuid);

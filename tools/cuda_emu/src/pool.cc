@@ -190,7 +190,7 @@ struct PointerExport {
     std::uint64_t offset;
     std::uint64_t bytes;
 };
-constexpr char kMagic[8] = "empoolp";
+constexpr char kPoolMagic[8] = "empoolp";
 
 cudaError_t import_pointer(void** result,
                            CUmemPoolHandle_st& pool,
@@ -198,7 +198,7 @@ cudaError_t import_pointer(void** result,
     PointerExport wire;
     if (result == nullptr || data == nullptr) return cudaErrorInvalidValue;
     std::memcpy(&wire, data, sizeof wire);
-    if (!pool.imported || std::memcmp(wire.magic, kMagic, sizeof kMagic) != 0)
+    if (!pool.imported || std::memcmp(wire.magic, kPoolMagic, sizeof kPoolMagic) != 0)
         return cudaErrorInvalidValue;
     Allocation made;
     made.kind = Kind::PoolImported;
@@ -343,7 +343,7 @@ cudaError_t cudaMemPoolExportPointer(cudaMemPoolPtrExportData* data, void* addre
             !is_exportable(*found->pool))
             return cudaErrorInvalidValue;
         PointerExport wire{};
-        std::memcpy(wire.magic, kMagic, sizeof kMagic);
+        std::memcpy(wire.magic, kPoolMagic, sizeof kPoolMagic);
         wire.offset = found->file_offset;
         wire.bytes = found->bytes;
         *data = {};

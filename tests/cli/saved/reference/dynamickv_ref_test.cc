@@ -11,7 +11,7 @@ using namespace dkv::reference;
 
 namespace {
 
-using Budgets = std::vector<std::vector<std::int64_t>>;
+using Updates = std::vector<std::vector<std::int64_t>>;
 using Layers = std::vector<std::vector<float>>;
 
 DynamicKvRef make(DynamicKvRefParams const& params) {
@@ -49,7 +49,7 @@ TEST_CASE("dynamickv-ref gives the last layer what the integer floors lost") {
     auto const policy = run(small(2), {kFalling, kRising});
 
     CHECK(policy.stage_limit() == 4);
-    CHECK(policy.budgets_per_update() == Budgets{{2, 2}});
+    CHECK(policy.budgets_per_update() == Updates{{2, 2}});
     CHECK(policy.stored()[0][0] == StoredList{0, 1, 6, 7});
     CHECK(policy.stored()[1][0] == StoredList{5, 4, 6, 7});
     CHECK(policy.duplicate_entries() == 0);
@@ -62,7 +62,7 @@ TEST_CASE("dynamickv-ref can leave a layer without prefix") {
 
     auto const policy = run(params, {{9, 8, 7, 6, 5, 4}, {0, 0, 0, 0, 0, 1}});
 
-    CHECK(policy.budgets_per_update() == Budgets{{2, 0}});
+    CHECK(policy.budgets_per_update() == Updates{{2, 0}});
     CHECK(policy.stored()[1][0] == StoredList{6, 7});
 }
 
@@ -70,7 +70,7 @@ TEST_CASE("dynamickv-ref stores window tokens twice when a budget exceeds what i
     // After layer 1 of 3: counts 1 and 0, so that layer 0 gets all of base * L = 6, of 4 stored.
     auto const policy = run(small(3), {kFalling, kRising, kRising});
 
-    CHECK(policy.budgets_per_update() == Budgets{{6, 0}});
+    CHECK(policy.budgets_per_update() == Updates{{6, 0}});
     CHECK(policy.stored()[0][0].size() == 8);
     CHECK(StoredList(policy.stored()[0][0].end() - 4, policy.stored()[0][0].end()) ==
           StoredList{6, 7, 6, 7});
@@ -92,7 +92,7 @@ TEST_CASE("dynamickv-ref gives the last layer everything when there are fewer sc
 
     auto const policy = run(params, {layer, layer, layer, layer});
 
-    CHECK(policy.budgets_per_update() == Budgets{{0, 0, 0, 40}});
+    CHECK(policy.budgets_per_update() == Updates{{0, 0, 0, 40}});
     CHECK(policy.stored()[0][1] == StoredList{5, 6});
     CHECK(policy.stored()[3][2] == StoredList{0, 2, 4, 1, 3, 5, 6});
 }
