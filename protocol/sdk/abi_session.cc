@@ -32,7 +32,7 @@ Result<std::shared_ptr<dkv::sdk::Arena>> arena_of(char const* what, dkv_rows con
 
 Result<dkv_policy> policy_of(dkv_policy const& given) {
     dkv_policy defaults;
-    dkv_policy_init(&defaults);
+    dkv_policy_init(&defaults, sizeof defaults);
     return whole("options->policy", given, offsetof(dkv_policy, granularity), defaults);
 }
 
@@ -62,16 +62,18 @@ Result<void> dkv::sdk::report_layer(dkv_session* session,
     return target->layer_ready(rows, stream);
 }
 
-void dkv_policy_init(dkv_policy* policy) {
+void dkv_policy_init(dkv_policy* policy, std::uint32_t struct_bytes) {
     if (policy == nullptr) return;
-    *policy = dkv_policy{};
-    policy->struct_bytes = sizeof *policy;
+    dkv_policy defaults{};
+    defaults.struct_bytes = struct_bytes;
     dkv::each_value(
         []<class T>(char const*, T& field) {
             if constexpr (std::is_same_v<T, std::uint32_t>) field = DKV_DEFAULT;
             if constexpr (std::is_same_v<T, double> || std::is_same_v<T, std::int32_t>) field = -1;
         },
-        *policy);
+        defaults);
+    std::memset(policy, 0, struct_bytes);
+    std::memcpy(policy, &defaults, std::min<std::size_t>(struct_bytes, sizeof defaults));
 }
 
 dkv_status dkv_session_open(dkv_engine* engine,

@@ -174,9 +174,10 @@ typedef struct dkv_profile {
     dkv_surrogate const* surrogate; /* NULL: none */
 } dkv_profile;
 
-/* A wish; what the operator set with `dkv policy set` goes before it. Fill with dkv_policy_init,
- * then change fields: DKV_DEFAULT in a count, a negative number in a ratio mean "the default". Of
- * capacity, ratio, bytes and keep_mass give one at most. Pointers are read during the call only. */
+/* A wish; what the operator set with `dkv policy set` goes before it. Fill with
+ * dkv_policy_init(&policy, sizeof policy), then change fields: DKV_DEFAULT in a count, a negative
+ * number in a ratio mean "the default". Of capacity, ratio, bytes and keep_mass give one at most.
+ * Pointers are read during the call only. */
 typedef struct dkv_policy {
     uint32_t struct_bytes;
     char const* name;  /* "dynamickv", "snapkv", …; NULL: the sidecar's, with its parameters */
@@ -202,7 +203,8 @@ typedef struct dkv_policy {
     double profile_floor;       /* 0 … 1, in place of the profile's own */
     char const* purpose;        /* auto: "both", "reuse", "this-question"; NULL: default */
 } dkv_policy;
-void dkv_policy_init(dkv_policy* policy);
+/* Writes struct_bytes bytes, whatever size the struct has in this libdkv. */
+void dkv_policy_init(dkv_policy* policy, uint32_t struct_bytes);
 
 typedef struct dkv_session_options {
     uint32_t struct_bytes;

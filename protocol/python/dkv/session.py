@@ -168,15 +168,9 @@ class Session:
         self.close(None if error is None else str(error))
 
 
-# What stands for "the default" in a field of dkv_policy; NULL and 0 do in the others.
-_DEFAULTS = {"uint32_t": 0xFFFFFFFF, "int32_t": -1, "double": -1.0}
-
-
 def _policy(policy: Policy):
-    """Not by dkv_policy_init, which writes as much as the struct has in a newer libdkv."""
     made = _abi.new("dkv_policy")
-    for name, field in ffi.typeof("dkv_policy").fields[1:]:
-        setattr(made, name, _DEFAULTS.get(field.type.cname, getattr(made, name)))
+    _abi.library().dkv_policy_init(made, ffi.sizeof("dkv_policy"))
     for name in ("name", *parameters.NAMES):
         value = getattr(policy, name)
         if value is not None:
