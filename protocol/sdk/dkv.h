@@ -217,6 +217,8 @@ typedef struct dkv_session_options {
                               are rounded up with its next best ones to row_offset (mod
                               row_multiple), at most prompt_tokens. 0: not rounded */
     uint32_t row_offset;   /* below row_multiple */
+    int32_t uniform; /* 1: each layer and KV head keeps the policy's capacity, its own best rows,
+                        for an engine with one table of cells */
 } dkv_session_options;
 
 typedef struct dkv_session_plan {

@@ -54,6 +54,7 @@ Session::Session(std::shared_ptr<Engine> engine,
       progressive_(options.progressive != 0),
       row_multiple_(options.row_multiple),
       row_offset_(options.row_offset),
+      uniform_(options.uniform != 0),
       inbox_(std::make_shared<Inbox>(session_words_max(engine_->options().geometry))) {}
 
 Session::~Session() {
@@ -69,6 +70,7 @@ Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
     message.progressive = progressive_;
     message.row_multiple = row_multiple_;
     message.row_offset = row_offset_;
+    message.uniform = uniform_;
     if (wish != nullptr) message.policy = std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish)));
     connection.open_inbox(id_, attachment_.epoch, inbox_);
     opened_ = DKV_TRY(expect<wire::SessionOpenedT>(

@@ -93,6 +93,7 @@ private:
     bool const progressive_;
     std::uint32_t const row_multiple_;
     std::uint32_t const row_offset_;
+    bool const uniform_;
     std::shared_ptr<Inbox> const inbox_;
     wire::SessionOpenedT opened_;
     std::uint64_t bytes_pool_ = 0;  ///< Told with the rest by adopted().

@@ -33,6 +33,7 @@ struct JobSpec {
     PolicyParams params;
     bool progressive = true;  ///< Stage rows as layers come, so that the source may be dropped.
     RowRounding rounding = {};
+    bool uniform = false;  ///< As PromptShape.
 };
 
 /// Bytes a job needs from the engine. All 0 when the prompt is kept whole.

@@ -39,7 +39,8 @@ PromptShape shape_of(JobSpec const& spec) {
     return {.layers = spec.geometry.layers,
             .kv_heads = spec.geometry.kv_heads,
             .prompt_tokens = spec.prompt_tokens,
-            .window = spec.params.window};
+            .window = spec.params.window,
+            .uniform = spec.uniform};
 }
 
 std::uint32_t RowRounding::up(std::uint32_t rows, std::uint32_t most) const noexcept {

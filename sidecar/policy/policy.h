@@ -19,8 +19,9 @@ namespace dkv {
 struct PromptShape {
     std::uint32_t layers = 0;
     std::uint32_t kv_heads = 0;
-    std::uint32_t prompt_tokens = 0;                                          ///< n
-    std::uint32_t window = 0;                                                 ///< ws
+    std::uint32_t prompt_tokens = 0;  ///< n
+    std::uint32_t window = 0;         ///< ws
+    bool uniform = false;  ///< Every head keeps the capacity: the engine has one table of cells.
     std::uint32_t prefix() const noexcept { return prompt_tokens - window; }  ///< N = n - ws
 };
 
@@ -137,7 +138,8 @@ std::span<std::string_view const> reference_forms() noexcept;
 
 /// The policy for this prompt, or nullptr when it is kept whole: fullkv, or prompt_tokens <=
 /// capacity (which says nothing where there is keep_mass), or prompt_tokens <= window. `params`
-/// come from resolve() and sized().
+/// come from resolve() and sized(). For a uniform shape it ranks as the policy does; not with
+/// keep_mass.
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape);
 
 }  // namespace dkv

@@ -4,6 +4,7 @@
 
 #include "sidecar/policy/factories.h"
 #include "sidecar/policy/keep_mass.h"
+#include "sidecar/policy/known_budgets.h"
 
 namespace dkv {
 namespace {
@@ -80,9 +81,15 @@ bool foresees(PolicyParams const& params) noexcept {
 std::unique_ptr<Policy> make_policy(PolicyParams const& params, PromptShape const& shape) {
     DKV_ASSERT(shape.window == params.window && shape.layers > 0 && shape.kv_heads > 0);
     PolicyEntry const& entry = entry_of(params.name);
-    if (!params.keep_mass)
-        return shape.prompt_tokens <= params.capacity ? nullptr : entry.make(params, shape);
+    if (!params.keep_mass) {
+        auto policy = shape.prompt_tokens <= params.capacity ? nullptr : entry.make(params, shape);
+        // By position alone there is one budget already.
+        if (policy == nullptr || !shape.uniform || policy->ranking() == Ranking::Positions)
+            return policy;
+        return std::make_unique<RankedBudgets>(params, shape, policy->ranking());
+    }
 
+    DKV_ASSERT(!shape.uniform);
     if (shape.prompt_tokens <= shape.window) return nullptr;
     PolicyParams unsized = params;
     unsized.capacity = params.window;

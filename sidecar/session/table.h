@@ -46,6 +46,7 @@ struct OpenRequest {
     std::optional<PolicyRequest> wish = {};
     std::uint32_t row_multiple = 0;  ///< 0: kept rows are not rounded.
     std::uint32_t row_offset = 0;
+    bool uniform = false;
 };
 
 struct OpenedSession {

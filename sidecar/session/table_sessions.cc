@@ -119,6 +119,11 @@ Result<OpenedSession> Table::try_open(Caller const& caller,
     auto const rounding = DKV_TRY(rounding_of(request));
     auto chosen = DKV_TRY(choose(engine, request.wish));
     chosen.params = DKV_TRY(sized(chosen.params, engine.hello.geometry, request.prompt_tokens));
+    if (request.uniform && chosen.params.keep_mass)
+        return Error{
+            ErrorCode::InvalidArgument,
+            "keep_mass gives each layer a number of its own, and this engine keeps as many "
+            "in all: give a capacity, a ratio or bytes"};
     if (sessions_open() >= config_.limits.sessions_max)
         return Error{ErrorCode::LimitExceeded, std::to_string(config_.limits.sessions_max) +
                                                    " sessions are open, which is the limit"};
@@ -134,7 +139,8 @@ Result<OpenedSession> Table::try_open(Caller const& caller,
                                       .prompt_tokens = request.prompt_tokens,
                                       .params = chosen.params,
                                       .progressive = request.progressive,
-                                      .rounding = rounding},
+                                      .rounding = rounding,
+                                      .uniform = request.uniform},
                               .opened_at = caller.now,
                               .device = engine.hello.device,
                               .place = engine.backend.place,

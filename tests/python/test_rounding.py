@@ -1,4 +1,4 @@
-"""Kept rows rounded up to an engine's blocks, by a real dkvd."""
+"""Kept rows rounded up to an engine's blocks, or as many in every head, by a real dkvd."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def lent(tensor: torch.Tensor) -> dkv.Rows:
     return dkv.Rows(arena, 0, "f32", heads, tokens, dim, tokens * dim, dim)
 
 
-def kept(engine, capacity: int, progressive: bool, **rounding) -> list[list[list[int]]]:
+def kept(engine, capacity: int, progressive: bool, policy: str = "snapkv", **options) -> list[list[list[int]]]:
     generator = torch.Generator().manual_seed(5)
-    policy = dkv.Policy(name="snapkv", capacity=capacity, window=WINDOW)
-    with engine.open_session(TOKENS, policy, progressive, **rounding) as session:
+    wish = dkv.Policy(name=policy, capacity=capacity, window=WINDOW)
+    with engine.open_session(TOKENS, wish, progressive, **options) as session:
         for layer in range(LAYERS):
             rows = [lent(torch.randn(heads, count, DIM, generator=generator))
-                    for heads, count in ((KV_HEADS, TOKENS), (KV_HEADS, TOKENS), (Q_HEADS, WINDOW))]  # fmt: skip
+                    for heads, count in ((KV_HEADS, TOKENS), (KV_HEADS, TOKENS), (Q_HEADS, session.plan.window or WINDOW))]  # fmt: skip
             session.layer_ready(layer, rows[0], rows[1], rows[2])
         session.finish(20)
         return [session.layer(layer).positions for layer in range(LAYERS)]
@@ -44,3 +44,18 @@ def test_rows_are_filled_up_with_the_next_best_ones(engine, progressive):
 def test_an_offset_outside_of_a_block_is_refused(engine):
     with pytest.raises(dkv.DkvError, match="row_offset is 40, not below row_multiple 32"):
         engine.open_session(TOKENS, row_multiple=32, row_offset=40)
+
+
+@pytest.mark.parametrize("policy", ["pyramidkv", "dynamickv", "streamingllm", "h2o"])
+def test_a_uniform_session_keeps_the_capacity_in_every_head(engine, policy):
+    policy_of_equal_budgets = policy if policy in ("streamingllm", "h2o") else "snapkv"
+
+    uniform = kept(engine, 30, True, policy, uniform=True)
+
+    assert {len(head) for layer in uniform for head in layer} == {30}
+    assert uniform == kept(engine, 30, True, policy_of_equal_budgets)  # Ranked by the same attention.
+
+
+def test_a_share_of_the_attention_has_no_one_number(engine):
+    with pytest.raises(dkv.DkvError, match="keep_mass gives each layer a number of its own"):
+        engine.open_session(TOKENS, dkv.Policy(name="snapkv", keep_mass=0.9, window=WINDOW), uniform=True)

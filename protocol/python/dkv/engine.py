@@ -83,17 +83,19 @@ class Engine:
         progressive: bool = True,
         row_multiple: int = 0,
         row_offset: int = 0,
+        uniform: bool = False,
     ) -> Session:
         """Opens a session for one prompt of `prompt_tokens` tokens, all chunks together.
 
         row_multiple, row_offset   the rows that each KV head keeps are rounded up with its next best ones to
                                    row_offset (mod row_multiple), for a cache of whole blocks; 0: not rounded
+        uniform                    every layer and KV head keeps the policy's capacity, each its own best rows
 
         Raises DkvError, and then the engine goes on with its full cache: UNAVAILABLE, VERSION_MISMATCH;
         DEADLINE_EXCEEDED, without waiting while a sidecar that did not answer is being asked again in the
         background; INVALID_ARGUMENT or NOT_FOUND for the policy.
         """
-        return Session(self, prompt_tokens, policy, progressive, row_multiple, row_offset)
+        return Session(self, prompt_tokens, policy, progressive, row_multiple, row_offset, uniform)
 
     def close(self) -> None:
         """Says goodbye. Again is allowed."""

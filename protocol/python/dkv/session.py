@@ -23,6 +23,7 @@ class Session:
         progressive: bool,
         row_multiple: int = 0,
         row_offset: int = 0,
+        uniform: bool = False,
     ):
         self._handle = NULL
         prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
@@ -36,6 +37,7 @@ class Session:
             policy=wish,
             row_multiple=row_multiple,
             row_offset=row_offset,
+            uniform=int(uniform),
         )
         plan, handle = _abi.new("dkv_session_plan"), _abi.handle("dkv_session")
         _abi.call("dkv_session_open", engine._handle, options, handle, plan)

@@ -116,7 +116,6 @@ Result<void> Attachment::compress(dkv_policy const* policy, llama_context* targe
     ++report_.prompts;
     report_.compressed = 0;
     report_.tokens = report_.cells = 0;
-    report_.ideal_cells = 0;
     report_.bytes_before = report_.bytes_after = 0;
     put_text(report_.policy, "");
     put_text(report_.reason, "");
@@ -175,7 +174,6 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     DKV_TRY(adopt(whole, kept, target));
     report_.compressed = 1;
     report_.cells = plan.cells;
-    report_.ideal_cells = plan.ideal_cells;
     report_.bytes_after = kept.size();
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);

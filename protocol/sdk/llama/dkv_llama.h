@@ -71,8 +71,7 @@ typedef struct dkv_llama_report {
     uint32_t struct_bytes;
     int32_t compressed;    /* 0: the context is as it was */
     uint32_t tokens;       /* of the prompt */
-    uint32_t cells;        /* cells now: the same in each layer */
-    double ideal_cells;    /* what the policy wanted, on average per layer and KV head */
+    uint32_t cells;        /* cells now: the policy's capacity, the same in each layer */
     uint64_t bytes_before; /* of the sequence's state */
     uint64_t bytes_after;
     uint64_t prompts; /* since dkv_llama_attach: dkv_llama_compress was called */
@@ -84,8 +83,8 @@ typedef struct dkv_llama_report {
 /* Compresses sequence 0 after its prompt's prefill. With `target`, an empty context of the same
  * model, the kept cells go there and `context` stays as it is: free it, and its memory is the
  * system's again. With NULL they stay in the same context, whose other cells are then free.
- * Where a policy keeps more in one layer or KV head than in another, all are filled with their next
- * best tokens to the largest. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
+ * A policy that keeps more in one layer or KV head than in another keeps its capacity in each, and
+ * ranks as it does. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
  *
  * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED: KV
  * rows that are quantised, a window above window_max. DKV_LIMIT_EXCEEDED: `target` has too few

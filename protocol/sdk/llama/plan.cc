@@ -1,6 +1,7 @@
 #include "protocol/sdk/llama/plan.h"
 
 #include <algorithm>
+#include <span>
 
 namespace dkv::llama {
 namespace {
@@ -52,7 +53,6 @@ Result<void> report_layers(dkv_session* session, Source const& source, std::uint
 
 Result<Plan> collect(Session session, Geometry const& geometry) {
     Plan plan;
-    std::uint64_t rows = 0;
     for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
         dkv_layer_view view{};
         view.struct_bytes = sizeof view;
@@ -60,32 +60,42 @@ Result<Plan> collect(Session session, Geometry const& geometry) {
         if (view.form != DKV_LAYER_PACKED)
             return Error{ErrorCode::BadState,
                          "layer " + std::to_string(layer) + " did not come back packed"};
-        std::uint64_t of_layer = 0;
-        for (std::uint32_t head = 0; head < geometry.kv_heads; ++head) {
-            of_layer += view.lengths[head];
-            plan.cells = std::max(plan.cells, view.lengths[head]);
-        }
-        plan.positions.insert(plan.positions.end(), view.positions, view.positions + of_layer);
-        rows += of_layer;
+        if (layer == 0) plan.cells = view.lengths[0];
+        std::span const lengths(view.lengths, geometry.kv_heads);
+        if (std::ranges::any_of(lengths, [&](auto length) { return length != plan.cells; }))
+            return Error{
+                ErrorCode::Unsupported,
+                "the sidecar gave layer " + std::to_string(layer) +
+                    " another number of tokens, and llama.cpp's cells need one: it is older "
+                    "than this libdkv_llama"};
+        plan.positions.insert(plan.positions.end(), view.positions,
+                              view.positions + std::size_t{plan.cells} * geometry.kv_heads);
     }
-    plan.ideal_cells = static_cast<double>(rows) / (geometry.layers * geometry.kv_heads);
     plan.session = std::move(session);
     return plan;
 }
 
-/// `level`: 0, or the count that every layer and KV head is filled to.
-Result<Plan> run_session(dkv_engine* engine,
-                         Source const& source,
-                         Wish const& wish,
-                         std::uint32_t level) {
+}  // namespace
+
+Error error_of(dkv_status status) {
+    return {static_cast<ErrorCode>(status), dkv_last_error()};
+}
+
+Result<void> checked(dkv_status status) {
+    if (status == DKV_OK) return {};
+    return error_of(status);
+}
+
+std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept {
+    return geometry.layers * layer_queries_bytes(geometry, rows);
+}
+
+Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish) {
     dkv_session_options options{};
     options.struct_bytes = sizeof options;
     options.prompt_tokens = source.rows.tokens();
     options.policy = wish.policy;
-    if (level > 0) {
-        options.row_multiple = options.prompt_tokens;
-        options.row_offset = level;
-    }
+    options.uniform = 1;
     dkv_session* opened = nullptr;
     dkv_session_plan answer{};
     answer.struct_bytes = sizeof answer;
@@ -112,43 +122,6 @@ Result<Plan> run_session(dkv_engine* engine,
     }
     auto plan = DKV_TRY(collect(std::move(session), source.rows.geometry));
     plan.policy = answer.policy;
-    return plan;
-}
-
-bool is_level(Plan const& plan, Geometry const& geometry) {
-    return plan.positions.size() == std::uint64_t{plan.cells} * geometry.layers * geometry.kv_heads;
-}
-
-}  // namespace
-
-Error error_of(dkv_status status) {
-    return {static_cast<ErrorCode>(status), dkv_last_error()};
-}
-
-Result<void> checked(dkv_status status) {
-    if (status == DKV_OK) return {};
-    return error_of(status);
-}
-
-std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept {
-    return geometry.layers * layer_queries_bytes(geometry, rows);
-}
-
-Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish) {
-    auto plan = DKV_TRY(run_session(engine, source, wish, 0));
-    if (plan.session == nullptr || is_level(plan, source.rows.geometry)) return plan;
-    if (plan.cells >= source.rows.tokens()) {
-        plan.session.reset();  // One head keeps the whole prompt: so do all.
-        return plan;
-    }
-    double const ideal = plan.ideal_cells;
-    std::uint32_t const level = plan.cells;
-    plan = {};
-    plan = DKV_TRY(run_session(engine, source, wish, level));
-    plan.ideal_cells = ideal;
-    if (plan.session != nullptr && !is_level(plan, source.rows.geometry))
-        return Error{ErrorCode::BadState, "layers do not all keep " + std::to_string(level) +
-                                              " tokens, which llama.cpp's cells need"};
     return plan;
 }
 

@@ -43,17 +43,14 @@ struct Plan {
     Session session;  ///< Empty: the prompt is kept whole.
     std::string policy;
     std::uint32_t cells = 0;              ///< Rows in each layer and KV head.
-    double ideal_cells = 0;               ///< Before all were filled to the largest.
     std::vector<std::int32_t> positions;  ///< [layers, kv_heads, cells]
 };
 
 /// The bytes of all layers' queries.
 std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept;
 
-/// Where lengths differ, a second session fills all to the largest with their next best tokens.
-///
 /// Errors: those of dkv_session_open and dkv_session_finish; Unsupported: more query rows than are
-/// remembered.
+/// remembered, or a sidecar that does not know `uniform`.
 Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish);
 
 }  // namespace dkv::llama

@@ -326,3 +326,22 @@ TEST_CASE("auto follows a profile, and without one treats every layer alike, wit
     CHECK(measured->budgets().layer(0)[1] == 15);
     CHECK(measured->budgets().layer(1)[1] == 5);
 }
+
+TEST_CASE("for an engine with one table of cells every policy keeps its capacity in each head") {
+    PromptShape shape = shape_of(6, 2, 400, 8);
+    for (PolicyEntry const& entry : policies()) {
+        if (entry.name == "fullkv" || entry.name == "reuse") continue;  // reuse wants a profile.
+        CAPTURE(entry.name);
+        auto const params = params_of(std::string(entry.name).c_str(), 64, 8);
+        shape.window = params.window;
+        shape.uniform = false;
+        auto const usual = make_policy(params, shape);
+        shape.uniform = true;
+
+        auto const policy = make_policy(params, shape);
+
+        CHECK(policy->ranking() == usual->ranking());
+        CHECK(policy->budgets_known());
+        CHECK(policy->budgets() == HeadBudgets(shape.layers, shape.kv_heads, params.base()));
+    }
+}

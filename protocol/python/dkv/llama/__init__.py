@@ -32,8 +32,7 @@ class Report:
 
     compressed: bool
     tokens: int
-    cells: int  # The same in each layer.
-    ideal_cells: float  # What the policy wanted, on average per layer and KV head.
+    cells: int  # The policy's capacity, the same in each layer.
     bytes_before: int
     bytes_after: int
     prompts: int
