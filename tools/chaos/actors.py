@@ -188,7 +188,7 @@ class Watcher:
     def __init__(self, sidecar: Sidecar):
         self.process = subprocess.Popen(
             [sidecar.bin / "dkv", "--endpoint", sidecar.endpoint, "--json", "watch"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "LD_PRELOAD": str(sidecar.preload)},
         )  # fmt: skip
         self.pid = self.process.pid
 
@@ -196,7 +196,6 @@ class Watcher:
         return self.process.poll() is None
 
     def end(self) -> int:
-        if self.alive():
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(signal.SIGINT)
+        """Its exit code."""
+        self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_S)

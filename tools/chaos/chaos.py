@@ -20,13 +20,14 @@ import os
 import pathlib
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 
 import disk
 import table
-from actors import Broken, Engine, Sidecar, Watcher, c_engine, descriptors, hf_engine, lent_mappings, waited_for
+from actors import Broken, Engine, Sidecar, Watcher, c_engine, hf_engine, lent_mappings, waited_for
 from faults import FAULTS, HEARTBEAT_MS, Fault, Scene
 from line import Stop
 from states import BEFORE, points
@@ -184,8 +185,8 @@ class Case:
         self.sidecar.start()
 
     def clean_up(self) -> None:
-        if self.watcher is not None:
-            self.watcher.end()
+        if self.watcher is not None and (code := self.watcher.end()) not in self.fault.watcher_codes:
+            raise Broken(f"dkv watch ended with {code}")
         keep = self.hf is not None and self.engine.alive()
         for engine in [*self.others, *([] if keep else [self.engine])]:
             code = engine.end()
@@ -269,11 +270,10 @@ def own_namespace() -> bool:
     """A /dev/shm of its own, which may be filled. The program starts itself again in it."""
     if os.environ.get("DKV_CHAOS_PRIVATE") == "1":
         return True
-    if os.geteuid() != 0 or shutil.which("unshare") is None:
+    inside = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size=256m tmpfs /dev/shm && exec "$@"', "-"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], stderr=subprocess.DEVNULL).returncode != 0:
         return False
-    mount = 'mount -t tmpfs -o size=256m tmpfs /dev/shm && exec "$@"'
-    command = ["unshare", "-m", "bash", "-c", mount, "-", sys.executable, *sys.argv]
-    os.execvpe(command[0], command, {**os.environ, "DKV_CHAOS_PRIVATE": "1"})
+    os.execvpe(inside[0], [*inside, sys.executable, *sys.argv], {**os.environ, "DKV_CHAOS_PRIVATE": "1"})
 
 
 def main() -> int:
@@ -289,7 +289,8 @@ def main() -> int:
     binaries = options.bin.resolve()
     os.environ.setdefault("DKV_LIBRARY", str(binaries.parent / "lib/libdkv.so"))
     cases = plan(options.faults, options.hf, options.seed, private, options.only)
-    print(f"chaos: seed {options.seed}, {len(cases)} faults" + ("" if private else "; not root: /dev/shm is not filled"))
+    left_out = "" if private else "; no mount namespace of its own (root?): no full /dev/shm, no full disk"
+    print(f"chaos: seed {options.seed}, {len(cases)} faults{left_out}", flush=True)
     results, hf, began = table.Results(options.seed), HfEngine(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dkv-chaos-") as folder:
         os.chmod(folder, 0o700)

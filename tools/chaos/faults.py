@@ -54,6 +54,7 @@ class Fault:
     deadline_ms: int = 5000  # Of the engine.
     needs_named_memory: bool = False
     watched: bool = False
+    watcher_codes: tuple[int, ...] = (0,)  # Exit codes of `dkv watch`: it goes on until Ctrl-C.
 
     def promises_compression(self, state: str) -> bool:
         return state != "failed" and self.ends_engine is None and (self.must_compress or state in DECIDED)
@@ -157,9 +158,10 @@ FAULTS = [
     Fault("stop engine", stop("engine", SHORT_S), must_compress=True),
     Fault("hang engine", stop("engine", SILENCE_S)),
     Fault("interrupt engine", interrupt("engine"), must_compress=True),
-    Fault("kill dkv", send("dkv", signal.SIGKILL), must_compress=True, watched=True),
-    Fault("end dkv", send("dkv", signal.SIGTERM), must_compress=True, watched=True),
+    Fault("kill dkv", send("dkv", signal.SIGKILL), must_compress=True, watched=True, watcher_codes=(-signal.SIGKILL,)),
+    Fault("end dkv", send("dkv", signal.SIGTERM), must_compress=True, watched=True, watcher_codes=(0, -signal.SIGTERM)),
     Fault("stop dkv", stop("dkv", None), must_compress=True, watched=True),
+    Fault("interrupt dkv", interrupt("dkv"), must_compress=True, watched=True),
     Fault("no descriptors in dkvd", limit("dkvd", resource.RLIMIT_NOFILE, descriptors_now), hits_dkvd=True),
     Fault("no descriptors in engine", limit("engine", resource.RLIMIT_NOFILE, descriptors_now), may_lack=True),
     Fault("no memory in dkvd", limit("dkvd", resource.RLIMIT_AS, address_space_now), hits_dkvd=True),
