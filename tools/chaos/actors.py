@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import subprocess
@@ -45,7 +46,7 @@ class Sidecar:
         self.socket, self.bin, self.flags, self.preload = f"{folder}/dkvd.sock", binaries, flags, preload
         self.endpoint = f"ipc://{self.socket}"
         self.log_path, self.folder = folder / "dkvd.log", folder
-        self.rss_max = self.starts = 0
+        self.rss_max, self.first = 0, None  # Of the first dkvd at rest: resident bytes, descriptors, threads.
         self.start()
 
     def start(self) -> None:
@@ -54,9 +55,7 @@ class Sidecar:
                 [self.bin / "dkvd", "--endpoint", self.endpoint, "--log-level", "warn", *self.flags],
                 stdout=log, stderr=log, env={**os.environ, "LD_PRELOAD": str(self.preload)},
             )  # fmt: skip
-        self.starts += 1
         waited_for(self.status, "dkvd to answer")
-        self.first = None
 
     def dkv(self, *words: str) -> dict | None:
         done = subprocess.run(
@@ -191,6 +190,11 @@ class Watcher:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "LD_PRELOAD": str(sidecar.preload)},
         )  # fmt: skip
         self.pid = self.process.pid
+        waited_for(self.catches_interrupts, "dkv watch to begin")
+
+    def catches_interrupts(self) -> bool:
+        caught = re.search(r"SigCgt:\s*(\w+)", pathlib.Path(f"/proc/{self.pid}/status").read_text())
+        return bool(int(caught[1], 16) >> (signal.SIGINT - 1) & 1)
 
     def alive(self) -> bool:
         return self.process.poll() is None

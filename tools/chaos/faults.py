@@ -54,7 +54,7 @@ class Fault:
     deadline_ms: int = 5000  # Of the engine.
     needs_named_memory: bool = False
     watched: bool = False
-    watcher_codes: tuple[int, ...] = (0,)  # Exit codes of `dkv watch`: it goes on until Ctrl-C.
+    ends_watcher: int = 0  # Exit code of `dkv watch`, which goes on until Ctrl-C.
 
     def promises_compression(self, state: str) -> bool:
         return state != "failed" and self.ends_engine is None and (self.must_compress or state in DECIDED)
@@ -151,15 +151,15 @@ FAULTS = [
     Fault("kill dkvd", kill_dkvd, hits_dkvd=True, ends_dkvd=-signal.SIGKILL),
     Fault("end dkvd", send("dkvd", signal.SIGTERM), hits_dkvd=True, ends_dkvd=0),
     Fault("stop dkvd", stop("dkvd", SHORT_S), must_compress=True),
-    Fault("hang dkvd", stop("dkvd", None), hits_dkvd=True, deadline_ms=600),
+    Fault("hang dkvd", stop("dkvd", None), hits_dkvd=True, deadline_ms=1000),
     Fault("interrupt dkvd", interrupt("dkvd"), must_compress=True),
     Fault("kill engine", send("engine", signal.SIGKILL), ends_engine=-signal.SIGKILL),
     Fault("end engine", send("engine", signal.SIGTERM), ends_engine=-signal.SIGTERM),
     Fault("stop engine", stop("engine", SHORT_S), must_compress=True),
     Fault("hang engine", stop("engine", SILENCE_S)),
     Fault("interrupt engine", interrupt("engine"), must_compress=True),
-    Fault("kill dkv", send("dkv", signal.SIGKILL), must_compress=True, watched=True, watcher_codes=(-signal.SIGKILL,)),
-    Fault("end dkv", send("dkv", signal.SIGTERM), must_compress=True, watched=True, watcher_codes=(0, -signal.SIGTERM)),
+    Fault("kill dkv", send("dkv", signal.SIGKILL), must_compress=True, watched=True, ends_watcher=-signal.SIGKILL),
+    Fault("end dkv", send("dkv", signal.SIGTERM), must_compress=True, watched=True),
     Fault("stop dkv", stop("dkv", None), must_compress=True, watched=True),
     Fault("interrupt dkv", interrupt("dkv"), must_compress=True, watched=True),
     Fault("no descriptors in dkvd", limit("dkvd", resource.RLIMIT_NOFILE, descriptors_now), hits_dkvd=True),
@@ -169,7 +169,7 @@ FAULTS = [
     Fault("full /dev/shm", fill_shm, hits_dkvd=True, may_lack=True, needs_named_memory=True),
     Fault("delay a message", delay, must_compress=True),
     Fault("repeat a message", fate("repeat"), must_compress=True),
-    Fault("reorder messages", fate("swap"), deadline_ms=600),
-    Fault("lose a message", fate("lose"), deadline_ms=600),
-    Fault("storm of messages", storm, deadline_ms=600),
+    Fault("reorder messages", fate("swap"), deadline_ms=1000),
+    Fault("lose a message", fate("lose"), deadline_ms=1000),
+    Fault("storm of messages", storm, deadline_ms=1000),
 ]

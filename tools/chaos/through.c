@@ -49,7 +49,10 @@ static int send_socket(int through, int sent) {
     return sendmsg(through, &message, MSG_NOSIGNAL) == 1 ? 0 : -1;
 }
 
-int connect(int socket_, struct sockaddr const* address, socklen_t bytes) {
+/* The linker's name alone: glibc declares connect() with a union. */
+int lead(int socket_, struct sockaddr const* address, socklen_t bytes) __asm__("connect");
+
+int lead(int socket_, struct sockaddr const* address, socklen_t bytes) {
     Connect next = NULL;
     *(void**)&next = dlsym(RTLD_NEXT, "connect");
     if (!is_sidecar(address, bytes)) return next(socket_, address, bytes);
