@@ -174,6 +174,12 @@ def c_engine(sidecar: Sidecar, flags: list[str], stop_at: Stop | None = None, **
     return engine
 
 
+def crowd(sidecar: Sidecar, flags: list[str]) -> Engine:
+    """An engine with several prompts at once, which runs them and ends."""
+    command = [sidecar.bin / "dkv_c_engine", "--endpoint", sidecar.endpoint, *flags, "--at-once", "3", "--sessions", "2"]
+    return Engine(sidecar, command)
+
+
 def hf_engine(sidecar: Sidecar, stop_at: Stop) -> Engine:
     engine = Engine(sidecar, [sys.executable, HERE / "hf_engine.py", sidecar.endpoint], stop_at)
     engine.patience_s = 300  # A real model, on a machine that may have other work.

@@ -27,7 +27,7 @@ import time
 
 import disk
 import table
-from actors import Broken, Engine, Sidecar, Watcher, c_engine, hf_engine, lent_mappings, waited_for
+from actors import Broken, Engine, Sidecar, Watcher, c_engine, crowd, hf_engine, lent_mappings, waited_for
 from faults import FAULTS, HEARTBEAT_MS, Fault, Scene
 from line import Stop
 from states import BEFORE, points
@@ -77,6 +77,7 @@ class Case:
         self.sidecar, self.fault, self.state, self.hf = sidecar, fault, state, hf
         self.rng = random.Random(f"{seed}/{fault.name}@{state}")
         self.others: list[Engine] = []
+        self.crowd: Engine | None = None
         self.engine: Engine | None = None
         self.ended: int | None = None
         self.scene: Scene | None = None
@@ -93,12 +94,15 @@ class Case:
         flags = c_flags(self.rng, self.fault, self.state)
         for _ in range(self.rng.choice((0, 0, 1, 2)) if self.hf is None else 0):
             self.others.append(c_engine(self.sidecar, c_flags(self.rng, self.fault, "open")))
+        crowd_flags = c_flags(self.rng, self.fault, "open") if self.rng.random() < 0.3 and self.hf is None else None
         named = {"DKV_ARENA": "posix_shm"} if "posix_shm" in flags else {}
         wish = self.rng.choice(HF_WISHES) if self.hf else None
         if self.hf is not None:
             self.engine = self.hf.take(self.sidecar, stop)
         else:
             self.engine = c_engine(self.sidecar, flags, stop, **named)
+        if crowd_flags:
+            self.crowd = crowd(self.sidecar, crowd_flags)
         for one in [*self.others, self.engine]:
             one.begin(wish)
         outcome = self.engine.session()
@@ -112,8 +116,10 @@ class Case:
         self.told = outcome
         result = self.judge(outcome)
         for other in self.others:
-            self.judge_other(other)
+            self.judge_other(other, other.session())
         self.restore_dkvd()
+        while self.crowd and (outcome := self.crowd.line()):
+            self.judge_other(self.crowd, outcome)
         self.next_prompt(wish)
         self.clean_up()
         return result
@@ -143,8 +149,7 @@ class Case:
             raise Broken(f"not compressed, and no reason given: {outcome}")
         return "whole" if set(outcome["forms"]) == {"full"} else "partly"
 
-    def judge_other(self, other: Engine) -> None:
-        outcome = other.session()
+    def judge_other(self, other: Engine, outcome: dict | None) -> None:
         if outcome is None or outcome["rows_wrong"] or not (outcome["committed"] or self.fault.hits_dkvd):
             raise Broken(f"another engine's prompt was harmed: {outcome} {other.said()}")
 
@@ -184,7 +189,7 @@ class Case:
         for undo in self.scene.undo if self.scene else ():
             with contextlib.suppress(OSError):
                 undo()
-        for one in [*self.others, self.engine, self.watcher, self.sidecar]:
+        for one in [*self.others, self.crowd, self.engine, self.watcher, self.sidecar]:
             if one is not None and one.alive():
                 one.process.kill()
                 one.process.wait()
@@ -194,7 +199,8 @@ class Case:
         if self.watcher is not None and (code := self.watcher.end()) != self.fault.ends_watcher:
             raise Broken(f"dkv watch ended with {code}")
         keep = self.hf is not None and self.engine.alive()
-        for engine in [*self.others, *([] if keep else [self.engine])]:
+        ended = [*self.others, *([self.crowd] if self.crowd else []), *([] if keep else [self.engine])]
+        for engine in ended:
             code = engine.end()
             if code not in (0, 3) and not (engine is self.engine and code == self.ended):
                 raise Broken(f"an engine ended with {code}: {engine.said()}")
