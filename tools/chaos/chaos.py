@@ -28,7 +28,7 @@ import time
 import disk
 import table
 from actors import Broken, Engine, Sidecar, Watcher, c_engine, crowd, hf_engine, lent_mappings, waited_for
-from faults import FAULTS, HEARTBEAT_MS, Fault, Scene
+from faults import DEADLINE_MS, FAULTS, HEARTBEAT_MS, Fault, Scene
 from line import Stop
 from states import BEFORE, points
 
@@ -48,7 +48,8 @@ HF_FAULTS = {"kill dkvd", "end dkvd", "stop dkvd", "interrupt dkvd", "kill engin
 HF_STATES = {"open", "prefill", "planned", "committed", "adopted", "closed"}
 
 
-def c_flags(rng: random.Random, fault: Fault, state: str) -> list[str]:
+def c_flags(rng: random.Random, fault: Fault, state: str = "") -> list[str]:
+    """With a state: of the engine that is struck. Others have time, unless dkvd itself is struck."""
     kv_heads, window = rng.choice((1, 2, 3)), rng.choice((8, 32))
     wish = {
         "layers": rng.randint(3, 8),
@@ -62,10 +63,10 @@ def c_flags(rng: random.Random, fault: Fault, state: str) -> list[str]:
         "policy": rng.choice(POLICIES),
         "arena": "posix_shm" if fault.needs_named_memory else rng.choice(("memfd", "posix_shm")),
         "seed": rng.randint(1, 1 << 30),
-        "timeout-ms": fault.deadline_ms,
+        "timeout-ms": fault.deadline_ms if state or fault.hits_dkvd else DEADLINE_MS,
     }
     flags = [word for key, value in wish.items() for word in (f"--{key}", str(value))]
-    return flags + list(points()[state].flags) + (["--no-progressive"] if rng.random() < 0.3 else [])
+    return flags + list(points()[state].flags if state else ()) + (["--no-progressive"] if rng.random() < 0.3 else [])
 
 
 class Missed(Broken):
@@ -93,8 +94,8 @@ class Case:
         stop = Stop(place, self.strike, skip)
         flags = c_flags(self.rng, self.fault, self.state)
         for _ in range(self.rng.choice((0, 0, 1, 2)) if self.hf is None else 0):
-            self.others.append(c_engine(self.sidecar, c_flags(self.rng, self.fault, "open")))
-        crowd_flags = c_flags(self.rng, self.fault, "open") if self.rng.random() < 0.3 and self.hf is None else None
+            self.others.append(c_engine(self.sidecar, c_flags(self.rng, self.fault)))
+        crowd_flags = c_flags(self.rng, self.fault) if self.rng.random() < 0.3 and self.hf is None else None
         named = {"DKV_ARENA": "posix_shm"} if "posix_shm" in flags else {}
         wish = self.rng.choice(HF_WISHES) if self.hf else None
         if self.hf is not None:
@@ -164,7 +165,7 @@ class Case:
 
     def next_prompt(self, wish: dict | None) -> None:
         """Of every engine that is alive, and of a new one where the struck one is not."""
-        fresh = [] if self.engine.alive() else [c_engine(self.sidecar, c_flags(self.rng, self.fault, "open"))]
+        fresh = [] if self.engine.alive() else [c_engine(self.sidecar, c_flags(self.rng, self.fault))]
         self.others += fresh
         for engine in [self.engine, *self.others]:
             if not engine.alive():
