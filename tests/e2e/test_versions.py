@@ -39,7 +39,9 @@ def test_a_second_dkvd_is_refused_and_both_versions_are_named(sidecar):
 
 
 @pytest.mark.parametrize(
-    "text, named", [("dkvd 0.0.9, process 77", "dkvd 0.0.9, process 77"), ("", "of an unknown version")], ids=["it says", "mute"]
+    "text, named",
+    [("dkvd 0.0.9, process 77", "dkvd 0.0.9, process 77"), ("", "of an unknown version")],
+    ids=["it says", "it does not"],
 )
 def test_the_version_that_is_named_is_the_one_of_the_dkvd_that_listens(tmp_path, text, named):
     tmp_path.chmod(0o700)

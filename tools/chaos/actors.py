@@ -14,7 +14,7 @@ import time
 
 from line import Proxy, Stop
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 HERE = pathlib.Path(__file__).resolve().parent
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2 with its real weights beside dkvd, for the runner: a prompt for each line of stdin, and whether its text is right.
+"""SmolLM2 with its real weights beside dkvd: a prompt for each line of stdin, and whether its text is right.
 
     python hf_engine.py ENDPOINT
 
