@@ -52,3 +52,14 @@ def test_a_state_that_the_runner_does_not_reach_makes_it_fail(monkeypatch):
 
     with pytest.raises(SystemExit, match=r"state.h has the states .*'planned'.*add or remove an entry of REACHED"):
         states.points()
+
+
+def test_prompts_beyond_the_limit_are_refused_and_all_others_compressed():
+    """tools/bench/load.py, with few engines: it fails for a wrong row, and for a refusal that is not limit_exceeded."""
+    load = ROOT / "tools" / "bench" / "load.py"
+    command = [sys.executable, load, "--bin", program("dkvd").parent, "--engines", "8", "--at-once", "2", "--minutes", "0"]
+
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1,056 prompts at once: 1,024 compressed, 32 refused with `limit_exceeded`" in ran.stdout

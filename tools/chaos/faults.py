@@ -20,6 +20,7 @@ SHORT_S = 0.25  # A pause that nobody's deadline notices.
 SILENCE_S = 2.6  # Beyond ten heartbeats of HEARTBEAT_MS.
 HEARTBEAT_MS = 200
 STORM = 0.08  # The share of messages that a storm hits.
+DRAINED = ("open", "prefill", "planned")  # A dkvd that is to end waits for these.
 DECIDED = ("committed", "adopted", "closed")  # The engine has its packed rows.
 
 
@@ -47,7 +48,8 @@ class Scene:
 class Fault:
     name: str
     strike: Callable[[Scene, Line, Message], str | None]  # "lose", "repeat", "swap": the fate of the held message.
-    must_compress: bool = False  # Else the prompt may stay whole, or partly.
+    must_compress: bool = False  # Else the prompt may stay whole, or partly …
+    must_compress_in: tuple[str, ...] = ()  # … but in these states.
     hits_dkvd: bool = False  # Other engines' prompts may stay whole, too.
     ends_dkvd: int | None = None  # Its exit code.
     ends_engine: int | None = None
@@ -58,7 +60,8 @@ class Fault:
     ends_watcher: int = 0  # Exit code of `dkv watch`, which goes on until Ctrl-C.
 
     def promises_compression(self, state: str) -> bool:
-        return state != "failed" and self.ends_engine is None and (self.must_compress or state in DECIDED)
+        must = self.must_compress or state in (*DECIDED, *self.must_compress_in)
+        return must and state != "failed" and self.ends_engine is None
 
 
 def send(whom: str, number: int):
@@ -150,7 +153,7 @@ def storm(scene: Scene, *_) -> None:
 
 FAULTS = [
     Fault("kill dkvd", kill_dkvd, hits_dkvd=True, ends_dkvd=-signal.SIGKILL),
-    Fault("end dkvd", send("dkvd", signal.SIGTERM), hits_dkvd=True, ends_dkvd=0),
+    Fault("end dkvd", send("dkvd", signal.SIGTERM), hits_dkvd=True, ends_dkvd=0, must_compress_in=DRAINED),
     Fault("stop dkvd", stop("dkvd", SHORT_S), must_compress=True),
     Fault("hang dkvd", stop("dkvd", None), hits_dkvd=True, deadline_ms=1000),
     Fault("interrupt dkvd", interrupt("dkvd"), must_compress=True),
