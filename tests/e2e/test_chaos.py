@@ -12,7 +12,7 @@ from engines import DEVICE
 from processes import ROOT, program
 
 CHAOS = ROOT / "tools" / "chaos"
-FAULTS, OF_THEM_SMOLLM2 = 100, 3
+FAULTS, OF_THEM_SMOLLM2 = 100, 2
 
 pytestmark = pytest.mark.skipif(bool(DEVICE), reason="about processes and connections, whatever the device")
 
