@@ -358,9 +358,10 @@ def main() -> int:
                 if one is not None and one.alive():
                     one.process.kill()
                     one.process.wait()
-    print(results.text())
+    text = results.text(time.monotonic() - began, sidecar.rss_max)
+    print(text)
     if options.write:
-        results.write(options.write, time.monotonic() - began, sidecar.rss_max)
+        table.put(options.write, "tools/chaos/chaos.py", text)
     return 1 if results.broken() else 0
 
 

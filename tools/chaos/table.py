@@ -47,11 +47,14 @@ class Results:
         counts = self.counts.get((fault, state))
         return " ".join(f"{counts[word]}{letter}" for word, letter in WORDS.items() if counts[word]) if counts else "-"
 
-    def text(self) -> str:
+    def text(self, seconds: float, growth: int) -> str:
         total = collections.Counter()
         for counts in self.counts.values():
             total += counts
         lines = [
+            f"Seed {self.seed}, {machine()}, {seconds / 60:.0f} minutes, load average {os.getloadavg()[2]:.1f}. dkvd's "
+            f"resident memory between faults: at most {growth / 2**20:.1f} MiB above its first rest.",
+            "",
             f"{sum(total.values())} faults ({self.kinds['c']} beside the C engine, {self.kinds['hf']} beside SmolLM2 in "
             f"transformers), {self.broken() or 'no'} promise broken: "
             + ", ".join(f"{total[word]} {word} ({letter})" for word, letter in WORDS.items() if word != "broken"),
@@ -67,10 +70,3 @@ class Results:
             lines += ["", "| full disk under | done | refused |", "| --- | --- | --- |"]
             lines += [f"| `{name}` | {all_.count('done')} | {all_.count('refused')} |" for name, all_ in self.disk.items()]
         return "\n".join(lines)
-
-    def write(self, page: pathlib.Path, seconds: float, growth: int) -> None:
-        head = (
-            f"Seed {self.seed}, {machine()}, {seconds / 60:.0f} minutes. dkvd's resident memory between faults: at most "
-            f"{growth / 2**20:.1f} MiB above its first quiet moment."
-        )
-        put(page, "tools/chaos/chaos.py", f"{head}\n\n{self.text()}")
