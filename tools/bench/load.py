@@ -128,6 +128,7 @@ def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list
         row(crowd + "waiting for the packed rows at the end", outcomes, "finish_ns"),
     ]
     mib = 2**20
+    resting = ", ".join(f"{one[0] / mib:.0f}" for one in rests[:: max(1, len(rests) // 12)])
     return [
         *rows,
         "",
@@ -135,10 +136,9 @@ def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list
         f"compressed, every row right; {sum(rates) / len(rates):.0f} prompts a second. Fairness between engines (Jain's "
         f"index of their speeds; 1: all alike): {min(fairness):.3f} at worst.",
         "",
-        f"dkvd's resident memory: {first[0] / mib:.1f} MiB after the first round, {last[0] / mib:.1f} MiB after the last, "
-        f"{max(one[0] for one in busiest) / mib:.1f} MiB at most (the engines' mapped pages are in it). Descriptors at "
-        f"rest: {first[1]}, then {last[1]}; {max(one[1] for one in busiest)} at most. Threads at rest: {first[2]}, then "
-        f"{last[2]}.",
+        f"dkvd's resident memory at rest: {resting} MiB, {max(one[0] for one in busiest) / mib:.0f} MiB at most under way "
+        f"(the engines' mapped pages are in it). Descriptors at rest: {first[1]}, then {last[1]}; "
+        f"{max(one[1] for one in busiest)} at most. Threads at rest: {first[2]}, then {last[2]}.",
     ]
 
 
