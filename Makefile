@@ -47,7 +47,7 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats test-ray test-vllm test-llama bench-vllm ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-ray test-vllm test-llama bench-vllm chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
 
@@ -158,7 +158,20 @@ fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizer
 	cmake --build --preset asan --target formats_test
 	DKV_EVERY_BIT=1 build/asan/bin/formats_test --test-case='*flipped bit*'
 
-soak: build deps-test ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
+# What tools/chaos starts beside dkvd and dkv.
+chaos: TARGETS = programs dkv_c_engine dkv_chaos_through
+chaos: deps deps-test ## 2,000 faults at every state of a session, with real processes: docs/RELIABILITY.md (CHAOS='--faults 100 --seed 7')
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target $(TARGETS)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) $(PYTHON) tools/chaos/chaos.py --bin $(BUILD)/bin $(or $(CHAOS),--faults 2000 --hf 40)
+
+load: TARGETS = programs dkv_c_engine
+load: deps deps-test ## 64 engines with 8 prompts each, then more prompts than dkvd takes (LOAD='--minutes 60')
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target $(TARGETS)
+	$(PYTHON) tools/bench/load.py --bin $(BUILD)/bin $(LOAD)
+
+soak: build deps-test chaos ## long: many sessions, kills and restarts (SOAK_MINUTES=10), a million messages, foreign bytes
 	$(PYTHON) tools/soak/soak.py --bin $(BUILD)/bin --minutes $${SOAK_MINUTES:-10}
 	DKV_KILLS=$${DKV_KILLS:-200} DKV_SEED=$${DKV_SEED:-$$(date +%s)} $(E2E) -s tests/python/test_killed.py
 	tools/vllm/install.sh

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <unistd.h>
 #include <utility>
 
 #include <sys/file.h>
@@ -12,9 +13,12 @@
 #include <system_error>
 
 #include "protocol/base/endpoint.h"
+#include "protocol/base/printable.h"
 
 namespace dkv {
 namespace {
+
+constexpr std::size_t kHolderBytesMax = 100;
 
 Error io(std::string const& what) {
     return {ErrorCode::Io, what + ": " + std::generic_category().message(errno)};
@@ -60,6 +64,25 @@ Result<bool> is_live(std::string const& path) {
     return errno == EAGAIN;
 }
 
+/// The lock file's text is its holder's version and process. Where the disk is full it stays empty.
+void sign(int lock) {
+    auto const text = "dkvd " DKV_VERSION ", process " + std::to_string(::getpid());
+    if (::ftruncate(lock, 0) == 0) [[maybe_unused]]
+        auto const written = ::pwrite(lock, text.data(), text.size(), 0);
+}
+
+/// Both versions, since a second sidecar is most often an upgrade. lock: negative where its holder
+/// is unknown.
+Error taken(std::string const& endpoint, int lock) {
+    std::string text(kHolderBytesMax, '\0');
+    auto const bytes = lock < 0 ? 0 : ::pread(lock, text.data(), text.size(), 0);
+    text.resize(bytes < 0 ? 0 : static_cast<std::size_t>(bytes));
+    return {ErrorCode::AlreadyExists,
+            "a sidecar already listens at " + endpoint + ": " +
+                (text.empty() ? "of an unknown version" : printable(text, kHolderBytesMax)) +
+                "; this is dkvd " DKV_VERSION};
+}
+
 }  // namespace
 
 Result<SocketPlace> SocketPlace::take(std::string const& endpoint) {
@@ -68,12 +91,11 @@ Result<SocketPlace> SocketPlace::take(std::string const& endpoint) {
     if (path.empty()) return place;
     DKV_TRY(make_directory(directory_of(path)));
 
-    Error const taken{ErrorCode::AlreadyExists, "a sidecar already listens at " + endpoint};
     UniqueFd lock(
         ::open((path + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (!lock) return io("cannot open '" + path + ".lock'");
     if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-        if (errno == EWOULDBLOCK) return taken;
+        if (errno == EWOULDBLOCK) return taken(endpoint, lock.get());
         return io("cannot lock '" + path + ".lock'");
     }
     struct stat info {};
@@ -81,9 +103,10 @@ Result<SocketPlace> SocketPlace::take(std::string const& endpoint) {
         if (!S_ISSOCK(info.st_mode))
             return Error{ErrorCode::AlreadyExists,
                          "'" + path + "' is in the way: it exists and is not a socket"};
-        if (DKV_TRY(is_live(path))) return taken;
+        if (DKV_TRY(is_live(path))) return taken(endpoint, -1);
         if (::unlink(path.c_str()) != 0) return io("cannot remove the stale socket '" + path + "'");
     }
+    sign(lock.get());
     place.path_ = path;
     place.lock_ = std::move(lock);
     return place;

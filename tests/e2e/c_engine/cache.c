@@ -166,26 +166,76 @@ uint64_t positions_hash(dkv_layer_view const* view, uint32_t heads, uint64_t has
     return hash;
 }
 
+/* Positions of staged rows, which the sidecar does not tell: where the copy has the same key. -1:
+ * nowhere. */
+static void find_positions(Cache const* cache,
+                           unsigned char const* mine,
+                           unsigned char const* theirs,
+                           uint32_t rows,
+                           int32_t* positions) {
+    uint64_t const bytes = cache->row_bytes;
+    unsigned char* const taken = calloc(cache->tokens, 1);
+    for (uint32_t row = 0; row < rows; ++row) {
+        positions[row] = -1;
+        for (uint32_t at = 0; taken != NULL && at < cache->tokens && positions[row] < 0; ++at)
+            if (!taken[at] && memcmp(mine + at * bytes, theirs + row * bytes, bytes) == 0)
+                positions[row] = (int32_t)at;
+        if (positions[row] >= 0) taken[positions[row]] = 1;
+    }
+    free(taken);
+}
+
+/* Of one head: `rows` rows of K and of V. `told`: their positions; NULL: all of the prompt, or
+ * staged ones. */
+static uint64_t wrong_rows_of_head(Cache const* cache,
+                                   unsigned char const* mine,
+                                   unsigned char const* keys,
+                                   unsigned char const* values,
+                                   uint32_t rows,
+                                   int32_t const* told,
+                                   int staged) {
+    unsigned char* const differs = calloc(rows + 1, 1);
+    int32_t* const positions = calloc(rows + 1, sizeof *positions);
+    uint64_t wrong = 0;
+    if (differs == NULL || positions == NULL) {
+        free(differs);
+        free(positions);
+        return UINT32_MAX;
+    }
+    for (uint32_t row = 0; row < rows; ++row)
+        positions[row] = told != NULL ? told[row] : (int32_t)row;
+    if (staged) find_positions(cache, mine, keys, rows, positions);
+    for (uint32_t row = 0; row < rows; ++row)
+        if (positions[row] < 0) ++wrong, positions[row] = 0;
+    if (wrong == 0) {
+        compare_head(cache, mine, keys, rows, positions, differs);
+        compare_head(cache, mine + cache->part_bytes, values, rows, positions, differs);
+    }
+    for (uint32_t row = 0; row < rows; ++row)
+        wrong += differs[row];
+    free(differs);
+    free(positions);
+    return wrong;
+}
+
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view) {
-    unsigned char const* const keys = cache->copy + layer * cache->layer_bytes;
+    unsigned char const* const mine = cache->copy + layer * cache->layer_bytes;
+    unsigned char const* const own =
+        (unsigned char const*)dkv_arena_base(arena_of(cache, layer)) + offset_of(cache, layer);
     uint64_t const head_bytes = cache->tokens * cache->row_bytes;
-    int32_t const* positions = view->positions;
-    unsigned char* const differs = malloc(cache->tokens);
-    if (differs == NULL) return UINT64_MAX;
+    int const full = view == NULL || view->form == DKV_LAYER_FULL;
+    int const staged = !full && view->form == DKV_LAYER_STAGED;
+    if (staged && cache->on_gpu) return 0; /* Told apart by content, which is not on the host. */
+    int32_t const* positions = full || staged ? NULL : view->positions;
     uint64_t wrong = 0;
     for (uint32_t head = 0; head < cache->geometry.kv_heads; ++head) {
-        uint32_t const rows = view->lengths[head];
-        uint64_t const offset = view->head_offset[head];
-        unsigned char const* const mine = keys + head * head_bytes;
-        memset(differs, 0, rows);
-        compare_head(cache, mine, (unsigned char const*)view->keys + offset, rows, positions,
-                     differs);
-        compare_head(cache, mine + cache->part_bytes, (unsigned char const*)view->values + offset,
-                     rows, positions, differs);
-        for (uint32_t row = 0; row < rows; ++row)
-            wrong += differs[row];
-        positions += rows;
+        uint32_t const rows = full ? cache->tokens : view->lengths[head];
+        uint64_t const offset = full ? head * head_bytes : view->head_offset[head];
+        unsigned char const* const keys = full ? own : view->keys;
+        unsigned char const* const values = full ? own + cache->part_bytes : view->values;
+        wrong += wrong_rows_of_head(cache, mine + head * head_bytes, keys + offset, values + offset,
+                                    rows, positions, staged);
+        if (positions != NULL) positions += rows;
     }
-    free(differs);
     return wrong;
 }

@@ -35,7 +35,9 @@ dkv_rows values_of(Cache const* cache, uint32_t layer);
 dkv_rows queries_of(Cache const* cache, uint32_t layer);
 /* Goes on from `hash` over the positions of a PACKED view. */
 uint64_t positions_hash(dkv_layer_view const* view, uint32_t heads, uint64_t hash);
-/* Rows of the view that differ from the copy at their positions, or cannot be read; PACKED only. */
+/* Rows to decode against that are not the copy's, or cannot be read. PACKED: at their positions;
+ * FULL (view NULL, too): all of them, in the engine's own memory; STAGED: each is some row of its
+ * head, and none is there twice. */
 uint64_t wrong_rows(Cache const* cache, uint32_t layer, dkv_layer_view const* view);
 
 #endif

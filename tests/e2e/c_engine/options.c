@@ -36,6 +36,10 @@ static int parse_number(char const* word, uint64_t most, uint64_t* number) {
 static int parse_switch(char const* name, Options* result) {
     if (strcmp(name, "--no-progressive") == 0)
         result->progressive = 0;
+    else if (strcmp(name, "--pause-before-session") == 0)
+        result->pause_before_session = 1;
+    else if (strcmp(name, "--settle") == 0)
+        result->settle = 1;
     else if (strcmp(name, "--wrong-dtype") == 0)
         result->wrong_dtype = 1;
     else if (strcmp(name, "--offset-past-region") == 0)
@@ -95,6 +99,7 @@ static int parse_count(char const* name, char const* value, Options* result) {
         {"--head-dim", &result->geometry.head_dim},
         {"--tokens", &result->tokens},
         {"--sessions", &result->sessions},
+        {"--at-once", &result->at_once},
         {"--timeout-ms", &result->timeout_ms},
         {"--capacity", &result->policy.capacity},
         {"--window", &result->policy.window},
@@ -112,6 +117,7 @@ static int parse_count(char const* name, char const* value, Options* result) {
     long* const at_layer = strcmp(name, "--kill-self-at-layer") == 0 ? &result->kill_self_at_layer
                            : strcmp(name, "--pause-at-layer") == 0   ? &result->pause_at_layer
                            : strcmp(name, "--stall-at-layer") == 0   ? &result->stall_at_layer
+                           : strcmp(name, "--unwritten-layer") == 0  ? &result->unwritten_layer
                                                                      : NULL;
     if (at_layer == NULL) return 0;
     if (parse_number(value, UINT32_MAX >> 1, &number) != 0) return 2;
@@ -125,11 +131,13 @@ int parse_options(int count, char** words, Options* result) {
     result->geometry = (dkv_geometry){4, 6, 2, 64, DKV_F32};
     result->tokens = 1024;
     result->sessions = 1;
+    result->at_once = 1;
     result->timeout_ms = 5000;
     result->arena = DKV_ARENA_DEFAULT;
     result->progressive = 1;
     result->seed = 1;
     result->kill_self_at_layer = result->pause_at_layer = result->stall_at_layer = -1;
+    result->unwritten_layer = -1;
     for (int at = 1; at < count; ++at) {
         char const* const name = words[at];
         if (parse_switch(name, result)) continue;

@@ -10,7 +10,8 @@ typedef struct Options {
     char const* endpoint; /* NULL: dkv's default */
     dkv_geometry geometry;
     uint32_t tokens;
-    uint32_t sessions;
+    uint32_t sessions; /* one after another, in each thread */
+    uint32_t at_once;  /* threads, each with sessions of its own */
     uint32_t timeout_ms;
     char const* device; /* NULL: the CPU; a GPU's UUID; "cuda": the first */
     dkv_arena_kind arena;
@@ -22,6 +23,9 @@ typedef struct Options {
     long kill_self_at_layer;
     long pause_at_layer;
     long stall_at_layer;
+    long unwritten_layer; /* its pages go back before it is reported */
+    int pause_before_session;
+    int settle; /* waits for each layer's release before the next one */
     int wrong_dtype;
     int offset_past_region;
 } Options;

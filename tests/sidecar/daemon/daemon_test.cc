@@ -249,7 +249,8 @@ TEST_CASE("a second daemon at the same endpoint is refused") {
 
     REQUIRE(!second);
     CHECK(second.error().code == ErrorCode::AlreadyExists);
-    CHECK(second.error().message == "a sidecar already listens at " + daemon.endpoint);
+    CHECK(second.error().message.starts_with("a sidecar already listens at " + daemon.endpoint +
+                                             ": dkvd " DKV_VERSION ", process "));
 }
 
 }  // namespace

@@ -213,11 +213,15 @@ TEST_CASE("a second sidecar at the same place is refused") {
     auto const first = Transport::listen({.endpoint = endpoint, .message_bytes_max = 1000});
     REQUIRE(first);
 
-    CHECK(refusal(endpoint) == "a sidecar already listens at " + endpoint);
+    auto const said = [&](std::string const& whose) {
+        return "a sidecar already listens at " + endpoint + ": " + whose +
+               "; this is dkvd " DKV_VERSION;
+    };
+    CHECK(refusal(endpoint) == said("dkvd " DKV_VERSION ", process " + std::to_string(::getpid())));
 
     // Also where somebody removed the lock: the socket itself is alive.
     std::filesystem::remove(dir / "s.lock");
-    CHECK(refusal(endpoint) == "a sidecar already listens at " + endpoint);
+    CHECK(refusal(endpoint) == said("of an unknown version"));
 }
 
 TEST_CASE("a socket that a killed sidecar left behind is replaced") {
