@@ -372,7 +372,7 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
     loaded = {path.stem: profile.load(path, geometry) for path in paths}
     rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
     entry = record.start(described, arguments, options, model, attention)
-    entry |= {"profiles": {path.stem: record.file_hash(path) for path in paths}, "prompts": record.prompts_hash(rows)}
+    entry |= {"profiles": {name: record.profile_hash(one) for name, one in loaded.items()}, "prompts": record.prompts_hash(rows)}
     if was is not None:
         for words in record.differences(was, entry):
             record.say(words)

@@ -17,6 +17,7 @@ import torch
 
 import dkv
 from dkv.errors import UserError
+from dkv.hf.profile_file import Profile
 from dkv.programs import HERE
 
 from .needles import Row
@@ -65,6 +66,12 @@ def prompts_hash(rows: list[Row]) -> str:
 
 def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def profile_hash(profile: Profile) -> str:
+    """Of what a policy reads of it: a certificate may be added to its figures."""
+    read = (profile.granularity, profile.alpha, profile.floor, profile.weights, profile.kernel, profile.surrogate)
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def note(results: Path, entry: dict) -> None:
