@@ -12,6 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from safetensors.numpy import save_file
 
 from dkv import command, programs
@@ -205,6 +206,19 @@ def test_an_object_that_s3_does_not_take_at_once_is_left(store, tmp_path, monkey
 def test_places_that_are_not_served_are_refused(server, arguments, message):
     with pytest.raises(UserError, match=message):
         remote.main(arguments)
+
+
+def test_a_bucket_or_a_server_that_is_not_there_is_one_line(server, capsys, monkeypatch):
+    assert run("ls", "s3://nosuch/x") == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    S3FileSystem.clear_instance_cache()
+    assert run("ls", "s3://caches/store") == 1
+    S3FileSystem.clear_instance_cache()
+
+    bucket, endpoint = capsys.readouterr().err.splitlines()
+    assert bucket.startswith("dkv: ") and "nosuch" in bucket
+    assert endpoint.startswith('dkv: s3://caches/store: Could not connect to the endpoint URL: "http://127.0.0.1:1/')
 
 
 @pytest.mark.parametrize("arguments", [["compact", "s3://b"], ["prune", "s3://b"], ["ls", "s3://b", "--delete"], ["ls", "s3://b", "--", "-r"]])

@@ -226,6 +226,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    try:
+        return _run(options)
+    except Exception as error:  # Drivers have errors of their own, which a user can mend: keys, a server, a bucket.
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise UserError(f"{options.url}: {error}") from None
+        raise
+
+
+def _run(options: argparse.Namespace) -> int:
     store = Store(options.url)
     target = Store(options.output).writes() if options.output else None
     if options.work == "prune" and not options.dry_run:
