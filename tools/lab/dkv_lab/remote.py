@@ -335,7 +335,7 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
     """`dkv prune` on one copy after the other: the budget of each is what the store's leaves it."""
     before = total = sum(cache.bytes for cache in caches)
     oldest = sorted(caches, key=lambda cache: (cache.written, -cache.bytes))
-    current = {cache.path: cache for cache in caches}
+    current, damages = {cache.path: cache for cache in caches}, []
     for cache in _readable(oldest):
         if total <= options.budget:
             break
@@ -353,6 +353,7 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
                 store.put(copy, cache.path, {"IfMatch": cache.etag}, {})
                 current[cache.path] = store._cache(cache.path, store.fs.info(cache.path))
             total += event["bytes_after"] - event["bytes_before"]
+            damages += [event["damage"]] if event.get("damage") is not None else []
             _say(options, _pruned(event), event)
         except UserError as error:
             _fail(str(error))
@@ -368,8 +369,11 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
             _say(options, f"{cache.url}: deleted, {_mib(now.bytes)}", {"event": "deleted", "file": cache.url, "bytes_before": now.bytes, "bytes_after": 0})
         except UserError as error:
             _fail(str(error))
+    mean, worst = (sum(damages) / len(damages), max(damages)) if damages else (None, None)
     words = f"{len(caches)} caches, {_mib(before)} -> {_mib(total)}, {'within' if total <= options.budget else 'over'} {_mib(options.budget)}"
-    _say(options, words, {"event": "total", "caches": len(caches), "bytes_before": before, "bytes_after": total})
+    words += f" (damage {mean:.4f} on average, {worst:.4f} at worst)" if damages else ""
+    facts = {"caches": len(caches), "bytes_before": before, "bytes_after": total, "damage_mean": mean, "damage_worst": worst}
+    _say(options, words, {"event": "total"} | facts)
     return int(total > options.budget)
 
 
