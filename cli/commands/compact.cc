@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/certificates.h"
 #include "cli/commands/all.h"
 #include "cli/render/text.h"
 #include "cli/saved/batch.h"
@@ -21,6 +22,7 @@ struct CompactOptions {
     unsigned jobs = 0;
     bool no_verify = false;
     std::string shard = "0/1";
+    std::optional<double> risk;
     offline::CompactRequest request;
 };
 
@@ -121,8 +123,15 @@ Run setup_compact(CLI::App& app, Context const& context) {
         ->type_name("N");
     add_shard_flag(app, options->shard);
     add_policy_flags(app, request.policy);
+    add_risk_flag(app, options->risk);
     add_open_flags(app, request.open);
-    return [=, &context]() -> Result<Output> { return compact(context, *options); };
+    return [=, &context, &app]() -> Result<Output> {
+        auto& wish = options->request;
+        if (options->risk)
+            wish.certified =
+                DKV_TRY(take_certificate(app, wish.policy.name, *options->risk)).certified;
+        return compact(context, *options);
+    };
 }
 
 Run setup_convert(CLI::App& app, Context const& context) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "cli/certificates.h"
 #include "cli/commands/all.h"
 #include "cli/ids.h"
 #include "cli/known_policies.h"
@@ -20,6 +21,7 @@ struct PolicyOptions {
     bool to_default = false;
     std::string instance;
     bool all = false;
+    std::optional<double> risk;
 };
 
 bool has_parameters(PolicyRequest const& r) {
@@ -34,8 +36,17 @@ Result<Output> list(Context const& context) {
 }
 
 /// How a parameter is explained under --json, beside its value.
-Json explained(wire::PolicyInfoT const& policy) {
+Json explained(wire::PolicyInfoT const& policy, std::vector<Certificate> const& certificates) {
     Json json = to_json(policy);
+    json["certificates"] = Json::array();
+    for (Certificate const& one : certificates)
+        json["certificates"].push_back({{"model", one.model},
+                                        {"name", one.name},
+                                        {"capacity", one.capacity},
+                                        {"tau", one.tau},
+                                        {"epsilon", one.epsilon},
+                                        {"delta", one.delta},
+                                        {"requests", one.requests()}});
     json["explained"] = Json::array();
     for (Parameter const& row : parameters())
         if (uses(policy.name, row))
@@ -61,7 +72,10 @@ Result<Output> show(Context const& context, std::string const& wanted) {
             // What is in force may differ from the policy's own defaults: show what will be used.
             if (name == in_force)
                 shown.policy = std::make_unique<wire::PolicyT>(*policies.default_policy);
-            return Output{policy_text(shown, name == in_force, context.style()), explained(shown)};
+            auto const certificates = known_certificates(name);
+            return Output{policy_text(shown, name == in_force, context.style()) +
+                              certificates_text(certificates, context.style()),
+                          explained(shown, certificates)};
         }
         known += (known.empty() ? "" : ", ") + policy->name;
     }
@@ -72,7 +86,7 @@ Result<Output> show(Context const& context, std::string const& wanted) {
 void check_set(PolicyOptions const& options) {
     if (options.to_default && !options.request.name.empty())
         throw CLI::ValidationError("--default and NAME exclude each other");
-    if (options.to_default && has_parameters(options.request))
+    if (options.to_default && (has_parameters(options.request) || options.risk))
         throw CLI::ValidationError("--default takes no parameters");
     if (!options.to_default && options.request.name.empty())
         throw CLI::ValidationError("NAME is required, or --default");
@@ -128,6 +142,7 @@ Run setup_policy(CLI::App& app, Context const& context) {
     set_app->add_flag("--default", options->to_default, "back to the sidecar's default");
     add_target(*set_app, *options);
     add_policy_flags(*set_app, options->request);
+    add_risk_flag(*set_app, options->risk);
     set_app->callback([options] { check_set(*options); });
     CLI::App* const reset_app = app.add_subcommand("reset", "the same as set --default");
     add_target(*reset_app, *options);
@@ -135,7 +150,18 @@ Run setup_policy(CLI::App& app, Context const& context) {
     return [=, &context]() -> Result<Output> {
         if (list_app->parsed()) return list(context);
         if (show_app->parsed()) return show(context, options->show_name);
-        return set(context, *options, options->to_default || reset_app->parsed());
+        std::string promised;
+        if (options->risk) {
+            auto const taken =
+                DKV_TRY(take_certificate(*set_app, options->request.name, *options->risk));
+            promised =
+                wrapped(fmt::format("{}: {} ({}).", taken.name, taken.promise(), taken.requests()),
+                        context.style().columns, 0) +
+                "\n";
+        }
+        auto output = DKV_TRY(set(context, *options, options->to_default || reset_app->parsed()));
+        output.text += promised;
+        return output;
     };
 }
 

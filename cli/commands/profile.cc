@@ -16,6 +16,8 @@ constexpr char const* kHelp =
     "  dkv profile\n"
     "  dkv profile show mine.json --tokens 4000 --capacity 256\n"
     "  dkv calibrate MODEL -o mine.json         makes one\n"
+    "  dkv profile import --help                takes others' measurements\n"
+    "  dkv profile pull owner/name              from the Hugging Face Hub; push: to it\n"
     "  dkv policy set auto --profile mine.json  lets every engine use it";
 
 struct ProfileOptions {

@@ -109,6 +109,21 @@ std::string policy_text(wire::PolicyInfoT const& policy, bool is_default, Style 
     return out;
 }
 
+std::string certificates_text(std::vector<Certificate> const& certificates, Style const& style) {
+    std::string out;
+    for (Certificate const& one : certificates) {
+        auto const words =
+            one.capacity == 0
+                ? fmt::format("{}: none at risk {:g}: keep it whole", one.model, one.epsilon)
+                : fmt::format("{}: at {} tokens {}", one.model, one.capacity, one.promise());
+        out +=
+            "\n  " + toned(Tone::Bold, one_line(one.name), style) + "\n    " +
+            wrapped(one_line(fmt::format("{} ({})", words, one.requests())), style.columns - 4, 4) +
+            "\n";
+    }
+    return out;
+}
+
 std::string policy_reach_text(wire::InstanceListT const& list,
                               std::uint64_t instance,
                               Style const& style) {

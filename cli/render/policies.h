@@ -3,7 +3,9 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "cli/certificates.h"
 #include "cli/render/style.h"
 #include "protocol/policy/parameters.h"
 #include "protocol/schema/dkv_generated.h"
@@ -21,6 +23,8 @@ std::string policy_line(wire::PolicyT const* policy);
 
 std::string policy_list_text(wire::PolicyListT const& policies, Style const& style);
 std::string policy_text(wire::PolicyInfoT const& policy, bool is_default, Style const& style);
+/// What `dkv certify` stored of a policy; empty without certificates.
+std::string certificates_text(std::vector<Certificate> const& certificates, Style const& style);
 
 /// The instances after `dkv policy set`: whom the setting reached. instance 0: it was for all.
 std::string policy_reach_text(wire::InstanceListT const& list,

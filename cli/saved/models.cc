@@ -74,9 +74,9 @@ constexpr std::uint32_t kCountMax = 1U << 20U;
 using ConfigJson = nlohmann::json;
 
 /// The fields of a model's configuration, with the file's name in every message.
-class Config {
+class ModelConfig {
 public:
-    Config(ConfigJson const& json, std::string path) : json_(json), path_(std::move(path)) {}
+    ModelConfig(ConfigJson const& json, std::string path) : json_(json), path_(std::move(path)) {}
 
     Error broken(std::string const& what) const {
         return {ErrorCode::CorruptData, path_ + ": " + what};
@@ -100,7 +100,7 @@ private:
     std::string path_;
 };
 
-Result<Dtype> dtype_of(Config const& config) {
+Result<Dtype> dtype_of(ModelConfig const& config) {
     auto name = config.text("dtype");
     if (name.empty()) name = config.text("torch_dtype");
     if (name.empty() || name == "bfloat16") return Dtype::Bf16;
@@ -109,14 +109,14 @@ Result<Dtype> dtype_of(Config const& config) {
     return config.broken("dtype " + name + " is none of float32, float16, bfloat16");
 }
 
-bool uses_window(Config const& config) {
+bool uses_window(ModelConfig const& config) {
     if (config.has("use_sliding_window")) return config.at("use_sliding_window") == true;
     return !config.text("model_type").starts_with("qwen");
 }
 
 /// A window that no layer is said to have is every layer's (Mistral 0.1, Phi 3), or that of those
 /// behind max_window_layers (Qwen). One as long as the longest text bounds nothing.
-Result<std::uint32_t> all_or_last_layers(Config const& config, std::uint32_t layers) {
+Result<std::uint32_t> all_or_last_layers(ModelConfig const& config, std::uint32_t layers) {
     if (!config.has("sliding_window") || !uses_window(config)) return 0;
     auto const window = DKV_TRY(config.count("sliding_window"));
     if (config.has("max_position_embeddings") &&
@@ -127,7 +127,7 @@ Result<std::uint32_t> all_or_last_layers(Config const& config, std::uint32_t lay
 }
 
 /// How many of `layers` a sliding window bounds.
-Result<std::uint32_t> bounded_layers(Config const& config, std::uint32_t layers) {
+Result<std::uint32_t> bounded_layers(ModelConfig const& config, std::uint32_t layers) {
     if (config.has("layer_types")) {
         auto const& types = config.at("layer_types");
         if (!types.is_array() || types.size() != layers)
@@ -143,7 +143,7 @@ Result<std::uint32_t> bounded_layers(Config const& config, std::uint32_t layers)
     return all_or_last_layers(config, layers);
 }
 
-Result<ModelGeometry> geometry_of(Config const& config, std::string name) {
+Result<ModelGeometry> geometry_of(ModelConfig const& config, std::string name) {
     auto const layers = DKV_TRY(config.count("num_hidden_layers"));
     auto const heads = DKV_TRY(config.count("num_attention_heads"));
     if (heads == 0) return config.broken("num_attention_heads is 0");
@@ -179,14 +179,14 @@ Result<ModelGeometry> read_config_json(std::filesystem::path const& path) {
     auto const file = DKV_TRY(MappedFile::open(path));
     auto const* const begin = reinterpret_cast<char const*>(file.bytes().data());
     auto const json = ConfigJson::parse(begin, begin + file.bytes().size(), nullptr, false);
-    Config const config(json, path.string());
+    ModelConfig const config(json, path.string());
     if (!json.is_object()) return config.broken("this is not a JSON object");
     // Models that also see or hear keep what reads text in a part of its own.
     bool const nested = json.contains("text_config") && json.at("text_config").is_object();
     auto name = config.text("_name_or_path");
     if (name.empty()) name = config.text("model_type");
     if (name.empty()) name = path.string();
-    return geometry_of(nested ? Config(json.at("text_config"), path.string()) : config,
+    return geometry_of(nested ? ModelConfig(json.at("text_config"), path.string()) : config,
                        std::move(name));
 }
 

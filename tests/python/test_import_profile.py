@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_llama
@@ -50,6 +51,44 @@ def test_attention_matchings_shares_are_taken_as_they_are(tmp_path):
     assert len(import_profile.read([shares(tmp_path / "h.json", layers=[1, 3])], HYBRID).weights) == 2
 
 
+def table(path, **cells):
+    """LU-KV's: every head drops as much as all do, but for the cells, "R_L_H" in percent dropped, layer and head."""
+    made = np.repeat(np.arange(1, 100)[:, None, None] / 100, LAYERS, 1).repeat(HEADS, 2)
+    for place, value in cells.items():
+        ratio, layer, head = map(int, place[1:].split("_"))
+        made[ratio - 1, layer, head] = value
+    np.save(path, made)
+    return path
+
+
+def test_lu_kvs_table_gives_what_each_head_keeps_at_a_ratio(tmp_path):
+    path = table(tmp_path / "curve.npy", d75_2_1=0.25, d74_2_1=1.0)
+
+    found = import_profile.read([path], GEOMETRY, 0.25)
+    assert found.weights == pytest.approx(np.array([[0.25, 0.25], [0.25, 0.25], [0.25, 0.75], [0.25, 0.25]]))
+    assert (found.method, found.floor, found.facts) == ("lu-kv", 0.0, {"ratio": 0.25})
+    assert import_profile.read([path], GEOMETRY, 0.26).weights[2][1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "array, ratio, message",
+    [
+        (np.zeros((99, 3, 2)), 0.5, "3 layers of 2 heads: the model has 4 layers of 2 KV heads$"),
+        (np.zeros((4, 2)), 0.5, r"not LU-KV's table: \[99, layers, KV heads\] was expected, and this is \[4, 2\]$"),
+        (np.zeros((99, 4, 2)), None, "--ratio goes with LU-KV's FILE.npy"),
+        (np.zeros((99, 4, 2)), 1.0, "--ratio 1: its tables are of 0.01 to 0.99 kept$"),
+        (np.full((99, 4, 2), 1.5), 0.5, "a head drops a share outside 0 to 1$"),
+        (np.full((99, 4, 2), np.nan), 0.5, "a head drops a share outside 0 to 1$"),
+        (np.array([{}]), 0.5, "not an array of numpy.save's: "),
+    ],
+)
+def test_a_table_that_is_not_lu_kvs_is_refused(tmp_path, array, ratio, message):
+    np.save(tmp_path / "curve.npy", array)
+
+    with pytest.raises(ProfileError, match=message):
+        import_profile.read([tmp_path / "curve.npy"], GEOMETRY, ratio)
+
+
 def test_of_several_kvzip_scores_the_maximum_counts(tmp_path):
     one = torch.arange(8.0).view(1, 4, 2)
     files = [scores(tmp_path / "m-a.pt", one), scores(tmp_path / "m-b.pt", torch.full((4, 2), 3.0))]
@@ -85,7 +124,7 @@ def test_numbers_that_a_profile_cannot_have_are_refused_before_a_model_is_loaded
         (lambda f: scores(f / "s.pt", torch.ones(4, 2, 7)), r"\[layers, KV heads\] was expected, and this is \[4, 2, 7\]$"),
         (lambda f: scores(f / "s.pt", {"a": torch.ones(2)}), "a tensor was expected, and this is dict$"),
         (lambda f: (f / "s.pt").write_bytes(b"no") and f / "s.pt", "s.pt: not a tensor of torch.save's"),
-        (lambda f: (f / "lu.csv").write_text("0,1") and f / "lu.csv", "LU-KV's tables are not read$"),
+        (lambda f: (f / "lu.csv").write_text("0,1") and f / "lu.csv", "or LU-KV's FILE.npy$"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(tmp_path, make, message):

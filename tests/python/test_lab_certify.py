@@ -7,10 +7,15 @@ import json
 import numpy as np
 import pytest
 
+from test_lab_run import tiny  # noqa: F401
+
 from dkv.errors import UserError
-from dkv_lab import certify, results
+from dkv_lab import certify, evaluate, policies, record, results
 from dkv_lab.results import COLUMNS
 from dkv.hf import profile_file
+
+
+KERNEL = {"kernel": 7, "pool": "max", "reduce": "mean"}
 
 
 def line(key, policy, capacity, question="shown", **values) -> dict:
@@ -19,12 +24,12 @@ def line(key, policy, capacity, question="shown", **values) -> dict:
     }  # fmt: skip
 
 
-def requests(lost: dict[int, int], count: int = 100) -> list[dict]:
+def requests(lost: dict[int, int], count: int = 100, policy: str = "p") -> list[dict]:
     """Needles that the full cache finds; at each size so many are not."""
     keys = [f"n{index}" for index in range(count)]
     lines = [line(key, "fullkv", 0, found="1") for key in keys]
     for size, losses in lost.items():
-        lines += [line(key, "p", size, found=str(int(index >= losses))) for index, key in enumerate(keys)]
+        lines += [line(key, policy, size, found=str(int(index >= losses))) for index, key in enumerate(keys)]
     return lines
 
 
@@ -69,18 +74,19 @@ def test_a_size_whose_risk_is_too_high_is_certified_less_often_than_delta(reques
 
 
 def test_the_smallest_size_is_certified_and_stored_in_the_profile(tmp_path, capsys):
-    write(tmp_path / "r.csv", requests({512: 0, 256: 1, 128: 9, 64: 0}))
-    results.runs_path(tmp_path / "r.csv").write_text(json.dumps([{"model": model()}] * 2))
+    write(tmp_path / "r.csv", requests({512: 0, 256: 1, 128: 9, 64: 0}, policy="snapkv"))
+    results.runs_path(tmp_path / "r.csv").write_text(json.dumps([{"model": model(), "seed": 1, "window": 32}] * 2))
     profile_file.Profile(model(), {}, "head", 1.0, 0.2, [[1.0]]).save(tmp_path / "p.json")
 
-    flags = ["--policy", "p", "--epsilon", "0.05", "--delta", "0.05", "--profile", str(tmp_path / "p.json")]
+    flags = ["--policy", "snapkv", "--epsilon", "0.05", "--delta", "0.05", "--profile", str(tmp_path / "p.json")]
     assert certify.main([str(tmp_path / "r.csv"), *flags]) == 0
 
     out = capsys.readouterr().out
-    assert out.startswith("p at 256 tokens a head: at most 5 % of such requests lose more than 0.1, with confidence 0.95. 100 requests")
+    assert out.startswith("snapkv at 256 tokens a head: at most 5 % of such requests lose more than 0.1, with confidence 0.95. 100 requests")
     assert "0 lost at 512, 1 lost at 256, 9 lost at 128, 0 lost at 64" in out
-    stored = json.loads((tmp_path / "p.json").read_text())["figures"]["certified p, question both"]
+    stored = json.loads((tmp_path / "p.json").read_text())["figures"]["certified snapkv, question both"]
     assert (stored["capacity"], stored["epsilon"], stored["requests"], stored["losses"]) == (256, 0.05, 100, 1)
+    assert (stored["tokens"], stored["flags"], stored["seeds"]) == ([1024, 1024], KERNEL | {"policy": "snapkv", "window": 32}, [1])
 
 
 def test_nothing_is_certified_from_too_few_requests(tmp_path, capsys):
@@ -165,3 +171,75 @@ def test_a_profile_takes_no_certificate_of_another_model(tmp_path, runs, message
         certify.main([str(tmp_path / "r.csv"), "--policy", "p", "--profile", str(tmp_path / "p.json")])
 
     assert profile_file.load(tmp_path / "p.json").figures == {}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A profile of the tiny model; certify stores in it."""
+    from conftest import make_tiny_llama
+
+    described = profile_file.describe_model(make_tiny_llama(), [None] * 4, "tiny")
+    profile_file.Profile(described, {}, "head", 1.0, 0.2, [[1.0, 2.0]] * 4, kernel=5).save(tmp_path / "p.json")
+    return tmp_path / "p.json"
+
+
+MEASURED = ["--", "--needles", "3", "--texts", "0", "--tokens", "200", "--inline"]
+
+
+def test_a_model_is_measured_on_requests_of_a_seed_that_is_drawn(tiny, mine, tmp_path, monkeypatch, capsys):  # noqa: F811
+    own = ["tiny", "--policy", "profile/floor=0.3", "--question", "shown", "--capacity", "48,64", "--epsilon", "0.7", "--profile", str(mine)]
+    arguments = [*own, "-o", str(tmp_path / "c.csv"), *MEASURED]
+    assert certify.main(arguments) == 0
+
+    (run,) = results.read_runs([tmp_path / "c.csv"])
+    out = capsys.readouterr().out
+    assert "3 requests (3 needle shown; 200 to 200 tokens)" in out
+    stored = json.loads(mine.read_text())["figures"]["certified profile/floor=0.3, question shown"]
+    assert stored["seeds"] == [run["seed"]] and run["arguments"][-4:-2] == ["--seed", str(run["seed"])]
+    assert stored["flags"] == KERNEL | {"policy": "dynamickv", "window": 32, "kernel": 5, "profile_floor": 0.3}
+    assert [size for size, _ in stored["tried"]] == [64, 48]
+
+    # The same command goes on with the same requests, though the profile has a certificate now; another draws others.
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("measured again"))
+    assert certify.main(arguments) == 0
+    assert capsys.readouterr().out == out
+    with pytest.raises(UserError, match=r"c\.csv: other requests were measured into it: give another -o$"):
+        certify.main([*own, "-o", str(tmp_path / "c.csv"), *MEASURED, "--ruler", "1"])
+    drawn = []
+    monkeypatch.setattr(evaluate, "run", lambda options, arguments: drawn.append(options.seed))
+    for name in ("d", "e"):
+        certify.measure(certify.parse([*own, "-o", str(tmp_path / f"{name}.csv"), *MEASURED]))
+    assert len({run["seed"], *drawn}) == 3
+
+
+def test_results_of_another_profile_are_refused(mine, tmp_path):
+    write(tmp_path / "r.csv", requests({512: 0}))
+    loaded = profile_file.load(mine)
+    run = {"model": loaded.model, "seed": 1, "window": 32, "profiles": {"p": record.profile_hash(loaded)}}
+    results.runs_path(tmp_path / "r.csv").write_text(json.dumps([run, run | {"profiles": {"q": "0"}}]))
+
+    with pytest.raises(UserError, match="^the results were measured with another profile: a certificate is of the one"):
+        certify.main([str(tmp_path / "r.csv"), "--policy", "p", "--profile", str(mine)])
+
+
+@pytest.mark.parametrize("flag", ["--seed=1", "--policies", "-o", "--part"])
+def test_what_certify_says_itself_is_refused_behind_the_dashes(flag, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        certify.parse(["tiny", "--policy", "p", "--", flag])
+
+    assert f"{flag} after --: certify says that itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("joined", KERNEL | {"policy": "auto", "window": 16, "kernel": 5}),
+        ("reuse", {"policy": "reuse", "window": 16}),
+        ("streamingllm", {"policy": "streamingllm", "window": 32}),
+        ("snapkv/kernel=3/window=8", KERNEL | {"policy": "snapkv", "window": 8, "kernel": 3}),
+        ("dynamickv/m=2", KERNEL | {"policy": "dynamickv", "window": 32, "update_interval": 2, "r_min": 0.1}),
+        ("pyramidkv", KERNEL | {"policy": "pyramidkv", "window": 32, "beta": 20.0}),
+    ],
+)
+def test_a_policy_is_said_in_dkvs_own_flags(mine, text, expected):
+    assert policies.as_flags(text, 32, profile_file.load(mine)) == expected

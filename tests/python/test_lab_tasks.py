@@ -7,11 +7,13 @@ import json
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, make_tiny_llama
 from test_lab_probe import make_tiny_gemma
 from test_lab_run import Bytes, calibrated, tiny  # noqa: F401
 
 from dkv import command
+from dkv.errors import UserError
 from dkv_lab import decode, evaluate, longbench, metrics, needles, quick, results, ruler, scores
 from dkv_lab.probe import Probe, Rankings, Variant
 from dkv_lab.report import eval_figures, tables
@@ -180,6 +182,43 @@ def evaluated(tiny, tmp_path, monkeypatch):
     flags[flags.index("--ruler") + 1] = "0"  # RULER's four statements are longer than 400 bytes.
     assert evaluate.main(flags) == 0
     return tmp_path / "r.csv"
+
+
+def test_answers_become_the_folders_that_kvpress_makes(evaluated, capsys, tmp_path):
+    capsys.readouterr()
+    arguments = [str(evaluated), "--format", "kvpress", "-o", str(tmp_path / "k")]
+    assert tables.main(arguments) == 0
+
+    lines = [line for line in results.read([evaluated]) if line["task"] == "longbench"]
+    groups = {(line["template"], line["policy"], line["capacity"]) for line in lines}
+    made = [tmp_path / "k" / name for name in capsys.readouterr().out.split()]
+    assert len(made) == len(set(made)) == len(groups)
+    assert tmp_path / "k" / "longbench__hotpotqa__tiny__no_press__0.00__fraction0.500__max_context500__query_aware" in made
+    cut = next(path for path in made if path.name.startswith("longbench__hotpotqa__tiny__dkv_snapkv__"))
+    config, (row,) = yaml.safe_load((cut / "config.yaml").read_text()), csv.DictReader((cut / "predictions.csv").open())
+    line = row_of(cut, lines)
+    assert cut.name.split("__")[4] == f"{config['compression_ratio']:.2f}"
+    assert (config["dataset"], config["data_dir"], config["press_name"], config["query_aware"]) == ("longbench", "hotpotqa", "dkv_snapkv", True)
+    assert (row["question"], row["task"]) == ("Who is the keeper of the archive in Lisbon?", "hotpotqa")
+    assert float(row["compression_ratio"]) == pytest.approx(1 - int(line["capacity"]) / int(line["tokens"]), abs=1e-4)
+    assert json.loads((cut / "metrics.json").read_text()) == round(100 * float(line["score"]), 2)
+
+    tables.main(arguments)  # What is there is not written over: kvpress numbers them.
+    assert (cut / "1" / "metrics.json").read_bytes() == (cut / "metrics.json").read_bytes()
+
+
+def row_of(folder, lines) -> dict:
+    """The line of the results that a folder of one hotpotqa prompt is made of."""
+    ratio = float(folder.name.split("__")[4])
+    mine = [each for each in lines if (each["template"], each["policy"]) == ("hotpotqa", "snapkv")]
+    return min(mine, key=lambda each: abs(1 - int(each["capacity"]) / int(each["tokens"]) - ratio))
+
+
+def test_results_without_a_written_answer_are_not_kvpresss(tmp_path):
+    results.Results(tmp_path / "r.csv")
+
+    with pytest.raises(UserError, match="^no answer that was written: kvpress's format is of LongBench's tasks"):
+        tables.main([str(tmp_path / "r.csv"), "--format", "kvpress"])
 
 
 def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):

@@ -168,7 +168,11 @@ def test_calibrate_adds_a_surrogate_to_the_profile_that_is_there(tiny, tmp_path,
     before = json.loads(output.read_text())
     monkeypatch.setattr(calibrate, "_calibrated", None)  # Nothing is measured again.
 
+    certified = profile_file.load(output)
+    certified.figures["certified joined, question both"] = {"flags": {"policy": "auto"}}
+    certified.save(output)
     assert calibrate.main(["tiny", "--tokens", "150", "--surrogate", "3", "--cut", "60", "-o", str(output)]) == 0
+    assert set(profile_file.load(output).figures) == set(certified.figures) - {"certified joined, question both"}
 
     after = json.loads(output.read_text())
     assert {key: value for key, value in after.items() if key != "surrogate"} == before

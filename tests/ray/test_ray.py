@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dkv import programs
+from dkv_lab import record, results
 from safetensors.numpy import save_file
 
 FILES, TOKENS, LAYERS = 24, 256, 4
@@ -100,6 +101,24 @@ def test_a_group_whose_worker_is_killed_is_done_by_another(store, whole, tmp_pat
     assert process.returncode == 0, said
     assert len(killed) == 2
     assert (tmp_path / "r.jsonl").read_bytes() == whole
+
+
+def test_an_evaluation_on_two_workers_is_that_of_one_process_byte_for_byte(tmp_path):
+    flags = ["--policies", "snapkv,profile", "--capacity", "48", "--tokens", "200", "--needles", "3", "--texts", "2"]
+    one, many = tmp_path / "one.csv", tmp_path / "many.csv"
+    command = [sys.executable, "-m", "dkv_lab", "eval", "smollm2", *flags, "--threads", "1", "-o", str(one)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    said = run("eval", "smollm2", "-o", many, "--workers", 2, "--group", 3, "--", *flags)
+
+    assert many.read_bytes() == one.read_bytes()
+    assert results.budgets_path(many).read_bytes() == results.budgets_path(one).read_bytes()
+    (whole,) = record.to_make_again(results.runs_path(many))
+    (alone,) = record.to_make_again(results.runs_path(one))
+    same = ("prompts", "profiles", "csv", "shard", "model")
+    assert {key: whole[key] for key in same} == {key: alone[key] for key in same}
+    assert said.splitlines()[-1] == "8 of 8 prompts"
+    assert not list(tmp_path.glob(".*"))
 
 
 def _marked(mark: str) -> list[int]:

@@ -8,7 +8,7 @@
 #   python   .venv: the engines and the weights that the demo and the tests run; `import dkv` and
 #            `import dkv_lab` find the packages of these sources
 #   cuda     the CUDA compiler, without a driver, in .venv; and what the emulation of a GPU is built with
-#   test     Debian packages of the tests and the fuzzers
+#   test     Debian packages of the tests and the fuzzers; in .venv an S3 server for them
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
 #   deb      Debian packages that make dkv's own
@@ -80,7 +80,10 @@ install() {
             install_debian "${python_packages[@]}" "${cuda_packages[@]}"
             pip_install .venv $files-cuda.txt --no-deps  # Of CUDA only the compiler.
             ;;
-        test) install_debian "${test_packages[@]}" ;;
+        test)
+            install_debian "${test_packages[@]}"
+            pip_install .venv $files-test.txt
+            ;;
         deb) install_debian "${deb_packages[@]}" ;;
         deb-test) install_debian "${deb_test_packages[@]}" ;;
         image)

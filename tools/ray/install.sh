@@ -10,4 +10,7 @@ fi
 rm -rf "$folder"
 python3 -m venv "$folder"
 "$folder/bin/python" -m pip install -q --disable-pip-version-check -r tools/ray/requirements.txt
+# The evaluation's engines are those of .venv.
+site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/engines.pth"
 touch "$stamp"

@@ -15,6 +15,14 @@
 
 namespace dkv::offline {
 
+/// What a size was certified for: requests like these, of one model.
+struct Certified {
+    std::string name;
+    std::string weights;  ///< Fingerprint of the model's.
+    std::uint32_t tokens_min = 0;
+    std::uint32_t tokens_max = 0;
+};
+
 struct CompactRequest {
     std::filesystem::path input;
     std::filesystem::path output;
@@ -30,7 +38,9 @@ struct CompactRequest {
     /// heads, hf and mlx-lm in the heads of a layer.
     bool fill = false;
     bool dry_run = false;  ///< Everything but the output.
-    bool force = false;    ///< Also when the output is there and says it was made of this request.
+    /// Of the policy's size: a file that it does not hold for is refused.
+    std::optional<Certified> certified = {};
+    bool force = false;  ///< Also when the output is there and says it was made of this request.
 };
 
 struct CompactOutcome {

@@ -111,7 +111,32 @@ JobSpec Compaction::spec_of(PolicyParams const& params) const {
             .progressive = false};
 }
 
+Result<void> Compaction::check_certified(Certified const& certified) const {
+    auto const& name = certified.name;
+    if (auto const weights = weights_of(facts()); weights.empty() || weights != certified.weights)
+        return Error{ErrorCode::InvalidArgument,
+                     weights.empty()
+                         ? fmt::format("the file does not say which weights made it, and '{}' is "
+                                       "of weights {}: give a size",
+                                       name, certified.weights)
+                         : fmt::format("the file is of weights {}, and '{}' of {}: give a size",
+                                       weights, name, certified.weights)};
+    auto const tokens = facts().prompt_tokens;
+    if (tokens < certified.tokens_min || tokens > certified.tokens_max)
+        return Error{ErrorCode::InvalidArgument,
+                     fmt::format("the prompt has {} tokens, and '{}' is of prompts of {} to {}: "
+                                 "give a size",
+                                 tokens, name, certified.tokens_min, certified.tokens_max)};
+    if (is_llama(to_))
+        return Error{ErrorCode::Unsupported,
+                     fmt::format("llama.cpp has one number of tokens for all layers and heads, "
+                                 "and '{}' is of the policy's own: give a size",
+                                 name)};
+    return {};
+}
+
 Result<void> Compaction::resolve_policy() {
+    if (request_.certified) DKV_TRY(check_certified(*request_.certified));
     PolicyRequest wish = request_.policy;
     if (wish.name.empty()) wish.name = "auto";
     wish = with_own_profile(std::move(wish), facts());

@@ -34,6 +34,7 @@ private:
 
     Result<void> check_output() const;
     Result<void> open();
+    Result<void> check_certified(Certified const& certified) const;
     Result<void> resolve_policy();
     Result<void> describe();
     Result<bool> is_there();

@@ -58,14 +58,13 @@ std::shared_ptr<ProfileFile const> read_once(fs::path const& path) {
 
 /// Files that are no profiles, or of another version, are passed over.
 std::shared_ptr<Profile> find_profile(std::string const& weights) {
-    for (fs::path const& folder : profile_folders())
-        for (fs::path const& path : files_in(folder)) {
-            auto const file = read_once(path);
-            if (!file || file->model.value("weights", "") != weights) continue;
-            auto profile = std::make_shared<Profile>(file->profile);
-            profile->name = path.stem().string();
-            return profile;
-        }
+    for (fs::path const& path : profile_files()) {
+        auto const file = read_once(path);
+        if (!file || file->model.value("weights", "") != weights) continue;
+        auto profile = std::make_shared<Profile>(file->profile);
+        profile->name = path.stem().string();
+        return profile;
+    }
     return nullptr;
 }
 
@@ -84,9 +83,21 @@ std::vector<fs::path> profile_folders() {
     return folders;
 }
 
-std::shared_ptr<Profile> own_profile(CacheFacts const& facts) {
+std::vector<fs::path> profile_files() {
+    std::vector<fs::path> files;
+    for (fs::path const& folder : profile_folders())
+        std::ranges::move(files_in(folder), std::back_inserter(files));
+    return files;
+}
+
+std::string weights_of(CacheFacts const& facts) {
     auto const weights = facts.provenance.find(kFingerprint);
-    return weights == facts.provenance.end() ? nullptr : find_profile(weights->second);
+    return weights == facts.provenance.end() ? "" : weights->second;
+}
+
+std::shared_ptr<Profile> own_profile(CacheFacts const& facts) {
+    auto const weights = weights_of(facts);
+    return weights.empty() ? nullptr : find_profile(weights);
 }
 
 PolicyRequest with_own_profile(PolicyRequest request, CacheFacts const& facts) {

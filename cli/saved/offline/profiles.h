@@ -10,9 +10,15 @@ namespace dkv::offline {
 /// ~/.cache/dkv), and those that come with dkv.
 std::vector<std::filesystem::path> profile_folders();
 
+/// The files in them, in the order in which they are tried; not all need be profiles.
+std::vector<std::filesystem::path> profile_files();
+
 /// The first profile that was made for the weights whose fingerprint the file has; nullptr: there
 /// is none, or no fingerprint. Reads every profile on the way.
 std::shared_ptr<Profile> own_profile(CacheFacts const& facts);
+
+/// The fingerprint of its model's weights; empty: the file has none.
+std::string weights_of(CacheFacts const& facts);
 
 /// The request with that profile, where none is asked for and takes_own_profile() says that the
 /// policy takes it.

@@ -7,6 +7,7 @@
     dkv-lab certify results.csv --policy NAME  the smallest size whose risk of losing much is bounded
     dkv-lab report sweep.jsonl -o out/         what dkv sweep found, as a page
     dkv-lab ray sweep FILES -o OUT -- FLAGS    dkv sweep or compact over many files, on Ray's workers
+    dkv-lab store ls URL                       dkv ls, verify, compact and prune in an object store
     dkv-lab quick                              a small evaluation that must come out as expected
 
 `dkv calibrate`, `dkv eval` and `dkv report` are the same commands. Each has --help.
@@ -24,6 +25,7 @@ COMMANDS = {
     "certify": "dkv_lab.certify:main",
     "report": "dkv_lab.report.sweep_report:main",
     "ray": "dkv_lab.ray_work:main",
+    "store": "dkv_lab.remote:main",
     "quick": "dkv_lab.quick:main",
 }
 

@@ -245,6 +245,8 @@ def main(arguments: list[str]) -> int:
         print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
     if options.surrogate:
         made.surrogate = surrogate.fit_model(probe, tokenizer, options.surrogate, options.tokens, options.seed)
+        # Certificates are of the profile that was measured.
+        made.figures = {task: figures for task, figures in made.figures.items() if "flags" not in figures}
         made.save(options.output)
         print(f"{options.output}: {surrogate.words(made.predictor())}")
     return 0

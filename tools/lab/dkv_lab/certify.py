@@ -4,6 +4,12 @@ A request is lost when its utility with the full cache, less that with the polic
 beforehand. From the largest down, each is tested against "its risk is above epsilon" by the binomial tail, until the
 first that cannot be rejected at level delta; the last that was rejected is certified. Testing in a fixed order and
 stopping at the first failure keeps the chance of certifying any size whose risk is above epsilon below delta.
+
+Of a MODEL the requests are measured first, by dkv eval, whose flags for them follow --. Their seed is drawn at random,
+so that nothing can have been chosen on them; the same command goes on where it was stopped.
+
+    dkv certify smollm2 --policy joined --capacity 128,256,512 --profile mine.json -- --needles 60 --texts 0 --tokens 1024
+    dkv certify results.csv --policy joined
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import argparse
 import math
 import os
 import re
+import secrets
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +26,11 @@ from pathlib import Path
 from dkv.errors import UserError
 from dkv.hf import profile_file
 
-from . import results
+from . import evaluate, policies, record, results
+
+SIZES = "64,128,256,512"
+# Of dkv eval, after --: what certify says itself.
+_OWN = ("--policies", "--capacity", "--question", "--profile", "--seed", "--part", "--family", "--shard", "-o", "--output")
 
 
 def p_value(losses: int, requests: int, epsilon: float) -> float:
@@ -112,7 +123,7 @@ def _loss(line: dict, full: dict[str, dict]) -> float:
 
 
 def measured_model(runs: list[dict], profile: dict | None) -> None:
-    """Raises UserError for results of several models, or of another than the profile's: `profile` is its description."""
+    """Raises UserError for results of several models, or of another than the profile's: `profile` describes its model."""
     models = {_identity(run["model"]): run["model"] for run in runs}
     if len(models) > 1:
         raise UserError(f"results of {len(models)} models ({_named(models.values())}): a certificate is of one")
@@ -132,6 +143,13 @@ def _named(models) -> str:
     return ", ".join(f"{model['name']} (config {model.get('config')}, weights {model.get('weights')})" for model in models)
 
 
+def measured_profile(runs: list[dict], profile: profile_file.Profile) -> None:
+    """Raises UserError for results that another profile of this model made. Earlier records do not say which it was."""
+    used = {one for run in runs for one in run.get("profiles", {}).values()}
+    if used - {record.profile_hash(profile)}:
+        raise UserError("the results were measured with another profile: a certificate is of the one that it is stored in")
+
+
 def certificate(made: Study, tau: float, epsilon: float, delta: float) -> dict:
     """What is stored in a profile. "capacity" 0: none, keep the cache whole."""
     passed = walk(made.losses, losses_allowed(made.requests, epsilon, delta))
@@ -143,14 +161,14 @@ def certificate(made: Study, tau: float, epsilon: float, delta: float) -> dict:
         "requests": made.requests,
         "losses": 0 if passed is None else made.losses[passed],
         "tasks": ", ".join(f"{count} {task}" for task, count in made.tasks.items()),
-        "tokens": f"{made.tokens[0]} to {made.tokens[1]}",
+        "tokens": list(made.tokens),
         "tried": [[size, count] for size, count in zip(made.sizes, made.losses)],
     }
 
 
 def words(policy: str, made: dict) -> str:
     tried = ", ".join(f"{count} lost at {size}" for size, count in made["tried"])
-    mix = f"{made['requests']} requests ({made['tasks']}; {made['tokens']} tokens): {tried}"
+    mix = f"{made['requests']} requests ({made['tasks']}; {made['tokens'][0]} to {made['tokens'][1]} tokens): {tried}"
     if not made["capacity"]:
         return f"{policy}: none: keep it whole. {mix}. At risk {made['epsilon']:g} and confidence {1 - made['delta']:g}, {_needed(made)}"
     return (
@@ -188,31 +206,66 @@ def _sizes(text: str) -> list[int]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    own, flags = arguments, []
+    if "--" in arguments:
+        own, flags = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     parser = argparse.ArgumentParser(
         prog=os.environ.get("DKV_COMMAND", "dkv-lab certify"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS", help="CSV files of dkv eval, also of its shards")
-    parser.add_argument("--policy", required=True, help="as the results name it: profile, snapkv/kernel=15")
-    parser.add_argument("--capacity", type=_sizes, help="the sizes to try, chosen before the results are seen; by default all there are")
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULTS|MODEL", help="CSV files of dkv eval, also of its shards; or a model as dkv eval takes it"
+    )
+    parser.add_argument("--policy", required=True, help="as dkv eval names it: profile, snapkv/kernel=15; auto with a profile is joined")
+    parser.add_argument("--capacity", type=_sizes, help=f"the sizes to try, chosen before the results are seen; all there are, of a model {SIZES}")
     parser.add_argument("--tau", type=_loss_bound, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
     parser.add_argument("--epsilon", type=_share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
     parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
     parser.add_argument("--question", choices=("shown", "hidden", "both"), default="both", help="which requests count (%(default)s)")
-    parser.add_argument("--profile", type=Path, help="store the certificate in this profile; dkv profile show prints it")
-    return parser.parse_args(arguments)
+    parser.add_argument("--profile", type=Path, help="store the certificate in this profile, for dkv compact and policy set --risk")
+    parser.add_argument("-o", "--output", type=Path, default=Path("certify.csv"), help="of a model: what is measured (%(default)s)")
+    options = parser.parse_args(own)
+    options.model = None if all(name.endswith(".csv") for name in options.results) else options.results[0]
+    if options.model is not None and len(options.results) > 1:
+        parser.error(f"{' '.join(options.results)}: CSV files, or one model")
+    if options.model is None and flags:
+        parser.error("flags after -- are of dkv eval, which measures a MODEL")
+    for flag in flags:
+        if flag.split("=", 1)[0] in _OWN:
+            parser.error(f"{flag} after --: certify says that itself")
+    options.flags = flags
+    return options
+
+
+def measure(options: argparse.Namespace) -> Path:
+    """The results of requests that nobody has seen."""
+    sizes = ",".join(map(str, options.capacity)) if options.capacity else SIZES
+    wanted = [options.model, "--policies", options.policy, "--capacity", sizes, "--question", options.question, *options.flags]
+    if options.profile is not None:
+        wanted += ["--profile", str(options.profile)]
+    runs = results.read_runs([options.output])
+    arguments = runs[-1].get("arguments") if runs else [*wanted, "--seed", str(secrets.randbits(48)), "-o", str(options.output)]
+    if arguments is None or [*arguments[:-4], *arguments[-2:]] != [*wanted, "-o", str(options.output)]:
+        raise UserError(f"{options.output}: other requests were measured into it: give another -o")
+    evaluate.run(evaluate.parse(arguments), arguments)
+    return options.output
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     loaded = profile_file.load(options.profile) if options.profile is not None else None
-    measured_model(results.read_runs(options.results), loaded and loaded.model)
-    made = study(results.read(options.results), options.policy, options.capacity, options.tau, options.question)
+    paths = [Path(name) for name in options.results] if options.model is None else [measure(options)]
+    runs = results.read_runs(paths)
+    measured_model(runs, loaded and loaded.model)
+    made = study(results.read(paths), options.policy, options.capacity, options.tau, options.question)
     found = certificate(made, options.tau, options.epsilon, options.delta)
     print(words(options.policy, found))
     if loaded is not None:
-        loaded.figures[f"certified {options.policy}, question {options.question}"] = found
+        measured_profile(runs, loaded)
+        flags = policies.as_flags(options.policy, runs[-1]["window"], loaded)
+        seeds = sorted({run["seed"] for run in runs})
+        loaded.figures[f"certified {options.policy}, question {options.question}"] = found | {"seeds": seeds, "flags": flags}
         loaded.save(options.profile)
         print(f"{options.profile}: the certificate is in it")
     return 0

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import functools
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,15 +18,16 @@ from pathlib import Path
 import torch
 
 import dkv
+from dkv.errors import UserError
 from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
-from .results import COLUMNS, Results, note_run
+from .results import COLUMNS, Results
 from .store import PrefillStore
 
 FORCED = 24
@@ -145,8 +145,8 @@ def evaluate(
     if row.writes:
         ends = decode.ends_of(probe.model)
         written = _of_each_window(chosen, lambda facts, part: decode.greedy(probe, facts.prompt, part, facts.rankings, row.writes, ends))
-        scores = [row.judge(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
-        lines = [_line(row, one) | {"score": f"{s:.4f}"} for one, s in zip(chosen, scores)]
+        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+        lines = [_line(row, one) | {"score": f"{row.judge(text):.4f}", "written": _written(row, text)} for one, text in zip(chosen, texts)]
         # LongBench's prompts may be short: what fits is kept whole, and counts as what it is.
         fits = [(name, c) for c in options.capacity if c >= prompt.tokens for name in options.policies]
         lines += [lines[0] | {"policy": name, "capacity": capacity} for name, capacity in fits]
@@ -171,6 +171,10 @@ def evaluate(
             line["depth"] = f"{row.depth:.4f}"
         lines.append(line)
     return lines, [variant.budgets for variant in variants]
+
+
+def _written(row: Row, text: str) -> dict:
+    return {"text": text, "writes": row.writes, "source": row.source}
 
 
 def _asked(probe: Probe, row: Row, prompt: Prompt, chosen: list[Choice]) -> tuple[list[dict], list[torch.Tensor]]:
@@ -229,7 +233,7 @@ def _row_bytes(prompt: Prompt) -> int:
     return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
 
 
-def profiles_for(options, geometry: profile.Geometry, described: dict) -> dict[str, profile.Profile]:
+def profile_paths(options, described: dict) -> list[Path]:
     """Those that were given, or else the one that is known for these weights. Without one its policies are left out."""
     paths = options.profile
     if not paths:
@@ -239,7 +243,7 @@ def profiles_for(options, geometry: profile.Geometry, described: dict) -> dict[s
     if needy and not paths:
         _note(f"{', '.join(needy)} left out: there is no profile of {described['name']}; make one with calibrate")
         options.policies = [name for name in options.policies if name not in needy]
-    return {path.stem: profile.load(path, geometry) for path in paths}
+    return paths
 
 
 def _grid(text: str) -> tuple[list[int], list[float]]:
@@ -264,13 +268,14 @@ What each policy keeps is chosen by a dkvd that is started for it, then tables o
 hours, says how long after the first prompts, and goes on where it was stopped."""
 
 _EXAMPLES = """what comes out:
-  OUTPUT, a CSV with a line per prompt, policy and capacity; beside it the budgets and what was run
+  OUTPUT, a CSV with a line per prompt, policy and capacity; beside it the budgets and the record, OUTPUT's NAME.runs.json
 
 examples:
   dkv eval smollm2 --profile mine.json
   dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
   dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
   dkv eval smollm2 -o part-$I.csv --shard $I/4                                       one of four processes
+  dkv eval --again results.runs.json                                                 the same CSV, byte for byte
   dkv eval report results.csv                                                        the tables again; of shards: part-*.csv
   dkv eval figures results.csv -o figures/                                           PNG and SVG
 """
@@ -344,24 +349,63 @@ def chooser_for(options, model: str) -> Iterator[sidecar.Chooser | None]:
 def main(arguments: list[str]) -> int:
     if arguments[:1] in (["report"], ["figures"]):
         return {"report": tables, "figures": eval_figures}[arguments[0]].main(arguments[1:])
+    if arguments[:1] == ["--again"]:
+        return again(arguments[1:])
     options = parse(arguments)
+    prompts = run(options, arguments)
+    if options.shard.count > 1:  # Tables of a part would be read as the whole's.
+        print(f"{options.output}: {prompts} prompts of shard {options.shard.index}/{options.shard.count}; dkv eval report joins the shards' files")
+        return 0
+    return tables.main([str(options.output)])
+
+
+def run(options, arguments: list[str], was: dict | None = None) -> int:
+    """Measures what the output lacks; how many prompts there are in all. was: the record that is to come out again."""
     if options.threads:
         torch.set_num_threads(options.threads)
     model, tokenizer, name = models.load(options.model)
+    attention = model.config._attn_implementation
     probe = Probe(model, options.window)
     described = profile.describe_model(model, probe.slidings, name)
     geometry = profile.Geometry(**described["geometry"])
-    loaded = profiles_for(options, geometry, described)
+    paths = profile_paths(options, described)
+    loaded = {path.stem: profile.load(path, geometry) for path in paths}
+    rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
+    entry = record.start(described, arguments, options, model, attention)
+    entry |= {"profiles": {name: record.profile_hash(one) for name, one in loaded.items()}, "prompts": record.prompts_hash(rows)}
+    if was is not None:
+        for words in record.differences(was, entry):
+            record.say(words)
+        record.check(was, entry)
     store = PrefillStore(probe, described["config"] + described["weights"], options.prefills)
     results = Results(options.output)
-    note_run(options.output, described, shlex.join(["dkv", "eval", *arguments]), options.seed, options.window)
-    rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
+    record.note(options.output, entry)
     todo = [row for row in rows if not results.has(row.keys, len(row.tokens), options.policies, options.capacity)]
     with chooser_for(options, name) as chooser, progress.of("evaluating", todo, len(rows) - len(todo)) as done:
         for row in todo:
             results.append(*evaluate(probe, store, tokenizer, row, options, loaded, chooser))
             done(row)
-    if options.shard.count > 1:  # Tables of a part would be read as the whole's.
-        print(f"{options.output}: {len(rows)} prompts of shard {options.shard.index}/{options.shard.count}; dkv eval report joins the shards' files")
-        return 0
-    return tables.main([str(options.output)])
+    record.note_end(options.output)
+    return len(rows)
+
+
+def again(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dkv eval --again",
+        description="Runs an evaluation once more from its record, and says whether the same CSV came out, byte for byte.",
+        epilog="Every prefill is computed anew. What is not as in the record, a version or the processor, is said before it runs.",
+    )
+    parser.add_argument("record", type=Path, metavar="RECORD", help="NAME.runs.json, which lies beside the CSV")
+    parser.add_argument("-o", "--output", type=Path, help="the new CSV; by default NAME.again.csv beside the record")
+    given = parser.parse_args(arguments)
+    runs = record.to_make_again(given.record)
+    output = given.output or given.record.with_name(given.record.name.removesuffix(".runs.json") + ".again.csv")
+    if output.exists():
+        raise UserError(f"{output}: is there already: give another output")
+    for was in runs:
+        options = parse(was["arguments"])
+        options.shard = shard.parse(was["shard"])  # Not that of this machine's array job.
+        torch.set_num_threads(was["machine"]["threads"])
+        options.output, options.prefills = output, None
+        run(options, was["arguments"], was)
+    return 0 if record.compare(output, runs[-1]) else 1

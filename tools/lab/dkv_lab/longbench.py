@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 
 from dkv.errors import UserError
@@ -34,15 +35,15 @@ def rows(tokenizer, path: Path, longest: int, count: int | None) -> list[Row]:
     """Every task's first `count` rows (None: all), prompts cut in the middle to `longest` tokens."""
     out: list[Row] = []
     for file in _files(path):
-        taken: dict[str, int] = {}
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            task, entry = _entry(file, number, line)
-            taken[task] = taken.get(task, 0) + 1
+        lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        entries = [(number, *_entry(file, number, line)) for number, line in lines if line.strip()]
+        all_of_task = Counter(task for _, task, _ in entries)
+        taken: Counter = Counter()
+        for number, task, entry in entries:
+            taken[task] += 1
             if count is None or taken[task] <= count:
                 key = f"longbench-{file.stem}-{longest}-{entry.get('_id', number)}"
-                out.append(_row(tokenizer, task, entry, key, longest))
+                out.append(_row(tokenizer, task, entry, key, longest, all_of_task[task]))
     return out
 
 
@@ -81,11 +82,12 @@ def _entry(file: Path, number: int, line: str) -> tuple[str, dict]:
     return task, entry
 
 
-def _row(tokenizer, task: str, entry: dict, key: str, longest: int) -> Row:
+def _row(tokenizer, task: str, entry: dict, key: str, longest: int, all_of_task: int) -> Row:
     def judge(text: str) -> float:
         if task in _STOPS_AT_LINE:
             text = text.lstrip("\n").split("\n")[0]
         return metrics.score(task, text, entry["answers"], entry.get("all_classes"))
 
     tokens = prompt_tokens(tokenizer, task, entry, longest)
-    return Row(key, "longbench", task, tokens, [], writes=tasks()[task]["tokens"], judge=judge)
+    source = {name: value for name, value in entry.items() if name != "context"} | {"rows": all_of_task, "longest": longest}
+    return Row(key, "longbench", task, tokens, [], writes=tasks()[task]["tokens"], judge=judge, source=source)

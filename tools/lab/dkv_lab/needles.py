@@ -52,6 +52,7 @@ class Row:
     depth: float | None = None  # Where they were meant to be, 0 … 1: the mean.
     writes: int = 0  # Tokens to be written greedily and judged as a text; 0: the answer is forced.
     judge: Callable[[str], float] | None = None  # Of what was written, 0 … 1.
+    source: dict | None = None  # Of a row that is judged: what others' formats say of it.
     asks: tuple[Ask, ...] = ()  # Asked in this order, each before its answer. Empty: the question is in the prompt.
 
     @property

@@ -259,3 +259,31 @@ def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:
     if options:
         options["kernel"] = int(options["kernel"])
     return dkv.Policy(capacity=capacity, window=facts.prompt.window, **options, **rule.wish(facts, **parameters))
+
+
+def as_flags(text: str, window: int, profile: Profile | None) -> dict[str, float | str]:
+    """The policy and its parameters under dkv's own names, but for its size, as the sidecar was asked for it.
+
+    window   of the evaluation
+    profile  the one that it was measured with
+
+    Raises UnknownPolicy for what these names cannot say.
+    """
+    name, given = parse(text)
+    rule = RULES[name]
+    if given.get("use"):
+        raise UnknownPolicy(f"{text}: a certificate is of one profile: leave use out")
+    if rule.needs_profile and profile is None:
+        raise UnknownPolicy(f"{text} needs a profile: give --profile")
+    facts = Facts(Prompt(0, window, [], torch.zeros(0)), {"own": profile} if profile else {})
+    own = rule.parameters | {key: value for key, value in given.items() if key in rule.parameters}
+    wish = rule.wish(facts, **own)
+    out: dict = {"policy": wish.pop("name"), "window": int(given.get("window", rule.window or window))}
+    if wish.pop("profile", None) is not None:
+        out |= {f"profile_{key}": own[key] for key in ("alpha", "floor") if own.get(key, -1) >= 0}
+    if rule.ranking in _POOLED:
+        options = ranked_options(facts, name, given)
+        out |= options | {"kernel": int(options["kernel"])}
+    if wish.get("update_interval") == 0:
+        raise UnknownPolicy(f"{text}: a certificate needs a number of layers: give m")
+    return out | wish

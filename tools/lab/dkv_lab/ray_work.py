@@ -1,10 +1,12 @@
-"""`dkv sweep` and `dkv compact` over many files, on Ray's workers: what comes out is what one process writes.
+"""`dkv sweep` and `compact` over many files and `dkv eval` over many prompts, on Ray's workers.
 
     dkv-lab ray sweep caches/ -o sweep.jsonl -- --policy auto,snapkv --capacity 64,128
     dkv-lab ray compact caches/ -o small/ -- --capacity 256
+    dkv-lab ray eval smollm2 -o results.csv -- --policies snapkv,joined --needles 100
 
-Files go to the workers in small groups; a group whose worker dies is done again by another one, and goes on behind
-what was finished. Everything after -- is for dkv. Every worker sees the same paths: on a cluster, a shared file system.
+What comes out is what one process writes. Files and prompts go to the workers in small groups; a group whose worker
+dies is done again by another one, and goes on behind what was finished. Everything after -- is for dkv. Every worker
+sees the same paths: on a cluster, a shared file system.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from pathlib import Path
 from dkv import programs
 from dkv.errors import UserError
 
+from . import ray_eval
+
 RETRIES = 5  # Of a group whose worker dies.
 _PR_SET_PDEATHSIG = 1
 # After -- they would be of each group alone, not of the whole: why they cannot mean what they say there.
@@ -45,15 +49,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dkv-lab ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", choices=("sweep", "compact"))
-    parser.add_argument("files", nargs="+", metavar="FILE", help="saved caches, and folders of them")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="sweep: the results; compact: a folder")
+    parser.add_argument("work", choices=("sweep", "compact", "eval"))
+    parser.add_argument("files", nargs="+", metavar="FILE|MODEL", help="saved caches, and folders of them; eval: a model")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="sweep and eval: the results; compact: a folder")
     parser.add_argument("--address", help="of a Ray cluster; by default one is started on this machine")
     parser.add_argument("--workers", type=int, help="groups at once; by default Ray's CPUs")
-    parser.add_argument("--group", type=int, default=8, help="files of a group (%(default)s)")
+    parser.add_argument("--group", type=int, default=8, help="files or prompts of a group (%(default)s)")
     options = parser.parse_args(own)
     if options.group < 1 or (options.workers is not None and options.workers < 1):
         parser.error("--group and --workers are at least 1")
+    if options.work == "eval" and len(options.files) > 1:
+        parser.error(f"{' '.join(options.files)}: eval takes one model")
     for flag in flags:
         for name in _long_names(flag):
             if name in _NOT_PASSED_ON:
@@ -121,34 +127,42 @@ def cluster(options: argparse.Namespace) -> dict:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    if options.work == "sweep" and options.output.exists():
-        raise UserError(f"{options.output}: is there already: give another output; dkv report takes both")
+    if options.work != "compact" and options.output.exists():
+        takes = "dkv report" if options.work == "sweep" else "dkv eval report"
+        raise UserError(f"{options.output}: is there already: give another output; {takes} takes both")
     try:
         import ray
     except ImportError:
         raise UserError("there is no package ray: pip install 'dkv-lab[ray]'") from None
-    program = str(programs.find("dkv"))
-    files = inputs(program, options.files, options.work)
-    groups = [files[at : at + options.group] for at in range(0, len(files), options.group)]
-    names = [_part_name(group, options.flags) for group in groups]
+    work = ray_eval.plan(options) if options.work == "eval" else _plan(options)
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", **cluster(options))
     try:
-        return _run(ray, options, program, groups, names)
+        return _run(ray, options, work)
     finally:
         if started:
             ray.shutdown()
 
 
-def _run(ray, options: argparse.Namespace, program: str, groups: list[list[str]], names: list[str]) -> int:
-    at_once = options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+def _plan(options: argparse.Namespace) -> ray_eval.Plan:
+    """Of sweep and compact: the files by groups."""
+    program = str(programs.find("dkv"))
+    files = inputs(program, options.files, options.work)
+    groups = [files[at : at + options.group] for at in range(0, len(files), options.group)]
+    names = [_part_name(group, options.flags) for group in groups]
     sweep = options.work == "sweep"
     parts = options.output.with_name(f".{options.output.name}.parts") if sweep else options.output
-    parts.mkdir(parents=True, exist_ok=True)
     outputs = [str(parts / name) if sweep else f"{parts}/" for name in names]
     more = options.flags if sweep else ["--jobs", "1", *options.flags]
     commands = [[program, options.work, *group, "-o", output, *more] for group, output in zip(groups, outputs)]
+    join = (lambda: _join([Path(path) for path in outputs], options.output)) if sweep else None
+    return ray_eval.Plan(parts, commands, [len(group) for group in groups], "files", join)
+
+
+def _run(ray, options: argparse.Namespace, plan: ray_eval.Plan) -> int:
+    at_once = options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    plan.parts.mkdir(parents=True, exist_ok=True)
     folder = os.getcwd()
 
     @ray.remote(num_cpus=1, max_retries=RETRIES)
@@ -156,17 +170,18 @@ def _run(ray, options: argparse.Namespace, program: str, groups: list[list[str]]
         os.chdir(folder)
         return run_group(command)
 
-    failed, done, total = 0, 0, sum(map(len, groups))
-    for index, status, said in distribute(ray, work, commands, at_once):
-        done += len(groups[index])
+    failed, done, total = 0, 0, sum(plan.sizes)
+    for index, status, said in distribute(ray, work, plan.commands, at_once):
+        done += plan.sizes[index]
         failed += status != 0
-        sys.stderr.write(said)
-        print(f"{done} of {total} files", file=sys.stderr)
-    if sweep and failed:
-        print(f"{options.output}: not written: {failed} of {len(groups)} groups failed; {parts} has the others' rows", file=sys.stderr)
-    elif sweep:
-        _join([Path(path) for path in outputs], options.output)
-        shutil.rmtree(parts)
+        sys.stderr.write(said if status or options.work != "eval" else "")
+        print(f"{done} of {total} {plan.of_what}", file=sys.stderr)
+    if plan.join and failed:
+        left = f"{plan.parts} has the others' rows"
+        print(f"{options.output}: not written: {failed} of {len(plan.commands)} groups failed; {left}", file=sys.stderr)
+    elif plan.join:
+        plan.join()
+        shutil.rmtree(plan.parts)
     return 1 if failed else 0
 
 

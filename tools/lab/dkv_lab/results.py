@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import json
-import platform
 from pathlib import Path
 
 import torch
@@ -27,6 +25,10 @@ def budgets_path(results: Path) -> Path:
     return results.with_suffix(".budgets.jsonl")
 
 
+def written_path(results: Path) -> Path:
+    return results.with_suffix(".written.jsonl")
+
+
 def runs_path(results: Path) -> Path:
     return results.with_suffix(".runs.json")
 
@@ -38,8 +40,8 @@ class Results:
         self._path, self._columns = path, COLUMNS
         self._done: set[tuple[str, str, str]] = set()
         if path.exists() and _is_ours(path):
-            for written in (path, budgets_path(path)):
-                _cut_to_whole_lines(written)
+            for each in (path, budgets_path(path), written_path(path)):
+                _cut_to_whole_lines(each)
         if path.exists() and path.stat().st_size:
             with path.open() as file:
                 reader = csv.DictReader(file)
@@ -57,7 +59,7 @@ class Results:
         return all((key, *entry) in self._done for key in keys for entry in [("fullkv", "0"), *wanted])
 
     def append(self, lines: list[dict], budgets: list[torch.Tensor]) -> None:
-        """Lines of one prompt, and the prefix tokens [layers, heads] of each."""
+        """Lines of one prompt, and the prefix tokens [layers, heads] of each. What was written, if something was, goes beside."""
         if "question" not in self._columns and any(line["question"] == "hidden" for line in lines):
             raise ResultsError(f"{self._path} has no column for hidden questions: choose another output, or --question shown")
         with self._path.open("a", newline="") as file, budgets_path(self._path).open("a") as beside:
@@ -68,8 +70,11 @@ class Results:
                     continue
                 writer.writerow(line)
                 self._done.add(entry)
+                named = {name: line[name] for name in ("key", "task", "template", "tokens", "policy", "capacity")}
+                if "written" in line:
+                    with written_path(self._path).open("a") as texts:
+                        texts.write(json.dumps(named | line["written"]) + "\n")
                 if line["policy"] != "fullkv":
-                    named = {name: line[name] for name in ("key", "task", "template", "tokens", "policy", "capacity")}
                     beside.write(json.dumps(named | {"budgets": kept.tolist()}, separators=(",", ":")) + "\n")
 
 
@@ -90,29 +95,6 @@ def _cut_to_whole_lines(path: Path) -> None:
             file.truncate(data.rfind(b"\n") + 1)
 
 
-def note_run(results: Path, described: dict, command: str, seed: int, window: int) -> None:
-    """Adds to the list of runs that wrote into this file."""
-    import transformers
-
-    path = runs_path(results)
-    runs = json.loads(path.read_text()) if path.exists() else []
-    runs.append(
-        {
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
-            "command": command,
-            "model": described,
-            "seed": seed,
-            "window": window,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-        }
-    )
-    path.write_text(json.dumps(runs, indent=1) + "\n")
-
-
 def read(paths: list[Path]) -> list[dict]:
     lines = []
     for path in paths:
@@ -122,8 +104,15 @@ def read(paths: list[Path]) -> list[dict]:
 
 
 def read_budgets(paths: list[Path]) -> list[dict]:
-    found = [budgets_path(path) for path in paths if budgets_path(path).exists()]
-    return [json.loads(line) for path in found for line in path.read_text().splitlines() if line.endswith("}")]
+    return _read_lines([budgets_path(path) for path in paths])
+
+
+def read_written(paths: list[Path]) -> list[dict]:
+    return _read_lines([written_path(path) for path in paths])
+
+
+def _read_lines(paths: list[Path]) -> list[dict]:
+    return [json.loads(line) for path in paths if path.exists() for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def read_runs(paths: list[Path]) -> list[dict]:

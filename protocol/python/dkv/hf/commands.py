@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from dkv.errors import UserError
 
-from . import import_profile, models, profile_file, profiles
+from . import hub, import_profile, models, profile_file, profiles
 from .convert import convert as convert_file
 
 
@@ -65,8 +65,10 @@ def convert(arguments: list[str]) -> None:
 def profile(arguments: list[str]) -> None:
     if arguments[:1] == ["import"]:
         return import_profile.main(arguments[1:])
+    if arguments[:1] in (["push"], ["pull"]):
+        return hub.main(arguments)
     parser = _parser("profile", 'Lists the calibrated profiles on this machine, in the order in which profile="auto" tries them.')
-    parser.add_argument("command", nargs="?", choices=["list"], help="may be left out")
+    parser.add_argument("command", nargs="?", choices=["list"], help="may be left out; import, push and pull have their own --help")
     parser.parse_args(arguments)
     for path in profiles.paths():
         try:

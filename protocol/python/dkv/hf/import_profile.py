@@ -3,6 +3,7 @@
     a folder with full_attention_heads.tsv and config.json   DuoAttention: each KV head's gate, 0 … 1
     FILE.json with keys L0H0, L0H1 …                         Attention Matching: each KV head's share of the budget
     FILE.pt, or several                                      KVzip: a head score [layers, KV heads]; of several the maximum
+    FILE.npy, with --ratio                                   LU-KV: what each KV head drops at each ratio, [99, layers, KV heads]
 
 The numbers become the profile's weights. What a number cannot say is said in the recipe and by `dkv profile show`.
 """
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 
 from . import models, profile_file
@@ -33,9 +35,11 @@ class Imported:
     facts: dict  # Of the source, for the recipe.
 
 
-def read(sources: list[Path], geometry: Geometry) -> Imported:
-    """Raises ProfileError for what is not one of the three, or is of another geometry."""
+def read(sources: list[Path], geometry: Geometry, ratio: float | None = None) -> Imported:
+    """Raises ProfileError for what is none of these, or is of another geometry. ratio: the share that is kept, of LU-KV's tables."""
     first = sources[0]
+    if (first.suffix == ".npy") != (ratio is not None):
+        raise ProfileError(f"{first}: --ratio goes with LU-KV's FILE.npy, which has a table for each ratio, and it needs one")
     if all(source.suffix == ".pt" for source in sources):
         return _kvzip(sources, geometry)
     if len(sources) > 1:
@@ -44,9 +48,11 @@ def read(sources: list[Path], geometry: Geometry) -> Imported:
         return _duo(first, geometry)
     if first.suffix == ".json":
         return _matching(first, geometry)
+    if first.suffix == ".npy":
+        return _lukv(first, geometry, ratio)
     raise ProfileError(
         f"{first}: not a file that is understood: a folder of DuoAttention's (full_attention_heads.tsv), Attention Matching's"
-        " FILE.json, or KVzip's FILE.pt; LU-KV's tables are not read"
+        " FILE.json, KVzip's FILE.pt, or LU-KV's FILE.npy"
     )
 
 
@@ -105,6 +111,23 @@ def _kvzip(paths: list[Path], geometry: Geometry) -> Imported:
     return Imported("kvzip", torch.tensor(scores, dtype=torch.float64).amax(0).tolist(), 0.2, {"files": len(paths)})
 
 
+def _lukv(path: Path, geometry: Geometry, ratio: float) -> Imported:
+    """As kvpress's LUKVPress reads it: row r - 1 is of r % dropped."""
+    try:
+        table = numpy.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as wrong:
+        raise ProfileError(f"{path}: not an array of numpy.save's: {' '.join(str(wrong).split())[:120]}") from None
+    if table.ndim != 3 or table.shape[0] != 99:
+        raise ProfileError(f"{path}: not LU-KV's table: [99, layers, KV heads] was expected, and this is {list(table.shape)}")
+    dropped = round(100 * (1 - ratio))
+    if not 1 <= dropped <= 99:
+        raise ProfileError(f"{path}: --ratio {ratio:g}: its tables are of 0.01 to 0.99 kept")
+    rows = _of_layers(path, table[dropped - 1].astype("float64").tolist(), geometry)
+    if not all(0 <= value <= 1 for row in rows for value in row):
+        raise ProfileError(f"{path}: a head drops a share outside 0 to 1")
+    return Imported("lu-kv", [[1 - value for value in row] for row in rows], 0.0, {"ratio": ratio})
+
+
 def _of_layers(path: Path, rows: list[list[float]], geometry: Geometry) -> list[list[float]]:
     """Those of the layers that a policy may cut: the table has them alone, or all layers."""
     if {len(row) for row in rows} != {geometry.kv_heads} or len(rows) not in (geometry.layers, len(geometry.compressed)):
@@ -118,9 +141,9 @@ def _shape(geometry: Geometry) -> str:
     return f"{geometry.layers} layers of {geometry.kv_heads} KV heads" + (f", {sliding} of them sliding" if sliding else "")
 
 
-def make(sources: list[Path], described: dict, alpha: float, floor: float | None) -> profile_file.Profile:
+def make(sources: list[Path], described: dict, alpha: float, floor: float | None, ratio: float | None = None) -> profile_file.Profile:
     """Raises ProfileError."""
-    found = read(sources, Geometry(**described["geometry"]))
+    found = read(sources, Geometry(**described["geometry"]), ratio)
     values = [value for row in found.weights for value in row]
     if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
         raise ProfileError(f"{sources[0]} has a weight that is negative or not finite, or no weight above 0")
@@ -147,7 +170,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("--model", required=True, help="the model that it was measured on: its folder, which is fingerprinted")
     parser.add_argument("--alpha", type=_within(8), default=1.0, help="budgets grow as weight^alpha (%(default)s)")
-    parser.add_argument("--floor", type=_within(1), help="the least budget, as a share of the mean (Attention Matching 0, others 0.2)")
+    parser.add_argument("--floor", type=_within(1), help="the least budget, as a share of the mean (Attention Matching and LU-KV 0, others 0.2)")
+    parser.add_argument("--ratio", type=_within(1), help="LU-KV: the share of the cache that is kept, 0.25")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the profile")
     options = parser.parse_args(arguments)
     for source in options.sources:
@@ -155,7 +179,7 @@ def main(arguments: list[str]) -> None:
             parser.error(f"{source}: no such file or folder")
     model, _, name = models.load(options.model, torch.bfloat16)
     described = profile_file.describe_model(model, profile_file.sliding_windows(model.config.get_text_config()), name)
-    made = make(options.sources, described, options.alpha, options.floor)
+    made = make(options.sources, described, options.alpha, options.floor, options.ratio)
     made.save(options.output)
     profile_file.load(options.output)
     print(f"{options.output}: {made.recipe['method']}, {len(made.weights)} layers of {len(made.weights[0])} KV heads of {name}")

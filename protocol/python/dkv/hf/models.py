@@ -26,15 +26,26 @@ def folder_of(name: str) -> Path:
 
 def load(folder: str, dtype: torch.dtype = torch.float32):
     """(model, tokenizer, name) from a Hugging Face folder or a short name. Raises UserError."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # The commands show their own.
-    name = folder
-    if folder in _KNOWN:
-        folder, name = str(folder_of(folder)), _KNOWN[folder][0]
+    name = _KNOWN[folder][0] if folder in _KNOWN else folder
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(_place(folder), dtype=dtype).eval()
+    model.config._name_or_path = Path(name).name  # For people: not the folder in the cache.
+    return model, tokenizer, Path(name).name
+
+
+def load_tokenizer(folder: str):
+    """Of a folder or a short name. Raises UserError."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_place(folder))
+
+
+def _place(folder: str) -> str:
+    folder = str(folder_of(folder)) if folder in _KNOWN else folder
     if not Path(folder).is_dir():
         raise UserError(f"{folder} is not a folder with a model")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    model.config._name_or_path = Path(name).name  # For people: not the folder in the cache.
-    return model, AutoTokenizer.from_pretrained(folder), Path(name).name
+    return folder

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..results import read, read_runs
+from . import kvpress
 
 _RESAMPLES = 2000
 QUESTIONS = ("shown", "hidden")  # In the prompt's window; after the prompt was compressed.
@@ -143,7 +144,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--csv", type=Path, help="write every number of the tables to this file, too")
     parser.add_argument("--json", type=Path, help="the same as JSON")
     parser.add_argument("--note", action="append", default=[], help="a comment line of the CSV: command, seed, date")
+    parser.add_argument("--format", choices=("tables", "kvpress"), default="tables", help="kvpress: LongBench's answers as its leaderboard takes them")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results"), help="kvpress: a folder, which gets one per task, policy and size (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.format == "kvpress":
+        print(*kvpress.write(options.results, options.output), sep="\n")
+        return 0
     lines, runs, written = read(options.results), read_runs(options.results), []
     if runs:
         print(heading(runs))

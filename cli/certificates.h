@@ -1,0 +1,54 @@
+// Certificates, which `dkv certify` stores in profiles, and --risk, which takes a size from one.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/saved/offline/compact.h"
+#include "sidecar/config/profile_file.h"
+#include "sidecar/policy/params.h"
+
+namespace CLI {
+class App;
+}
+
+namespace dkv::cli {
+
+struct Certificate {
+    std::string name;  ///< Of the figure: "certified joined, question both".
+    std::string model;
+    std::string policy;
+    /// The policy's other parameters, as flags without their dashes, and what they were.
+    std::vector<std::pair<std::string, std::string>> flags;
+    std::uint32_t capacity = 0;  ///< 0: none, keep the cache whole.
+    double tau = 0;
+    double epsilon = 0;
+    double delta = 0;
+    std::string tasks;
+    offline::Certified certified;
+
+    /// "at most 5 % of such requests lose more than 0.1, with confidence 0.95".
+    std::string promise() const;
+    /// "60 needle shown; 1024 to 1024 tokens".
+    std::string requests() const;
+};
+
+/// Errors: CorruptData for a certificate that is malformed.
+Result<std::vector<Certificate>> certificates_of(ProfileFile const& file);
+
+/// Those of one policy in the profiles on this machine. Files that are none are passed over.
+std::vector<Certificate> known_certificates(std::string_view policy);
+
+/// Adds --risk to a command that has the flags of policies.
+void add_risk_flag(CLI::App& app, std::optional<double>& risk);
+
+/// Gives `app`'s options, once they are parsed, the values of the certificate that fits `policy`
+/// and `risk`: of several the one with the largest size, so that every one of them holds.
+///
+/// Errors: InvalidArgument for a parameter that is given beside --risk; NotFound, naming what there
+/// is, where no certificate fits.
+Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, double risk);
+
+}  // namespace dkv::cli

@@ -1,0 +1,229 @@
+"""dkv-lab store against a real S3 server over HTTP (moto's): what dkv does to files, done to objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+from safetensors.numpy import save_file
+
+from dkv import command, programs
+from dkv.errors import UserError
+from dkv_lab import remote
+
+pytestmark = pytest.mark.e2e
+
+FILES, TOKENS = 6, 128
+FLAGS = ["--", "--policy", "knorm", "--window", "8"]
+PRUNE = [*FLAGS, "--unmeasured"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"
+    }  # fmt: skip
+    os.environ.update(settings)
+    yield settings["AWS_ENDPOINT_URL"]
+    for name in settings:
+        del os.environ[name]
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Caches of normal numbers on a disk, of two sizes."""
+    folder, rng = tmp_path_factory.mktemp("caches"), np.random.default_rng(1)
+    for index in range(FILES):
+        tokens = TOKENS * (1 + index % 2)
+        rows = {f"layers.{layer}.{part}": rng.normal(size=(2, tokens, 16)).astype("f4") for layer in range(3) for part in ("keys", "values")}
+        words = {"format": "dkv", "version": "1", "model": "a small one", "n_prompt": str(tokens)}
+        save_file(rows, folder / f"c{index}.safetensors", words)
+    return folder
+
+
+@pytest.fixture
+def store(server, made):
+    """s3://caches/store with them, a page and a folder below."""
+    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).read()
+    made_of = remote.Store("s3://caches/store")
+    made_of.fs.mkdir("caches")
+    for path in made.iterdir():
+        made_of.fs.put_file(str(path), f"caches/store/{path.name}")
+    made_of.fs.pipe_file("caches/store/notes.txt", b"not a cache")
+    made_of.fs.put_file(str(made / "c0.safetensors"), "caches/store/below/c9.safetensors")
+    return made_of
+
+
+def run(*arguments) -> int:
+    return command.run(lambda: remote.main([str(one) for one in arguments]))
+
+
+def objects(store, folder="caches/store") -> dict[str, bytes]:
+    return {path.rsplit("/", 1)[-1]: store.fs.cat_file(path) for path in store.fs.find(folder, maxdepth=1)}
+
+
+def events(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_ls_reads_headers_of_caches_and_passes_over_the_rest(store, capsys, monkeypatch):
+    monkeypatch.setattr(remote.Store, "get", lambda *_: pytest.fail("all of an object was read"))
+    assert run("ls", store.url, "-r", "--json") == 0
+
+    found = {one["file"]: one for one in events(capsys)}
+    assert set(found) == {f"{store.url}/{name}" for name in [*(f"c{i}.safetensors" for i in range(FILES)), "below/c9.safetensors"]}
+    one = found[f"{store.url}/c1.safetensors"]
+    assert (one["tokens"], one["model"], one["whole"], one["format"]) == (2 * TOKENS, "a small one", True, "dkv")
+    assert run("ls", store.url) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{FILES} caches, ")
+
+
+def test_verify_names_what_is_damaged(store, made, capsys):
+    whole = (made / "c2.safetensors").read_bytes()
+    store.fs.pipe_file("caches/store/c2.safetensors", whole[:-4] + np.float32("nan").tobytes())
+    assert run("verify", store.url) == 1
+
+    seen = capsys.readouterr()
+    assert f"dkv-lab store: {store.url}/c2.safetensors: " in seen.err and "dkv-store-" not in seen.err
+    assert seen.out.splitlines()[2] == f"{store.url}/c2.safetensors: damaged" and seen.out.count(": good\n") == FILES - 1
+
+
+def test_compact_writes_what_dkv_writes_and_goes_on_where_it_was_stopped(store, made, tmp_path, capsys, monkeypatch):
+    flags = [*FLAGS, "--capacity", "32"]
+    before = objects(store)
+    subprocess.run([programs.find("dkv"), "compact", made, "-o", f"{tmp_path}/", *flags[1:]], check=True, capture_output=True)
+    put = remote.Store.put
+
+    def stop(self, source, path, *more):
+        if path.endswith("c3.safetensors"):
+            raise KeyboardInterrupt
+        put(self, source, path, *more)
+
+    monkeypatch.setattr(remote.Store, "put", stop)
+    assert run("compact", store.url, "-o", "s3://caches/small", *flags) == 130
+    monkeypatch.setattr(remote.Store, "put", put)
+    capsys.readouterr()
+    assert run("compact", store.url, "-o", "s3://caches/small", "--json", *flags) == 0
+
+    assert [one["event"] for one in events(capsys)] == ["there"] * 3 + ["compacted"] * 3
+    assert objects(store, "caches/small") == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert objects(store) == before
+    # What is there and was made otherwise is not written over, nor is what came there meanwhile.
+    assert run("compact", store.url, "-o", "s3://caches/small", *FLAGS, "--capacity", "16") == 1
+    assert capsys.readouterr().err.count("was made of something else or with other flags: give another output") == FILES
+    monkeypatch.setattr(remote.Store, "facts", lambda *_: None)
+    assert run("compact", f"{store.url}/c0.safetensors", "-o", "s3://caches/small", *flags) == 1
+    assert capsys.readouterr().err == "dkv-lab store: s3://caches/small/c0.safetensors: it changed meanwhile: left as it is\n"
+
+
+def test_prune_brings_a_store_under_its_budget(store, capsys):
+    before = objects(store)
+    del before["notes.txt"]
+    size = sum(map(len, before.values()))
+    assert run("prune", store.url, "--budget", size * 7 // 10, "--dry-run", "--json", *PRUNE) == 0
+    planned = events(capsys)
+    assert objects(store)["c1.safetensors"] == before["c1.safetensors"]
+
+    assert run("prune", store.url, "--budget", size * 7 // 10, "--json", *PRUNE) == 0
+
+    done = events(capsys)
+    assert [(one["event"], one.get("file")) for one in done] == [(one["event"], one.get("file")) for one in planned]
+    after = objects(store)
+    assert after.pop("notes.txt") == b"not a cache"
+    assert done[-1]["bytes_after"] == sum(map(len, after.values())) <= size * 7 // 10
+    changed = {name for name in before if before[name] != after[name]}
+    assert {one["file"].rsplit("/", 1)[-1] for one in done[:-1]} == changed and 0 < len(changed) < FILES
+    assert run("verify", store.url) == 0
+    assert run("prune", store.url, "--budget", "1KiB", *PRUNE) == 1  # No cache is compacted twice, and none deleted.
+    assert set(objects(store)) == {*before, "notes.txt"}
+    assert run("prune", store.url, "--budget", "1KiB", "--delete", *PRUNE) == 0
+    assert set(objects(store)) == {"notes.txt"}
+
+
+@pytest.mark.parametrize("when", ["while it is read", "while it is compacted"])
+def test_an_object_that_changes_meanwhile_is_left_to_who_changed_it(store, made, capsys, monkeypatch, when):
+    url, theirs = f"{store.url}/c0.safetensors", (made / "c1.safetensors").read_bytes()
+    original = remote._dkv
+    if when == "while it is read":
+        get_file = store.fs.get_file  # fsspec has one instance for all who ask.
+        monkeypatch.setattr(store.fs, "get_file", lambda *a: (get_file(*a), store.fs.pipe_file("caches/store/c0.safetensors", theirs)))
+    else:
+        monkeypatch.setattr(
+            remote, "_dkv", lambda *a: (a[0] == "prune" and store.fs.pipe_file("caches/store/c0.safetensors", theirs), original(*a))[1]
+        )
+
+    assert run("prune", url, "--budget", "1KiB", *PRUNE) == 1
+
+    assert store.fs.cat_file("caches/store/c0.safetensors") == theirs
+    assert "changed" in capsys.readouterr().err
+
+
+def test_a_killed_prune_leaves_whole_objects_and_is_gone_on_with(store, capsys):
+    arguments = ["-m", "dkv_lab", "store", "prune", store.url, "--budget", "600KiB", "--json", *PRUNE]
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline())["event"] == "compacted"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run("verify", store.url) == 0
+    capsys.readouterr()
+
+    run("ls", store.url, "--json")
+    smaller = [one["file"] for one in events(capsys) if not one["whole"]]
+    assert smaller
+    run("prune", store.url, "--budget", "600KiB", "--json", *PRUNE)
+    assert not set(smaller) & {one.get("file") for one in events(capsys)}
+
+
+def test_an_object_that_s3_does_not_take_at_once_is_left(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_OBJECT_MAX", 9)
+    (tmp_path / "big").write_bytes(b"0123456789")
+
+    with pytest.raises(UserError, match="^s3://caches/big: 10 bytes are more than S3 takes at once: left as it is$"):
+        store.put(tmp_path / "big", "caches/big", {"IfNoneMatch": "*"}, {})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ls", "/tmp"], "^/tmp: a URL was expected, s3://bucket/folder; paths of this machine are dkv's own: dkv ls, verify, prune$"),
+        (["ls", "nosuch://x"], "^nosuch://x: "),
+        (["prune", "memory://x", "--budget", "1"], "^memory://x: read only: what is written must be conditional"),
+        (["compact", "s3://caches/x", "-o", "memory://y"], "^memory://y: read only"),
+    ],
+)
+def test_places_that_are_not_served_are_refused(server, arguments, message):
+    with pytest.raises(UserError, match=message):
+        remote.main(arguments)
+
+
+def test_a_bucket_or_a_server_that_is_not_there_is_one_line(server, capsys, monkeypatch):
+    assert run("ls", "s3://nosuch/x") == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    S3FileSystem.clear_instance_cache()
+    assert run("ls", "s3://caches/store") == 1
+    S3FileSystem.clear_instance_cache()
+
+    bucket, endpoint = capsys.readouterr().err.splitlines()
+    assert bucket.startswith("dkv: ") and "nosuch" in bucket
+    assert endpoint.startswith('dkv: s3://caches/store: Could not connect to the endpoint URL: "http://127.0.0.1:1/')
+
+
+@pytest.mark.parametrize("arguments", [["compact", "s3://b"], ["prune", "s3://b"], ["ls", "s3://b", "--delete"], ["ls", "s3://b", "--", "-r"]])
+def test_flags_that_do_not_belong_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        remote.parse(arguments)
+
+    assert "error: " in capsys.readouterr().err
