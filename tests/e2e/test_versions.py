@@ -59,7 +59,7 @@ def test_the_version_that_is_named_is_the_one_of_the_dkvd_that_listens(tmp_path,
 
 def test_an_upgrade_is_refused_while_the_old_dkvd_drains_and_then_serves_the_same_engine(tmp_path):
     sidecar = Sidecar(tmp_path).start("--drain-ms", "60000")
-    flags = ("--capacity", str(CAPACITY), "--sessions", "2", "--pause-at-layer", "2", "--timeout-ms", "20000")
+    flags = ("--capacity", str(CAPACITY), "--sessions", "3", "--pause-at-layer", "2", "--timeout-ms", "20000")
     engine = CEngine(sidecar, *flags)
     engine.line()
     sidecar.process.send_signal(signal.SIGTERM)
@@ -69,15 +69,17 @@ def test_an_upgrade_is_refused_while_the_old_dkvd_drains_and_then_serves_the_sam
     engine.go_on()
     old = engine.line()
     assert sidecar.process.wait(20) == 0
-    new = sidecar.start()
-    engine.line()  # The next prompt, which no sidecar had opened.
+    sidecar.start()
+    engine.line()  # The next prompt, which no sidecar has opened.
     engine.go_on()
-    code, between = engine.end()
-    code, after = run(new)
+    between = engine.line()
+    engine.line()
+    engine.go_on()
+    code, lines = engine.end()
+    sidecar.stop()
 
-    assert old["committed"] and old["rows_wrong"] == 0
-    assert between[-1]["rows_wrong"] == 0
-    assert code == 0 and after["committed"]
+    assert old["committed"] and not between["committed"] and lines[-1]["committed"]
+    assert [each["rows_wrong"] for each in (old, between, lines[-1])] == [0, 0, 0]
 
 
 class OtherVersion:
