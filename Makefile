@@ -163,7 +163,7 @@ chaos: TARGETS = programs dkv_c_engine dkv_chaos_through
 chaos: deps deps-test ## 2,000 faults at every state of a session, with real processes: docs/RELIABILITY.md (CHAOS='--faults 100 --seed 7')
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target $(TARGETS)
-	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) $(PYTHON) tools/chaos/chaos.py --bin $(BUILD)/bin $(or $(CHAOS),--faults 2000 --hf 40)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) $(PYTHON) tools/chaos/chaos.py --bin $(BUILD)/bin $(or $(CHAOS),--faults 2000 --hf 16)
 
 load: TARGETS = programs dkv_c_engine
 load: deps deps-test ## 64 engines with 8 prompts each, then more prompts than dkvd takes (LOAD='--minutes 60')

@@ -129,17 +129,26 @@ Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, d
     auto const file = DKV_TRY(read_profile_file(path));
     auto certificates = DKV_TRY(certificates_of(file));
     std::erase_if(certificates, [&](Certificate const& one) { return one.policy != policy; });
-    Certificate const* best = nullptr;
-    for (Certificate const& one : certificates)
-        if (one.capacity > 0 && one.epsilon <= risk &&
-            (best == nullptr || one.capacity > best->capacity))
-            best = &one;
-    if (best == nullptr)
+    std::vector<Certificate> const all = certificates;
+    std::erase_if(certificates, [&](Certificate const& one) { return one.epsilon > risk; });
+    auto const alike = [&](Certificate const& one) {
+        return one.flags == certificates.front().flags && one.tau == certificates.front().tau;
+    };
+    if (!std::ranges::all_of(certificates, alike))
+        return Error{ErrorCode::InvalidArgument,
+                     fmt::format("{} has certificates of {} with other parameters or another tau: "
+                                 "{}. Keep one of them in the profile",
+                                 path, policy, list_of(certificates))};
+    auto const best = std::ranges::max_element(certificates, {}, &Certificate::capacity);
+    bool const whole = std::ranges::any_of(certificates, [&](Certificate const& one) {
+        return one.capacity == 0 && one.epsilon >= best->epsilon;
+    });
+    if (best == certificates.end() || whole)
         return Error{
             ErrorCode::NotFound,
             fmt::format("{} has no certificate of {} at a risk of at most {:g}; it has {}. "
                         "dkv certify makes one",
-                        path, policy, risk, list_of(certificates))};
+                        path, policy, risk, list_of(all))};
     for (auto const& [flag, value] : best->flags)
         DKV_TRY(give(app, flag, value));
     DKV_TRY(give(app, "capacity", std::to_string(best->capacity)));

@@ -38,17 +38,18 @@ struct Certificate {
 /// Errors: CorruptData for a certificate that is malformed.
 Result<std::vector<Certificate>> certificates_of(ProfileFile const& file);
 
-/// Those of one policy in the profiles on this machine. Files that are none are passed over.
+/// Those of one policy in the profiles on this machine. Skips files that are not profiles.
 std::vector<Certificate> known_certificates(std::string_view policy);
 
 /// Adds --risk to a command that has the flags of policies.
 void add_risk_flag(CLI::App& app, std::optional<double>& risk);
 
 /// Gives `app`'s options, once they are parsed, the values of the certificate that fits `policy`
-/// and `risk`: of several the one with the largest size, so that every one of them holds.
+/// and `risk`: of several, which differ in their questions, the one with the largest size.
 ///
-/// Errors: InvalidArgument for a parameter that is given beside --risk; NotFound, naming what there
-/// is, where no certificate fits.
+/// Errors: InvalidArgument for a parameter that is given beside --risk, and where certificates
+/// differ in parameters or in tau; NotFound, naming what there is, where none fits, or one says to
+/// keep the cache whole.
 Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, double risk);
 
 }  // namespace dkv::cli

@@ -32,7 +32,7 @@ Result<std::shared_ptr<dkv::sdk::Arena>> arena_of(char const* what, dkv_rows con
 
 Result<dkv_policy> policy_of(dkv_policy const& given) {
     dkv_policy defaults;
-    dkv_policy_init(&defaults, sizeof defaults);
+    dkv_policy_init(&defaults);
     return whole("options->policy", given, offsetof(dkv_policy, granularity), defaults);
 }
 
@@ -62,7 +62,7 @@ Result<void> dkv::sdk::report_layer(dkv_session* session,
     return target->layer_ready(rows, stream);
 }
 
-void dkv_policy_init(dkv_policy* policy, std::uint32_t struct_bytes) {
+void dkv_policy_defaults(dkv_policy* policy, std::uint32_t struct_bytes) {
     if (policy == nullptr) return;
     dkv_policy defaults{};
     defaults.struct_bytes = struct_bytes;
@@ -74,6 +74,12 @@ void dkv_policy_init(dkv_policy* policy, std::uint32_t struct_bytes) {
         defaults);
     std::memset(policy, 0, struct_bytes);
     std::memcpy(policy, &defaults, std::min<std::size_t>(struct_bytes, sizeof defaults));
+}
+
+#undef dkv_policy_init
+/// For engines that were compiled when it was no macro.
+extern "C" void dkv_policy_init(dkv_policy* policy) {
+    dkv_policy_defaults(policy, sizeof *policy);
 }
 
 dkv_status dkv_session_open(dkv_engine* engine,

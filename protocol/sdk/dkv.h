@@ -175,7 +175,7 @@ typedef struct dkv_profile {
 } dkv_profile;
 
 /* A wish; what the operator set with `dkv policy set` goes before it. Fill with
- * dkv_policy_init(&policy, sizeof policy), then change fields: DKV_DEFAULT in a count, a negative
+ * dkv_policy_init(&policy), then change fields: DKV_DEFAULT in a count, a negative
  * number in a ratio mean "the default". Of capacity, ratio, bytes and keep_mass give one at most.
  * Pointers are read during the call only. */
 typedef struct dkv_policy {
@@ -204,7 +204,8 @@ typedef struct dkv_policy {
     char const* purpose;        /* auto: "both", "reuse", "this-question"; NULL: default */
 } dkv_policy;
 /* Writes struct_bytes bytes, whatever size the struct has in this libdkv. */
-void dkv_policy_init(dkv_policy* policy, uint32_t struct_bytes);
+void dkv_policy_defaults(dkv_policy* policy, uint32_t struct_bytes);
+#define dkv_policy_init(policy) dkv_policy_defaults(policy, sizeof *(policy))
 
 typedef struct dkv_session_options {
     uint32_t struct_bytes;

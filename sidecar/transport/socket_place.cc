@@ -34,6 +34,8 @@ Result<void> make_directory(std::string const& directory) {
     if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
         return io("cannot create directory '" + directory + "'");
     struct stat link {};
+    if (::ftruncate(lock.get(), 0) != 0)
+        return io("cannot write '" + path + ".lock'");  // An earlier holder's text.
     struct stat info {};
     if (::lstat(directory.c_str(), &link) != 0 || ::stat(directory.c_str(), &info) != 0)
         return io("cannot look at directory '" + directory + "'");
@@ -67,8 +69,7 @@ Result<bool> is_live(std::string const& path) {
 /// The lock file's text is its holder's version and process. Where the disk is full it stays empty.
 void sign(int lock) {
     auto const text = "dkvd " DKV_VERSION ", process " + std::to_string(::getpid());
-    if (::ftruncate(lock, 0) == 0) [[maybe_unused]]
-        auto const written = ::pwrite(lock, text.data(), text.size(), 0);
+    [[maybe_unused]] auto const written = ::pwrite(lock, text.data(), text.size(), 0);
 }
 
 /// Both versions, since a second sidecar is most often an upgrade. lock: negative where its holder

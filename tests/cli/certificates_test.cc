@@ -95,7 +95,7 @@ TEST_CASE("dkv policy set --risk takes size and parameters from the certificate 
     CHECK(policy.window == 8U);
     CHECK(policy.kernel == 5U);
     CHECK(policy.profile->name == "tiny");
-    CHECK(set("0.2").capacity == 24U);  // Of both that fit the larger: so both hold.
+    CHECK(set("0.2").capacity == 24U);
 }
 
 TEST_CASE("--risk is refused by name where no certificate fits") {
@@ -123,6 +123,19 @@ TEST_CASE("--risk is refused by name where no certificate fits") {
           "dkv: --risk takes --window from the certificate: leave it out\n");
     CHECK(contains(refused({"auto", "--risk", "0.1"}), "--risk requires --profile"));
     CHECK(contains(refused({"auto", "--profile", disk.path, "--risk", "nan"}), "nan"));
+    auto const one = Certified::certificate("auto", 24, 0.05);
+    auto other = one;
+    other["flags"]["window"] = 16;  // A larger size under it says nothing of `one`.
+    other["capacity"] = 48;
+    disk.write({one, other});
+    CHECK(
+        contains(refused({"auto", "--profile", disk.path, "--risk", "0.1"}),
+                 " has certificates of auto with other parameters or another tau: certified p0 at "
+                 "risk 0.05 (24 tokens), certified p1 at risk 0.05 (48 tokens). Keep one of them "
+                 "in the profile\n"));
+    disk.write({one, Certified::certificate("auto", 0, 0.05)});  // Of other questions.
+    CHECK(contains(refused({"auto", "--profile", disk.path, "--risk", "0.1"}),
+                   "certified p1 at risk 0.05 (none: keep it whole)"));
     disk.write({Json{{"flags", {{"policy", "auto"}}}, {"capacity", "x"}}});
     CHECK(contains(refused({"auto", "--profile", disk.path, "--risk", "0.1"}),
                    "certificate 'certified p0' is malformed: "));

@@ -150,11 +150,13 @@ def test_a_drain_ends_at_its_deadline_or_at_a_second_sigterm(tmp_path, how):
 def test_an_upgrade_ends_the_open_prompt_and_serves_the_same_engine_after_it(tmp_path):
     """SIGTERM, then another dkvd at the same endpoint: the prompt between the two stays whole."""
     sidecar = Sidecar(tmp_path).start("--drain-ms", "60000")
-    flags = ("--capacity", str(CAPACITY), "--sessions", "3", "--pause-at-layer", "2", "--timeout-ms", "5000")
+    flags = ("--capacity", str(CAPACITY), "--sessions", "3", "--pause-at-layer", "2", "--timeout-ms", "20000")
     engine = CEngine(sidecar, *flags)
     engine.line()
     sidecar.process.send_signal(signal.SIGTERM)
     waited_for(lambda: status(sidecar)["draining"], "the sidecar to drain")
+    early = subprocess.run([program("dkvd"), "--endpoint", sidecar.endpoint], capture_output=True, text=True, timeout=60)
+    assert (early.returncode, f"process {sidecar.process.pid}; this is dkvd" in early.stderr) == (1, True)
     engine.go_on()
     first = engine.line()
     engine.line()  # The second session's pause.
@@ -165,6 +167,7 @@ def test_an_upgrade_ends_the_open_prompt_and_serves_the_same_engine_after_it(tmp
     engine.line()
     engine.go_on()
     code, lines = engine.end()
+    sidecar.stop()
 
     assert first["committed"]
     assert not second["committed"]

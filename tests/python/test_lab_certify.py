@@ -222,6 +222,14 @@ def test_results_of_another_profile_are_refused(mine, tmp_path):
         certify.main([str(tmp_path / "r.csv"), "--policy", "p", "--profile", str(mine)])
 
 
+def test_flags_of_the_evaluation_are_written_out(capsys):
+    """Else `-- --par tuning` would pass for something that certify does not say itself."""
+    with pytest.raises(SystemExit, match="^2$"):
+        evaluate.parse(["tiny", "--par", "tuning"])
+
+    assert "unrecognized arguments: --par tuning" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--seed=1", "--policies", "-o", "--part"])
 def test_what_certify_says_itself_is_refused_behind_the_dashes(flag, capsys):
     with pytest.raises(SystemExit, match="^2$"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import numpy as np
@@ -227,3 +229,54 @@ def test_flags_that_do_not_belong_are_refused(arguments, capsys):
         remote.parse(arguments)
 
     assert "error: " in capsys.readouterr().err
+
+
+class OnceBusy(http.server.BaseHTTPRequestHandler):
+    """Refuses a first upload as S3 does under load, and takes the next."""
+
+    protocol_version = "HTTP/1.1"
+    taken: list[int] = []
+
+    def do_PUT(self):
+        OnceBusy.taken.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+        busy = len(OnceBusy.taken) == 1
+        body = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>" if busy else b""
+        self.send_response(503 if busy else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_an_upload_that_is_refused_once_is_never_sent_again_from_its_end(tmp_path, monkeypatch):
+    """One attempt of botocore's; s3fs's own would begin where the file ended, and store nothing."""
+    busy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OnceBusy)
+    threading.Thread(target=busy.serve_forever, daemon=True).start()
+    for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{busy.server_port}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b",
+                        "DEFAULT_REGION": "us-east-1", "MAX_ATTEMPTS": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    S3FileSystem.clear_instance_cache()
+    source = tmp_path / "cache.safetensors"
+    source.write_bytes(b"x" * 5000)
+
+    with pytest.raises(UserError, match="s3://caches/cache.safetensors: not written: .*Reduce your request rate"):
+        remote.Store("s3://caches").writes().put(source, "caches/cache.safetensors", {"IfNoneMatch": "*"}, {})
+
+    busy.shutdown()
+    S3FileSystem.clear_instance_cache()
+    assert min(OnceBusy.taken) >= 5000
+
+
+def test_a_name_that_would_leave_the_folder_is_refused(store, monkeypatch):
+    monkeypatch.setattr(store.fs, "find", lambda *_, **__: {"caches/store/a/../../x": {"type": "file", "size": 1}})
+    with pytest.raises(UserError, match=r"s3://caches/store/a/\.\./\.\./x: no file can have this name: rename the object"):
+        store.objects(True)
+
+
+def test_delete_leaves_what_dkv_cannot_read(store, capsys):
+    store.fs.pipe_file("caches/store/c2.safetensors", b"\x10\0\0\0\0\0\0\0{\"not\": header")
+    assert run("prune", store.url, "--budget", "1", "--delete", *PRUNE) == 1
+
+    assert list(objects(store)) == ["c2.safetensors", "notes.txt"]

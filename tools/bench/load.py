@@ -28,7 +28,7 @@ from actors import Broken, Sidecar, waited_for  # noqa: E402
 from table import machine, put  # noqa: E402
 
 SHAPE = ["--layers", "4", "--q-heads", "4", "--kv-heads", "2", "--head-dim", "64", "--dtype", "bf16", "--tokens", "512"]
-WISH = ["--policy", "dynamickv", "--capacity", "128", "--window", "16", "--timeout-ms", "60000"]
+WISH = ["--policy", "dynamickv", "--capacity", "128", "--window", "16", "--timeout-ms", "120000"]
 TINY = ["--layers", "32", "--q-heads", "1", "--kv-heads", "1", "--head-dim", "64", "--dtype", "bf16", "--tokens", "64"]
 TINY_WISH = ["--policy", "snapkv", "--capacity", "32", "--window", "8", "--settle"]
 LATER = slice(1, None)  # Layers; the first report waits until the sidecar has mapped the prompt's arena.
@@ -38,12 +38,15 @@ GROWTH_MAX = 64 << 20
 
 
 class Engine:
+    started: list["Engine"] = []
+
     def __init__(self, sidecar: Sidecar, *flags: str):
         self.begin = time.monotonic()
         command = [sidecar.bin / "dkv_c_engine", "--endpoint", sidecar.endpoint, *flags]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        Engine.started.append(self)
         self.lines, self.seconds = [], 0.0
-        self.reader = threading.Thread(target=self.read)
+        self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
 
     def read(self) -> None:
@@ -96,8 +99,15 @@ def quiet(sidecar: Sidecar) -> tuple[int, int, int]:
     return sidecar.measure()
 
 
+def check_rest(first: tuple, now: tuple, before: tuple) -> None:
+    """RSS bytes against the first round's, after which the allocator has its pages; descriptors and threads against none."""
+    if now[1] > before[1] or now[2] > before[2] or now[0] - first[0] > GROWTH_MAX:
+        raise Broken(f"dkvd was {before}, {first} after the first round, and is {now} (RSS bytes, descriptors, threads)")
+
+
 def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list[str]:
     outcomes, busiest, rests, rates, fairness = [], [], [], [], []
+    before = quiet(sidecar)
     over, until = threading.Event(), time.monotonic() + 60 * minutes
     sampler = threading.Thread(target=sample, args=(sidecar, over, busiest))
     sampler.start()
@@ -113,13 +123,12 @@ def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list
             fairness.append(sum(speeds) ** 2 / (len(speeds) * sum(speed * speed for speed in speeds)))
             outcomes = (outcomes + made)[-200_000:]
             rests.append(quiet(sidecar))
+            check_rest(rests[0], rests[-1], before)
             print(f"load: round {len(rests)}, {rates[-1]:.0f} prompts/s, dkvd at rest {rests[-1]}", flush=True)
     finally:
         over.set()
         sampler.join()
     first, last = rests[0], rests[-1]
-    if last[1] > first[1] or last[2] > first[2] or last[0] - first[0] > GROWTH_MAX:
-        raise Broken(f"dkvd was {first} after the first round, and is {last} (RSS bytes, descriptors, threads)")
     crowd = f"{engines} × {at_once} at once: "
     rows = [
         row(crowd + "opening a prompt", outcomes, "open_ns"),
@@ -147,6 +156,7 @@ def overload(sidecar: Sidecar, engines: int) -> list[str]:
     each = SESSIONS_MAX // engines + 4
     flags = ["--layers", "2", "--q-heads", "1", "--kv-heads", "1", "--head-dim", "64", "--tokens", "128", *WISH]
     flags = [*flags, "--capacity", "64", "--at-once", str(each), "--pause-at-layer", "0"]
+    before = quiet(sidecar)
     running = [Engine(sidecar, *flags, "--seed", str(1000 * at)) for at in range(engines)]
     waited_for(lambda: all(engine.paused() == each for engine in running), "every prompt to be open or refused", 300)
     opened = sidecar.status()["sessions_open"]
@@ -161,7 +171,8 @@ def overload(sidecar: Sidecar, engines: int) -> list[str]:
     refused = engines * each - SESSIONS_MAX
     if opened != SESSIONS_MAX or counts != {"ok": SESSIONS_MAX, "limit_exceeded": refused}:
         raise Broken(f"{opened} sessions open, {dict(counts)}; expected {SESSIONS_MAX} ok, {refused} limit_exceeded")
-    quiet(sidecar)
+    after = quiet(sidecar)
+    check_rest(after, after, before)
     check(Engine(sidecar, *SHAPE, *WISH).outcomes(), 1)
     return [
         f"{engines * each:,} prompts at once: {counts['ok']:,} compressed, {counts['limit_exceeded']:,} refused with "
@@ -185,11 +196,14 @@ def main() -> int:
                      "| --- | --- | --- | --- | --- |", *message_path(sidecar)]  # fmt: skip
             lines += steady(sidecar, options.engines, options.at_once, options.minutes)
             lines += ["", *overload(sidecar, options.engines)]
-        except Broken as broken:
+        except (Broken, subprocess.SubprocessError) as broken:
             print(f"load: broken: {broken}", file=sys.stderr)
             print(sidecar.log_path.read_text()[-1500:], file=sys.stderr)
             return 1
         finally:
+            for engine in Engine.started:
+                if engine.process.poll() is None:
+                    engine.process.kill()
             if sidecar.alive():
                 sidecar.process.terminate()
                 sidecar.process.wait(30)

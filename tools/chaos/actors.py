@@ -15,6 +15,7 @@ import time
 from line import Proxy, Stop
 
 PATIENCE_S = 60
+WITH_US = ("setpriv", "--pdeathsig", "KILL")  # A runner that is killed leaves no process, stopped ones included.
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -46,20 +47,23 @@ class Sidecar:
         self.socket, self.bin, self.flags, self.preload = f"{folder}/dkvd.sock", binaries, flags, preload
         self.endpoint = f"ipc://{self.socket}"
         self.log_path, self.folder = folder / "dkvd.log", folder
+        self.process = None
         self.rss_max, self.first = 0, None  # Of the first dkvd at rest: resident bytes, descriptors, threads.
         self.start()
 
     def start(self) -> None:
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [self.bin / "dkvd", "--endpoint", self.endpoint, "--log-level", "warn", *self.flags],
+                [*WITH_US, self.bin / "dkvd", "--endpoint", self.endpoint, "--log-level", "warn", *self.flags],
                 stdout=log, stderr=log, env={**os.environ, "LD_PRELOAD": str(self.preload)},
             )  # fmt: skip
-        waited_for(self.status, "dkvd to answer")
+        waited_for(lambda: not self.alive() or self.status(), "dkvd to answer")
+        if not self.alive():
+            raise Broken(f"dkvd does not start. {self.last_words()}")
 
     def dkv(self, *words: str) -> dict | None:
         done = subprocess.run(
-            [self.bin / "dkv", "--endpoint", self.endpoint, "--json", *words],
+            [self.bin / "dkv", "--endpoint", self.endpoint, "--timeout-ms", "20000", "--json", *words],
             capture_output=True, timeout=PATIENCE_S,
         )  # fmt: skip
         return json.loads(done.stdout) if done.returncode == 0 else None
@@ -70,11 +74,14 @@ class Sidecar:
 
     def states(self, pid: int) -> list[str]:
         """Of the engine's sessions."""
-        ids = [one["instance"] for one in self.dkv("instances")["instances"] if one["pid"] == pid]
-        return [one["state"].split()[0] for one in self.dkv("sessions")["sessions"] if one["instance"] in ids]
+        ids = [one["instance"] for one in self.listed("instances") if one["pid"] == pid]
+        return [one["state"].split()[0] for one in self.listed("sessions") if one["instance"] in ids]
+
+    def listed(self, what: str) -> list[dict]:
+        return (self.dkv(what) or {what: []})[what]
 
     def attached(self) -> list[int]:
-        return [one["pid"] for one in (self.dkv("instances") or {"instances": []})["instances"] if one["alive"]]
+        return [one["pid"] for one in self.listed("instances") if one["alive"]]
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -104,6 +111,7 @@ class Engine:
     """A process that runs a session for each line it reads and says in JSON what became of it."""
 
     count = 0
+    pids: set[int] = set()
     patience_s = PATIENCE_S
 
     def __init__(self, sidecar: Sidecar, command: list, stop_at: Stop | None = None, **environment: str):
@@ -114,10 +122,11 @@ class Engine:
         lead = {**lead, "DKV_CHAOS_PROXY": self.proxy.path} if self.proxy else {}
         self.errors = open(f"{sidecar.folder}/engine{Engine.count}.log", "w+")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            [*WITH_US, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env={**os.environ, **lead, **environment},
         )  # fmt: skip
         self.pid, self.heard = self.process.pid, b""
+        Engine.pids.add(self.pid)
 
     def line(self) -> dict | None:
         """None: it ended."""

@@ -23,11 +23,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import disk
 import table
-from actors import Broken, Engine, Sidecar, Watcher, c_engine, crowd, hf_engine, lent_mappings, waited_for
+from actors import PATIENCE_S, Broken, Engine, Sidecar, Watcher, c_engine, crowd, hf_engine, lent_mappings, waited_for
 from faults import DEADLINE_MS, FAULTS, HEARTBEAT_MS, Fault, Scene
 from line import Stop
 from states import BEFORE, points
@@ -61,7 +62,7 @@ def c_flags(rng: random.Random, fault: Fault, state: str = "") -> list[str]:
         "capacity": window + rng.choice((16, 64)),
         "window": window,
         "policy": rng.choice(POLICIES),
-        "arena": "posix_shm" if fault.needs_named_memory else rng.choice(("memfd", "posix_shm")),
+        "arena": "posix_shm" if fault.needs_named_memory else rng.choice(("memfd", "posix_shm") if own_shm() else ("memfd",)),
         "seed": rng.randint(1, 1 << 30),
         "timeout-ms": fault.deadline_ms if state or fault.hits_dkvd else DEADLINE_MS,
     }
@@ -84,6 +85,7 @@ class Case:
         self.scene: Scene | None = None
         self.watcher: Watcher | None = None
         self.told: dict | None = None  # By the struck engine.
+        self.lock, self.over = threading.Lock(), False  # Over: a strike would hit the next case.
 
     def play(self) -> str:
         """What became of the prompt that was struck."""
@@ -107,7 +109,11 @@ class Case:
         for one in [*self.others, self.engine]:
             one.begin(wish)
         outcome = self.engine.session()
-        stop.done.wait(MISSED_S)
+        if not stop.done.wait(MISSED_S):
+            with self.lock:
+                self.over = self.scene is None
+            if not self.over and not stop.done.wait(PATIENCE_S):
+                raise Broken(f"{self.fault.name} has not struck within {PATIENCE_S} s")
         for undo in self.scene.undo if self.scene else ():
             undo()
         if stop.error:
@@ -129,8 +135,14 @@ class Case:
         waited_for(lambda: self.engine, "the engine's process")
         seen = points()[self.state].seen
         if seen:
-            waited_for(lambda: seen in self.sidecar.states(self.engine.pid), f"dkvd to show a session that is {seen}", 5)
-        self.scene = Scene(self.sidecar, self.engine, self.watcher, self.state, self.rng)
+            try:
+                waited_for(lambda: seen in self.sidecar.states(self.engine.pid), f"dkvd to show a session that is {seen}", 5)
+            except Broken as late:
+                raise Missed(str(late)) from None
+        with self.lock:
+            if self.over:
+                return None
+            self.scene = Scene(self.sidecar, self.engine, self.watcher, self.state, self.rng)
         return self.fault.strike(self.scene, line, message)
 
     def judge(self, outcome: dict | None) -> str:
@@ -253,7 +265,8 @@ def quiet(sidecar: Sidecar, engines: int) -> None:
 
 
 def left_in_shm() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("dkv-")]
+    """Arenas of this run's engines: dkv-PID-…"""
+    return [name for name in os.listdir("/dev/shm") if name.startswith("dkv-") and int(name.split("-")[1]) in Engine.pids]
 
 
 class HfEngine:
@@ -296,6 +309,8 @@ def plan(faults: int, hf: int, seed: int, private: bool, only: str | None) -> li
         fault = next((fault for fault in FAULTS if fault.name == name), None)
         if fault is None or state not in points():
             raise SystemExit(f"chaos: no fault '{only}': FAULT@STATE, of {[f.name for f in FAULTS]} and {list(points())}")
+        if fault not in usable:
+            raise SystemExit(f"chaos: '{name}' needs root, for a /dev/shm of its own")
         return [(fault, state, seed, "hf" if hf else "c")]
     cases, rng = [], random.Random(seed)
     for kind, count in (("c", faults - hf), ("hf", hf)):
@@ -312,14 +327,19 @@ def plan(faults: int, hf: int, seed: int, private: bool, only: str | None) -> li
     return cases
 
 
+def own_shm() -> bool:
+    """Whether /dev/shm is this run's alone."""
+    return os.environ.get("DKV_CHAOS_PRIVATE") == str(os.getpid())
+
+
 def own_namespace() -> bool:
     """A /dev/shm of its own, which may be filled. The program starts itself again in it."""
-    if os.environ.get("DKV_CHAOS_PRIVATE") == "1":
+    if own_shm():
         return True
     inside = ["unshare", "-m", "bash", "-c", 'mount -t tmpfs -o size=256m tmpfs /dev/shm && exec "$@"', "-"]
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"], stderr=subprocess.DEVNULL).returncode != 0:
         return False
-    os.execvpe(inside[0], [*inside, sys.executable, *sys.argv], {**os.environ, "DKV_CHAOS_PRIVATE": "1"})
+    os.execvpe(inside[0], [*inside, sys.executable, *sys.argv], {**os.environ, "DKV_CHAOS_PRIVATE": str(os.getpid())})
 
 
 def main() -> int:
@@ -353,6 +373,9 @@ def main() -> int:
                     print(f"chaos: {number} faults, {time.monotonic() - began:.0f} s", flush=True)
             if private and not options.only:
                 results.disk = disk.play(binaries, pathlib.Path(folder), options.seed, max(2, options.faults // 100))
+        except Broken as broken:
+            print(f"chaos: BROKEN (--seed {options.seed}): {broken}", flush=True)
+            return 1
         finally:
             for one in (hf.engine, sidecar):
                 if one is not None and one.alive():

@@ -16,7 +16,7 @@ from actors import Engine, Sidecar, Watcher
 from line import Line, Message
 
 DEADLINE_MS = 20_000  # On a busy machine, too.
-SHORT_S = 0.25  # A pause that nobody's deadline notices.
+SHORT_S = 0.25  # A pause shorter than every deadline.
 SILENCE_S = 5.6  # Beyond ten heartbeats of HEARTBEAT_MS.
 HEARTBEAT_MS = 500  # An engine gives a sidecar up after five: on a busy machine shorter ones are missed.
 STORM = 0.08  # The share of messages that a storm hits.

@@ -172,7 +172,7 @@ class Session:
 
 def _policy(policy: Policy):
     made = _abi.new("dkv_policy")
-    _abi.library().dkv_policy_init(made, ffi.sizeof("dkv_policy"))
+    _abi.library().dkv_policy_defaults(made, ffi.sizeof("dkv_policy"))
     for name in ("name", *parameters.NAMES):
         value = getattr(policy, name)
         if value is not None:

@@ -127,7 +127,7 @@ static int parse_count(char const* name, char const* value, Options* result) {
 
 int parse_options(int count, char** words, Options* result) {
     memset(result, 0, sizeof *result);
-    dkv_policy_init(&result->policy, sizeof result->policy);
+    dkv_policy_init(&result->policy);
     result->geometry = (dkv_geometry){4, 6, 2, 64, DKV_F32};
     result->tokens = 1024;
     result->sessions = 1;

@@ -8,7 +8,7 @@ int dkv_header_test(void);
 /* 0 when the header means in C what it means in C++. */
 int dkv_header_test(void) {
     dkv_policy policy;
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     if (policy.struct_bytes != sizeof(dkv_policy)) return 1;
     if (policy.capacity != DKV_DEFAULT || policy.name != NULL || !(policy.r_max < 0)) return 2;
     if (strcmp(dkv_status_name(DKV_OK), "ok") != 0) return 3;

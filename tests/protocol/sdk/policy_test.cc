@@ -14,7 +14,7 @@ using namespace dkv::test;
 TEST_CASE("a policy's every field reaches the sidecar, and a profile with its weights") {
     Harness harness;
     dkv_policy policy;
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     double const weights[] = {1, 2.5, 3, 4};
     auto profile = sized<dkv_profile>();
     profile.name = "tiny";
@@ -69,7 +69,7 @@ TEST_CASE("a policy's every field reaches the sidecar, and a profile with its we
 TEST_CASE("a wish without a name leaves the sidecar's policy and its parameters") {
     Harness harness;
     dkv_policy policy;
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     policy.granularity = "layer-head";
 
     REQUIRE(harness.open(1, &policy) == DKV_OK);
@@ -85,7 +85,7 @@ TEST_CASE("an engine that was built with an earlier dkv.h gets the defaults of w
     Harness harness;
     dkv_policy policy;
     std::memset(&policy, 0xAB, sizeof policy);  // What lies behind a shorter struct.
-    dkv_policy_init(&policy, offsetof(dkv_policy, granularity));
+    dkv_policy_defaults(&policy, offsetof(dkv_policy, granularity));
     CHECK(policy.struct_bytes == offsetof(dkv_policy, granularity));
     unsigned char behind = 0;
     std::memcpy(&behind, &policy.granularity, 1);
@@ -111,17 +111,17 @@ TEST_CASE("words and profiles that cannot be are refused before they are sent") 
         CHECK(harness.open(1, &policy) == DKV_INVALID_ARGUMENT);
         return std::string(dkv_last_error());
     };
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     policy.granularity = "token";
     CHECK(refusal() == "granularity is 'token', none of layer, head, layer-head");
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     policy.score_norm = "sink";
     CHECK(refusal() == "score_norm is 'sink', none of none, layer, layer-nosink");
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     policy.struct_bytes = 8;
     CHECK(refusal() ==
           "options->policy->struct_bytes is 8, not " + std::to_string(sizeof(dkv_policy)));
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     auto profile = sized<dkv_profile>();
     profile.layers = 2;
     profile.heads = 2;

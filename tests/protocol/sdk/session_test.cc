@@ -228,7 +228,7 @@ TEST_CASE("the sidecar's refusal of a policy reaches the engine word for word") 
         return failure(wire::ErrorCode::InvalidArgument, "capacity is 16, below the window 32");
     });
     dkv_policy policy;
-    dkv_policy_init(&policy, sizeof policy);
+    dkv_policy_init(&policy);
     policy.capacity = 16;
     policy.pool = "avg";
     policy.r_min = 0.25;

@@ -224,13 +224,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
     parser.add_argument("--question", choices=("shown", "hidden", "both"), default="both", help="which requests count (%(default)s)")
     parser.add_argument("--profile", type=Path, help="store the certificate in this profile, for dkv compact and policy set --risk")
-    parser.add_argument("-o", "--output", type=Path, default=Path("certify.csv"), help="of a model: what is measured (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="of a model: what is measured (certify.csv)")
     options = parser.parse_args(own)
     options.model = None if all(name.endswith(".csv") for name in options.results) else options.results[0]
     if options.model is not None and len(options.results) > 1:
         parser.error(f"{' '.join(options.results)}: CSV files, or one model")
     if options.model is None and flags:
         parser.error("flags after -- are of dkv eval, which measures a MODEL")
+    if options.model is None and options.output is not None:
+        parser.error("-o is of a MODEL: of results nothing is measured")
+    options.output = options.output or Path("certify.csv")
     for flag in flags:
         if flag.split("=", 1)[0] in _OWN:
             parser.error(f"{flag} after --: certify says that itself")

@@ -286,6 +286,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog=os.environ.get("DKV_COMMAND", "dkv-lab eval"),
         description=_PURPOSE,
         epilog=_EXAMPLES,
+        allow_abbrev=False,  # dkv certify refuses some of these flags by name.
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')

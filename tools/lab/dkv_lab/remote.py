@@ -36,6 +36,8 @@ _LLAMA = (b"qsgg", b"nsgg", b"\xd8\x3c\x14\xaf")  # Files of theirs have headers
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 # After --: what these words mean for one copy is not what they mean for the store.
 _OWN = ("-r", "--recursive", "-o", "--output", "--budget", "--dry-run", "--delete", "--json", "--shard", "--force", "--settle-s", "-j", "--jobs")
+# Of dkv's, after --: how a file is read (cli/saved/open_flags.cc).
+_OPEN = ("--input-format", "--layout", "--kv-heads", "--model", "--rope-theta", "--rope-interleaved", "--rope-dims", "--key-order")
 
 
 class Changed(UserError):
@@ -53,6 +55,11 @@ class Cache:
     etag: str
     written: float  # Seconds since 1970.
     facts: dict | None = None
+
+    @property
+    def file(self) -> str:
+        """The name of a copy."""
+        return self.name.rsplit("/", 1)[-1]
 
     @property
     def whole(self) -> bool:
@@ -78,12 +85,17 @@ class Store:
     def writes(self) -> "Store":
         if not self.is_s3:
             raise UserError(f"{self.url}: read only: what is written must be conditional, which is built for s3:// alone")
+        # s3fs would send again what is left of the file: nothing. botocore, below it, sends it from the beginning.
+        self.fs.retries = 1
         return self
 
     def objects(self, recursive: bool) -> list[Cache]:
         """By name. Raises UserError where there is none."""
         found = self.fs.find(self.root, maxdepth=None if recursive else 1, detail=True)
         caches = [self._cache(path, info) for path, info in sorted(found.items()) if info["type"] == "file"]
+        for cache in caches:
+            if not {"", ".", ".."}.isdisjoint(cache.name.split("/")):
+                raise UserError(f"{cache.url}: no file can have this name: rename the object")
         if not caches:
             raise UserError(f"{self.url}: no object is there")
         return caches
@@ -112,9 +124,12 @@ class Store:
     def get(self, cache: Cache, target: Path) -> None:
         """The whole object. Raises Changed."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(cache.path, str(target))
+        try:
+            self.fs.get_file(cache.path, str(target))
+            now = self._cache(cache.path, self.fs.info(cache.path))
+        except FileNotFoundError:
+            raise Changed(f"{cache.url}: it was deleted while it was read") from None
         os.utime(target, (cache.written, cache.written))
-        now = self._cache(cache.path, self.fs.info(cache.path))
         if (now.bytes, now.etag, now.bytes) != (cache.bytes, cache.etag, target.stat().st_size):
             raise Changed(f"{cache.url}: it changed while it was read: left as it is")
 
@@ -135,8 +150,12 @@ class Store:
             with source.open("rb") as file:
                 self.fs.call_s3("put_object", **where, Body=file, Metadata=facts, **condition)
         except Exception as error:
-            raise Changed(f"s3://{path}: it changed meanwhile: left as it is") if _is_changed(error) else error
+            if _is_changed(error):
+                raise Changed(f"s3://{path}: it changed meanwhile: left as it is") from None
+            raise UserError(f"s3://{path}: not written: {error}") from error
         self.fs.invalidate_cache(path)
+        if (stored := self.fs.info(path)["size"]) != source.stat().st_size:
+            raise Changed(f"s3://{path}: {stored:,} bytes are stored, not {source.stat().st_size:,}: it was written over at once")
 
     def delete(self, cache: Cache) -> None:
         """Raises Changed."""
@@ -167,26 +186,26 @@ def _dkv(*arguments) -> subprocess.CompletedProcess:
 
 def caches_of(store: Store, recursive: bool, flags: list[str], scratch: Path) -> list[Cache]:
     """The objects that are caches, with what `dkv ls` says of them; the others are passed over as it does."""
-    objects = store.objects(recursive)
-    for each in objects:
-        store.head(each, scratch / each.name)
+    objects = {scratch / str(index) / each.file: each for index, each in enumerate(store.objects(recursive))}
+    for copy, each in objects.items():
+        store.head(each, copy)
     listed = _dkv("ls", "-r", "--json", scratch, *flags)
     try:
         found = {one["file"]: one for one in json.loads(listed.stdout)["caches"]}
     except (ValueError, KeyError):
         raise UserError(_about(listed.stderr, scratch, store.url) or f"dkv ls ended with status {listed.returncode}") from None
     caches = []
-    for each in objects:
-        if facts := found.get(str(scratch / each.name)):
-            each.facts = facts | {"file": each.url} | ({"error": _about(facts["error"], scratch, store.url)} if "error" in facts else {})
+    for copy, each in objects.items():
+        if facts := found.get(str(copy)):
+            each.facts = facts | {"file": each.url} | ({"error": _about(facts["error"], copy, each.url)} if "error" in facts else {})
             caches.append(each)
-        (scratch / each.name).unlink()
+        copy.unlink()
     return caches
 
 
-def _about(words: str, scratch: Path, url: str) -> str:
+def _about(words: str, copy: Path, url: str) -> str:
     """dkv's words of a copy, as words of the object."""
-    return words.strip().removeprefix("dkv: ").replace(str(scratch), url)
+    return words.strip().removeprefix("dkv: ").replace(str(copy), url)
 
 
 def _bytes(text: str) -> int:
@@ -234,6 +253,17 @@ def main(arguments: list[str]) -> int:
         raise
 
 
+def _open_flags(flags: list[str]) -> list[str]:
+    """Those that say how a file is read: dkv ls knows no policy."""
+    found, rest = [], list(flags)
+    while rest:
+        flag = rest.pop(0)
+        name = flag.split("=", 1)[0]
+        if name in _OPEN:
+            found += [flag] if "=" in flag or name == "--rope-interleaved" else [flag, *rest[:1]]
+    return found
+
+
 def _run(options: argparse.Namespace) -> int:
     store = Store(options.url)
     target = Store(options.output).writes() if options.output else None
@@ -241,8 +271,8 @@ def _run(options: argparse.Namespace) -> int:
         store.writes()
     with tempfile.TemporaryDirectory(prefix="dkv-store-") as folder:
         scratch = Path(folder)
-        # What is of a policy is not of ls: a file that it cannot read without a flag is read with the work's own.
-        caches = caches_of(store, options.recursive, options.flags if options.work in ("ls", "verify") else [], scratch / "heads")
+        flags = options.flags if options.work in ("ls", "verify") else _open_flags(options.flags)
+        caches = caches_of(store, options.recursive, flags, scratch / "heads")
         works = {"ls": _ls, "verify": _verify, "compact": _compact, "prune": _prune}
         return works[options.work](options, store, target, caches, scratch / "copy")
 
@@ -279,11 +309,15 @@ def _ls(options, store: Store, target, caches: list[Cache], scratch: Path) -> in
 def _verify(options, store: Store, target, caches: list[Cache], scratch: Path) -> int:
     failed = 0
     for cache in caches:
-        copy = scratch / cache.name
-        store.get(cache, copy)
+        copy = scratch / cache.file
+        try:
+            store.get(cache, copy)
+        except Changed as changed:
+            failed = _fail(str(changed))
+            continue
         done = _dkv("verify", copy, *options.flags)
         if done.returncode != 0:
-            failed = _fail(_about(done.stderr, scratch, store.url))
+            failed = _fail(_about(done.stderr, copy, cache.url))
         _say(options, f"{cache.url}: {'damaged' if done.returncode else 'good'}", {"file": cache.url, "good": done.returncode == 0})
         copy.unlink()
     return failed
@@ -310,13 +344,13 @@ def _compact(options, store: Store, target: Store, caches: list[Cache], scratch:
             else:
                 failed = _fail(f"{url}: is there already, and was made of something else or with other flags: give another output")
             continue
-        copy, small = scratch / "in" / cache.name, scratch / "out" / cache.name
+        copy, small = scratch / "in" / cache.file, scratch / "out" / cache.file
         try:
             store.get(cache, copy)
             small.parent.mkdir(parents=True, exist_ok=True)
             done = _dkv("compact", copy, "-o", small, *options.flags)
             if done.returncode != 0:
-                raise UserError(_about(done.stderr, scratch / "in", store.url))
+                raise UserError(_about(done.stderr, copy, cache.url))
             target.put(small, path, {"IfNoneMatch": "*"}, made_of)
             size = small.stat().st_size
             _say(options, f"{url}: {_mib(cache.bytes)} -> {_mib(size)}", {"event": "compacted", "file": url, "bytes_before": cache.bytes, "bytes_after": size})
@@ -336,10 +370,11 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
     before = total = sum(cache.bytes for cache in caches)
     oldest = sorted(caches, key=lambda cache: (cache.written, -cache.bytes))
     current, damages = {cache.path: cache for cache in caches}, []
+    stays = {cache.path for cache in caches if "error" in cache.facts}  # As dkv prune leaves what it cannot read or write.
     for cache in _readable(oldest):
         if total <= options.budget:
             break
-        copy = scratch / cache.name
+        copy = scratch / cache.file
         try:
             store.get(cache, copy)
             room = max(1, cache.bytes - (total - options.budget))
@@ -347,8 +382,10 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
             done = _dkv("prune", copy.parent, "--budget", room, "--json", "--settle-s", "0", *more, *options.flags)
             event = _event(done.stdout)
             if event is None:
-                raise UserError(_about(done.stderr, scratch, store.url) or f"{cache.url}: dkv prune ended with status {done.returncode}")
+                raise UserError(_about(done.stderr, copy, cache.url) or f"{cache.url}: dkv prune ended with status {done.returncode}")
             event["file"] = cache.url
+            if "dkv does not write" in (event.get("why") or ""):
+                stays.add(cache.path)
             if event["event"] == "compacted" and not options.dry_run:
                 store.put(copy, cache.path, {"IfMatch": cache.etag}, {})
                 current[cache.path] = store._cache(cache.path, store.fs.info(cache.path))
@@ -358,7 +395,7 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
         except UserError as error:
             _fail(str(error))
         copy.unlink(missing_ok=True)
-    for cache in oldest if options.delete else []:
+    for cache in [one for one in oldest if one.path not in stays] if options.delete else []:
         if total <= options.budget:
             break
         now = current[cache.path]

@@ -51,6 +51,8 @@ class Results:
                 self._done = {(line["key"], line["policy"], line["capacity"]) for line in reader}
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for beside in (budgets_path(path), written_path(path), runs_path(path)):
+                beside.unlink(missing_ok=True)  # Of results that were deleted.
             with path.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
 

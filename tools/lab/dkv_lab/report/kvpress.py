@@ -23,7 +23,7 @@ COLUMNS = ("_id", "task", "question", "answers", "all_classes", "length", "max_n
 def write(results: list[Path], folder: Path) -> list[Path]:
     """The folders that were made. Raises UserError."""
     lines = {_which(line): line for line in read(results) if line["task"] == "longbench"}
-    written = [one for one in read_written(results) if _which(one) in lines]
+    written = list({_which(one): one for one in read_written(results) if _which(one) in lines}.values())
     runs = read_runs(results)
     if not written:
         raise UserError("no answer that was written: kvpress's format is of LongBench's tasks: dkv eval MODEL --longbench PATH")

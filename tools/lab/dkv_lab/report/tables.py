@@ -145,9 +145,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="the same as JSON")
     parser.add_argument("--note", action="append", default=[], help="a comment line of the CSV: command, seed, date")
     parser.add_argument("--format", choices=("tables", "kvpress"), default="tables", help="kvpress: LongBench's answers as its leaderboard takes them")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results"), help="kvpress: a folder, which gets one per task, policy and size (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="kvpress: a folder, which gets one per task, policy and size (results)")
     options = parser.parse_args(arguments)
+    if options.format == "tables" and options.output is not None:
+        parser.error("-o is of --format kvpress: tables are printed, or go to --csv and --json")
     if options.format == "kvpress":
+        if options.csv or options.json or options.note:
+            parser.error("--csv, --json and --note are of tables")
+        options.output = options.output or Path("results")
         print(*kvpress.write(options.results, options.output), sep="\n")
         return 0
     lines, runs, written = read(options.results), read_runs(options.results), []
