@@ -34,8 +34,6 @@ Result<void> make_directory(std::string const& directory) {
     if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
         return io("cannot create directory '" + directory + "'");
     struct stat link {};
-    if (::ftruncate(lock.get(), 0) != 0)
-        return io("cannot write '" + path + ".lock'");  // An earlier holder's text.
     struct stat info {};
     if (::lstat(directory.c_str(), &link) != 0 || ::stat(directory.c_str(), &info) != 0)
         return io("cannot look at directory '" + directory + "'");
@@ -99,6 +97,8 @@ Result<SocketPlace> SocketPlace::take(std::string const& endpoint) {
         if (errno == EWOULDBLOCK) return taken(endpoint, lock.get());
         return io("cannot lock '" + path + ".lock'");
     }
+    // An earlier holder's text.
+    if (::ftruncate(lock.get(), 0) != 0) return io("cannot write '" + path + ".lock'");
     struct stat info {};
     if (::lstat(path.c_str(), &info) == 0) {
         if (!S_ISSOCK(info.st_mode))
