@@ -212,6 +212,12 @@ def test_a_model_is_measured_on_requests_of_a_seed_that_is_drawn(tiny, mine, tmp
     assert len({run["seed"], *drawn}) == 3
 
 
+def test_a_policy_that_no_certificate_can_hold_is_refused_before_it_is_measured(tiny, mine, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evaluate, "run", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match="a certificate is of one profile: leave use out"):
+        certify.main(["tiny", "--policy", "profile/use=own", "--profile", str(mine), *MEASURED])
+
+
 def test_results_of_another_profile_are_refused(mine, tmp_path):
     write(tmp_path / "r.csv", requests({512: 0}))
     loaded = profile_file.load(mine)

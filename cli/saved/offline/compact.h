@@ -38,7 +38,7 @@ struct CompactRequest {
     /// heads, hf and mlx-lm in the heads of a layer.
     bool fill = false;
     bool dry_run = false;  ///< Everything but the output.
-    /// Of the policy's size: a file that it does not hold for is refused.
+    /// Set when the size comes from a certificate: a file outside its scope is refused.
     std::optional<Certified> certified = {};
     bool force = false;  ///< Also when the output is there and says it was made of this request.
 };

@@ -19,7 +19,8 @@ namespace {
 
 constexpr char const* kRecordName = ".dkv-verified.jsonl";
 
-/// A folder of others may hold a link or a FIFO of this name. Empty where there is no file.
+/// Does not follow links and does not wait for a FIFO: other users may write to the folder. Empty
+/// unless it is a regular file.
 std::string text_of(std::filesystem::path const& path) {
     UniqueFd const file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
     struct stat facts {};

@@ -6,7 +6,7 @@ first that cannot be rejected at level delta; the last that was rejected is cert
 stopping at the first failure keeps the chance of certifying any size whose risk is above epsilon below delta.
 
 Of a MODEL the requests are measured first, by dkv eval, whose flags for them follow --. Their seed is drawn at random,
-so that nothing can have been chosen on them; the same command goes on where it was stopped.
+so that no policy was tuned on them; the same command goes on where it was stopped.
 
     dkv certify smollm2 --policy joined --capacity 128,256,512 --profile mine.json -- --needles 60 --texts 0 --tokens 1024
     dkv certify results.csv --policy joined
@@ -241,8 +241,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace) -> Path:
-    """The results of requests that nobody has seen."""
+def measure(options: argparse.Namespace, loaded: profile_file.Profile | None = None) -> Path:
+    """Runs dkv eval with a freshly drawn seed, or goes on with such a run. Returns its CSV."""
+    if loaded is not None:
+        policies.as_flags(options.policy, 1, loaded)  # What cannot be stored is refused before hours of measuring.
     sizes = ",".join(map(str, options.capacity)) if options.capacity else SIZES
     wanted = [options.model, "--policies", options.policy, "--capacity", sizes, "--question", options.question, *options.flags]
     if options.profile is not None:
@@ -258,7 +260,7 @@ def measure(options: argparse.Namespace) -> Path:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     loaded = profile_file.load(options.profile) if options.profile is not None else None
-    paths = [Path(name) for name in options.results] if options.model is None else [measure(options)]
+    paths = [Path(name) for name in options.results] if options.model is None else [measure(options, loaded)]
     runs = results.read_runs(paths)
     measured_model(runs, loaded and loaded.model)
     made = study(results.read(paths), options.policy, options.capacity, options.tau, options.question)

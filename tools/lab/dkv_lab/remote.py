@@ -185,7 +185,7 @@ def _dkv(*arguments) -> subprocess.CompletedProcess:
 
 
 def caches_of(store: Store, recursive: bool, flags: list[str], scratch: Path) -> list[Cache]:
-    """The objects that are caches, with what `dkv ls` says of them; the others are passed over as it does."""
+    """The objects that are caches, with what `dkv ls` says of them. Skips what `dkv ls` skips."""
     objects = {scratch / str(index) / each.file: each for index, each in enumerate(store.objects(recursive))}
     for copy, each in objects.items():
         store.head(each, copy)
