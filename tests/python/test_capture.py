@@ -208,8 +208,8 @@ def test_a_replay_writes_the_scores_that_compact_ranks_by(tiny_llama, mute, prom
 
 
 @pytest.mark.e2e
-def test_other_formats_are_converted_on_the_way(whole, mute, captured, prompt, tmp_path):
-    slot, exported, ids = tmp_path / "slot.bin", tmp_path / "x.pt", tmp_path / "ids.json"
+def test_other_formats_are_converted_on_the_way(whole, mute, folder, prompt, tmp_path):
+    slot, exported, ids, out = tmp_path / "slot.bin", tmp_path / "x.pt", tmp_path / "ids.json", tmp_path / "out.safetensors"
     turned = {"rope.theta": "10000", "rope.interleaved": "true"}
     made = run("convert", mute(pairs=True, dtype=torch.float16, **turned), "-o", slot, "--format", "llama-slot")
     assert made.returncode == 0, made.stderr
@@ -217,23 +217,17 @@ def test_other_formats_are_converted_on_the_way(whole, mute, captured, prompt, t
     torch.save([(tensors[f"layers.{layer}.keys"], tensors[f"layers.{layer}.values"]) for layer in range(4)], exported)
     ids.write_text(json.dumps(prompt(300)[0].tolist()))
 
-    done = captured(slot)
-    assert done.returncode == 0, done.stderr
-    found, words = cuts.read(tmp_path / "out.safetensors")
+    assert requery.main([str(folder), str(slot), "-o", str(out)]) == 0
+    found, words = cuts.read(out)
     assert words["rope.interleaved"] == "true" and "llama.cpp" in words["provenance.source_format"]
     assert found["layers.3.q_window"].shape == (6, 32, 16) and found["tokens"].tolist() == prompt(300)[0].tolist()
 
-    done = captured(exported, "--tokens", ids, "--window", "all")
-    assert done.returncode == 0, done.stderr
-    assert cuts.read(tmp_path / "out.safetensors")[0]["layers.3.q_window"].shape == (6, 300, 16)
+    assert requery.main([str(folder), str(exported), "-o", str(out), "--tokens", str(ids), "--window", "all"]) == 0
+    assert cuts.read(out)[0]["layers.3.q_window"].shape == (6, 300, 16)
 
 
 @pytest.mark.e2e
-def test_the_command_s_errors_are_one_line(mute, captured, folder, tmp_path, monkeypatch, capsys):
-    done = captured(tmp_path / "none")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"dkv capture: {tmp_path}/none: No such file or directory\n"
-
+def test_the_command_s_errors_are_one_line(mute, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DKV_COMMAND", "dkv capture")  # As dkv starts it; in this process, since each start takes seconds.
 
     def refused(model, path, out=tmp_path / "out.safetensors") -> str:
@@ -241,6 +235,7 @@ def test_the_command_s_errors_are_one_line(mute, captured, folder, tmp_path, mon
         assert command.run(lambda: requery.main(arguments)) == 1
         return capsys.readouterr().err
 
+    assert refused(folder, tmp_path / "none") == f"dkv capture: {tmp_path}/none: No such file or directory\n"
     (tmp_path / "noise").write_bytes(os.urandom(500))
     noise = refused(folder, tmp_path / "noise")
     assert noise.count("\n") == 1 and f"{tmp_path}/noise: " in noise

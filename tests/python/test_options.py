@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy
 import pytest
 import torch
 
 import dkv
 import dkv.hf
+from dkv.hf import __main__ as runner
 
 WRONG = [
     ({"capacity": "64"}, "capacity is '64' (str), not an integer of at least 0"),
@@ -166,11 +164,13 @@ def test_an_engine_is_checked_before_numbers_are_cut_to_their_fields(tmp_path):
         (["--kernal", "7"], "unrecognized arguments: --kernal"),
     ],
 )
-def test_the_runner_refuses_before_the_script_begins(tmp_path, flags, words):
+def test_the_runner_refuses_before_the_script_begins(tmp_path, capsys, flags, words):
     script = tmp_path / "script.py"
     script.write_text("print('it ran')\n")
 
-    done = subprocess.run([sys.executable, "-m", "dkv.hf", *flags, script], capture_output=True, text=True, timeout=120)
+    with pytest.raises(SystemExit) as left:
+        runner.main([*flags, str(script)])
 
-    assert done.returncode == 2
-    assert words in done.stderr and "it ran" not in done.stdout
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert words in err and "it ran" not in out

@@ -112,13 +112,13 @@ def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(model
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_four_thousand_tokens_give_their_bytes_back(smollm2, sidecar):
-    dropped = LAYERS * KV_HEADS * (4000 - 512) * 2 * HEAD_DIM * 4
+def test_two_thousand_tokens_give_their_bytes_back(smollm2, sidecar):
+    dropped = LAYERS * KV_HEADS * (2000 - 512) * 2 * HEAD_DIM * 4
 
     def run(*policy: str) -> dict:
         script = Path(__file__).with_name("memory_process.py")
         done = subprocess.run(
-            [sys.executable, script, sidecar.endpoint, "4000", *policy], capture_output=True, text=True, timeout=600
+            [sys.executable, script, sidecar.endpoint, "2000", *policy], capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

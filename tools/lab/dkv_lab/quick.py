@@ -24,12 +24,15 @@ WANTED = {
     "--seed": 1,
     "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
 }
+SAMPLE = {"--needles": 2, "--ruler": 1, "--texts": 3}
 
 
-def flags(output: Path, capacity: str, threads: int | None) -> list[str]:
-    wanted = WANTED | {"--capacity": capacity, "--profile": PROFILE, "--output": output}
-    if threads:
-        wanted["--threads"] = threads
+def flags(output: Path, options) -> list[str]:
+    wanted = WANTED | {"--capacity": options.capacity, "--profile": PROFILE, "--output": output}
+    if options.sample:
+        wanted |= SAMPLE
+    if options.threads:
+        wanted["--threads"] = options.threads
     return ["smollm2", *(str(word) for pair in wanted.items() for word in pair)]
 
 
@@ -67,6 +70,7 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--sample", action="store_true", help="fewer prompts: what make test runs")
     parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
@@ -74,7 +78,7 @@ def main(arguments: list[str]) -> int:
     table = options.output / "results.csv"
     for path in (table, results.budgets_path(table), results.runs_path(table)):
         path.unlink(missing_ok=True)
-    evaluate.main(flags(table, options.capacity, options.threads))
+    evaluate.main(flags(table, options))
     tables.main([str(table), "--short", "--csv", str(options.output / "tables.csv")])
     eval_figures.main([str(table), "--profile", str(PROFILE), "-o", str(options.output)])
     lines = results.read([table])
