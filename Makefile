@@ -31,7 +31,7 @@ CUDA_HERE = -DDKV_CUDA=AUTO '-DDKV_CUDA_ARCHITECTURES=$(subst $(space),;,$(strip
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
 
 # The test programs of what reads bytes that others sent or saved.
-FOREIGN := container_test formats_test message_fuzz_test rpc_test sdk_test session_test
+FOREIGN := container_test formats_test message_fuzz_test
 
 # What nvcc made of the kernels, in a folder of its own: for every architecture.
 PTXAS = cmake --preset release -B build/ptxas --log-level=WARNING -DDKV_CUDA=ON && cmake --build build/ptxas
