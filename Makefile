@@ -46,7 +46,7 @@ VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/
 VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
+.PHONY: help deps venv build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-ray test-vllm test-llama bench-vllm chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
@@ -63,7 +63,9 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
 		$(if $(BACKEND),--backend '$(BACKEND)')
 
-test: test-foreign test-shipped ## before every merge: what reads foreign bytes under sanitizers; then every test of what is shipped
+test: deps-debian ## before every merge: what reads foreign bytes under sanitizers; then every test of what is shipped
+	$(MAKE) --no-print-directory -j2 venv test-foreign  # pip has one thread, which the compilers leave room for.
+	$(MAKE) --no-print-directory test-shipped
 
 deps: $(if $(GPU)$(BACKEND),deps-cuda) ## what building and the demo need: Debian packages, .venv (a GPU's compiler where there is a GPU)
 	tools/dev/install_deps.sh build python
@@ -71,6 +73,9 @@ deps: $(if $(GPU)$(BACKEND),deps-cuda) ## what building and the demo need: Debia
 # deps-test, deps-cuda, deps-lint, deps-bench, deps-wheel: what those need beyond that.
 deps-%:
 	tools/dev/install_deps.sh $*
+
+venv:
+	tools/dev/install_deps.sh python cuda test
 
 # What a user runs is linked into .venv; libdkv is then found beside it. A sanitizer's cannot be loaded into Python.
 build: deps   ## dkv and dkvd, which are then in .venv/bin, and libdkv (PRESET=release|dev|asan|tsan TARGETS=all)
@@ -93,7 +98,7 @@ test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulatio
 	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
 	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
-test-foreign: deps deps-test ## of test-asan, what reads bytes that others sent or saved; no emulation, a fifth of the messages
+test-foreign: deps-debian ## of test-asan, what reads bytes that others sent or saved; no emulation, a fifth of the messages
 	cmake --preset asan --log-level=WARNING -DDKV_CUDA=OFF
 	cmake --build --preset asan --target $(FOREIGN)
 	DKV_FUZZ_MESSAGES=20000 tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))):'

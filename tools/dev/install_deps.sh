@@ -9,6 +9,7 @@
 #            `import dkv_lab` find the packages of these sources
 #   cuda     the CUDA compiler, without a driver, in .venv; and what the emulation of a GPU is built with
 #   test     Debian packages of the tests and the fuzzers; in .venv an S3 server for them
+#   debian   the Debian packages of these four, at once
 #   lint     Debian packages of make lint
 #   bench    Debian packages of make bench
 #   deb      Debian packages that make dkv's own
@@ -84,6 +85,9 @@ install() {
             install_debian "${test_packages[@]}"
             pip_install .venv $files-test.txt
             ;;
+        debian)
+            install_debian "${build_packages[@]}" "${python_packages[@]}" "${cuda_packages[@]}" "${test_packages[@]}"
+            ;;
         deb) install_debian "${deb_packages[@]}" ;;
         deb-test) install_debian "${deb_test_packages[@]}" ;;
         image)
@@ -97,7 +101,7 @@ install() {
             pip_install .venv-wheel $files-wheel.txt
             ;;
         *)
-            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, deb, deb-test, image, lint, bench or wheel" >&2
+            echo "install_deps: unknown part '$1'; expected build, python, cuda, test, debian, deb, deb-test, image, lint, bench or wheel" >&2
             exit 2
             ;;
     esac
