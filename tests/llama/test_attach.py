@@ -192,14 +192,15 @@ def test_sequences_of_a_context_are_compressed_one_after_the_other(llama, docume
 
     for sequence, prompt in enumerate(prompts):
         seen = llama.go_on(tokens=behind, position=700, logits=True, sequence=sequence)["logits"]
-        assert distance(seen, reference(prompt, behind, kept[sequence])) < 1e-3
+        expected = reference(prompt, behind, kept[sequence])
+        assert distance(seen, expected) < distance(seen, reference(prompt, behind, None)) / 10
 
     llama.forget(sequence=1)  # Its cells are used again, around those of the other.
     llama.prefill(tokens=prompts[1], chunk=400, sequence=1)
     assert llama.compress(policy={"name": "snapkv", "capacity": 128})["compressed"]
     assert kept_positions(llama) == kept[1]
     seen = llama.go_on(tokens=behind, position=700, logits=True, sequence=1)["logits"]
-    assert distance(seen, reference(prompts[1], behind, kept[1])) < 1e-3
+    assert distance(seen, reference(prompts[1], behind, kept[1])) < distance(seen, reference(prompts[1], behind, None)) / 10
 
 
 def test_tokens_of_another_sequence_in_between_are_refused_by_name(llama, document):
