@@ -166,6 +166,7 @@ Fields facts_fields(InspectedFile const& file) {
     if (facts.has_scores) fields.emplace_back("scores", "of every token, for --policy scores");
     if (!facts.tokens.empty())
         fields.emplace_back("token ids", counted(facts.tokens.size(), "token"));
+    if (!facts.sliding.empty()) fields.emplace_back("sliding", facts.sliding);
     if (!facts.media.empty()) fields.emplace_back("media", facts.media);
     if (!facts.checkpoints.empty()) fields.emplace_back("checkpoints", facts.checkpoints);
     for (auto& field : provenance_fields(facts))
@@ -302,6 +303,7 @@ Json to_json(InspectedFile const& file) {
             {"scores", facts.has_scores},
             {"rope", json_of(facts.rope)},
             {"token_ids", facts.tokens.size()},
+            {"sliding", facts.sliding},
             {"media", facts.media},
             {"checkpoints", facts.checkpoints},
             {"provenance", facts.provenance},

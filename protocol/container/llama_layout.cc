@@ -243,15 +243,26 @@ bool ends_or_has_checkpoints(ByteCursor at) {
     return magic && magic.value() == kCheckpointMagic;
 }
 
+/// Takes the sliding layers' body, if that is what follows.
+void take_sliding(ByteCursor& cursor, LlamaLayout& layout) {
+    layout.sliding = {};
+    if (ends_or_has_checkpoints(cursor)) return;
+    LlamaLayout found;
+    BodyParser body(cursor, found, layout.says_rotation);
+    if (!body.parse() || !ends_or_has_checkpoints(body.rest()) ||
+        std::ranges::max(found.positions) != std::ranges::max(layout.positions))
+        return;
+    layout.sliding = {.layers = static_cast<std::uint32_t>(found.keys.size()),
+                      .cells = static_cast<std::uint32_t>(found.positions.size()),
+                      .bytes = cursor.left() - body.left()};
+    cursor = body.rest();
+}
+
 /// Names a body that is not a plain cache, where it can be recognised.
 Error refusal(ByteCursor const& body, BodyParser const& parsed, Result<void> const& outcome) {
     LlamaLayout other;
     bool const says_rotation = parsed.says_rotation();
     if (outcome) {  // All is well but for what follows.
-        if (BodyParser second(parsed.rest(), other, says_rotation);
-            second.parse() && ends_or_has_checkpoints(second.rest()))
-            return unsupported(
-                "it has two caches: layers with a sliding window beside full ones (iSWA)");
         if (looks_recurrent(parsed.rest()))
             return unsupported("the model is a hybrid: recurrent layers beside attention");
         return unsupported(
@@ -382,6 +393,7 @@ Result<LlamaLayout> parse_llama(std::span<std::byte const> file, bool bare) {
         BodyParser body(cursor, layout, says_rotation);
         auto const parsed = body.parse();
         ByteCursor rest = body.rest();
+        if (parsed) take_sliding(rest, layout);
         if (parsed && layout.kind == LlamaKind::Sequence)
             layout.checkpoints = DKV_TRY(parse_checkpoints(rest));
         if (parsed && rest.left() == 0) return layout;

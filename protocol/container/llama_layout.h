@@ -4,6 +4,7 @@
 //   body,
 //             (appended checkpoints)
 //   blob      u32 magic, i32 sequence, body                  (llama_state_seq_get_data)
+//             of layers with a sliding window beside full ones (iSWA): the full ones' body, theirs
 //   body      u32 streams, for each: u32 cells; unless 0: cell table, data
 //   cell      i32 position, u32 sequences, i32 sequence[…]
 //   data      u32 transposed, u32 layers, (newer: u32 rotation of K, u32 rotation of V)
@@ -51,6 +52,15 @@ struct LlamaCheckpoints {
     std::uint64_t bytes = 0;  ///< All of it; 0: there are none.
 };
 
+/// The cache of the layers with a sliding window, which follows that of the full ones (iSWA). It is
+/// bounded already, and is copied as it is.
+struct LlamaSliding {
+    std::uint32_t layers = 0;  ///< 0: there is none.
+    std::uint32_t cells = 0;
+    std::uint64_t bytes = 0;
+};
+
+/// Of an iSWA model, `positions` to `values` are the full layers'.
 struct LlamaLayout {
     LlamaKind kind = LlamaKind::Bare;
     std::uint32_t version = 0;
@@ -68,7 +78,9 @@ struct LlamaLayout {
     std::uint64_t row_elements = 0;     ///< kv_heads × head_dim
     std::vector<std::uint64_t> keys;    ///< [layers] offset of the first element.
     std::vector<std::uint64_t> values;  ///< Likewise.
-    std::uint64_t end_offset = 0;       ///< What follows are empty streams, then checkpoints.
+    /// What follows are empty streams, the sliding layers, then checkpoints.
+    std::uint64_t end_offset = 0;
+    LlamaSliding sliding;
     LlamaCheckpoints checkpoints;
 
     std::uint64_t cells_offset() const noexcept { return count_offset + sizeof(std::uint32_t); }
@@ -82,8 +94,7 @@ struct LlamaLayout {
 /// `bare`: bytes without a magic are taken for a body.
 ///
 /// Errors: CorruptData, naming the field and its value; Unsupported, by name: versions, types of
-/// rows, sliding windows (iSWA), recurrent and hybrid models, M-RoPE, MLA, several sequences, bytes
-/// behind the last layer.
+/// rows, recurrent and hybrid models, M-RoPE, MLA, several sequences, bytes behind the last layer.
 Result<LlamaLayout> parse_llama(std::span<std::byte const> file, bool bare);
 
 }  // namespace dkv

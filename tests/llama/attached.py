@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import pathlib
+import resource
 import sys
 
 import numpy
@@ -62,6 +63,7 @@ class Engine:
         made.type_k = TYPES[options.get("keys", "f16")]
         made.type_v = TYPES[options.get("values", "f16")]
         made.flash_attn_type = int(options.get("flash", True))
+        made.swa_full = options.get("swa_full", False)
         made.no_perf = True
         return made
 
@@ -128,24 +130,26 @@ class Engine:
         found = ffi.new("llama_token[]", len(raw) + 8)
         return {"tokens": list(found[0 : lib.llama_tokenize(self.vocab, raw, len(raw), found, len(raw) + 8, True, True)])}
 
-    def _decode(self, tokens: list[int], begin: int) -> numpy.ndarray:
+    def _decode(self, tokens: list[int], begin: int, sequence: int = 0) -> numpy.ndarray:
         batch = lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, begin + i, 1
-            batch.seq_id[i][0], batch.logits[i] = 0, i == len(tokens) - 1
+            batch.seq_id[i][0], batch.logits[i] = sequence, i == len(tokens) - 1
         assert lib.llama_decode(self.context, batch) == 0
         lib.llama_batch_free(batch)
         count = lib.llama_vocab_n_tokens(self.vocab)
         return numpy.frombuffer(ffi.buffer(lib.llama_get_logits_ith(self.context, -1), 4 * count), numpy.float32).copy()
 
     def prefill(self, options: dict) -> dict:
-        tokens, chunk = options["tokens"], options.get("chunk", 1 << 20)
+        tokens, chunk, sequence = options["tokens"], options.get("chunk", 1 << 20), options.get("sequence", 0)
+        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         if self.watch and options.get("begin", True):
-            self.watch.begin()
+            self.watch.begin(sequence)
         for at in range(0, len(tokens), chunk):
-            logits = self._decode(tokens[at : at + chunk], at)
-        return {"next": int(logits.argmax())}
+            logits = self._decode(tokens[at : at + chunk], at, sequence)
+        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
+        return {"next": int(logits.argmax()), "user_seconds": seconds}
 
     def compress(self, options: dict) -> dict:
         """Into the same context, or one of `room` cells that replaces it."""
@@ -154,7 +158,9 @@ class Engine:
         if "room" in options:
             target = self._make(self._params({**options, "cells": options["room"]}))
         before = _memory("Pss")
+        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         report = self.watch.compress(policy, target)
+        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
         peak = _memory("Pss")
         if report.compressed and target is not None:
             self.old, self.context = self.context, target
@@ -164,28 +170,28 @@ class Engine:
             self.watch.adopted(max(0, before - after), peak, after)
         elif target is not None:
             lib.llama_free(target)
-        return {**vars(report), "pss": [before, peak, _memory("Pss")]}
+        return {**vars(report), "pss": [before, peak, _memory("Pss")], "user_seconds": seconds}
 
     def positions(self, options: dict) -> dict:
-        return {"positions": [[self.watch.positions(la, h) for h in range(options["heads"])] for la in range(options["layers"])]}
+        return {"positions": [[self.watch.positions(la, h) for h in range(options["heads"])] for la in options["layers"]]}
 
     def go_on(self, options: dict) -> dict:
         """Decodes `tokens` from a position, then `count` greedy ones; the logits behind `tokens`."""
-        place, said = options["position"], []
-        logits = self._decode(options["tokens"], place)
+        place, said, sequence = options["position"], [], options.get("sequence", 0)
+        logits = self._decode(options["tokens"], place, sequence)
         first, place = logits, place + len(options["tokens"])
         for _ in range(options.get("count", 0)):
             said.append(int(logits.argmax()))
             if said[-1] == lib.llama_vocab_eos(self.vocab):
                 break
-            logits, place = self._decode([said[-1]], place), place + 1
+            logits, place = self._decode([said[-1]], place, sequence), place + 1
         words = ffi.new("char[]", 32 * len(said) + 32)
         length = lib.llama_detokenize(self.vocab, said, len(said), words, 32 * len(said) + 31, False, False)
         out = {"tokens": said, "text": ffi.string(words, length).decode(errors="replace"), "asked": self.asked}
         return {**out, "logits": first.tolist()} if options.get("logits") else out
 
-    def forget(self, _options: dict) -> dict:
-        lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), -1, -1, -1)
+    def forget(self, options: dict) -> dict:
+        lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), options.get("sequence", -1), -1, -1)
         return {}
 
 

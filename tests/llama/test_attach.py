@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
-import numpy
 import pytest
 import short_model
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM
+from conftest import ROOT
+from llama_process import OLDER, Llama, dkvd  # noqa: F401
+from masked import Masked, distance
+from processes import Sidecar, waited_for
+from transformers import AutoModelForCausalLM
 
 import dkv.hf
 from dkv.hf import weights
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
-from processes import Sidecar, sidecar, waited_for  # noqa: E402, F401
 
 pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
 LAYERS, KV_HEADS, HEAD_DIM = 6, 3, 64
 CELL_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 F32 = {"keys": "f32", "values": "f32"}
-OLDER = "DKV_ATTACH_PYTHON" in os.environ  # llama.cpp 0.4, whose states do not say how rows are rotated.
-
-
-class Llama:
-    """tests/llama/attached.py in a process of its own."""
-
-    def __init__(self, model: str, endpoint: str):
-        python = Path(os.environ.get("DKV_ATTACH_PYTHON", sys.executable))
-        assert python.exists(), f"{python} is missing: make test-llama installs llama.cpp"
-        self._process = subprocess.Popen(
-            [python, ROOT / "tests" / "llama" / "attached.py", model, endpoint],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __getattr__(self, name: str):
-        def call(**options) -> dict:
-            self._process.stdin.write(json.dumps({"do": name, **options}) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
-
-        return call
-
-    def stop(self) -> None:
-        self._process.stdin.close()
-        assert self._process.wait(60) == 0
-
-
-@pytest.fixture(scope="module")
-def dkvd(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dkvd")
-    folder.chmod(0o700)
-    running = Sidecar(folder).start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -93,44 +52,9 @@ def document(llama):
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers in float32: the logits behind `tokens` that follow a prompt of which each KV head sees `kept`."""
-    state = {"kept": None, "prompt": 0}
-
-    def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-        groups = query.shape[1] // key.shape[1]
-        keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        rows, width = query.shape[2], key.shape[2]
-        logits = (query @ keys.transpose(2, 3)) * scaling
-        future = torch.arange(width)[None, :] > (width - rows + torch.arange(rows))[:, None]
-        logits = logits.masked_fill(future, float("-inf"))
-        for head, kept in enumerate(state["kept"][module.layer_idx] if state["kept"] else []):
-            gone = torch.ones(width, dtype=torch.bool)
-            gone[state["prompt"] :] = False
-            gone[kept] = False
-            logits[:, head * groups : (head + 1) * groups, :, gone] = float("-inf")
-        return (logits.softmax(-1) @ values).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("dkv_test_masked", attend)
-    model = AutoModelForCausalLM.from_pretrained(
-        weights.smollm2_folder(), dtype=torch.float32, num_hidden_layers=LAYERS
-    ).eval()
-
-    @torch.no_grad()
-    def logits(prompt: list[int], tokens: list[int], kept) -> numpy.ndarray:
-        model.set_attn_implementation("dkv_test_masked")
-        state.update(kept=None, prompt=len(prompt))
-        seen = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        state["kept"] = kept
-        out = model(torch.tensor([tokens]), past_key_values=seen.past_key_values, logits_to_keep=1)
-        return out.logits[0, -1].numpy()
-
-    logits.model = model
-    return logits
-
-
-def distance(mine, theirs) -> float:
-    """Root mean square over the logits."""
-    return float(numpy.sqrt(numpy.mean((numpy.asarray(mine) - theirs) ** 2)))
+    return Masked(
+        AutoModelForCausalLM.from_pretrained(weights.smollm2_folder(), dtype=torch.float32, num_hidden_layers=LAYERS)
+    )
 
 
 def compressed(llama: Llama, prompt: list[int], policy: dict, chunk: int = 400, **options) -> dict:
@@ -138,8 +62,8 @@ def compressed(llama: Llama, prompt: list[int], policy: dict, chunk: int = 400, 
     return llama.compress(policy=policy, **options)
 
 
-def kept_positions(llama: Llama) -> list[list[list[int]]]:
-    return llama.positions(layers=LAYERS, heads=KV_HEADS)["positions"]
+def kept_positions(llama: Llama) -> dict[int, list[list[int]]]:
+    return dict(enumerate(llama.positions(layers=[*range(LAYERS)], heads=KV_HEADS)["positions"]))
 
 
 def test_a_prompt_that_is_kept_whole_goes_on_as_llama_cpp_does(llama, document):
@@ -188,7 +112,7 @@ def test_logits_are_those_of_a_masked_computation(llama, document, reference, co
         return
     assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
     kept = kept_positions(llama)
-    assert len({tuple(head) for layer in kept for head in layer}) > LAYERS  # Each has its own tokens.
+    assert len({tuple(head) for layer in kept.values() for head in layer}) > LAYERS  # Each has its own tokens.
     seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
     expected = reference(prompt, behind, kept)
     assert distance(seen, expected) < 4 * own_error  # What llama.cpp's own arithmetic differs by.
@@ -218,7 +142,7 @@ def test_kept_tokens_are_those_of_the_hugging_face_adapter(llama, document, refe
     with torch.no_grad():
         reference.model(torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1)
 
-    mine = {(la, h, at) for la, heads in enumerate(kept_positions(llama)) for h, row in enumerate(heads) for at in row}
+    mine = {(la, h, at) for la, heads in kept_positions(llama).items() for h, row in enumerate(heads) for at in row}
     theirs = {(la, h, at) for la in range(LAYERS) for h, row in enumerate(cache.kept_positions(la)) for at in row}
     assert len(mine) == len(theirs) == LAYERS * KV_HEADS * 128
     assert len(mine & theirs) / len(mine) >= 0.99
@@ -253,6 +177,40 @@ def test_prompts_follow_one_another_in_a_context(llama, document, dkvd):
         assert (report["compressed"], report["tokens"], report["prompts_compressed"]) == (True, 600 + number, number)
         given += report["bytes_before"] - report["bytes_after"]
     waited_for(lambda: pool() - before == given > 0, "the sidecar to be told")
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified KV", "split KV"])
+def test_sequences_of_a_context_are_compressed_one_after_the_other(llama, document, reference, unified):
+    prompts, behind = [document(700), document(1300)[600:]], [260, 314, 1690]
+    llama.open(cells=1600, sequences=2, unified=unified, **F32)
+    kept = []
+    for sequence, prompt in enumerate(prompts):
+        llama.prefill(tokens=prompt, chunk=400, sequence=sequence)
+        report = llama.compress(policy={"name": "snapkv", "capacity": 128})
+        assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
+        kept.append(kept_positions(llama))
+
+    for sequence, prompt in enumerate(prompts):
+        seen = llama.go_on(tokens=behind, position=700, logits=True, sequence=sequence)["logits"]
+        expected = reference(prompt, behind, kept[sequence])
+        assert distance(seen, expected) < distance(seen, reference(prompt, behind, None)) / 10
+
+    llama.forget(sequence=1)  # Its cells are used again, around those of the other.
+    llama.prefill(tokens=prompts[1], chunk=400, sequence=1)
+    assert llama.compress(policy={"name": "snapkv", "capacity": 128})["compressed"]
+    assert kept_positions(llama) == kept[1]
+    seen = llama.go_on(tokens=behind, position=700, logits=True, sequence=1)["logits"]
+    assert distance(seen, reference(prompts[1], behind, kept[1])) < distance(seen, reference(prompts[1], behind, None)) / 10
+
+
+def test_tokens_of_another_sequence_in_between_are_refused_by_name(llama, document):
+    llama.open(cells=1024, sequences=2)
+    llama.prefill(tokens=document(300))
+    llama.prefill(tokens=document(20), sequence=1, begin=False)
+
+    report = llama.compress(policy={"capacity": 128})
+
+    assert "layer 0 showed queries of 320 tokens, the sequence has 300" in report["reason"]
 
 
 @pytest.mark.parametrize("ctypes", [False, True], ids=["cffi's params", "ctypes' params"])
@@ -302,7 +260,9 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
 
 @pytest.mark.sample
 def test_what_is_not_supported_is_refused_by_name(llama, document):
-    assert "sequences: set n_seq_max to 1" in llama.open(cells=512, sequences=2)["error"]
+    llama.open(cells=512, sequences=2)
+    error = llama.prefill(tokens=document(10), sequence=2)["error"]
+    assert "the context has no sequence 2: its n_seq_max is 2" in error
 
     llama.open(cells=512, window_max=16)
     report = compressed(llama, document(300), {"capacity": 128})

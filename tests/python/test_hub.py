@@ -14,7 +14,8 @@ import pytest
 
 import huggingface_hub
 from dkv import command
-from dkv.hf import commands, hub, profile_file, profiles
+from dkv import profile_folders
+from dkv.hf import commands, hub, profile_file
 
 REPO = "someone/tiny"
 
@@ -123,7 +124,7 @@ def test_a_profile_that_was_pushed_is_pulled_and_found(server, mine, tmp_path, c
         f"{REPO}/mine.json: {Hub.commits[-1]}",
         f"{pulled}: {REPO} at {Hub.commits[-1]}: tiny, weights w0",
     ]
-    assert pulled in profiles.paths()
+    assert pulled in profile_folders.paths()
     assert run("pull", REPO) == 0  # The same file is no other one.
     pulled.write_text("mine")
     assert run("pull", REPO) == 1 and pulled.read_text() == "mine"

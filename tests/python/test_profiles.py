@@ -13,6 +13,7 @@ from test_cache import greedy
 
 import dkv
 import dkv.hf
+from dkv import profile_folders
 from dkv.hf import profile_file as files
 from dkv.hf import profiles
 from dkv_lab import budgets
@@ -146,7 +147,7 @@ def test_a_script_gets_the_profile_under_the_runner(tmp_path, sidecar):
 
 
 def test_what_comes_with_dkv_can_be_read():
-    shipped = list(profiles.SHIPPED.glob("*.json"))
+    shipped = list(profile_folders.SHIPPED.glob("*.json"))
 
     assert shipped
     for path in shipped:

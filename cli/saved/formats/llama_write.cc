@@ -39,7 +39,7 @@ struct LlamaPlan {
     Bytes head;       ///< Up to the cell count.
     Bytes cell_tail;  ///< What follows the position in each cell.
     Bytes rotation;   ///< The words of it, where the version has them.
-    Bytes tail;       ///< Empty streams, checkpoints.
+    Bytes tail;       ///< Empty streams, sliding layers, checkpoints.
     bool transposed = false;
     std::uint32_t cells = 0;
     Geometry geometry;

@@ -84,6 +84,8 @@ struct CacheFacts {
     /// What the file has beside the cache, for people: "2 checkpoints, 1,234 bytes"; empty: none.
     std::string checkpoints = {};
     std::string media = {};
+    /// llama.cpp: layers with a sliding window, which are in the file and not in the geometry.
+    std::string sliding = {};
     bool has_checksums = false;
     std::uint64_t file_bytes = 0;  ///< Of the file, or of the folder's files.
 

@@ -201,6 +201,12 @@ Result<KeyReorder> reorder_of(WriteRequest const& asked, WriteRequest const& req
 
 /// Rows that another program can read as keys and values.
 Result<void> check_rows(WriteRequest const& request) {
+    if (auto const& sliding = request.facts.sliding; !sliding.empty())
+        return Error{
+            ErrorCode::Unsupported,
+            fmt::format("{}: the cache has {}, for which only llama.cpp's own formats have "
+                        "a place (--format llama-slot, llama-state)",
+                        name_of(request.format), sliding)};
     auto const& stored = request.facts.stored;
     if (!stored || !stored->rotation_unknown) return {};
     return Error{ErrorCode::Unsupported,

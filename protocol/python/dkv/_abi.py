@@ -1,4 +1,4 @@
-"""libdkv and libdkv_cuda through cffi, which reads dkv.h and dkv_cuda.h."""
+"""libdkv, libdkv_cuda and libdkv_llama through cffi, which reads their headers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ def _declared(header: str) -> str:
     return re.sub(r"^#.*$", "", re.sub(r"#ifdef __cplusplus.*?#endif", "", text, flags=re.S), flags=re.M)
 
 
-for _header in ("dkv.h", "dkv_cuda.h"):
+for _header in ("dkv.h", "dkv_cuda.h", "llama/dkv_llama.h"):
     ffi.cdef(_declared(_header))
+_COMPANIONS = ("dkv_cuda", "dkv_llama")
 
 
-def _load(paths: list[str], cuda: bool, missing: str):
+def _companion_of(name: str) -> str:
+    """The companion library that has a function; "": libdkv."""
+    return next((each for each in _COMPANIONS if name.startswith(f"{each}_")), "")
+
+
+def _load(paths: list[str], companion: str, missing: str):
     """The first of these libraries that loads and has every function, and its path. Raises DkvError (NOT_FOUND),
     with `missing` around what was tried."""
     tried = []
@@ -37,7 +43,7 @@ def _load(paths: list[str], cuda: bool, missing: str):
             # Never unloaded: its threads run until the process ends, and cffi closes what it collects.
             loaded = ffi.dlopen(path, ffi.RTLD_NOW | ffi.RTLD_NODELETE)
             for name in dir(loaded):
-                if name.startswith("dkv_cuda_") == cuda:
+                if _companion_of(name) == companion:
                     getattr(loaded, name)
             return loaded, path
         except (OSError, AttributeError) as error:
@@ -48,20 +54,30 @@ def _load(paths: list[str], cuda: bool, missing: str):
 
 @functools.cache
 def _library() -> tuple:
-    return _load(programs.libraries(), False, "no libdkv ({}); make build, or set DKV_LIBRARY")
+    return _load(programs.libraries(), "", "no libdkv ({}); make build, or set DKV_LIBRARY")
 
 
-@functools.cache
-def _cuda_library() -> tuple:
-    given = os.environ.get("DKV_CUDA_LIBRARY")
+def _load_companion(name: str, missing: str):
+    """From $DKV_CUDA_LIBRARY, $DKV_LLAMA_LIBRARY, beside libdkv, or the system."""
+    given = os.environ.get(f"{name.upper()}_LIBRARY")
     if given:
         paths = [given]
     else:
         beside = pathlib.Path(library_path()).resolve().parent  # The two are of one version.
-        found = [beside / name for name in ("libdkv_cuda.so.1", "libdkv_cuda.so")]
-        paths = [str(path) for path in found if path.exists()] + ["libdkv_cuda.so.1"]
+        found = [beside / each for each in (f"lib{name}.so.1", f"lib{name}.so")]
+        paths = [str(path) for path in found if path.exists()] + [f"lib{name}.so.1"]
     library()  # Which libdkv it uses is decided first.
-    return _load(paths, True, "no libdkv_cuda ({}); build dkv where a CUDA toolkit is, or set DKV_CUDA_LIBRARY")
+    return _load(paths, name, missing)
+
+
+@functools.cache
+def _cuda_library() -> tuple:
+    return _load_companion("dkv_cuda", "no libdkv_cuda ({}); build dkv where a CUDA toolkit is, or set DKV_CUDA_LIBRARY")
+
+
+@functools.cache
+def _llama_library() -> tuple:
+    return _load_companion("dkv_llama", "no libdkv_llama ({}); make build, or set DKV_LLAMA_LIBRARY")
 
 
 def library():
@@ -82,16 +98,25 @@ def cuda_library_path() -> str:
     return _cuda_library()[1]
 
 
+def llama_library():
+    """libdkv_llama, loaded at the first use. Raises DkvError (NOT_FOUND), naming what was tried."""
+    return _llama_library()[0]
+
+
 def last_error() -> str:
     return ffi.string(library().dkv_last_error()).decode(errors="replace")
 
 
 def call(name: str, *arguments) -> None:
     """Calls a function that returns a dkv_status. Raises DkvError for any but DKV_OK."""
-    loaded = cuda_library() if name.startswith("dkv_cuda_") else library()
+    companion = _companion_of(name)
+    loaded = {"": library, "dkv_cuda": cuda_library, "dkv_llama": llama_library}[companion]()
     status = getattr(loaded, name)(*arguments)
-    if status != Status.OK:
-        raise DkvError(Status(status), last_error())
+    if status == Status.OK:
+        return
+    if companion == "dkv_llama":
+        raise DkvError(Status(status), ffi.string(loaded.dkv_llama_last_error()).decode(errors="replace"))
+    raise DkvError(Status(status), last_error())
 
 
 @functools.cache

@@ -61,10 +61,10 @@ dkv_status dkv_llama_attach(dkv_llama* llama, llama_context* context) {
     });
 }
 
-dkv_status dkv_llama_begin(dkv_llama* llama) {
+dkv_status dkv_llama_begin(dkv_llama* llama, int32_t sequence) {
     return guarded([&]() -> Result<void> {
         DKV_TRY(need(llama, "llama"));
-        return llama->attachment.begin();
+        return llama->attachment.begin(sequence);
     });
 }
 

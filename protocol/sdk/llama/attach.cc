@@ -3,19 +3,35 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <string_view>
+
+#include "protocol/base/elements.h"
 
 namespace dkv::llama {
 namespace {
 
 constexpr std::uint32_t kWindowDefault = 64;
 constexpr std::uint32_t kTimeoutDefaultMs = 10'000;
-constexpr std::int32_t kSequence = 0;
 // Their queries are seen as they are scored: post-RoPE, and the logits' scale is 1/sqrt(head_dim).
-constexpr std::array<std::string_view, 3> kArchitectures{"llama", "qwen2", "qwen3"};
+constexpr std::array<std::string_view, 4> kArchitectures{"llama", "qwen2", "qwen3", "gemma3"};
+constexpr std::int32_t kGemma3With27B = 62;  // Layers, by which llama.cpp knows it and its scale.
 
 Error bad_state(std::string message) {
     return {ErrorCode::BadState, std::move(message)};
+}
+
+std::string named(std::int32_t sequence) {
+    return "sequence " + std::to_string(sequence);
+}
+
+Result<void> check_sequence(Library const& library,
+                            llama_context const* context,
+                            std::int32_t sequence) {
+    auto const most = library.llama_n_seq_max(context);
+    if (sequence >= 0 && static_cast<std::uint32_t>(sequence) < most) return {};
+    return invalid("the context has no " + named(sequence) + ": its n_seq_max is " +
+                   std::to_string(most));
 }
 
 template <std::size_t bytes>
@@ -32,13 +48,13 @@ Result<void> check_model(Library const& library, llama_model const* model) {
         return unsupported("the model is a hybrid: recurrent layers beside attention");
     if (library.llama_model_is_diffusion(model))
         return unsupported("the model is a diffusion model: every token sees all others");
-    if (auto const window = library.llama_model_n_swa(model); window > 0)
-        return unsupported("the model has sliding windows of " + std::to_string(window) +
-                           " tokens (iSWA)");
     auto const architecture = library.metadata(model, "general.architecture");
     if (std::ranges::find(kArchitectures, architecture) == kArchitectures.end())
         return unsupported("the model's architecture is " + architecture +
-                           ": known are llama, qwen2 and qwen3");
+                           ": known are llama, qwen2, qwen3 and gemma3");
+    if (architecture == "gemma3" && library.llama_model_n_layer(model) == kGemma3With27B)
+        return unsupported(
+            "Gemma 3 27B scales its queries by another number than 1/sqrt(head_dim)");
     for (char const* const key : {".attention.scale", ".attn_logit_softcapping"})
         if (!library.metadata(model, architecture + key).empty())
             return unsupported("the model sets " + architecture + key);
@@ -90,22 +106,23 @@ bool Attachment::eval(ggml_tensor* tensor, bool ask) {
 
 Result<void> Attachment::attach(llama_context* context) {
     if (context_ != nullptr) return bad_state("a context is attached already");
-    if (auto const sequences = library_.llama_n_seq_max(context); sequences != 1)
-        return unsupported("the context is made for " + std::to_string(sequences) +
-                           " sequences: set n_seq_max to 1");
     auto const* const model = library_.llama_get_model(context);
     DKV_TRY(check_model(library_, model));
     shape_ = DKV_TRY(shape_of(library_, model));
-    watch_.set_shape(shape_.layers, shape_.q_heads, shape_.head_dim);
+    is_sliding_ = library_.llama_model_n_swa(model) > 0;
+    watch_.set_shape(shape_.layers, shape_.q_heads, is_sliding_ ? shape_.kv_heads : 0,
+                     shape_.head_dim);
     context_ = context;
     return {};
 }
 
-Result<void> Attachment::begin() {
+Result<void> Attachment::begin(std::int32_t sequence) {
     if (context_ == nullptr) return bad_state("no context is attached");
-    if (auto const last = library_.llama_memory_seq_pos_max(memory(context_), kSequence); last >= 0)
-        return bad_state("sequence 0 has tokens up to position " + std::to_string(last) +
+    DKV_TRY(check_sequence(library_, context_, sequence));
+    if (auto const last = library_.llama_memory_seq_pos_max(memory(context_), sequence); last >= 0)
+        return bad_state(named(sequence) + " has tokens up to position " + std::to_string(last) +
                          ": remove it first (llama_memory_seq_rm)");
+    sequence_ = sequence;
     session_.reset();
     positions_.clear();
     watch_.begin();
@@ -115,7 +132,7 @@ Result<void> Attachment::begin() {
 Result<void> Attachment::compress(dkv_policy const* policy, llama_context* target) {
     ++report_.prompts;
     report_.compressed = 0;
-    report_.tokens = report_.cells = 0;
+    report_.tokens = report_.cells = report_.layers = report_.layers_left_alone = 0;
     report_.bytes_before = report_.bytes_after = 0;
     put_text(report_.policy, "");
     put_text(report_.reason, "");
@@ -139,9 +156,9 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
         target = context_;
     else
         DKV_TRY(check_target(target));
-    std::uint64_t const bytes = library_.llama_state_seq_get_size(context_, kSequence);
+    std::uint64_t const bytes = library_.llama_state_seq_get_size(context_, sequence_);
     auto const tokens = static_cast<std::uint32_t>(
-        library_.llama_memory_seq_pos_max(memory(context_), kSequence) + 1);
+        library_.llama_memory_seq_pos_max(memory(context_), sequence_) + 1);
     report_.tokens = tokens;
     report_.bytes_before = bytes;
     DKV_TRY(watch_.check_seen(tokens));
@@ -155,17 +172,19 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     Arena const arena(made);
     auto* const base = static_cast<std::byte*>(dkv_arena_base(arena.get()));
     if (library_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(base), bytes,
-                                          kSequence) != bytes)
-        return Error{ErrorCode::Internal, "llama.cpp did not give the state of sequence 0"};
+                                          sequence_) != bytes)
+        return Error{ErrorCode::Internal,
+                     "llama.cpp did not give the state of " + named(sequence_)};
     std::span<std::byte const> const whole(base, bytes);
     auto const rows = DKV_TRY(read_state(whole, shape_));
     if (rows.tokens() != tokens)
-        return unsupported("sequence 0 has " + std::to_string(rows.tokens()) + " cells and " +
-                           std::to_string(tokens) + " positions");
+        return unsupported(named(sequence_) + " has " + std::to_string(rows.tokens()) +
+                           " cells and " + std::to_string(tokens) + " positions");
     if (rows.is_quantised()) rows.lay_dense(base);
     DKV_TRY(open_engine(rows.geometry));
-    auto plan = DKV_TRY(make_plan(engine_.get(), {arena.get(), queries_offset, rows, watch_},
-                                  {policy, timeout_ms_}));
+    auto layers = DKV_TRY(model_layers(rows, arena.get()));
+    auto plan = DKV_TRY(make_plan(
+        engine_.get(), {arena.get(), queries_offset, rows, watch_, layers}, {policy, timeout_ms_}));
     put_text(report_.policy, plan.policy);
     if (plan.session == nullptr) return {};
 
@@ -174,7 +193,10 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     DKV_TRY(adopt(whole, kept, target));
     report_.compressed = 1;
     report_.cells = plan.cells;
+    report_.layers = rows.geometry.layers;
+    report_.layers_left_alone = rows.layout.sliding.layers;
     report_.bytes_after = kept.size();
+    layers_ = std::move(layers);
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
     // Cells of the same context are free for other tokens; the system gets nothing.
@@ -183,12 +205,33 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     return adopted(0, bytes, bytes);
 }
 
+/// A state does not name its layers: the last token's keys, which were seen, tell full layers from
+/// sliding ones.
+Result<std::vector<std::uint32_t>> Attachment::model_layers(StateRows const& rows,
+                                                            dkv_arena* arena) const {
+    std::vector<std::uint32_t> all(shape_.layers);
+    std::iota(all.begin(), all.end(), 0U);
+    if (!is_sliding_) return all;
+    Geometry const& geometry = rows.geometry;
+    std::vector<float> last;
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
+        auto const keys = rows.keys(arena, layer);
+        auto const* at = static_cast<std::byte const*>(dkv_arena_base(arena)) + keys.offset +
+                         (rows.tokens() - 1ULL) * keys.token_stride * bytes_of(geometry.dtype);
+        for (std::uint32_t i = 0; i < geometry.kv_heads * geometry.head_dim; ++i)
+            last.push_back(
+                load_f32(at + std::uint64_t{i} * bytes_of(geometry.dtype), geometry.dtype));
+    }
+    return watch_.layers_of(last);
+}
+
 Result<void> Attachment::check_target(llama_context* target) const {
     if (target == context_) return invalid("target is the attached context: pass NULL for it");
     if (library_.llama_get_model(target) != library_.llama_get_model(context_))
         return invalid("target is a context of another model");
-    if (library_.llama_memory_seq_pos_max(memory(target), kSequence) >= 0)
-        return bad_state("sequence 0 of target has cells already");
+    DKV_TRY(check_sequence(library_, target, sequence_));
+    if (library_.llama_memory_seq_pos_max(memory(target), sequence_) >= 0)
+        return bad_state(named(sequence_) + " of target has cells already");
     return {};
 }
 
@@ -214,15 +257,15 @@ Result<void> Attachment::open_engine(Geometry const& geometry) {
 
 Result<void> Attachment::put_state(llama_context* context, std::span<std::byte const> state) {
     auto const* const bytes = reinterpret_cast<std::uint8_t const*>(state.data());
-    if (library_.llama_state_seq_set_data(context, bytes, state.size(), kSequence) != state.size())
+    if (library_.llama_state_seq_set_data(context, bytes, state.size(), sequence_) != state.size())
         return Error{ErrorCode::LimitExceeded,
                      "llama.cpp does not take a state of " + std::to_string(state.size()) +
                          " bytes: the context has too few cells, or another KV type"};
     // It must be what llama.cpp has now: a state has no version that could be checked.
-    std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, kSequence));
+    std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, sequence_));
     auto const got = library_.llama_state_seq_get_data(
-        context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), kSequence);
-    if (got != seen.size() || !std::ranges::equal(seen, state))
+        context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), sequence_);
+    if (got != seen.size() || !same_rows(seen, state))
         return Error{ErrorCode::Internal, "llama.cpp did not store the state that it was given"};
     return {};
 }
@@ -230,14 +273,15 @@ Result<void> Attachment::put_state(llama_context* context, std::span<std::byte c
 Result<void> Attachment::adopt(std::span<std::byte const> whole,
                                std::span<std::byte const> kept,
                                llama_context* target) {
-    library_.llama_memory_seq_rm(memory(target), kSequence, -1, -1);
+    library_.llama_memory_seq_rm(memory(target), sequence_, -1, -1);
     auto const put = put_state(target, kept);
     if (put) return {};
-    library_.llama_memory_seq_rm(memory(target), kSequence, -1, -1);
+    library_.llama_memory_seq_rm(memory(target), sequence_, -1, -1);
     if (target == context_)
         if (auto const restored = put_state(target, whole); !restored)
-            return Error{ErrorCode::Internal, "sequence 0 is lost, decode its prompt again: " +
-                                                  restored.error().message};
+            return Error{ErrorCode::Internal,
+                         named(sequence_) +
+                             " is lost, decode its prompt again: " + restored.error().message};
     return put;
 }
 
@@ -249,11 +293,13 @@ Result<void> Attachment::adopted(std::uint64_t returned, std::uint64_t peak, std
 Result<void> Attachment::positions(std::uint32_t layer,
                                    std::uint32_t head,
                                    std::int32_t* out) const {
-    if (positions_.empty() || layer >= shape_.layers || head >= shape_.kv_heads)
+    auto const found = std::ranges::find(layers_, layer);
+    if (positions_.empty() || found == layers_.end() || head >= shape_.kv_heads)
         return Error{ErrorCode::NotFound, "there are no kept positions of layer " +
                                               std::to_string(layer) + ", head " +
                                               std::to_string(head)};
-    auto const begin = (std::size_t{layer} * shape_.kv_heads + head) * report_.cells;
+    auto const index = static_cast<std::size_t>(found - layers_.begin());
+    auto const begin = (index * shape_.kv_heads + head) * report_.cells;
     std::copy_n(positions_.begin() + static_cast<std::ptrdiff_t>(begin), report_.cells, out);
     return {};
 }

@@ -24,7 +24,7 @@ public:
 
     /// Errors: as dkv_llama.h says, here and below.
     Result<void> attach(llama_context* context);
-    Result<void> begin();
+    Result<void> begin(std::int32_t sequence);
     /// The report says what came of it, the reason of a failure too.
     Result<void> compress(dkv_policy const* policy, llama_context* target);
     Result<void> adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t final);
@@ -39,6 +39,7 @@ private:
                        std::span<std::byte const> kept,
                        llama_context* target);
     Result<void> put_state(llama_context* context, std::span<std::byte const> state);
+    Result<std::vector<std::uint32_t>> model_layers(StateRows const& rows, dkv_arena* arena) const;
     llama_memory_i* memory(llama_context* context) const {
         return library_.llama_get_memory(context);
     }
@@ -54,10 +55,13 @@ private:
 
     llama_context* context_ = nullptr;
     ModelShape shape_;
+    bool is_sliding_ = false;    ///< The model has sliding windows (iSWA).
+    std::int32_t sequence_ = 0;  ///< Of the prompt.
     std::unique_ptr<dkv_engine, EngineDeleter> engine_;
     Geometry engine_geometry_;
     Session session_;  ///< Of the last prompt that was compressed; closed before the engine.
-    std::vector<std::int32_t> positions_;
+    std::vector<std::uint32_t> layers_;    ///< Those that it compressed, as the model numbers them.
+    std::vector<std::int32_t> positions_;  ///< [layers_, kv_heads, cells]
     dkv_llama_report report_{};
 };
 

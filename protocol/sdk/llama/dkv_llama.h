@@ -16,6 +16,9 @@
  * sequence. Shifting the context, cutting it, and reusing part of it as another prompt's prefix
  * give wrong text (llama-server: --no-context-shift --cache-reuse 0).
  *
+ * Layers with a sliding window beside full ones (iSWA, Gemma 3) stay as they are: a window bounds
+ * them already. What is said of layers below is said of the full ones.
+ *
  * Fails open: unless DKV_OK comes back with `compressed`, the context is as it was. Statuses,
  * policies and the rules for threads are dkv.h's; use one thread for a dkv_llama and its context.
  */
@@ -59,20 +62,24 @@ bool dkv_llama_eval(struct ggml_tensor* tensor, bool ask, void* llama);
 
 /* Checks the context and its model.
  *
- * DKV_UNSUPPORTED, by name: several sequences (n_seq_max), recurrent, hybrid and diffusion models,
- * sliding windows (iSWA), an architecture that was not tested. */
+ * DKV_UNSUPPORTED, by name: recurrent, hybrid and diffusion models, an architecture that was not
+ * tested. */
 dkv_status dkv_llama_attach(dkv_llama* llama, struct llama_context* context);
 
-/* The next token that is decoded is a prompt's first: sequence 0 is empty. Ends the session of the
- * prompt before. DKV_BAD_STATE: not attached, or sequence 0 has cells. */
-dkv_status dkv_llama_begin(dkv_llama* llama);
+/* The next token that is decoded is a prompt's first, of an empty sequence (llama_seq_id). Until
+ * dkv_llama_compress, decode no other sequence in this context. Ends the session of the prompt
+ * before. DKV_BAD_STATE: not attached, or the sequence has cells. DKV_INVALID_ARGUMENT: the context
+ * has no such sequence. */
+dkv_status dkv_llama_begin(dkv_llama* llama, int32_t sequence);
 
 typedef struct dkv_llama_report {
     uint32_t struct_bytes;
-    int32_t compressed;    /* 0: the context is as it was */
-    uint32_t tokens;       /* of the prompt */
-    uint32_t cells;        /* cells now: the policy's capacity, the same in each layer */
-    uint64_t bytes_before; /* of the sequence's state */
+    int32_t compressed;         /* 0: the context is as it was */
+    uint32_t tokens;            /* of the prompt */
+    uint32_t cells;             /* cells now: the policy's capacity, the same in each layer */
+    uint32_t layers;            /* that were compressed */
+    uint32_t layers_left_alone; /* left as they are */
+    uint64_t bytes_before;      /* of the sequence's state */
     uint64_t bytes_after;
     uint64_t prompts; /* since dkv_llama_attach: dkv_llama_compress was called */
     uint64_t prompts_compressed;
@@ -80,11 +87,12 @@ typedef struct dkv_llama_report {
     char reason[256]; /* why the last prompt was not compressed, or "" */
 } dkv_llama_report;
 
-/* Compresses sequence 0 after its prompt's prefill. With `target`, an empty context of the same
- * model, the kept cells go there and `context` stays as it is: free it, and its memory is the
- * system's again. With NULL they stay in the same context, whose other cells are then free.
- * A policy that keeps more in one layer or KV head than in another keeps its capacity in each, and
- * ranks as it does. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
+/* Compresses the sequence after its prompt's prefill. With `target`, a context of the same model
+ * in which that sequence is empty, the kept cells go there and `context` stays as it is: free it,
+ * and its memory is the system's again. With NULL they stay in the same context, whose other cells
+ * are then free. A policy that keeps more in one layer or KV head than in another keeps its
+ * capacity in each, and ranks as it does. A prompt that the policy keeps whole is DKV_OK, and
+ * `compressed` 0.
  *
  * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED: KV
  * rows that are quantised, a window above window_max. DKV_LIMIT_EXCEEDED: `target` has too few
@@ -103,8 +111,9 @@ dkv_status dkv_llama_adopted(dkv_llama* llama,
 
 dkv_status dkv_llama_get_report(dkv_llama const* llama, dkv_llama_report* report);
 
-/* Of layer and KV head, where the last prompt's kept tokens were: `positions` has room for
- * report.cells, ascending. DKV_NOT_FOUND: no such layer or head, or nothing was compressed. */
+/* Of the model's layer and KV head, where the last prompt's kept tokens were: `positions` has room
+ * for report.cells, ascending. DKV_NOT_FOUND: no such layer or head, a sliding layer, or nothing
+ * was compressed. */
 dkv_status dkv_llama_positions(dkv_llama const* llama,
                                uint32_t layer,
                                uint32_t head,

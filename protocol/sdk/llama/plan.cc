@@ -1,7 +1,6 @@
 #include "protocol/sdk/llama/plan.h"
 
 #include <algorithm>
-#include <span>
 
 namespace dkv::llama {
 namespace {
@@ -18,7 +17,7 @@ dkv_rows lay_queries(Source const& source, std::uint32_t layer, std::uint32_t wi
     Geometry const& geometry = source.rows.geometry;
     std::uint64_t const offset =
         source.queries_offset + layer * layer_queries_bytes(geometry, window);
-    source.watch.copy_last(layer, window, geometry.dtype,
+    source.watch.copy_last(source.layers[layer], window, geometry.dtype,
                            static_cast<std::byte*>(dkv_arena_base(source.arena)) + offset);
     return {source.arena,
             offset,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct Source {
     std::uint64_t queries_offset;
     StateRows const& rows;
     EvalWatch const& watch;
+    std::span<std::uint32_t const> layers;  ///< The state's, as the model numbers them.
 };
 
 struct Wish {

@@ -1,6 +1,8 @@
 #include "protocol/sdk/llama/state_rows.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <string>
 
 #include "protocol/base/elements.h"
@@ -78,6 +80,31 @@ void place_rows(StateRows const& state,
         }
 }
 
+/// Cells in the order of their positions.
+std::vector<std::uint32_t> by_position(LlamaLayout const& layout) {
+    std::vector<std::uint32_t> cells(layout.positions.size());
+    std::iota(cells.begin(), cells.end(), 0U);
+    std::ranges::sort(cells, {}, [&](auto cell) { return layout.positions[cell]; });
+    return cells;
+}
+
+/// The bytes of one layer's K or V, cell after cell in that order.
+std::vector<std::byte> ordered_rows(std::byte const* state,
+                                    LlamaLayout const& layout,
+                                    Part const& part,
+                                    std::span<std::uint32_t const> order) {
+    std::uint64_t const runs = part.transposed ? layout.row_elements : 1;
+    std::uint64_t const bytes = part.rows.type->bytes(layout.row_elements) / runs;
+    std::vector<std::byte> out(order.size() * runs * bytes);
+    std::byte* target = out.data();
+    for (std::uint64_t run = 0; run < runs; ++run)
+        for (std::uint32_t const cell : order) {
+            std::memcpy(target, state + part.offset + (run * order.size() + cell) * bytes, bytes);
+            target += bytes;
+        }
+    return out;
+}
+
 Result<void> check_quantised(LlamaLayout const& layout, ModelShape const& shape) {
     auto const types = "K is " + std::string(layout.key_rows.type->name) + " and V is " +
                        std::string(layout.value_rows.type->name);
@@ -97,9 +124,9 @@ Result<void> check_quantised(LlamaLayout const& layout, ModelShape const& shape)
 
 Result<void> check_rows(LlamaLayout const& layout, ModelShape const& shape) {
     if (!layout.is_plain()) DKV_TRY(check_quantised(layout, shape));
-    if (layout.keys.size() != shape.layers)
-        return unsupported("the state has " + std::to_string(layout.keys.size()) +
-                           " layers, the model " + std::to_string(shape.layers));
+    if (auto const layers = layout.keys.size() + layout.sliding.layers; layers != shape.layers)
+        return unsupported("the state has " + std::to_string(layers) + " layers, the model " +
+                           std::to_string(shape.layers));
     if (layout.row_elements != std::uint64_t{shape.kv_heads} * shape.head_dim)
         return unsupported("a row has " + std::to_string(layout.row_elements) +
                            " elements, the model " + std::to_string(shape.kv_heads) +
@@ -162,7 +189,7 @@ Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const&
     rows.layout = DKV_TRY(parse_llama(state, false));
     DKV_TRY(check_rows(rows.layout, shape));
     rows.geometry = {
-        .layers = shape.layers,
+        .layers = static_cast<std::uint32_t>(rows.layout.keys.size()),
         .q_heads = shape.q_heads,
         .kv_heads = shape.kv_heads,
         .head_dim = shape.head_dim,
@@ -201,6 +228,35 @@ std::vector<std::byte> smaller_state(std::span<std::byte const> whole,
         put_part({layout.value_rows, layout.values[layer], layout.transposed}, layer);
     out.put(whole.subspan(layout.end_offset));
     return std::move(out).take();
+}
+
+bool same_rows(std::span<std::byte const> one, std::span<std::byte const> other) {
+    if (std::ranges::equal(one, other)) return true;
+    auto const mine = parse_llama(one, false);
+    auto const theirs = parse_llama(other, false);
+    if (one.size() != other.size() || !mine || !theirs) return false;
+    LlamaLayout const& a = mine.value();
+    LlamaLayout const& b = theirs.value();
+    auto const order_a = by_position(a);
+    auto const order_b = by_position(b);
+    auto const position = [](LlamaLayout const& of) {
+        return [&](std::uint32_t cell) { return of.positions[cell]; };
+    };
+    if (a.keys != b.keys || a.values != b.values || a.transposed != b.transposed ||
+        a.row_elements != b.row_elements || a.key_rows.type != b.key_rows.type ||
+        a.value_rows.type != b.value_rows.type ||
+        !std::ranges::equal(order_a, order_b, {}, position(a), position(b)) ||
+        !std::ranges::equal(one.subspan(a.end_offset), other.subspan(b.end_offset)))
+        return false;
+    auto const equal = [&](Part const& part) {
+        return ordered_rows(one.data(), a, part, order_a) ==
+               ordered_rows(other.data(), b, part, order_b);
+    };
+    for (std::size_t layer = 0; layer < a.keys.size(); ++layer)
+        if (!equal({a.key_rows, a.keys[layer], false}) ||
+            !equal({a.value_rows, a.values[layer], a.transposed}))
+            return false;
+    return true;
 }
 
 }  // namespace dkv::llama

@@ -13,7 +13,7 @@ namespace dkv::llama {
 
 /// What the model says of itself.
 struct ModelShape {
-    std::uint32_t layers = 0;
+    std::uint32_t layers = 0;  ///< Those with a sliding window, too.
     std::uint32_t q_heads = 0;
     std::uint32_t kv_heads = 0;
     std::uint32_t head_dim = 0;
@@ -21,7 +21,8 @@ struct ModelShape {
 
 struct StateRows {
     LlamaLayout layout;
-    Geometry geometry;               ///< As rows are scored: f16 where they are quantised.
+    /// Of the full layers. As rows are scored: f16 where they are quantised.
+    Geometry geometry;
     std::uint64_t dense_offset = 0;  ///< In the arena; of quantised rows only.
 
     std::uint32_t tokens() const noexcept {
@@ -45,9 +46,13 @@ Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const&
 
 /// `whole` with only `cells` cells, in which each layer and KV head has its rows of `kept` [layers,
 /// kv_heads, cells], ascending, as they were stored. The cells' positions are the first head's.
+/// Sliding layers stay as they are.
 std::vector<std::byte> smaller_state(std::span<std::byte const> whole,
                                      StateRows const& rows,
                                      std::span<std::int32_t const> kept,
                                      std::uint32_t cells);
+
+/// Whether both have the same rows at the same positions; the cells may lie in another order.
+bool same_rows(std::span<std::byte const> one, std::span<std::byte const> other);
 
 }  // namespace dkv::llama

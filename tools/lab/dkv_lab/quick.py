@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from dkv.hf.profiles import SHIPPED
+from dkv.profile_folders import SHIPPED
 
 from . import evaluate, results
 from .report import eval_figures, tables

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig
 
 from dkv.errors import UserError
+from dkv.profile_folders import paths
 
-from . import hub, import_profile, models, profile_file, profiles
+from . import hub, import_profile, models, profile_file
 from .convert import convert as convert_file
 
 
@@ -70,7 +71,7 @@ def profile(arguments: list[str]) -> None:
     parser = _parser("profile", 'Lists the calibrated profiles on this machine, in the order in which profile="auto" tries them.')
     parser.add_argument("command", nargs="?", choices=["list"], help="may be left out; import, push and pull have their own --help")
     parser.parse_args(arguments)
-    for path in profiles.paths():
+    for path in paths():
         try:
             made = profile_file.load(path)
             words = f"{made.model['name']}, per {made.granularity}, weights {made.model['weights']}"

@@ -58,14 +58,14 @@ def _make(parts: list[Path], scratch: Path):
 
     joined = scratch / "joined.gguf"
     try:
-        _join(parts, joined)
+        join(parts, joined)
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=joined.name)
         return dequantise(joined), tokenizer
     finally:
         joined.unlink(missing_ok=True)
 
 
-def _join(parts: list[Path], target: Path) -> None:
+def join(parts: list[Path], target: Path) -> None:
     digest = hashlib.sha256()
     with target.open("wb") as file:
         for part in parts:

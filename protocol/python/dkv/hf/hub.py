@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 from dkv.errors import UserError
+from dkv.profile_folders import cache_root
 
 from . import profile_file
-from .weights import cache_root
 
 
 class HubError(UserError):

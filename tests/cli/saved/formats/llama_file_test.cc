@@ -240,11 +240,6 @@ TEST_CASE_FIXTURE(LlamaFileFixture,
           "saved: K is rotated by 8, and a head has 4 dims (--kv-heads)");
     CHECK(refusal(LlamaSample{.version = 4, .key_rotation = 7}.text()) ==
           "saved: the rotation of K is of order 7, not of a power of two");
-    CHECK(refusal(LlamaSample{}.text() + LlamaSample{.positions = {3, 4}, .layers = 1}.body()) ==
-          "saved: it has two caches: layers with a sliding window beside full ones (iSWA)");
-    CHECK(refusal(LlamaSample{}.text() + LlamaSample{.positions = {3, 4}, .layers = 1}.body() +
-                  checkpoints(1)) ==
-          "saved: it has two caches: layers with a sliding window beside full ones (iSWA)");
     CHECK(refusal(LlamaSample{.cell_extra_bytes = 12}.text()) ==
           "saved: its cells have 2-D positions (M-RoPE)");
     CHECK(refusal(LlamaSample{.values = false}.text()) ==
@@ -318,7 +313,9 @@ TEST_CASE_FIXTURE(LlamaFileFixture, "no flipped bit of a llama.cpp file leads pa
           LlamaSample{.kind = LlamaSample::Session},
           LlamaSample{
               .version = 4, .positions = {0, 1}, .row_elements = 64, .type = 8, .key_rotation = 32},
-          LlamaSample{.positions = {0, 1}, .appended = checkpoints(2)}}) {
+          LlamaSample{.positions = {0, 1}, .appended = checkpoints(2)},
+          LlamaSample{.positions = {0, 1},
+          .appended = LlamaSample{.positions = {1}, .layers = 1}.body()}}) {
         auto const right = sample.text();
         for (std::size_t bit = 0; bit < 8 * right.size(); bit += test::bit_step()) {
             auto text = right;
@@ -392,6 +389,28 @@ TEST_CASE_FIXTURE(LlamaFileFixture, "checkpoints behind a slot and media in it a
     auto const whole = LlamaSample{.appended = checkpoints(2)}.text();
     std::size_t const payload = LlamaSample{}.text().size();
     for (std::size_t cut = payload + 1; cut < whole.size(); ++cut)
+        CHECK_FALSE(open(whole.substr(0, cut)));
+}
+
+TEST_CASE_FIXTURE(LlamaFileFixture, "layers with a sliding window are named, and not the cache's") {
+    auto const sliding = LlamaSample{.positions = {3, 4}, .layers = 3}.body();
+    for (auto const& appended : {sliding, sliding + checkpoints(1)}) {
+        auto const opened = open(LlamaSample{.appended = appended}.text());
+        REQUIRE(opened);
+        auto const& facts = opened.value()->facts();
+        CHECK(facts.sliding == "3 layers with a sliding window of 2 cells, left as they are");
+        CHECK(facts.geometry.layers == 2);
+        CHECK(facts.checkpoints.empty() == (appended == sliding));
+        check_rows(*opened.value(), {0, 1, 2, 3, 4});
+    }
+    CHECK(open(LlamaSample{}.text()).value()->facts().sliding.empty());
+
+    CHECK(refusal(LlamaSample{.appended = LlamaSample{.positions = {2, 3}}.body()}.text())
+              .starts_with(
+                  "saved: 200 bytes follow the last layer, and they are not checkpoints (SCKP)"));
+    auto const whole = LlamaSample{.appended = sliding}.text();
+    std::size_t const full = LlamaSample{}.text().size();
+    for (std::size_t cut = full + 1; cut < whole.size(); ++cut)
         CHECK_FALSE(open(whole.substr(0, cut)));
 }
 

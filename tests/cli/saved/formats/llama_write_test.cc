@@ -94,6 +94,7 @@ TEST_CASE_FIXTURE(LlamaWriteFixture,
                     .value_rotation = 32},
         LlamaSample{.kind = LlamaSample::PackedSlot, .media_words = {1, 2, 8, 0, 7, 7}},
         LlamaSample{.appended = kCheckpoint},
+        LlamaSample{.appended = LlamaSample{.positions = {4, 3}, .layers = 3}.body()},
     };
     for (auto const& sample : samples) {
         CAPTURE(&sample - samples.data());
@@ -146,6 +147,16 @@ TEST_CASE_FIXTURE(LlamaWriteFixture, "blocks of quantised rows are moved as they
     // The tokens are those of the whole prompt, as both samples have them.
     CHECK(read_file(out) == expected);
     CHECK(llama_bytes(request()).value() > expected.size());
+}
+
+TEST_CASE_FIXTURE(LlamaWriteFixture, "layers with a sliding window are cut from no file") {
+    auto const sliding = LlamaSample{.positions = {3, 4}, .layers = 3}.body();
+    from({.appended = sliding + kCheckpoint});
+
+    auto const written = write_llama(*backend, request({{0, {0, 4, 0, 4}}, {1, {0, 4, 0, 4}}}));
+
+    REQUIRE(written);
+    CHECK(read_file(out) == LlamaSample{.positions = {0, 4}, .appended = sliding}.text());
 }
 
 TEST_CASE_FIXTURE(LlamaWriteFixture, "checkpoints go along with a whole slot, and not with a cut") {

@@ -305,6 +305,14 @@ TEST_CASE_FIXTURE(WriteCacheFixture, "rows that may be rotated are no other prog
     CHECK_FALSE(written(request)->facts().stored);
 }
 
+TEST_CASE_FIXTURE(WriteCacheFixture, "layers with a sliding window are no other program's") {
+    auto request = numbers.request(path, FileFormat::Dkv);
+    request.facts.sliding = "15 layers with a sliding window of 512 cells, left as they are";
+    CHECK(refused(request) ==
+          "dkv: the cache has 15 layers with a sliding window of 512 cells, left as they are, for "
+          "which only llama.cpp's own formats have a place (--format llama-slot, llama-state)");
+}
+
 TEST_CASE_FIXTURE(WriteCacheFixture, "mlx-lm's keys keep f16 and bf16, rounded to the nearest") {
     for (Dtype const dtype : {Dtype::F16, Dtype::Bf16}) {
         // 1.0 and 0 at position 2, to be turned to 0 with theta 10000: cos(-2), sin(-2).
