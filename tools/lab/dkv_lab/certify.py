@@ -143,8 +143,11 @@ def _named(models) -> str:
     return ", ".join(f"{model['name']} (config {model.get('config')}, weights {model.get('weights')})" for model in models)
 
 
-def measured_profile(runs: list[dict], profile: profile_file.Profile) -> None:
-    """Raises UserError for results that another profile of this model made. Earlier records do not say which it was."""
+def measured_profile(policy: str, runs: list[dict], profile: profile_file.Profile) -> None:
+    """Raises UserError for results of a policy that another profile of this model made. Earlier records do not say which
+    it was."""
+    if not policies.rule(policy).needs_profile:
+        return
     used = {one for run in runs for one in run.get("profiles", {}).values()}
     if used - {record.profile_hash(profile)}:
         raise UserError("the results were measured with another profile: a certificate is of the one that it is stored in")
@@ -267,7 +270,7 @@ def main(arguments: list[str]) -> int:
     found = certificate(made, options.tau, options.epsilon, options.delta)
     print(words(options.policy, found))
     if loaded is not None:
-        measured_profile(runs, loaded)
+        measured_profile(options.policy, runs, loaded)
         flags = policies.as_flags(options.policy, runs[-1]["window"], loaded)
         seeds = sorted({run["seed"] for run in runs})
         loaded.figures[f"certified {options.policy}, question {options.question}"] = found | {"seeds": seeds, "flags": flags}

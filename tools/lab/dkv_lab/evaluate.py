@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, record, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ray_eval, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -76,17 +76,13 @@ def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], 
     return out
 
 
-def _rule(text: str) -> policies.Rule:
-    return policies.RULES[policies.parse(text)[0]]
-
-
 def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
     if loan is None:
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     try:
         kept = loan.kept(policies.wish(name, facts, capacity))
     except dkv.DkvError as error:
-        if error.status != dkv.Status.NOT_FOUND or _rule(name).budgets is None:
+        if error.status != dkv.Status.NOT_FOUND or policies.rule(name).budgets is None:
             raise
         _note(f"{name} is chosen inline: {error}")
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
@@ -120,7 +116,7 @@ def _forced(probe: Probe, chosen: list[Choice], answer: torch.Tensor, compare=Fa
 @functools.cache
 def _note(words: str) -> None:
     """Once."""
-    print(f"evaluate: {words}", file=sys.stderr)
+    print(f"{ray_eval.NOTE}{words}", file=sys.stderr)
 
 
 def evaluate(
@@ -239,7 +235,7 @@ def profile_paths(options, described: dict) -> list[Path]:
     if not paths:
         found = profiles.find(described)
         paths = [found[0]] if found else []
-    needy = [name for name in options.policies if _rule(name).needs_profile]
+    needy = [name for name in options.policies if policies.rule(name).needs_profile]
     if needy and not paths:
         _note(f"{', '.join(needy)} left out: there is no profile of {described['name']}; make one with calibrate")
         options.policies = [name for name in options.policies if name not in needy]
@@ -325,7 +321,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.tokens = [int(value) for value in options.tokens.split(",")]
     try:
         for name in options.policies:
-            if _rule(name).budgets is None and options.inline:
+            if policies.rule(name).budgets is None and options.inline:
                 parser.error(f"{name} is the sidecar's alone: leave --inline out")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))

@@ -212,6 +212,11 @@ def parse(text: str) -> tuple[str, dict[str, float | str]]:
     return name, given
 
 
+def rule(text: str) -> Rule:
+    """Raises UnknownPolicy."""
+    return RULES[parse(text)[0]]
+
+
 def ranked_options(facts: Facts, name: str, given: dict) -> dict:
     """kernel, pool and reduce: as given; else a profile brings its own kernel."""
     own = RANKED | ({"kernel": float(facts.profile(str(given.get("use", ""))).kernel)} if RULES[name].needs_profile else {})
