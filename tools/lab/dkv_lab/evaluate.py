@@ -31,6 +31,7 @@ from .results import COLUMNS, Results
 from .store import PrefillStore
 
 FORCED = 24
+SIZES = "64,128,256,512"
 DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
 
 
@@ -250,6 +251,13 @@ def _grid(text: str) -> tuple[list[int], list[float]]:
     return made
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share of 0 … 1")
+    return value
+
+
 def _shard(text: str) -> shard.Shard:
     try:
         return shard.parse(text)
@@ -271,6 +279,7 @@ examples:
   dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
   dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
   dkv eval smollm2 -o part-$I.csv --shard $I/4                                       one of four processes
+  dkv eval smollm2 --policies joined --profile mine.json --risk 0.1 --seed 7         whether a certificate holds on other prompts
   dkv eval --again results.runs.json                                                 the same CSV, byte for byte
   dkv eval report results.csv                                                        the tables again; of shards: part-*.csv
   dkv eval figures results.csv -o figures/                                           PNG and SVG
@@ -288,7 +297,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
-    parser.add_argument("--capacity", default="64,128,256,512", help="those below a prompt's length are used (%(default)s)")
+    parser.add_argument("--capacity", help=f"those below a prompt's length are used ({SIZES})")
+    parser.add_argument("--risk", type=_share, metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
     parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
     parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
     parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
@@ -317,7 +327,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
     options = parser.parse_args(arguments)
     options.policies = options.policies.split(",")
-    options.capacity = [int(value) for value in options.capacity.split(",")]
+    if options.risk is not None and (options.capacity or len(options.policies) > 1):
+        parser.error("--risk takes the size of one policy from its certificate: leave --capacity out, and name one in --policies")
+    # Under a risk known once the profile is read.
+    options.capacity = [] if options.risk is not None else [int(value) for value in (options.capacity or SIZES).split(",")]
     options.tokens = [int(value) for value in options.tokens.split(",")]
     try:
         for name in options.policies:
@@ -327,7 +340,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(str(unknown))
     if options.inline and options.endpoint:
         parser.error("--inline needs no --endpoint")
-    if min(options.capacity) <= options.window:
+    if options.capacity and min(options.capacity) <= options.window:
         parser.error(f"a capacity of {min(options.capacity)} leaves nothing beside the window of {options.window}")
     return options
 
@@ -370,6 +383,8 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
     rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
     entry = record.start(described, arguments, options, model, attention)
     entry |= {"profiles": {name: record.profile_hash(one) for name, one in loaded.items()}, "prompts": record.prompts_hash(rows)}
+    if options.risk is not None:
+        entry |= {"certificate": _take_certificate(options, paths, loaded, rows)}
     if was is not None:
         for words in record.differences(was, entry):
             record.say(words)
@@ -384,6 +399,20 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
             done(row)
     record.note_end(options.output)
     return len(rows)
+
+
+def _take_certificate(options, paths: list[Path], loaded: dict[str, profile.Profile], rows: list[Row]) -> list:
+    """Gives the options the certified size. Returns what of it decides the results."""
+    if len(paths) != 1:
+        raise UserError(f"--risk needs the one profile that has the certificate, not {len(paths)}")
+    (name,) = options.policies
+    found = policies.certified(name, options.window, paths[0], loaded[paths[0].stem], options.risk)
+    outside = next(filter(None, (found.outside(len(row.tokens)) for row in rows)), None)
+    if outside is not None:
+        raise UserError(outside)
+    options.capacity = [found.wish["capacity"]]
+    _note(f"{name} at {options.capacity[0]}, {found.name}: {found.promise}")
+    return [found.name, options.capacity[0]]
 
 
 def again(arguments: list[str]) -> int:
