@@ -38,7 +38,7 @@ def test_a_cache_takes_size_and_parameters_from_the_certificate(tiny_llama, side
     profile = mine if profile == "file" else profile
 
     cache = dkv.hf.Cache(tiny_llama, "snapkv", endpoint=sidecar.endpoint, risk=0.1, profile=profile)
-    greedy(tiny_llama, cache, prompt(200))
+    greedy(tiny_llama, prompt(200), 2, past_key_values=cache)
 
     report = cache.report()
     assert (report.compressed, report.policy, report.capacity, report.window) == (True, "snapkv", 40, 8)
@@ -50,14 +50,14 @@ def test_a_cache_takes_size_and_parameters_from_the_certificate(tiny_llama, side
 
 def test_a_prompt_that_the_certificate_says_nothing_of_stays_whole(tiny_llama, sidecar, prompt, mine):
     cache = dkv.hf.Cache(tiny_llama, "snapkv", endpoint=sidecar.endpoint, risk=0.05, profile=mine)
-    plain = greedy(tiny_llama, None, prompt(300))
+    plain = greedy(tiny_llama, prompt(300), 4)
 
-    assert greedy(tiny_llama, cache, prompt(300)).tolist() == plain.tolist()
+    assert greedy(tiny_llama, prompt(300), 4, past_key_values=cache) == plain
     report = cache.report()
     assert not report.compressed and report.failure is None
     assert report.kept_whole == "the prompt has 300 tokens, and 'certified c0' is of prompts of 150 to 250: give a size instead of a risk"
     cache.reset()
-    greedy(tiny_llama, cache, prompt(200))
+    greedy(tiny_llama, prompt(200), 2, past_key_values=cache)
     assert cache.report().compressed
 
 
@@ -117,8 +117,8 @@ def test_an_evaluation_refuses_a_risk_that_it_cannot_measure(tiny, mine, tmp_pat
     arguments = ["tiny", *EVAL, "--profile", str(mine), "-o", str(tmp_path / "r.csv"), "--risk"]
     with pytest.raises(UserError, match=r"^'certified c0' is not of snapkv as it is measured here \(window 8, kernel 5, pool avg\): name the"):
         evaluate.main([*arguments, "0.1", "--policies", "snapkv"])
-    with pytest.raises(UserError, match="the prompt has 120 tokens, and 'certified c0' is of prompts of 150 to 250"):
-        evaluate.main([*arguments, "0.1", *NAMED, "--tokens", "120"])
+    with pytest.raises(UserError, match="the prompt has 300 tokens, and 'certified c0' is of prompts of 150 to 250"):
+        evaluate.main([*arguments, "0.1", *NAMED, "--tokens", "300"])
     with pytest.raises(UserError, match="has no certificate of snapkv at a risk of at most 0.01"):
         evaluate.main([*arguments, "0.01", *NAMED])
     for more in (["0.1", "--policies", "snapkv,h2o"], ["0.1", *NAMED, "--capacity", "48"], ["2", *NAMED]):
