@@ -119,13 +119,9 @@ void add_risk_flag(CLI::App& app, std::optional<double>& risk) {
         ->group("Policy");
 }
 
-Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, double risk) {
-    for (Parameter const& row : parameters())
-        if (auto const* const option = app.get_option_no_throw(row.flag());
-            option != nullptr && option->count() > 0 && row.name != "profile")
-            return Error{ErrorCode::InvalidArgument,
-                         "--risk takes " + row.flag() + " from the certificate: leave it out"};
-    auto const path = app.get_option("--profile")->results().front();
+Result<Certificate> choose_certificate(std::string const& path,
+                                       std::string const& policy,
+                                       double risk) {
     auto const file = DKV_TRY(read_profile_file(path));
     auto certificates = DKV_TRY(certificates_of(file));
     std::erase_if(certificates, [&](Certificate const& one) { return one.policy != policy; });
@@ -149,10 +145,21 @@ Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, d
             fmt::format("{} has no certificate of {} at a risk of at most {:g}; it has {}. "
                         "dkv certify makes one",
                         path, policy, risk, list_of(all))};
-    for (auto const& [flag, value] : best->flags)
-        DKV_TRY(give(app, flag, value));
-    DKV_TRY(give(app, "capacity", std::to_string(best->capacity)));
     return *best;
+}
+
+Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, double risk) {
+    for (Parameter const& row : parameters())
+        if (auto const* const option = app.get_option_no_throw(row.flag());
+            option != nullptr && option->count() > 0 && row.name != "profile")
+            return Error{ErrorCode::InvalidArgument,
+                         "--risk takes " + row.flag() + " from the certificate: leave it out"};
+    auto best =
+        DKV_TRY(choose_certificate(app.get_option("--profile")->results().front(), policy, risk));
+    for (auto const& [flag, value] : best.flags)
+        DKV_TRY(give(app, flag, value));
+    DKV_TRY(give(app, "capacity", std::to_string(best.capacity)));
+    return best;
 }
 
 }  // namespace dkv::cli

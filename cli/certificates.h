@@ -44,12 +44,19 @@ std::vector<Certificate> known_certificates(std::string_view policy);
 /// Adds --risk to a command that has the flags of policies.
 void add_risk_flag(CLI::App& app, std::optional<double>& risk);
 
-/// Gives `app`'s options, once they are parsed, the values of the certificate that fits `policy`
-/// and `risk`: of several, which differ in their questions, the one with the largest size.
+/// Of the certificates in the profile at `path` the one that fits `policy` and `risk`: of several,
+/// which differ in their questions, the one with the largest size.
 ///
-/// Errors: InvalidArgument for a parameter that is given beside --risk, and where certificates
-/// differ in parameters or in tau; NotFound, naming what there is, where none fits, or one says to
-/// keep the cache whole.
+/// Errors: InvalidArgument where certificates differ in parameters or in tau; NotFound, naming what
+/// there is, where none fits, or one says to keep the cache whole; those of read_profile_file().
+Result<Certificate> choose_certificate(std::string const& path,
+                                       std::string const& policy,
+                                       double risk);
+
+/// Gives `app`'s options, once they are parsed, the values of the certificate that is chosen.
+///
+/// Errors: those of choose_certificate(); InvalidArgument for a parameter that is given beside
+/// --risk.
 Result<Certificate> take_certificate(CLI::App& app, std::string const& policy, double risk);
 
 }  // namespace dkv::cli

@@ -11,15 +11,13 @@
 #include "cli/render/text.h"
 #include "cli/saved/open_flags.h"
 #include "cli/saved/progress_bar.h"
+#include "cli/wait.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {
 namespace {
 
 using std::chrono::milliseconds;
-
-constexpr milliseconds kLook{2000};  // Between two passes over a folder.
-constexpr milliseconds kTick{200};   // How soon a signal is seen.
 
 struct CompactSlotOptions {
     std::string url;
@@ -155,10 +153,7 @@ Result<Output> watch_slots(Context const& context, WatchSlotsOptions const& opti
         lines.totals(DKV_TRY(totals));
         bool const over = totals.value().bytes > request.budget;
         if (once) return Output{"", Json(), over ? kExitFailed : kExitOk};
-        for (auto waited = milliseconds(0); waited < kLook; waited += kTick) {
-            if (interrupted()) return Output{};
-            context.environment.pause(kTick);
-        }
+        if (!wait(context.environment, interrupted, kLook)) return Output{};
     }
 }
 

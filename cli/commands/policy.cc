@@ -22,6 +22,7 @@ struct PolicyOptions {
     std::string instance;
     bool all = false;
     std::optional<double> risk;
+    std::string show_profile;  ///< Its certificates are chosen from.
 };
 
 bool has_parameters(PolicyRequest const& r) {
@@ -33,6 +34,33 @@ bool has_parameters(PolicyRequest const& r) {
 Result<Output> list(Context const& context) {
     auto const policies = DKV_TRY(known_policies(context));
     return Output{policy_list_text(policies, context.style()), to_json(policies)};
+}
+
+std::string promise_text(Certificate const& one, Style const& style) {
+    return wrapped(fmt::format("{}: {} ({}).", one.name, one.promise(), one.requests()),
+                   style.columns, 0) +
+           "\n";
+}
+
+/// What --risk takes: also for dkv.hf.Cache and dkv eval, which ask this command.
+Result<Output> show_certificate(Context const& context, PolicyOptions const& options) {
+    auto const one =
+        DKV_TRY(choose_certificate(options.show_profile, options.show_name, *options.risk));
+    std::string flags = fmt::format("--capacity {}", one.capacity);
+    Json json = Json::object();
+    for (auto const& [flag, value] : one.flags) {
+        flags += fmt::format(" --{} {}", flag, value);
+        json[flag] = value;
+    }
+    return Output{promise_text(one, context.style()) + one.policy + " " + flags + "\n",
+                  {{"name", one.name},
+                   {"policy", one.policy},
+                   {"capacity", one.capacity},
+                   {"flags", json},
+                   {"weights", one.certified.weights},
+                   {"tokens", {one.certified.tokens_min, one.certified.tokens_max}},
+                   {"promise", one.promise()},
+                   {"requests", one.requests()}}};
 }
 
 /// How a parameter is explained under --json, beside its value.
@@ -135,7 +163,14 @@ Run setup_policy(CLI::App& app, Context const& context) {
     CLI::App* const list_app = app.add_subcommand("list", "every policy with its parameters");
     CLI::App* const show_app =
         app.add_subcommand("show", "explain a policy's parameters; without NAME, the one in force");
-    show_app->add_option("NAME", options->show_name, "a policy");
+    auto* const shown = show_app->add_option("NAME", options->show_name, "a policy");
+    auto* const chosen_from = show_app
+                                  ->add_option("--profile", options->show_profile,
+                                               "with --risk: the profile that holds certificates")
+                                  ->type_name("FILE");
+    add_risk_flag(*show_app, options->risk);
+    show_app->get_option("--risk")->needs(shown);
+    chosen_from->needs("--risk");
     CLI::App* const set_app =
         app.add_subcommand("set", "change what the next session of running engines gets");
     set_app->add_option("NAME", options->request.name, "a policy");
@@ -149,15 +184,13 @@ Run setup_policy(CLI::App& app, Context const& context) {
 
     return [=, &context]() -> Result<Output> {
         if (list_app->parsed()) return list(context);
+        if (show_app->parsed() && options->risk) return show_certificate(context, *options);
         if (show_app->parsed()) return show(context, options->show_name);
         std::string promised;
         if (options->risk) {
             auto const taken =
                 DKV_TRY(take_certificate(*set_app, options->request.name, *options->risk));
-            promised =
-                wrapped(fmt::format("{}: {} ({}).", taken.name, taken.promise(), taken.requests()),
-                        context.style().columns, 0) +
-                "\n";
+            promised = promise_text(taken, context.style());
         }
         auto output = DKV_TRY(set(context, *options, options->to_default || reset_app->parsed()));
         output.text += promised;

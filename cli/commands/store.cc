@@ -1,7 +1,11 @@
 // dkv ls, verify and prune: folders of saved caches.
 #include "cli/render/store.h"
 
+#include <algorithm>
+#include <chrono>
 #include <map>
+#include <optional>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -14,6 +18,7 @@
 #include "cli/saved/progress_bar.h"
 #include "cli/saved/store/prune.h"
 #include "cli/saved/store/store.h"
+#include "cli/wait.h"
 #include "sidecar/config/policy_flags.h"
 
 namespace dkv::cli {
@@ -83,14 +88,27 @@ Result<Output> verify_store(Context const& context, StoreOptions const& options)
                   damaged.empty() ? kExitOk : kExitFailed};
 }
 
+using std::chrono::milliseconds;
+
+constexpr int kRest = 9;  // Passes of a watch lie apart so many times what one took, or kLook.
+
 struct PruneOptions {
     double settle_s = 5;
+    bool watch = false;
     PruneRequest request;
 };
 
+/// Of a watch: a pass that has nothing new to say.
+bool is_news(PruneTotals const& now, PruneTotals const& last) {
+    return now.compacted + now.deleted > 0 ||
+           std::tie(now.caches, now.bytes_after, now.left, now.fresh) !=
+               std::tie(last.caches, last.bytes_after, last.left, last.fresh);
+}
+
 Result<Output> prune_store(Context const& context, PruneOptions const& options) {
     auto request = options.request;
-    request.settle = std::chrono::milliseconds(static_cast<std::int64_t>(options.settle_s * 1000));
+    request.settle = milliseconds(static_cast<std::int64_t>(options.settle_s * 1000));
+    request.may_be_empty = options.watch;
     auto const print =
         [&](std::string const& text, Json const& json) {
             *context.environment.out
@@ -99,13 +117,28 @@ Result<Output> prune_store(Context const& context, PruneOptions const& options) 
                         : text)
                 << std::flush;
         };
-    offline::Progress const progress{.advance = {}, .stop = context.environment.catch_interrupts()};
-    auto const totals = DKV_TRY(prune(request, progress, [&](PrunedCache const& cache) {
+    auto const interrupted = context.environment.catch_interrupts();
+    offline::Progress const progress{.advance = {}, .stop = interrupted};
+    auto const tell = [&](PrunedCache const& cache) {
         print(pruned_text(cache, request.dry_run, context.style()), to_json(cache));
-    }));
-    print(prune_total_text(totals, request.budget, request.dry_run, context.style()),
-          to_json(totals));
-    return Output{"", Json(), totals.bytes_after > request.budget ? kExitFailed : kExitOk};
+    };
+    PruneMemory memory;
+    std::optional<PruneTotals> last;
+    for (;;) {
+        auto const begin = std::chrono::steady_clock::now();
+        auto const done = prune(request, progress, tell, memory);
+        if (options.watch && !done && done.error().code == ErrorCode::Cancelled) return Output{};
+        auto const totals = DKV_TRY(done);
+        if (!last || is_news(totals, *last))
+            print(prune_total_text(totals, request.budget, request.dry_run, context.style()),
+                  to_json(totals));
+        last = totals;
+        if (!options.watch)
+            return Output{"", Json(), totals.bytes_after > request.budget ? kExitFailed : kExitOk};
+        auto const took =
+            std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin);
+        if (!wait(context.environment, interrupted, std::max(kLook, kRest * took))) return Output{};
+    }
 }
 
 void add_store_flags(CLI::App& app, StoreOptions& options) {
@@ -147,7 +180,10 @@ Run setup_prune(CLI::App& app, Context const& context) {
                  "also compact, to a half, caches whose loss is not known");
     app.add_flag("--delete", request.delete_last,
                  "delete the oldest where compaction is not enough");
-    app.add_flag("--dry-run", request.dry_run, "say what would come of it; change nothing");
+    auto* const dry =
+        app.add_flag("--dry-run", request.dry_run, "say what would come of it; change nothing");
+    app.add_flag("--watch", options->watch, "go on, and keep the folders within it; until Ctrl-C")
+        ->excludes(dry);
     app.add_option("--settle-s", options->settle_s,
                    "leave a file alone for so long after it was written to [5]")
         ->check(CLI::Range(0.0, 86'400.0))

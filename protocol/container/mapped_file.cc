@@ -13,11 +13,12 @@
 
 namespace dkv {
 
-Result<MappedFile> MappedFile::open(std::filesystem::path const& path) {
+Result<MappedFile> MappedFile::open(std::filesystem::path const& path, Links links) {
     auto const refuse = [&](char const* what) {
         return Error{ErrorCode::Io, fmt::format("{}: {}", path.string(), what)};
     };
-    UniqueFd const fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    int const no_link = links == Links::Refuse ? O_NOFOLLOW : 0;
+    UniqueFd const fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | no_link));
     if (fd.get() < 0) return refuse(std::strerror(errno));
     struct stat status {};
     if (::fstat(fd.get(), &status) != 0) return refuse(std::strerror(errno));

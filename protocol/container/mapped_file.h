@@ -10,6 +10,7 @@
 
 #include "protocol/base/guarded_memory.h"
 #include "protocol/base/result.h"
+#include "protocol/container/links.h"
 
 namespace dkv {
 
@@ -17,8 +18,8 @@ namespace dkv {
 class MappedFile {
 public:
     /// Errors: Io when it cannot be opened or mapped (the message names path and reason), also for
-    /// anything but a regular file: nothing waits for a pipe's other end.
-    static Result<MappedFile> open(std::filesystem::path const& path);
+    /// anything but a regular file: nothing waits for a pipe's other end. A refused link, too.
+    static Result<MappedFile> open(std::filesystem::path const& path, Links links = Links::Follow);
 
     MappedFile(MappedFile&& other) noexcept;
     MappedFile& operator=(MappedFile&& other) noexcept;

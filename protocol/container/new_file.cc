@@ -20,7 +20,8 @@ constexpr unsigned kNamesTried = 100;
 /// Errors: AlreadyExists for what a rename would destroy without being a file.
 Result<void> check_replaceable(std::filesystem::path const& path, struct stat const& status) {
     if (S_ISREG(status.st_mode)) return {};
-    char const* const what = S_ISDIR(status.st_mode)    ? "a folder"
+    char const* const what = S_ISLNK(status.st_mode)    ? "a link"
+                             : S_ISDIR(status.st_mode)  ? "a folder"
                              : S_ISFIFO(status.st_mode) ? "a FIFO"
                                                         : "a device or a socket";
     return Error{ErrorCode::AlreadyExists,
@@ -51,15 +52,18 @@ UniqueFd open_unnamed(std::filesystem::path const& folder) {
 }  // namespace
 
 Result<NewFile> NewFile::create(std::filesystem::path const& path,
-                                std::filesystem::path const& like) {
+                                std::filesystem::path const& like,
+                                Links links) {
     NewFile file;
     file.name_ = file.path_ = path;
     if (!path.has_filename()) return file.refused(EISDIR);
     struct stat status {};
-    bool const replaces = ::stat(path.c_str(), &status) == 0;
+    bool const follows = links == Links::Follow;
+    bool const replaces =
+        (follows ? ::stat(path.c_str(), &status) : ::lstat(path.c_str(), &status)) == 0;
     if (replaces) DKV_TRY(check_replaceable(path, status));
     std::error_code problem;
-    if (replaces) file.path_ = std::filesystem::canonical(path, problem);
+    if (replaces && follows) file.path_ = std::filesystem::canonical(path, problem);
     if (problem) file.path_ = path;
 
     file.descriptor_ = open_unnamed(folder_of(file.path_));

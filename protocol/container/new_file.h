@@ -9,6 +9,7 @@
 
 #include "protocol/base/result.h"
 #include "protocol/base/unique_fd.h"
+#include "protocol/container/links.h"
 
 namespace dkv {
 
@@ -16,19 +17,21 @@ namespace dkv {
 /// gives it its own. Where the file system has no such files it has a temporary name in the same
 /// folder (".dkv-….partial"), which only a kill leaves behind. Without commit() what stood under
 /// the name before stands there still. A name that is a link to a file stays a link: the file it
-/// leads to is replaced.
+/// leads to is replaced. With Links::Refuse no link is followed, whenever it was put there: one
+/// that create() sees is an error, and a later one is replaced.
 ///
 /// A process that may meet a limit on file sizes (RLIMIT_FSIZE) ignores SIGXFSZ, which would end it
 /// before the error is seen.
 class NewFile {
 public:
-    /// Errors: Io, naming the path and the reason; AlreadyExists for a folder, a FIFO or a device
-    /// under that name.
+    /// Errors: Io, naming the path and the reason; AlreadyExists for a folder, a FIFO, a device or
+    /// a refused link under that name.
     ///
     /// Its mode is that of `like`, where there is such a file, or what umask leaves; in place of a
     /// file that stands under its name, only what that one's mode allows, too.
     static Result<NewFile> create(std::filesystem::path const& path,
-                                  std::filesystem::path const& like = {});
+                                  std::filesystem::path const& like = {},
+                                  Links links = Links::Follow);
 
     NewFile(NewFile&& other) noexcept;
     NewFile& operator=(NewFile&& other) noexcept;

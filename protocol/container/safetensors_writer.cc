@@ -84,9 +84,10 @@ Result<SafetensorsWriter> SafetensorsWriter::create(std::filesystem::path const&
                                                     std::vector<TensorPlan> tensors,
                                                     std::map<std::string, std::string> metadata,
                                                     bool with_crcs,
-                                                    std::filesystem::path const& like) {
+                                                    std::filesystem::path const& like,
+                                                    Links links) {
     auto sizes = DKV_TRY(sizes_of(tensors));
-    SafetensorsWriter writer(DKV_TRY(NewFile::create(path, like)));
+    SafetensorsWriter writer(DKV_TRY(NewFile::create(path, like, links)));
     writer.tensors_ = std::move(tensors);
     writer.tensor_bytes_ = std::move(sizes);
     writer.metadata_ = with_room(std::move(metadata), writer.tensors_, with_crcs);

@@ -31,7 +31,8 @@ public:
                                             std::vector<TensorPlan> tensors,
                                             std::map<std::string, std::string> metadata,
                                             bool with_crcs = true,
-                                            std::filesystem::path const& like = {});
+                                            std::filesystem::path const& like = {},
+                                            Links links = Links::Follow);
 
     /// The next bytes of the tensors, one tensor after another, in pieces of any size.
     /// Errors: those of NewFile::append(); BadState for more bytes than the tensors have.

@@ -98,6 +98,35 @@ TEST_CASE("dkv policy set --risk takes size and parameters from the certificate 
     CHECK(set("0.2").capacity == 24U);
 }
 
+TEST_CASE("dkv policy show --risk says what the certificate that fits gives") {
+    Certified const disk;
+    auto sidecar = FakeSidecar::running();
+
+    auto const shown =
+        run_dkv({"policy", "show", "auto", "--profile", disk.path, "--risk", "0.05"}, sidecar);
+    CHECK(shown.exit_code == 0);
+    CHECK(contains(on_one_line(shown.out), "certified p0: at most 5 % of such requests lose more"));
+    CHECK(contains(shown.out, "\nauto --capacity 24 --window 8 --kernel 5\n"));
+    auto const json = Json::parse(
+        run_dkv({"policy", "show", "auto", "--profile", disk.path, "--risk", "0.2", "--json"},
+                sidecar)
+            .out);
+    CHECK(json.at("capacity") == 24);
+    CHECK(json.at("flags") == Json{{"window", "8"}, {"kernel", "5"}});
+    CHECK(json.at("weights") == "w0");
+    CHECK(json.at("tokens") == Json{60, 80});
+
+    auto const none =
+        run_dkv({"policy", "show", "snapkv", "--profile", disk.path, "--risk", "0.5"}, sidecar);
+    CHECK(none.exit_code == 1);
+    CHECK(contains(none.err, "certified p2 at risk 0.05 (none: keep it whole)"));
+    CHECK(contains(run_dkv({"policy", "show", "auto", "--profile", disk.path}, sidecar).err,
+                   "--profile requires --risk"));
+    CHECK(
+        contains(run_dkv({"policy", "show", "--profile", disk.path, "--risk", "0.5"}, sidecar).err,
+                 "--risk requires NAME"));
+}
+
 TEST_CASE("--risk is refused by name where no certificate fits") {
     Certified const disk;
     auto sidecar = FakeSidecar::running();

@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "cli/saved/formats/saved_cache.h"
@@ -294,9 +295,8 @@ TEST_CASE("dkv verify: the record is a file, or there is none") {
     fs::create_symlink(victim, record);
     auto const linked = store.run({"verify"});
     CHECK(linked.exit_code == 0);
-    CHECK(contains(linked.err, "dkv: not remembered: " + record +
-                                   ": a link of this name is in the way; the record goes into a "
-                                   "file\n"));
+    CHECK(contains(linked.err,
+                   "dkv: not remembered: " + record + ": there is a link of this name\n"));
     CHECK(fs::file_size(victim) == 8);
     CHECK(fs::is_symlink(record));
 
@@ -305,7 +305,7 @@ TEST_CASE("dkv verify: the record is a file, or there is none") {
     CHECK(store.run({"ls"}).exit_code == 0);
     auto const piped = store.run({"verify"});
     CHECK(piped.exit_code == 0);
-    CHECK(contains(piped.err, ": a FIFO, a device or a socket of this name is in the way"));
+    CHECK(contains(piped.err, ": there is a FIFO of this name"));
 }
 
 TEST_CASE("dkv prune -r: each folder that has a cache is locked, or the run is refused") {
@@ -330,6 +330,25 @@ TEST_CASE("dkv prune -r: each folder that has a cache is locked, or the run is r
     CHECK(prune().exit_code == 0);
     CHECK_FALSE(fs::exists(work));
     CHECK_FALSE(open_cache(store.folder / "below/9.safetensors").value()->facts().is_whole());
+}
+
+TEST_CASE("dkv prune -r locks more folders than the first limit of descriptors allows") {
+    Folder const store;
+    for (int index = 0; index < 40; ++index) {
+        auto const below = store.folder / ("f" + std::to_string(index));
+        fs::create_directory(below);
+        fs::copy_file(store.file(0), below + "/a.safetensors");
+    }
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+    rlimit const few{32, before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+
+    auto const ran = store.prune(store.cache_bytes * 100, {"-r"});
+
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK(ran.err == "");
+    CHECK(contains(ran.out, "44 caches: "));
 }
 
 TEST_CASE("dkv prune: a cache that two arguments lead to counts once") {
@@ -359,9 +378,11 @@ TEST_CASE("dkv prune: a cache that is written to after it was listed is left to 
     request.budget = 1;
     request.delete_last = true;
     request.compact.policy.name = "knorm";
-    auto const totals = cli::prune(request, {}, [&](cli::PrunedCache const& cache) {
+    cli::PruneMemory memory;
+    auto const told = [&](cli::PrunedCache const& cache) {
         if (cache.path == store.file(0)) write_random_cache(store.file(1), 8);
-    });
+    };
+    auto const totals = cli::prune(request, {}, told, memory);
     REQUIRE(totals);
     CHECK(totals.value().fresh == 1);
     CHECK(totals.value().deleted == 2);
@@ -392,11 +413,73 @@ TEST_CASE("a cache is replaced without following a link under the work's name") 
     CHECK(store.whole() == "123");
     CHECK_FALSE(fs::exists(fs::symlink_status(work)));
 
+    // One that is put there after the name was cleared.
+    fs::create_symlink(victim, work);
+    request.input = store.file(1);
+    request.output = work;
+    request.links = Links::Refuse;
+    request.force = true;
+    auto const late = offline::compact(*make_cpu_backend(), request, {});
+    REQUIRE_FALSE(late);
+    CHECK(late.error().message == work + ": there is a link of this name");
+    CHECK(fs::file_size(victim) == 8);
+    fs::remove(work);
+    request.input = store.file(0);
+
     fs::create_directory(work);
     auto const refused =
         offline::compact_in_place(request, offline::stamp_of(store.file(0)).value(), {});
     REQUIRE_FALSE(refused);
     CHECK(refused.error().message == work + ": Is a directory");
+}
+
+TEST_CASE("dkv prune --watch goes on: what comes is compacted, and what was left is told of once") {
+    Folder const store;
+    TempDir const empty;
+    auto const add = [&](int index, unsigned seed) {
+        write_random_cache(store.file(index), seed);
+        Folder::set_time(store.file(index), 2000);
+    };
+    std::string whole = store.whole();
+    int step = 0;
+    auto const between_passes = [&] {
+        if (step == 0) {
+            write_file(store.file(7), "broken");
+            Folder::set_time(store.file(7), 1);
+            add(8, 9);
+            UniqueFd const other(::open(store.folder.path().c_str(), O_RDONLY | O_DIRECTORY));
+            CHECK(::flock(other.get(), LOCK_EX | LOCK_NB) != 0);
+        } else if (store.whole() == whole) {
+            return;
+        } else if (step == 1) {
+            add(9, 10);
+        }
+        whole = store.whole();
+        ++step;
+    };
+    FakeSidecar unasked;
+    auto const ran = run_dkv({"prune", store.folder.path(), empty.path(), "--watch", "--json",
+                              "--budget", std::to_string(store.cache_bytes * 23 / 5), "--policy",
+                              "knorm", "--window", "8", "--unmeasured"},
+                             unasked, [&](cli::Environment& world) {
+                                 world.catch_interrupts = [&] { return [&] { return step == 3; }; };
+                                 world.pause = [&](std::chrono::milliseconds) { between_passes(); };
+                             });
+
+    CHECK(ran.exit_code == 0);
+    std::istringstream lines(ran.out);
+    std::vector<int> totals;
+    std::vector<std::string> left;
+    for (std::string line; std::getline(lines, line);) {
+        auto const json = Json::parse(line);
+        if (json.at("event") == "total") totals.push_back(json.at("caches").get<int>());
+        if (json.at("event") == "left") left.push_back(json.at("file").get<std::string>());
+    }
+    CHECK(totals == std::vector<int>{4, 6, 7});
+    CHECK(left == std::vector<std::string>{store.file(7)});
+    CHECK_FALSE(store.is_whole(0));
+    CHECK_FALSE(store.is_whole(1));
+    CHECK(fs::file_size(store.file(8)) == store.cache_bytes);
 }
 
 TEST_CASE("dkv prune: a bound that is not a number is refused") {

@@ -219,13 +219,15 @@ def test_a_policy_that_no_certificate_can_hold_is_refused_before_it_is_measured(
 
 
 def test_results_of_another_profile_are_refused(mine, tmp_path):
-    write(tmp_path / "r.csv", requests({512: 0}))
+    write(tmp_path / "r.csv", requests({512: 0}, policy="joined") + requests({512: 0}, policy="snapkv")[100:])
     loaded = profile_file.load(mine)
     run = {"model": loaded.model, "seed": 1, "window": 32, "profiles": {"p": record.profile_hash(loaded)}}
     results.runs_path(tmp_path / "r.csv").write_text(json.dumps([run, run | {"profiles": {"q": "0"}}]))
 
     with pytest.raises(UserError, match="^the results were measured with another profile: a certificate is of the one"):
-        certify.main([str(tmp_path / "r.csv"), "--policy", "p", "--profile", str(mine)])
+        certify.main([str(tmp_path / "r.csv"), "--policy", "joined", "--profile", str(mine)])
+    # It says nothing of a policy that uses none.
+    assert certify.main([str(tmp_path / "r.csv"), "--policy", "snapkv", "--profile", str(mine)]) == 0
 
 
 def test_flags_of_the_evaluation_are_written_out(capsys):

@@ -75,17 +75,26 @@ def test_the_parts_of_an_evaluation_become_the_undivided_run(parts, tmp_path):
 @pytest.mark.parametrize(
     "facts, message",
     [
-        ({"versions": {"torch": "1.0"}}, r"its versions are not those of .*: remove .*\.parts and run again$"),
+        ({"versions": {"torch": "1.0"}}, r"other versions than .*: remove .*\.parts and run again$"),
         ({"prompts": "x"}, "its prompts are not those of this machine: they are cut from a machine's texts, and a worker has others$"),
     ],
 )
 def test_parts_of_another_run_are_not_joined(parts, tmp_path, facts, message):
     path = sorted(parts.parts.glob("*.runs.json"))[-1]
-    path.write_text(json.dumps([one | facts for one in json.loads(path.read_text())]))
+    (run,) = json.loads(path.read_text())
+    path.write_text(json.dumps([run | facts, run]))  # It was stopped, and gone on with otherwise.
 
     with pytest.raises(UserError, match=message):
         parts.join()
     assert not (tmp_path / "many.csv").exists()
+
+
+def test_what_every_group_says_is_passed_on_once():
+    noted: set[str] = set()
+    said = "evaluating 1 of 2\nevaluate: joined left out: there is no profile of tiny; make one with calibrate\n"
+
+    assert ray_work._notes(said, noted) == said.splitlines(keepends=True)[1]
+    assert ray_work._notes(said, noted) == ""
 
 
 def test_an_evaluation_takes_one_model(capsys):

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -66,6 +67,32 @@ def store(server, made):
     made_of.fs.pipe_file("caches/store/notes.txt", b"not a cache")
     made_of.fs.put_file(str(made / "c0.safetensors"), "caches/store/below/c9.safetensors")
     return made_of
+
+
+LAYERS, HEADS, DIM, CHUNK = 3, 2, 16, 64
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What engines make of two prompts: a folder of vLLM's ExampleConnector, and one of LMCache's chunks."""
+    root, rng = tmp_path_factory.mktemp("folders"), np.random.default_rng(2)
+    (root / "vllm" / "0f3a").mkdir(parents=True)
+    (root / "lmcache" / "p0").mkdir(parents=True)
+    both = rng.normal(size=(2, LAYERS, TOKENS, HEADS, DIM)).astype("f4")
+    for layer in range(LAYERS):
+        save_file({"kv_cache": np.ascontiguousarray(both[:, layer])}, root / f"vllm/0f3a/model.layers.{layer}.self_attn.attn.safetensors")
+    for index in range(TOKENS // CHUNK):
+        chunk = both[:, :, index * CHUNK : (index + 1) * CHUNK].reshape(2, LAYERS, CHUNK, HEADS * DIM)
+        (root / f"lmcache/p0/{index}.data").write_bytes(struct.pack("iiiiiii", chunk.nbytes, 1, 4, *chunk.shape) + chunk.tobytes())
+    return root
+
+
+@pytest.fixture
+def engines(store, folders):
+    """Both beside the store's caches."""
+    for path in folders.rglob("*.*"):
+        store.fs.put_file(str(path), f"caches/store/{path.relative_to(folders)}")
+    return store
 
 
 def run(*arguments) -> int:
@@ -280,3 +307,85 @@ def test_delete_leaves_what_dkv_cannot_read(store, capsys):
     assert run("prune", store.url, "--budget", "1", "--delete", *PRUNE) == 1
 
     assert list(objects(store)) == ["c2.safetensors", "notes.txt"]
+
+
+HEADS_FLAG = ["--kv-heads", HEADS]
+
+
+def test_folders_of_vllm_and_lmcache_are_caches_as_they_are_on_a_disk(engines, folders, made, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(remote.Store, "get_object", lambda *_: pytest.fail("all of an object was read"))
+        assert run("ls", engines.url, "-r", "--json", "--", *HEADS_FLAG) == 0
+    found = {one["file"].removeprefix(f"{engines.url}/"): one for one in events(capsys)}
+    local = subprocess.run([programs.find("dkv"), "ls", folders, "-r", "--json", *map(str, HEADS_FLAG)], check=True, capture_output=True)
+    local = {one["file"].removeprefix(f"{folders}/"): one for one in json.loads(local.stdout)["caches"]}
+
+    assert set(local) == {"vllm", "lmcache/p0"} and set(found) == {*local, *(f"c{i}.safetensors" for i in range(FILES)), "below/c9.safetensors"}
+    for name, one in local.items():
+        facts = ("format", "tokens", "bytes", "whole", "policy")
+        assert [found[name][fact] for fact in facts] == [one[fact] for fact in facts]
+        assert (one["format"], one["tokens"]) == (name.split("/")[0], TOKENS)
+
+    # Verified, and named when one of their objects is damaged.
+    assert run("verify", f"{engines.url}/lmcache", "-r", "--", *HEADS_FLAG) == 0
+    assert capsys.readouterr().out == f"{engines.url}/lmcache/p0: good\n"
+    chunk = (folders / "lmcache/p0/1.data").read_bytes()
+    engines.fs.pipe_file("caches/store/lmcache/p0/1.data", chunk[:-4] + np.float32("nan").tobytes())
+    assert run("verify", engines.url, "-r", "--", *HEADS_FLAG) == 1
+    seen = capsys.readouterr()
+    assert f"{engines.url}/lmcache/p0: damaged\n" in seen.out and seen.out.count(": good\n") == FILES + 2
+    assert seen.err.startswith(f"dkv-lab store: {engines.url}/lmcache/p0/1.data: ") and "dkv-store-" not in seen.err
+    engines.fs.pipe_file("caches/store/lmcache/p0/1.data", chunk)
+
+    # Compacted to what dkv makes of them, once.
+    flags = ["--policy", "knorm", "--window", "8", "--capacity", "32", *map(str, HEADS_FLAG)]
+    subprocess.run([programs.find("dkv"), "compact", folders, "-r", "-o", f"{tmp_path}/", *flags], check=True, capture_output=True)
+    for expected in ("compacted", "there"):
+        assert run("compact", engines.url, "-r", "-o", "s3://caches/small", "--json", "--", *flags) == 0
+        assert {one["event"] for one in events(capsys)} == {expected}
+    for name in ("vllm", "lmcache/p0"):
+        assert engines.fs.cat_file(f"caches/small/{name}.safetensors") == (tmp_path / f"{name}.safetensors").read_bytes()
+    engines.fs.pipe_file("caches/store/lmcache/p0/1.data", chunk[:-4] + np.float32(7).tobytes())
+    assert run("compact", engines.url, "-r", "-o", "s3://caches/small", "--", *flags) == 1
+    assert "small/lmcache/p0.safetensors: is there already, and was made of something else" in capsys.readouterr().err
+
+
+def test_prune_counts_folders_and_leaves_them(engines, capsys):
+    before = set(engines.fs.find("caches/store"))
+    assert run("prune", engines.url, "-r", "--budget", "1KiB", "--delete", "--json", *PRUNE, *HEADS_FLAG) == 1
+
+    said = events(capsys)
+    kept = {path for path in before if "/vllm/" in path or "/lmcache/" in path or path.endswith("notes.txt")}
+    assert set(engines.fs.find("caches/store")) == kept and len(kept) == LAYERS + TOKENS // CHUNK + 1
+    left = {one["file"]: one["why"] for one in said if one["event"] == "left"}
+    assert left == {f"{engines.url}/vllm": "dkv does not write vllm", f"{engines.url}/lmcache/p0": "dkv does not write lmcache"}
+    assert said[-1]["caches"] == FILES + 3 and said[-1]["bytes_after"] == sum(engines.fs.size(path) for path in kept if not path.endswith(".txt"))
+
+
+def test_a_url_that_is_one_cache(engines, tmp_path):
+    for name, parts in {"vllm": LAYERS, "lmcache/p0": 2, "c0.safetensors": 1}.items():
+        (cache,) = remote.caches_of(remote.Store(f"{engines.url}/{name}"), name == "vllm", list(map(str, HEADS_FLAG)), tmp_path / name)
+        assert (cache.url, len(cache.parts), cache.file) == (f"{engines.url}/{name}", parts, name.rsplit("/", 1)[-1])
+
+
+def test_an_object_in_the_place_of_a_folder_is_refused(store):
+    store.fs.pipe_file("caches/store/below", b"x")
+    with pytest.raises(UserError, match="^s3://caches/store/below/c9.safetensors: another object has the name of its folder: rename one"):
+        remote.main(["ls", store.url, "-r"])
+
+
+def test_files_of_llama_are_on_the_disk_one_at_a_time(store, made, tmp_path, capsys, monkeypatch):
+    slot = tmp_path / "slot.bin"
+    convert = [programs.find("dkv"), "convert", made / "c0.safetensors", "-o", slot, "--format", "llama-slot", "--key-order", "pairs"]
+    subprocess.run(convert, check=True, capture_output=True)
+    for name in ("slot-0.bin", "slot-1.bin"):
+        store.fs.put_file(str(slot), f"caches/store/{name}")
+    seen, original = [], remote._dkv
+    monkeypatch.setattr(remote, "_dkv", lambda *a: (seen.append([path.name for path in a[-3].rglob("*.bin")]), original(*a))[1])
+
+    assert run("ls", store.url, "--json", "--", *HEADS_FLAG) == 0
+
+    assert seen == [[], ["slot-0.bin"], ["slot-1.bin"]]
+    found = {one["file"].rsplit("/", 1)[-1]: one for one in events(capsys)}
+    assert set(found) == {*(f"c{i}.safetensors" for i in range(FILES)), "slot-0.bin", "slot-1.bin"}
+    assert (found["slot-1.bin"]["format"], found["slot-1.bin"]["tokens"]) == ("llama-slot", TOKENS)

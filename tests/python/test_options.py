@@ -58,6 +58,8 @@ WRONG_CACHE = [
     ({"strict": "yes"}, "strict is 'yes' (str), not True or False"),
     ({"progressive": 1}, "progressive is 1, not True or False"),
     ({"force_profile": None}, "force_profile is None, not True or False"),
+    ({"risk": 5}, "risk is 5, not a share of 0 … 1"),
+    ({"risk": "low"}, "risk is 'low' (str), not a share of 0 … 1"),
     ({"engine": "dkv"}, "engine is 'dkv' (str), not a dkv.Engine"),
     ({"profile": 3}, "profile is 3, not the path of a file, a dkv.Profile or \"auto\""),
 ]

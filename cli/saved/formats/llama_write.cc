@@ -341,7 +341,7 @@ bool is_llama_cache(SavedCache const* cache) noexcept {
 
 Result<std::uint64_t> write_llama(Backend& /*backend*/, WriteRequest const& request) {
     auto const plan = DKV_TRY(plan_of(request));
-    auto file = DKV_TRY(NewFile::create(request.path, request.like));
+    auto file = DKV_TRY(NewFile::create(request.path, request.like, request.links));
     DKV_TRY(file.append(plan.head));
     DKV_TRY(file.append(std::as_bytes(std::span(&plan.cells, 1))));
     DKV_TRY(file.extend(plan.data_offset() - file.size()));

@@ -268,7 +268,7 @@ Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked) {
     auto reorder = DKV_TRY(reorder_of(asked, request));
     auto stream = DKV_TRY(RowStream::create(backend));
     auto writer = DKV_TRY(SafetensorsWriter::create(request.path, plan.tensors, plan.metadata,
-                                                    plan.with_crcs, request.like));
+                                                    plan.with_crcs, request.like, request.links));
     return ContainerWriter(request, plan, std::move(writer), std::move(stream), std::move(turner),
                            std::move(reorder))
         .write();

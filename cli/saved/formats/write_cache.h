@@ -7,6 +7,7 @@
 #include "cli/saved/formats/key_order.h"
 #include "cli/saved/formats/saved_cache.h"
 #include "kernels/backend.h"
+#include "protocol/container/links.h"
 
 namespace dkv {
 
@@ -21,6 +22,7 @@ struct RowsToWrite {
 struct WriteRequest {
     std::filesystem::path path;
     std::filesystem::path like = {};  ///< A file or folder whose mode it gets; empty: umask's.
+    Links links = Links::Follow;
     FileFormat format = FileFormat::Dkv;
     /// What the file will say: geometry, lengths (final), model, tokens, rope, provenance …;
     /// query_rows 0 leaves the queries out. format, format_words, file_bytes are not read.

@@ -11,6 +11,7 @@
 #include "cli/saved/formats/saved_cache.h"
 #include "cli/saved/offline/progress.h"
 #include "kernels/backend.h"
+#include "protocol/container/links.h"
 #include "sidecar/policy/params.h"
 
 namespace dkv::offline {
@@ -26,6 +27,7 @@ struct Certified {
 struct CompactRequest {
     std::filesystem::path input;
     std::filesystem::path output;
+    Links links = Links::Follow;  ///< Of the output's name.
     PolicyRequest policy;
     OpenOptions open = {};
     std::optional<FileFormat> format =

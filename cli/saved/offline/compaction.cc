@@ -299,6 +299,7 @@ Result<void> Compaction::verify_whole() {
 WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
     WriteRequest request{.path = request_.output,
                          .like = request_.input,
+                         .links = request_.links,
                          .format = to_,
                          .facts = facts(),
                          .key_order = request_.key_order,

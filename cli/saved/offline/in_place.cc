@@ -39,7 +39,8 @@ Result<bool> exchange(fs::path const& from, fs::path const& to) {
     return false;
 }
 
-/// What is there under the work's name is of a run that was killed, or a link to a file of others.
+/// What is there under the work's name is of a run that was killed, or a link to a file of others;
+/// one that is put there later is refused.
 Result<void> clear(fs::path const& work) {
     if (::unlink(work.c_str()) != 0 && errno != ENOENT) return errno_at(work, errno);
     return {};
@@ -134,6 +135,7 @@ Result<CompactOutcome> compact_in_place(CompactRequest request,
                                         Progress const& progress) {
     auto const path = request.input;
     request.output = work_path(path);
+    request.links = Links::Refuse;
     request.force = true;
     if (!request.dry_run) DKV_TRY(clear(request.output));
     auto outcome = DKV_TRY(compact(*make_cpu_backend(), request, progress));

@@ -1,12 +1,13 @@
 #include "cli/saved/store/prune.h"
 
 #include <algorithm>
-#include <map>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <tuple>
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <system_error>
 
 #include "cli/saved/offline/in_place.h"
@@ -44,14 +45,24 @@ Result<void> refuse_size(PolicyRequest const& policy) {
         fmt::format("{}: prune chooses each cache's size by its loss; leave it out", size)};
 }
 
+/// A folder's lock is a descriptor, and the first limit of many systems is 1,024: up to the last.
+void allow_descriptors() {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);  // Where it is refused a lock says so.
+}
+
 class Prune {
 public:
     Prune(PruneRequest const& request,
           offline::Progress const& progress,
-          std::function<void(PrunedCache const&)> const& tell)
-        : request_(request), progress_(progress), tell_(tell) {}
+          std::function<void(PrunedCache const&)> const& tell,
+          PruneMemory& memory)
+        : request_(request), progress_(progress), tell_(tell), memory_(memory) {}
 
     Result<PruneTotals> run() {
+        allow_descriptors();
         DKV_TRY(lock());
         DKV_TRY(scan());
         totals_.bytes_after = totals_.bytes_before;
@@ -59,7 +70,10 @@ public:
             if (!is_over()) break;
             if (progress_.stopped()) return offline::interrupted();
             if (!candidate.cache.whole) continue;
-            DKV_TRY(compact(candidate));
+            if (was_left(candidate))
+                ++totals_.left;
+            else
+                DKV_TRY(compact(candidate));
         }
         for (auto const& candidate : candidates_)
             if (request_.delete_last && is_over()) remove(candidate);
@@ -79,15 +93,22 @@ private:
         std::error_code error;
         auto real = std::filesystem::canonical(folder, error);
         if (error) real = folder;
-        if (!locks_.contains(real)) locks_.emplace(real, DKV_TRY(offline::lock_folder(folder)));
+        auto& locks = memory_.locks;
+        if (!locks.contains(real)) locks.emplace(real, DKV_TRY(offline::lock_folder(folder)));
         return {};
     }
 
     /// Every folder of a cache is locked, the ones below the arguments, too. A cache that two
     /// arguments lead to is one.
     Result<InputFiles> find() {
-        auto found =
-            DKV_TRY(find_inputs(request_.folders, request_.recursive, request_.compact.open));
+        InputFiles found;
+        for (auto const& folder : request_.folders) {
+            auto below = find_inputs({folder}, request_.recursive, request_.compact.open);
+            if (below)
+                std::ranges::move(below.value().files, std::back_inserter(found.files));
+            else if (!request_.may_be_empty || below.error().code != ErrorCode::NotFound)
+                return below.error();
+        }
         std::set<std::filesystem::path> places;
         std::erase_if(found.files, [&](InputFile const& file) {
             return !places.insert(place_of(file.path)).second;
@@ -110,12 +131,12 @@ private:
             if (cache.seen.written_ns > settled)
                 ++totals_.fresh;
             else if (!cache.error.empty())
-                leave(cache, cache.error);
+                leave(cache, stamp, cache.error);
             else if (!is_writable(cache.format))
-                leave(cache, fmt::format("dkv does not write {}", name_of(cache.format)));
+                leave(cache, stamp, fmt::format("dkv does not write {}", name_of(cache.format)));
             else if (!stamp || !std::filesystem::is_regular_file(
                                    std::filesystem::symlink_status(cache.path, ignored)))
-                leave(cache, "not a regular file");
+                leave(cache, stamp, "not a regular file");
             else if (stamp.value().written_ns != cache.seen.written_ns ||
                      stamp.value().bytes != cache.seen.bytes)
                 ++totals_.fresh;  // Since it was listed.
@@ -123,7 +144,7 @@ private:
                 candidates_.push_back({std::move(cache), stamp.value()});
         }
         if (!request_.dry_run)
-            for (auto const& [folder, lock] : locks_)
+            for (auto const& [folder, lock] : memory_.locks)
                 offline::remove_leftovers(folder);
         std::ranges::sort(candidates_, [](Candidate const& a, Candidate const& b) {
             return std::tuple(a.stamp.written_ns, b.stamp.bytes, a.cache.path) <
@@ -132,8 +153,18 @@ private:
         return {};
     }
 
-    void leave(StoredCache const& cache, std::string why) {
+    bool was_left(Candidate const& candidate) const {
+        auto const found = memory_.left.find(candidate.cache.path);
+        return found != memory_.left.end() && found->second.stamp == candidate.stamp;
+    }
+
+    void leave(StoredCache const& cache, Result<offline::FileStamp> const& stamp, std::string why) {
         ++totals_.left;
+        if (stamp) {
+            auto& known = memory_.left[cache.path];
+            if (known.stamp == stamp.value() && known.why == why) return;
+            known = {stamp.value(), why};
+        }
         tell_({.path = cache.path,
                .bytes_before = cache.seen.bytes,
                .bytes_after = cache.seen.bytes,
@@ -200,7 +231,7 @@ private:
     Result<void> compact(Candidate& candidate) {
         auto const done = try_compact(candidate);
         if (!done && done.error().code == ErrorCode::Cancelled) return done.error();
-        if (!done) leave(candidate.cache, done.error().message);
+        if (!done) leave(candidate.cache, candidate.stamp, done.error().message);
         return {};
     }
 
@@ -235,10 +266,10 @@ private:
     void remove(Candidate const& candidate) {
         auto const now = offline::stamp_of(candidate.cache.path);
         if (!now || now.value() != candidate.stamp)
-            return leave(candidate.cache, "another program wrote to it meanwhile");
+            return leave(candidate.cache, now, "another program wrote to it meanwhile");
         std::error_code error;
         if (!request_.dry_run) std::filesystem::remove(candidate.cache.path, error);
-        if (error) return leave(candidate.cache, error.message());
+        if (error) return leave(candidate.cache, now, error.message());
         totals_.bytes_after -= candidate.cache.seen.bytes;
         ++totals_.deleted;
         tell_({.path = candidate.cache.path,
@@ -251,7 +282,7 @@ private:
     offline::Progress const& progress_;
     std::function<void(PrunedCache const&)> const& tell_;
     std::unique_ptr<Backend> backend_ = make_cpu_backend();
-    std::map<std::filesystem::path, UniqueFd> locks_;  ///< By the folder's real path.
+    PruneMemory& memory_;
     std::vector<Candidate> candidates_;
     PruneTotals totals_;
 };
@@ -260,10 +291,11 @@ private:
 
 Result<PruneTotals> prune(PruneRequest const& request,
                           offline::Progress const& progress,
-                          std::function<void(PrunedCache const&)> const& tell) {
+                          std::function<void(PrunedCache const&)> const& tell,
+                          PruneMemory& memory) {
     DKV_TRY(refuse_size(request.compact.policy));
     DKV_TRY(resolve(request.compact.policy, ""));  // Else every cache would say it.
-    return Prune(request, progress, tell).run();
+    return Prune(request, progress, tell, memory).run();
 }
 
 }  // namespace dkv::cli

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ struct PruneRequest {
     bool delete_last = false;  ///< Where compaction was not enough; compacted caches, too.
     std::chrono::milliseconds settle{5000};  ///< Files written to within that time are left alone.
     bool dry_run = false;
+    bool may_be_empty = false;        ///< Also where a folder has no cache.
     offline::CompactRequest compact;  ///< Policy, without a size, and what formats do not say.
 };
 
@@ -50,16 +52,28 @@ struct PruneTotals {
     double damage_worst = 0;
 };
 
+/// What passes over the same folders share: a watch.
+struct PruneMemory {
+    std::map<std::filesystem::path, UniqueFd> locks;  ///< By the folder's real path.
+    struct Left {
+        offline::FileStamp stamp;
+        std::string why;
+    };
+    std::map<std::filesystem::path, Left> left;  ///< Not looked at again before they change.
+};
+
 /// The oldest first, of equal age the largest, until all are within the budget: each to the
 /// smallest of a half, a quarter and an eighth of its tokens whose damage is allowed, or to the
 /// largest that is enough. With delete_last then the oldest go, whether or not they were compacted
 /// in this run or before. Each is replaced in one step: a run that is killed loses nothing, and
-/// the next goes on with the rest. `tell` gets each cache once it is settled.
+/// the next goes on with the rest. `tell` gets each cache once it is settled. The folders are
+/// locked for as long as `memory` lives.
 ///
 /// Errors: InvalidArgument for a policy with a size; those of find_inputs(), lock_folder();
 /// Cancelled.
 Result<PruneTotals> prune(PruneRequest const& request,
                           offline::Progress const& progress,
-                          std::function<void(PrunedCache const&)> const& tell);
+                          std::function<void(PrunedCache const&)> const& tell,
+                          PruneMemory& memory);
 
 }  // namespace dkv::cli

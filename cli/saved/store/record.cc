@@ -1,17 +1,12 @@
 #include "cli/saved/store/record.h"
 
-#include <cerrno>
-#include <fcntl.h>
 #include <span>
 #include <sstream>
-#include <unistd.h>
 
-#include <fmt/format.h>
-#include <sys/stat.h>
 #include <system_error>
 
 #include "cli/render/json.h"
-#include "protocol/base/unique_fd.h"
+#include "protocol/container/mapped_file.h"
 #include "protocol/container/new_file.h"
 
 namespace dkv::cli {
@@ -19,34 +14,12 @@ namespace {
 
 constexpr char const* kRecordName = ".dkv-verified.jsonl";
 
-/// Does not follow links and does not wait for a FIFO: other users may write to the folder. Empty
-/// unless it is a regular file.
+/// Empty unless it is a regular file, and no link: other users may write to the folder.
 std::string text_of(std::filesystem::path const& path) {
-    UniqueFd const file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-    struct stat facts {};
-    if (!file || ::fstat(file.get(), &facts) != 0 || !S_ISREG(facts.st_mode)) return {};
-    std::string text(static_cast<std::size_t>(facts.st_size), '\0');
-    std::size_t size = 0;
-    while (size < text.size()) {
-        auto const read = ::read(file.get(), text.data() + size, text.size() - size);
-        if (read < 0 && errno == EINTR) continue;
-        if (read <= 0) break;
-        size += static_cast<std::size_t>(read);
-    }
-    text.resize(size);
-    return text;
-}
-
-/// Errors: AlreadyExists for what is not a file: a link would lead the record elsewhere.
-Result<void> check_replaceable(std::filesystem::path const& path) {
-    struct stat facts {};
-    if (::lstat(path.c_str(), &facts) != 0 || S_ISREG(facts.st_mode)) return {};
-    return Error{
-        ErrorCode::AlreadyExists,
-        fmt::format("{}: {} of this name is in the way; the record goes into a file", path.string(),
-                    S_ISLNK(facts.st_mode)   ? "a link"
-                    : S_ISDIR(facts.st_mode) ? "a folder"
-                                             : "a FIFO, a device or a socket")};
+    auto const file = MappedFile::open(path, Links::Refuse);
+    if (!file) return {};
+    auto const bytes = file.value().bytes();
+    return {reinterpret_cast<char const*>(bytes.data()), bytes.size()};
 }
 
 }  // namespace
@@ -83,8 +56,7 @@ Verified VerifiedRecord::state(std::string const& name, SeenFile const& now) con
 }
 
 Result<void> VerifiedRecord::write() const {
-    DKV_TRY(check_replaceable(folder_ / kRecordName));
-    auto file = DKV_TRY(NewFile::create(folder_ / kRecordName));
+    auto file = DKV_TRY(NewFile::create(folder_ / kRecordName, {}, Links::Refuse));
     std::string text;
     std::error_code ignored;
     for (auto const& [name, verdict] : verdicts_) {

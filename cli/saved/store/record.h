@@ -33,8 +33,7 @@ public:
 
     void set(std::string const& name, Verdict verdict) { verdicts_[name] = std::move(verdict); }
 
-    /// Of the names that are still there. Errors: those of NewFile; AlreadyExists when what is
-    /// there is not a file.
+    /// Of the names that are still there. Errors: those of NewFile, which refuses a link.
     Result<void> write() const;
 
 private:

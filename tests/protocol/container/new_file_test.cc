@@ -200,6 +200,27 @@ TEST_CASE_FIXTURE(NewFileFixture, "what is replaced keeps its permissions, and a
     CHECK((status.st_mode & 0777U) == 0600U);
 }
 
+TEST_CASE_FIXTURE(NewFileFixture, "a refused link is not followed, whenever it was put there") {
+    std::string const target = folder / "target";
+    test::write_file(target, "old");
+    std::filesystem::create_symlink("target", path);
+    auto const refused = NewFile::create(path, {}, Links::Refuse);
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().code == ErrorCode::AlreadyExists);
+    CHECK(refused.error().message == path + ": there is a link of this name");
+    std::filesystem::remove(path);
+
+    auto file = NewFile::create(path, {}, Links::Refuse);
+    REQUIRE(file);
+    std::filesystem::create_symlink("target", path);
+    REQUIRE(file.value().append(test::bytes_of("new")));
+    REQUIRE(file.value().commit());
+
+    CHECK(text_of(target) == "old");
+    CHECK(std::filesystem::is_regular_file(std::filesystem::symlink_status(path)));
+    CHECK(text_of(path) == "new");
+}
+
 TEST_CASE_FIXTURE(NewFileFixture, "a new file has the mode of the one it was made from") {
     auto const mode_of = [](std::string const& file) {
         struct stat status {};

@@ -28,9 +28,8 @@ from dkv.hf import profile_file
 
 from . import evaluate, policies, record, results
 
-SIZES = "64,128,256,512"
 # Of dkv eval, after --: what certify says itself.
-_OWN = ("--policies", "--capacity", "--question", "--profile", "--seed", "--part", "--family", "--shard", "-o", "--output")
+_OWN = ("--policies", "--capacity", "--risk", "--question", "--profile", "--seed", "--part", "--family", "--shard", "-o", "--output")
 
 
 def p_value(losses: int, requests: int, epsilon: float) -> float:
@@ -143,8 +142,11 @@ def _named(models) -> str:
     return ", ".join(f"{model['name']} (config {model.get('config')}, weights {model.get('weights')})" for model in models)
 
 
-def measured_profile(runs: list[dict], profile: profile_file.Profile) -> None:
-    """Raises UserError for results that another profile of this model made. Earlier records do not say which it was."""
+def measured_profile(policy: str, runs: list[dict], profile: profile_file.Profile) -> None:
+    """Raises UserError for results of a policy that another profile of this model made. Earlier records do not say which
+    it was."""
+    if not policies.rule(policy).needs_profile:
+        return
     used = {one for run in runs for one in run.get("profiles", {}).values()}
     if used - {record.profile_hash(profile)}:
         raise UserError("the results were measured with another profile: a certificate is of the one that it is stored in")
@@ -218,7 +220,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "results", nargs="+", metavar="RESULTS|MODEL", help="CSV files of dkv eval, also of its shards; or a model as dkv eval takes it"
     )
     parser.add_argument("--policy", required=True, help="as dkv eval names it: profile, snapkv/kernel=15; auto with a profile is joined")
-    parser.add_argument("--capacity", type=_sizes, help=f"the sizes to try, chosen before the results are seen; all there are, of a model {SIZES}")
+    parser.add_argument("--capacity", type=_sizes, help=f"the sizes to try, chosen before the results are seen; all there are, of a model {evaluate.SIZES}")
     parser.add_argument("--tau", type=_loss_bound, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
     parser.add_argument("--epsilon", type=_share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
     parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
@@ -245,7 +247,7 @@ def measure(options: argparse.Namespace, loaded: profile_file.Profile | None = N
     """Runs dkv eval with a freshly drawn seed, or goes on with such a run. Returns its CSV."""
     if loaded is not None:
         policies.as_flags(options.policy, 1, loaded)  # What cannot be stored is refused before hours of measuring.
-    sizes = ",".join(map(str, options.capacity)) if options.capacity else SIZES
+    sizes = ",".join(map(str, options.capacity)) if options.capacity else evaluate.SIZES
     wanted = [options.model, "--policies", options.policy, "--capacity", sizes, "--question", options.question, *options.flags]
     if options.profile is not None:
         wanted += ["--profile", str(options.profile)]
@@ -267,7 +269,7 @@ def main(arguments: list[str]) -> int:
     found = certificate(made, options.tau, options.epsilon, options.delta)
     print(words(options.policy, found))
     if loaded is not None:
-        measured_profile(runs, loaded)
+        measured_profile(options.policy, runs, loaded)
         flags = policies.as_flags(options.policy, runs[-1]["window"], loaded)
         seeds = sorted({run["seed"] for run in runs})
         loaded.figures[f"certified {options.policy}, question {options.question}"] = found | {"seeds": seeds, "flags": flags}

@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, record, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ray_eval, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -31,6 +31,7 @@ from .results import COLUMNS, Results
 from .store import PrefillStore
 
 FORCED = 24
+SIZES = "64,128,256,512"
 DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
 
 
@@ -76,17 +77,13 @@ def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], 
     return out
 
 
-def _rule(text: str) -> policies.Rule:
-    return policies.RULES[policies.parse(text)[0]]
-
-
 def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
     if loan is None:
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     try:
         kept = loan.kept(policies.wish(name, facts, capacity))
     except dkv.DkvError as error:
-        if error.status != dkv.Status.NOT_FOUND or _rule(name).budgets is None:
+        if error.status != dkv.Status.NOT_FOUND or policies.rule(name).budgets is None:
             raise
         _note(f"{name} is chosen inline: {error}")
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
@@ -120,7 +117,7 @@ def _forced(probe: Probe, chosen: list[Choice], answer: torch.Tensor, compare=Fa
 @functools.cache
 def _note(words: str) -> None:
     """Once."""
-    print(f"evaluate: {words}", file=sys.stderr)
+    print(f"{ray_eval.NOTE}{words}", file=sys.stderr)
 
 
 def evaluate(
@@ -239,7 +236,7 @@ def profile_paths(options, described: dict) -> list[Path]:
     if not paths:
         found = profiles.find(described)
         paths = [found[0]] if found else []
-    needy = [name for name in options.policies if _rule(name).needs_profile]
+    needy = [name for name in options.policies if policies.rule(name).needs_profile]
     if needy and not paths:
         _note(f"{', '.join(needy)} left out: there is no profile of {described['name']}; make one with calibrate")
         options.policies = [name for name in options.policies if name not in needy]
@@ -252,6 +249,13 @@ def _grid(text: str) -> tuple[list[int], list[float]]:
     if not all(0 <= depth <= 1 for depth in made[1]):
         raise ValueError(text)
     return made
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a share of 0 … 1")
+    return value
 
 
 def _shard(text: str) -> shard.Shard:
@@ -275,6 +279,7 @@ examples:
   dkv eval smollm2 -o try.csv --needles 1 --texts 1 --tokens 256                     a try
   dkv eval ~/models/Llama-3.2-1B --policies snapkv,dynamickv --capacity 128,256 --longbench ~/LongBench/data
   dkv eval smollm2 -o part-$I.csv --shard $I/4                                       one of four processes
+  dkv eval smollm2 --policies joined --profile mine.json --risk 0.1 --seed 7         whether a certificate holds on other prompts
   dkv eval --again results.runs.json                                                 the same CSV, byte for byte
   dkv eval report results.csv                                                        the tables again; of shards: part-*.csv
   dkv eval figures results.csv -o figures/                                           PNG and SVG
@@ -292,7 +297,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
-    parser.add_argument("--capacity", default="64,128,256,512", help="those below a prompt's length are used (%(default)s)")
+    parser.add_argument("--capacity", help=f"those below a prompt's length are used ({SIZES})")
+    parser.add_argument("--risk", type=_share, metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
     parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
     parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
     parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
@@ -321,17 +327,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, default=Path("results.csv"), help="the results (%(default)s)")
     options = parser.parse_args(arguments)
     options.policies = options.policies.split(",")
-    options.capacity = [int(value) for value in options.capacity.split(",")]
+    if options.risk is not None and (options.capacity or len(options.policies) > 1):
+        parser.error("--risk takes the size of one policy from its certificate: leave --capacity out, and name one in --policies")
+    # Under a risk known once the profile is read.
+    options.capacity = [] if options.risk is not None else [int(value) for value in (options.capacity or SIZES).split(",")]
     options.tokens = [int(value) for value in options.tokens.split(",")]
     try:
         for name in options.policies:
-            if _rule(name).budgets is None and options.inline:
+            if policies.rule(name).budgets is None and options.inline:
                 parser.error(f"{name} is the sidecar's alone: leave --inline out")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
     if options.inline and options.endpoint:
         parser.error("--inline needs no --endpoint")
-    if min(options.capacity) <= options.window:
+    if options.capacity and min(options.capacity) <= options.window:
         parser.error(f"a capacity of {min(options.capacity)} leaves nothing beside the window of {options.window}")
     return options
 
@@ -374,6 +383,8 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
     rows = [row for row in rows_for(tokenizer, options) if options.shard.has(row)]
     entry = record.start(described, arguments, options, model, attention)
     entry |= {"profiles": {name: record.profile_hash(one) for name, one in loaded.items()}, "prompts": record.prompts_hash(rows)}
+    if options.risk is not None:
+        entry |= {"certificate": _take_certificate(options, paths, loaded, rows)}
     if was is not None:
         for words in record.differences(was, entry):
             record.say(words)
@@ -388,6 +399,20 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
             done(row)
     record.note_end(options.output)
     return len(rows)
+
+
+def _take_certificate(options, paths: list[Path], loaded: dict[str, profile.Profile], rows: list[Row]) -> list:
+    """Gives the options the certified size. Returns what of it decides the results."""
+    if len(paths) != 1:
+        raise UserError(f"--risk needs the one profile that has the certificate, not {len(paths)}")
+    (name,) = options.policies
+    found = policies.certified(name, options.window, paths[0], loaded[paths[0].stem], options.risk)
+    outside = next(filter(None, (found.outside(len(row.tokens)) for row in rows)), None)
+    if outside is not None:
+        raise UserError(outside)
+    options.capacity = [found.wish["capacity"]]
+    _note(f"{name} at {options.capacity[0]}, {found.name}: {found.promise}")
+    return [found.name, options.capacity[0]]
 
 
 def again(arguments: list[str]) -> int:

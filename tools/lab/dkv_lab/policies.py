@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 import dkv
 from dkv.errors import UserError
+from dkv.hf import wishes
 from dkv.hf.profile_file import Profile
 
 from . import budgets, scores, surrogate
@@ -212,6 +214,11 @@ def parse(text: str) -> tuple[str, dict[str, float | str]]:
     return name, given
 
 
+def rule(text: str) -> Rule:
+    """Raises UnknownPolicy."""
+    return RULES[parse(text)[0]]
+
+
 def ranked_options(facts: Facts, name: str, given: dict) -> dict:
     """kernel, pool and reduce: as given; else a profile brings its own kernel."""
     own = RANKED | ({"kernel": float(facts.profile(str(given.get("use", ""))).kernel)} if RULES[name].needs_profile else {})
@@ -287,3 +294,16 @@ def as_flags(text: str, window: int, profile: Profile | None) -> dict[str, float
     if wish.get("update_interval") == 0:
         raise UnknownPolicy(f"{text}: a certificate needs a number of layers: give m")
     return out | wish
+
+
+def certified(text: str, window: int, path: Path, profile: Profile, risk: float) -> wishes.Certificate:
+    """The certificate in the profile at `path` for this policy as the evaluation measures it.
+
+    Raises UserError where none fits, and for one of other parameters.
+    """
+    flags = as_flags(text, window, profile)
+    found = wishes.certificate(path, str(flags.pop("policy")), risk)
+    if found.wish != {**flags, "capacity": found.wish["capacity"]}:
+        theirs = ", ".join(f"{key} {value}" for key, value in found.wish.items() if value != flags.get(key) and key != "capacity")
+        raise UserError(f"'{found.name}' is not of {text} as it is measured here ({theirs or 'it says less'}): name the policy as in the certificate")
+    return found

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from dkv.errors import UserError
 
+NOTE = "evaluate: "  # Begins a line of `dkv eval` that is not progress.
+
 
 @dataclass
 class Plan:
@@ -58,11 +60,13 @@ def join(rows: list, shares: dict[Path, list], output: Path, arguments: list[str
     parts = list(shares)
     from . import record, results
 
-    entries = [results.read_runs([part])[-1] for part in parts]
-    for part, entry in zip(parts, entries):
-        for fact in ("model", "profiles", "versions"):
-            if entry[fact] != entries[0][fact]:
-                raise UserError(f"{part}: its {fact} are not those of {parts[0]}: remove {part.parent} and run again")
+    # Of a part that was stopped and gone on with, each run.
+    entries = [(part, entry) for part in parts for entry in results.read_runs([part])]
+    first = entries[0][1]
+    for part, entry in entries:
+        for fact in ("model", "profiles", "versions", "certificate"):
+            if entry.get(fact) != first.get(fact):
+                raise UserError(f"{part}: other {fact} than {parts[0]}: remove {part.parent} and run again")
         if entry["prompts"] != record.prompts_hash(shares[part]):
             raise UserError(f"{part}: its prompts are not those of this machine: they are cut from a machine's texts, and a worker has others")
     place = {key: index for index, row in enumerate(rows) for key in row.keys}
@@ -78,5 +82,5 @@ def join(rows: list, shares: dict[Path, list], output: Path, arguments: list[str
     scratch.write_bytes((heading + "".join(sorted(lines, key=lambda line: place[line.split(",", 1)[0]]))).encode())
     os.replace(scratch, output)
     whole = {"command": shlex.join(["dkv", "eval", *arguments]), "arguments": arguments, "shard": "0/1", "prompts": record.prompts_hash(rows)}
-    record.note(output, entries[0] | whole)
+    record.note(output, first | whole)
     record.note_end(output)

@@ -171,10 +171,11 @@ def _run(ray, options: argparse.Namespace, plan: ray_eval.Plan) -> int:
         return run_group(command)
 
     failed, done, total = 0, 0, sum(plan.sizes)
+    noted: set[str] = set()
     for index, status, said in distribute(ray, work, plan.commands, at_once):
         done += plan.sizes[index]
         failed += status != 0
-        sys.stderr.write(said if status or options.work != "eval" else "")
+        sys.stderr.write(said if status or options.work != "eval" else _notes(said, noted))
         print(f"{done} of {total} {plan.of_what}", file=sys.stderr)
     if plan.join and failed:
         left = f"{plan.parts} has the others' rows"
@@ -183,6 +184,13 @@ def _run(ray, options: argparse.Namespace, plan: ray_eval.Plan) -> int:
         plan.join()
         shutil.rmtree(plan.parts)
     return 1 if failed else 0
+
+
+def _notes(said: str, noted: set[str]) -> str:
+    """Of what an evaluation says on its way what is not progress: every group says it, and it is passed on once."""
+    new = [line for line in said.splitlines(keepends=True) if line.startswith(ray_eval.NOTE) and line not in noted]
+    noted.update(new)
+    return "".join(new)
 
 
 def _part_name(files: list[str], flags: list[str]) -> str:

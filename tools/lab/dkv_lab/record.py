@@ -132,6 +132,8 @@ def check(was: dict, now: dict) -> None:
     for name in {**was["profiles"], **now["profiles"]}:
         if was["profiles"].get(name) != now["profiles"].get(name):
             raise RecordError(f"profile {name} is not the record's: {now['profiles'].get(name)}, and it was {was['profiles'].get(name)}")
+    if was.get("certificate") != now.get("certificate"):
+        raise RecordError(f"the profile's certificate is not the record's: {now.get('certificate')}, and it was {was.get('certificate')}")
     if was["prompts"] != now["prompts"]:
         raise RecordError("the prompts are not the record's: they are cut from texts of the machine, and this one has others")
 

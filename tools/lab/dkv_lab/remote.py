@@ -5,9 +5,10 @@
     dkv-lab store compact s3://bucket/caches -o s3://bucket/small -- --capacity 256
     dkv-lab store prune s3://bucket/caches --budget 10GiB --dry-run
 
-Each cache is one object; the program dkv works on a copy in the folder for temporary files (TMPDIR). What follows --
-is for dkv. Objects appear whole or not at all, and none is written over that changed meanwhile. compact and prune write
-to S3 alone, whose writes can be made conditional; ls and verify read what fsspec reads.
+A cache is one object, or the objects of a folder (vLLM's layers, LMCache's chunks); the program dkv works on a copy in
+the folder for temporary files (TMPDIR). What follows -- is for dkv. Objects appear whole or not at all, and none is
+written over that changed meanwhile. compact and prune write to S3 alone, whose writes can be made conditional; ls and
+verify read what fsspec reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,25 +47,51 @@ class Changed(UserError):
 
 
 @dataclass
-class Cache:
-    """One object, and what `dkv ls` says of it."""
-
+class Object:
     path: str  # As the file system has it.
     url: str
     name: str  # Below the folder that was asked for.
     bytes: int
     etag: str
     written: float  # Seconds since 1970.
-    facts: dict | None = None
+
+
+@dataclass
+class Cache:
+    """What `dkv ls` says of an object, or of a folder of them."""
+
+    url: str
+    name: str  # Below the folder that was asked for; "" is that folder.
+    parts: list[Object]
+    facts: dict
 
     @property
     def file(self) -> str:
         """The name of a copy."""
-        return self.name.rsplit("/", 1)[-1]
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def is_folder(self) -> bool:
+        return [part.url for part in self.parts] != [self.url]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def written(self) -> float:
+        return max(part.written for part in self.parts)
+
+    @property
+    def etag(self) -> str:
+        """Of a folder a digest of its objects' names and ETags."""
+        if not self.is_folder:
+            return self.parts[0].etag
+        return _digest([[part.name[len(self.name) :], part.etag] for part in self.parts])
 
     @property
     def whole(self) -> bool:
-        return bool(self.facts and self.facts.get("whole"))
+        return bool(self.facts.get("whole"))
 
 
 class Store:
@@ -89,49 +117,59 @@ class Store:
         self.fs.retries = 1
         return self
 
-    def objects(self, recursive: bool) -> list[Cache]:
+    def objects(self, recursive: bool) -> list[Object]:
         """By name. Raises UserError where there is none."""
         found = self.fs.find(self.root, maxdepth=None if recursive else 1, detail=True)
-        caches = [self._cache(path, info) for path, info in sorted(found.items()) if info["type"] == "file"]
-        for cache in caches:
-            if not {"", ".", ".."}.isdisjoint(cache.name.split("/")):
-                raise UserError(f"{cache.url}: no file can have this name: rename the object")
-        if not caches:
-            raise UserError(f"{self.url}: no object is there")
-        return caches
+        objects = [self._object(path, info) for path, info in sorted(found.items()) if info["type"] == "file"]
+        for each in objects:
+            if not {"", ".", ".."}.isdisjoint(each.name.split("/")):
+                raise UserError(f"{each.url}: no file can have this name: rename the object")
+        if not objects:
+            raise UserError(f"{self.url}: no object is there{'' if recursive else '; with -r its folders count, too'}")
+        return objects
 
-    def _cache(self, path: str, info: dict) -> Cache:
+    def again(self, part: Object) -> Object:
+        """As it is now."""
+        return self._object(part.path, self.fs.info(part.path))
+
+    def _object(self, path: str, info: dict) -> Object:
         name = path[len(self.root) :].lstrip("/") or path.rsplit("/", 1)[-1]
         url = self.url if path == self.root else f"{self.url}/{name}"
         when = info.get("LastModified") or info.get("mtime") or info.get("created") or 0
         seconds = when.timestamp() if isinstance(when, datetime.datetime) else float(when)
-        return Cache(path, url, name, info["size"], str(info.get("ETag", "")), seconds)
+        return Object(path, url, name, info["size"], str(info.get("ETag", "")), seconds)
 
-    def head(self, cache: Cache, target: Path) -> None:
-        """A file of the object's size with its header alone; llama.cpp's with all of it."""
-        first = self.fs.cat_file(cache.path, start=0, end=min(cache.bytes, _HEAD))
+    def head(self, part: Object, target: Path) -> bool:
+        """A file of the object's size with its header alone. False: its header does not say all, and no file was made."""
+        first = self.fs.cat_file(part.path, start=0, end=min(part.bytes, _HEAD))
         if first[:4] in _LLAMA:
-            return self.get(cache, target)
+            return False
         length = 8 + int.from_bytes(first[:8], "little")
-        if len(first) < length <= min(cache.bytes, _HEADER_MAX) and first[8:9] == b"{":
-            first += self.fs.cat_file(cache.path, start=len(first), end=length)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if len(first) < length <= min(part.bytes, _HEADER_MAX) and first[8:9] == b"{":
+            first += self.fs.cat_file(part.path, start=len(first), end=length)
+        _make_folder(target.parent, part.url)
         with target.open("wb") as file:
             file.write(first)
-            file.truncate(cache.bytes)
-        os.utime(target, (cache.written, cache.written))
+            file.truncate(part.bytes)
+        os.utime(target, (part.written, part.written))
+        return True
 
     def get(self, cache: Cache, target: Path) -> None:
-        """The whole object. Raises Changed."""
-        target.parent.mkdir(parents=True, exist_ok=True)
+        """All of it. Raises Changed."""
+        for part in cache.parts:
+            self.get_object(part, target / part.name[len(cache.name) :].lstrip("/") if cache.is_folder else target)
+
+    def get_object(self, part: Object, target: Path) -> None:
+        """Raises Changed."""
+        _make_folder(target.parent, part.url)
         try:
-            self.fs.get_file(cache.path, str(target))
-            now = self._cache(cache.path, self.fs.info(cache.path))
+            self.fs.get_file(part.path, str(target))
+            now = self.again(part)
         except FileNotFoundError:
-            raise Changed(f"{cache.url}: it was deleted while it was read") from None
-        os.utime(target, (cache.written, cache.written))
-        if (now.bytes, now.etag, now.bytes) != (cache.bytes, cache.etag, target.stat().st_size):
-            raise Changed(f"{cache.url}: it changed while it was read: left as it is")
+            raise Changed(f"{part.url}: it was deleted while it was read") from None
+        os.utime(target, (part.written, part.written))
+        if (now.bytes, now.etag, now.bytes) != (part.bytes, part.etag, target.stat().st_size):
+            raise Changed(f"{part.url}: it changed while it was read: left as it is")
 
     def facts(self, path: str) -> dict | None:
         """What put() stored beside an object; None: there is none."""
@@ -157,13 +195,20 @@ class Store:
         if (stored := self.fs.info(path)["size"]) != source.stat().st_size:
             raise Changed(f"s3://{path}: {stored:,} bytes are stored, not {source.stat().st_size:,}: it was written over at once")
 
-    def delete(self, cache: Cache) -> None:
+    def delete(self, part: Object) -> None:
         """Raises Changed."""
-        bucket, key, _ = self.fs.split_path(cache.path)
+        bucket, key, _ = self.fs.split_path(part.path)
         try:
-            self.fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=cache.etag)
+            self.fs.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=part.etag)
         except Exception as error:
-            raise Changed(f"{cache.url}: it changed meanwhile: left as it is") if _is_changed(error) else error
+            raise Changed(f"{part.url}: it changed meanwhile: left as it is") if _is_changed(error) else error
+
+
+def _make_folder(folder: Path, url: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{url}: another object has the name of its folder: rename one of them") from None
 
 
 def _protocols(fs) -> tuple[str, ...]:
@@ -185,22 +230,38 @@ def _dkv(*arguments) -> subprocess.CompletedProcess:
 
 
 def caches_of(store: Store, recursive: bool, flags: list[str], scratch: Path) -> list[Cache]:
-    """The objects that are caches, with what `dkv ls` says of them. Skips what `dkv ls` skips."""
-    objects = {scratch / str(index) / each.file: each for index, each in enumerate(store.objects(recursive))}
-    for copy, each in objects.items():
-        store.head(each, copy)
-    listed = _dkv("ls", "-r", "--json", scratch, *flags)
+    """What `dkv ls` finds in a folder of the objects' headers, under their names. Raises UserError for none."""
+    objects = store.objects(recursive)
+    root, rest = scratch / store.url.rsplit("/", 1)[-1], scratch / "rest"
+    _make_folder(root, store.url)
+    others = [each for each in objects if not store.head(each, root / each.name)]
+    listed = [(root, _listed(root, recursive, flags))]
+    for each in others:  # One at a time: headers among the rows need all of the object, and a disk may not hold all objects.
+        store.get_object(each, rest / each.name)
+        listed.append((rest, _listed(rest, True, flags)))
+        shutil.rmtree(rest)
+    urls, caches = {each.name: each.url for each in objects}, []
+    for copies, (found, _) in listed:
+        for facts in found:
+            name = str(Path(facts["file"]).relative_to(copies))
+            name = "" if name == "." else name
+            url = urls.get(name) or "/".join(filter(None, [store.url, name]))
+            if "error" in facts:
+                facts["error"] = _about(_about(facts["error"], Path(facts["file"]), url), copies, store.url)
+            parts = [each for each in objects if name in ("", each.name) or each.name.startswith(f"{name}/")]
+            caches.append(Cache(url, name, parts, facts | {"file": url}))
+    if not caches:
+        raise UserError(_about(listed[0][1][1], root, store.url) or f"{store.url}: dkv ls said nothing")
+    return sorted(caches, key=lambda cache: cache.name)
+
+
+def _listed(root: Path, recursive: bool, flags: list[str]) -> tuple[list[dict], str]:
+    """What `dkv ls` says of each cache, and for people."""
+    done = _dkv("ls", *(["-r"] if recursive else []), "--json", root, *flags)
     try:
-        found = {one["file"]: one for one in json.loads(listed.stdout)["caches"]}
-    except (ValueError, KeyError):
-        raise UserError(_about(listed.stderr, scratch, store.url) or f"dkv ls ended with status {listed.returncode}") from None
-    caches = []
-    for copy, each in objects.items():
-        if facts := found.get(str(copy)):
-            each.facts = facts | {"file": each.url} | ({"error": _about(facts["error"], copy, each.url)} if "error" in facts else {})
-            caches.append(each)
-        copy.unlink()
-    return caches
+        return json.loads(done.stdout).get("caches", []), done.stderr
+    except ValueError:
+        return [], done.stderr
 
 
 def _about(words: str, copy: Path, url: str) -> str:
@@ -222,7 +283,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         own, flags = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
     parser = argparse.ArgumentParser(prog="dkv-lab store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=("ls", "verify", "compact", "prune"))
-    parser.add_argument("url", metavar="URL", help="a folder of objects, or one object")
+    parser.add_argument("url", metavar="URL", help="a folder of objects, or one cache")
     parser.add_argument("-r", "--recursive", action="store_true", help="also what is in folders of folders")
     parser.add_argument("-o", "--output", metavar="URL", help="compact: the folder to write")
     parser.add_argument("--budget", type=_bytes, metavar="BYTES", help="prune: bytes of all caches together, 10GiB")
@@ -319,8 +380,14 @@ def _verify(options, store: Store, target, caches: list[Cache], scratch: Path) -
         if done.returncode != 0:
             failed = _fail(_about(done.stderr, copy, cache.url))
         _say(options, f"{cache.url}: {'damaged' if done.returncode else 'good'}", {"file": cache.url, "good": done.returncode == 0})
-        copy.unlink()
+        _remove(copy)
     return failed
+
+
+def _remove(copy: Path) -> None:
+    if copy.is_dir():
+        shutil.rmtree(copy)
+    copy.unlink(missing_ok=True)
 
 
 def _readable(caches: list[Cache]) -> Iterator[Cache]:
@@ -336,7 +403,8 @@ def _compact(options, store: Store, target: Store, caches: list[Cache], scratch:
     failed = int(any("error" in cache.facts for cache in caches))
     for cache in _readable(caches):
         made_of = {"dkv-source": f"{cache.etag.strip(chr(34))}-{cache.bytes}", "dkv-flags": _digest(options.flags)}
-        path, url = f"{target.root}/{cache.name}", f"{target.url}/{cache.name}"
+        name = (cache.name or cache.file) + (".safetensors" if cache.is_folder else "")  # As dkv compact names it.
+        path, url = f"{target.root}/{name}", f"{target.url}/{name}"
         there = target.facts(path)
         if there is not None:
             if there == made_of:
@@ -344,7 +412,7 @@ def _compact(options, store: Store, target: Store, caches: list[Cache], scratch:
             else:
                 failed = _fail(f"{url}: is there already, and was made of something else or with other flags: give another output")
             continue
-        copy, small = scratch / "in" / cache.file, scratch / "out" / cache.file
+        copy, small = scratch / "in" / cache.file, scratch / "out" / "small"
         try:
             store.get(cache, copy)
             small.parent.mkdir(parents=True, exist_ok=True)
@@ -357,7 +425,7 @@ def _compact(options, store: Store, target: Store, caches: list[Cache], scratch:
         except UserError as error:
             failed = _fail(str(error))
         for each in (copy, small):
-            each.unlink(missing_ok=True)
+            _remove(each)
     return failed
 
 
@@ -369,12 +437,18 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
     """`dkv prune` on one copy after the other: the budget of each is what the store's leaves it."""
     before = total = sum(cache.bytes for cache in caches)
     oldest = sorted(caches, key=lambda cache: (cache.written, -cache.bytes))
-    current, damages = {cache.path: cache for cache in caches}, []
-    stays = {cache.path for cache in caches if "error" in cache.facts}  # As dkv prune leaves what it cannot read or write.
+    current, damages = {cache.url: cache.parts[0] for cache in caches}, []
+    # As dkv prune leaves what it cannot read or write; folders are of engines that write themselves.
+    stays = {cache.url for cache in caches if "error" in cache.facts or cache.is_folder}
     for cache in _readable(oldest):
         if total <= options.budget:
             break
         copy = scratch / cache.file
+        if cache.is_folder:
+            why = f"dkv does not write {cache.facts['format']}"
+            event = {"event": "left", "file": cache.url, "bytes_before": cache.bytes, "bytes_after": cache.bytes, "why": why}
+            _say(options, _pruned(event), event)
+            continue
         try:
             store.get(cache, copy)
             room = max(1, cache.bytes - (total - options.budget))
@@ -385,20 +459,21 @@ def _prune(options, store: Store, target, caches: list[Cache], scratch: Path) ->
                 raise UserError(_about(done.stderr, copy, cache.url) or f"{cache.url}: dkv prune ended with status {done.returncode}")
             event["file"] = cache.url
             if "dkv does not write" in (event.get("why") or ""):
-                stays.add(cache.path)
+                stays.add(cache.url)
             if event["event"] == "compacted" and not options.dry_run:
-                store.put(copy, cache.path, {"IfMatch": cache.etag}, {})
-                current[cache.path] = store._cache(cache.path, store.fs.info(cache.path))
+                part = cache.parts[0]
+                store.put(copy, part.path, {"IfMatch": part.etag}, {})
+                current[cache.url] = store.again(part)
             total += event["bytes_after"] - event["bytes_before"]
             damages += [event["damage"]] if event.get("damage") is not None else []
             _say(options, _pruned(event), event)
         except UserError as error:
             _fail(str(error))
         copy.unlink(missing_ok=True)
-    for cache in [one for one in oldest if one.path not in stays] if options.delete else []:
+    for cache in [one for one in oldest if one.url not in stays] if options.delete else []:
         if total <= options.budget:
             break
-        now = current[cache.path]
+        now = current[cache.url]
         try:
             if not options.dry_run:
                 store.delete(now)

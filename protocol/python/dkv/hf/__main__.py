@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     reports: list[dict] = []
     wish = {"policy": options.policy, "capacity": options.capacity, "endpoint": options.endpoint}
-    wrap_generate(wish | {"profile": options.profile, "force_profile": options.force_profile}, reports)
+    wish |= {"profile": options.profile, "force_profile": options.force_profile, "risk": options.risk}
+    wrap_generate(wish, reports)
     try:
         _run(options)
     finally:
@@ -103,6 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help='what dkv calibrate wrote, or "auto": the one of the model, if there is one [DKV_PROFILE]',
     )
     parser.add_argument("--force-profile", action="store_true", help="also take a profile that was made for other weights")
+    parser.add_argument("--risk", type=float, metavar="SHARE", help="size and parameters from the profile's certificate: 0.05 (dkv certify)")
     parser.add_argument("--endpoint", default=None, help="where the sidecar listens [DKV_ENDPOINT, else this user's]")
     parser.add_argument("--report", metavar="FILE", help="write what each generate() saved, a JSON list")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module")

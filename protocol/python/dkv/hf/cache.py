@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 import dkv
 from dkv import parameters as table
 
-from . import forks, options, profiles
+from . import forks, options, wishes
 from .announce import announce_prompts, too_short, unknown_layers, unwrapped, why_left_alone
 from .arguments import DTYPES, changed, computed_otherwise, differing, masked_otherwise, not_understood, wants_weights
 from .copies import Copyable
@@ -61,6 +61,8 @@ class Cache(Copyable, TransformersCache):
                    a dkv.Profile, or "auto" for the one of this model, if there is one (profiles.py);
                    "auto" when the policy is auto or reuse, or none is named
     force_profile  also a file that was made for other weights of the same shape
+    risk           0.05: size and parameters from the certificate that `dkv certify` stored in the profile for at
+                   most this share of requests that lose much; a prompt that it does not hold for stays whole
     device         where the rows are; None: DKV_DEVICE in the environment, else where the model is. Another
                    device than the model's ("cuda" for one on the CPU) is for the emulation of CUDA only
 
@@ -92,6 +94,7 @@ class Cache(Copyable, TransformersCache):
         strict: bool = False,
         profile: str | os.PathLike | dkv.Profile | None = None,
         force_profile: bool = False,
+        risk: float | None = None,
         device: object = None,
         **parameters: object,
     ):
@@ -100,19 +103,14 @@ class Cache(Copyable, TransformersCache):
         table.refuse_unknown(type(self).__name__, parameters, own)
         wish = {"capacity": capacity, "window": window, **parameters}
         options.check(
-            model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine,
+            model, policy=policy, wish=wish, endpoint=endpoint, progressive=progressive, engine=engine, risk=risk,
             timeout_s=timeout_s, prompt_tokens=prompt_tokens, strict=strict, profile=profile, force_profile=force_profile,
         )  # fmt: skip
-        unasked = profile is None and policy in (None, "auto", "reuse")
-        found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
-        if found is not None and policy is None and not unasked:
-            policy = "dynamickv"
+        self._wish, self._certificate = wishes.of(model, policy, wish, profile, force_profile, risk)
         self._left_alone = why_left_alone(model)  # Read by announce.py, too.
         self._dkv_layers: list[DkvLayer] = []
         super().__init__(layers=self._make_layers(model))
         self.layer_class_to_replicate = DynamicLayer  # For a model with more layers than this one's.
-        wish |= {"name": policy, "profile": found}
-        self._wish = {key: value for key, value in wish.items() if value is not None}
         self._progressive, self._timeout_s, self._strict = progressive, timeout_s, strict
         self._prompt_tokens = None if prompt_tokens is None else int(prompt_tokens)
         self._model = weakref.ref(model)
@@ -138,6 +136,7 @@ class Cache(Copyable, TransformersCache):
     def _begin(self) -> None:
         self._report = Report(layers=len(self._dkv_layers), layers_left_alone=len(self.layers) - len(self._dkv_layers))
         self._report.profile = self._wish["profile"].name if "profile" in self._wish else None
+        self._report.certificate = self._certificate and self._certificate.name
         self._report.failure = self._left_alone
         if not self._dkv_layers and self._left_alone is None:
             self._report.failure = unknown_layers(self.layers)
@@ -369,9 +368,10 @@ class Cache(Copyable, TransformersCache):
     def _open_prompt(self, seen: int, query: torch.Tensor) -> None:
         tokens = self._prompt_tokens or self._announced or seen
         self._report.prompt_tokens = max(tokens, seen)
-        if max(tokens, seen) == 1:
+        outside = self._certificate and self._certificate.outside(max(tokens, seen))
+        if max(tokens, seen) == 1 or outside:
             self._in_prefill = False
-            self._report.kept_whole = "a prompt of one token: nothing to compress"
+            self._report.kept_whole = outside or "a prompt of one token: nothing to compress"
             return
         self._prompt = Prompt(self._dkv_layers, self._storage, max(tokens, seen), self._report, self._timeout_s)
         engine = self._engine(query)

@@ -23,6 +23,7 @@ def check(
     strict: object,
     profile: object,
     force_profile: object,
+    risk: object,
 ) -> None:
     """Raises TypeError for what is not a model, DkvError (INVALID_ARGUMENT) for another wrong value."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
@@ -37,6 +38,8 @@ def check(
         checks.count("prompt_tokens", prompt_tokens, least=1)
     for name, value in (("progressive", progressive), ("strict", strict), ("force_profile", force_profile)):
         checks.flag(name, value)
+    if risk is not None:
+        checks.number("risk", risk, "a share of 0 … 1", lambda value: 0 <= value <= 1)
     if engine is not None and not hasattr(engine, "open_session"):
         raise checks.refusal("engine", engine, "a dkv.Engine")
     if profile is not None and not isinstance(profile, (str, os.PathLike, dkv.Profile)):

@@ -16,6 +16,7 @@ class Report:
     capacity: int | None = None
     window: int | None = None  # Query rows it asked for with each layer: all for h2o, none for query-free policies.
     profile: str | None = None  # That was asked for; an operator's policy goes before it.
+    certificate: str | None = None  # That a risk chose; as of the profile.
     prompt_tokens: int = 0
     layers: int = 0  # Compressible ones: sliding layers of a hybrid are bounded already and not counted.
     layers_left_alone: int = 0
