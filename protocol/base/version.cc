@@ -2,6 +2,6 @@
 
 namespace dkv {
 
-constinit char const* const kVersion = DKV_THIS_VERSION;
+constinit char const* const kVersion = DKV_VERSION;
 
 }  // namespace dkv
