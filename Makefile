@@ -103,15 +103,15 @@ test-foreign: deps-debian ## of test-asan, what reads bytes that others sent or 
 	cmake --build --preset asan --target $(FOREIGN)
 	DKV_FUZZ_MESSAGES=20000 tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))):'
 
-test-asan: deps deps-test deps-cuda ## every unit test under the address and undefined-behaviour sanitizers
+test-asan: deps deps-test deps-cuda ## unit tests, and real processes, under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING -DDKV_CUDA=AUTO
-	cmake --build --preset asan --target unit_tests
-	tools/dev/test.sh asan --label-exclude e2e
+	cmake --build --preset asan --target unit_tests end_to_end
+	tools/dev/test.sh asan
 
-test-tsan: deps deps-test deps-cuda ## unit tests under the thread sanitizer
+test-tsan: deps deps-test deps-cuda ## unit tests, and real processes, under the thread sanitizer
 	cmake --preset tsan --log-level=WARNING
-	cmake --build --preset tsan --target unit_tests
-	tools/dev/test.sh tsan --label-exclude e2e
+	cmake --build --preset tsan --target unit_tests end_to_end
+	tools/dev/test.sh tsan
 
 mutants: deps deps-test deps-cuda ## kernels with one thing wrong in each: the emulation must catch every one (MUTANTS='words of names')
 	tools/cuda_emu/mutants/mutants.py $(MUTANTS)

@@ -8,6 +8,7 @@
 
 #include "cli/render/text.h"
 #include "protocol/base/endpoint.h"
+#include "protocol/base/version.h"
 
 namespace dkv::cli {
 namespace {
@@ -104,11 +105,13 @@ Program::Program(Environment const& environment)
     app.require_subcommand(1);
     app.fallthrough();  // Inherited: global options may follow the subcommand.
     app.footer(kExitCodesHelp);
-    app.set_version_flag("--version", "dkv " DKV_VERSION, "print dkv's own version and exit");
+    app.set_version_flag("--version", std::string("dkv ") + kVersion,
+                         "print dkv's own version and exit");
     Globals& globals = context.globals;
     globals.endpoint = default_endpoint();
     app.add_option("--endpoint", globals.endpoint,
                    "where the sidecar listens [DKV_ENDPOINT, else " + globals.endpoint + "]")
+        ->envname("DKV_ENDPOINT")
         ->type_name("ENDPOINT");
     app.add_option("--secret-key", globals.keys.secret,
                    "for a tcp:// endpoint: your key pair [dkv.key_secret where dkv keys puts it]")

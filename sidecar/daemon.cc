@@ -17,6 +17,7 @@
 
 #include "kernels/backend.h"
 #include "protocol/base/endpoint.h"
+#include "protocol/base/version.h"
 #include "sidecar/config/config_file.h"
 #include "sidecar/log_sink.h"
 #include "sidecar/memory/left_behind.h"
@@ -67,7 +68,7 @@ public:
                   *this,
                   std::move(backends),
                   [this] { transport_->wake(); }) {
-        metrics_.build(DKV_VERSION, kProtocolVersion, server_.backend());
+        metrics_.build(kVersion, kProtocolVersion, server_.backend());
     }
 
     Result<void> serve_metrics(std::string const& address) {
@@ -104,7 +105,7 @@ public:
         transport_->wake();
     }
     void say_where() const {
-        spdlog::info("dkvd {} listens at {}", DKV_VERSION, transport_->endpoint());
+        spdlog::info("dkvd {} listens at {}", kVersion, transport_->endpoint());
         if (auto const control = transport_->control_endpoint(); !control.empty())
             spdlog::info("controllers with keys: {}", control);
         if (transport_->endpoint().starts_with("tcp://"))

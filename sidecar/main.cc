@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "protocol/base/guarded_memory.h"
+#include "protocol/base/version.h"
 #include "sidecar/config/config_file.h"
 #include "sidecar/daemon.h"
 
@@ -14,7 +15,7 @@ namespace {
 
 int run(int argc, char** argv) {
     CLI::App app("dkvd: compresses the KV caches of inference engines on this machine", "dkvd");
-    app.set_version_flag("--version", "dkvd " DKV_VERSION);
+    app.set_version_flag("--version", std::string("dkvd ") + dkv::kVersion);
     dkv::Config config;
     dkv::add_flags(app, config);
     try {

@@ -7,7 +7,7 @@ namespace dkv::cli {
 namespace {
 
 Result<Output> check_file(std::string const& path) {
-    auto const config = DKV_TRY(read_config({"--config", path}));
+    auto const config = DKV_TRY(read_config_file(path));
     auto const policy = DKV_TRY(resolve(config.policy));
     return Output{fmt::format("{}: good. dkvd would start with {}.\n", path, in_words(policy)),
                   {{"file", path}, {"good", true}, {"policy", in_words(policy)}}};

@@ -4,6 +4,7 @@
 #include "cli/render/findings.h"
 #include "cli/render/json.h"
 #include "cli/text_file.h"
+#include "protocol/base/version.h"
 #include "protocol/schema/envelope.h"
 
 namespace dkv::cli {
@@ -46,7 +47,7 @@ Result<std::string> write_bundle(Context const& context,
                                  std::string const& path,
                                  std::vector<doctor::Finding> const& findings) {
     auto const variables = doctor::environment_variables();
-    Json const all{{"dkv", {{"version", DKV_VERSION}, {"protocol", kProtocolVersion}}},
+    Json const all{{"dkv", {{"version", kVersion}, {"protocol", kProtocolVersion}}},
                    {"system", doctor::system_json()},
                    {"findings", findings_json(findings)},
                    {"sidecar", sidecar_json(context)},

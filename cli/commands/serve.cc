@@ -4,8 +4,8 @@
 namespace dkv::cli {
 namespace {
 
-/// `dkv --endpoint X serve`, or X in the environment: the option before the command goes before the
-/// file, and behind the daemon's own.
+/// `dkv --endpoint X serve`, or X in the environment: it goes before the file, and behind the
+/// daemon's own flag.
 bool given_before(CLI::App const& app, char const* name) {
     auto const* const own = app.get_option_no_throw(name);
     auto const* const before = app.get_parent()->get_option_no_throw(name);
@@ -17,6 +17,8 @@ bool given_before(CLI::App const& app, char const* name) {
 Run setup_serve(CLI::App& app, Context const& context) {
     auto config = std::make_shared<Config>();
     context.environment.add_daemon_flags(app, *config);
+    // From the environment it would go before the flag that stands before the command.
+    if (auto* const endpoint = app.get_option_no_throw("--endpoint")) endpoint->envname("");
     return [&app, &context, config]() -> Result<Output> {
         bool const endpoint = given_before(app, "--endpoint");
         bool const key = given_before(app, "--secret-key");

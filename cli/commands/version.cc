@@ -1,3 +1,5 @@
+#include "protocol/base/version.h"
+
 #include <fmt/format.h>
 
 #include "cli/commands/all.h"
@@ -11,9 +13,9 @@ namespace {
 /// A missing sidecar is not a failure: the versions of dkv itself are still an answer.
 Result<Output> show(Context const& context) {
     Output output;
-    output.text = fmt::format("dkv {}\nprotocol {}\nC API {}\n", DKV_VERSION, kProtocolVersion,
-                              DKV_API_VERSION);
-    output.json = {{"dkv", DKV_VERSION},
+    output.text =
+        fmt::format("dkv {}\nprotocol {}\nC API {}\n", kVersion, kProtocolVersion, DKV_API_VERSION);
+    output.json = {{"dkv", kVersion},
                    {"protocol", kProtocolVersion},
                    {"api", DKV_API_VERSION},
                    {"sidecar", nullptr}};

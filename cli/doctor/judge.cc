@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "cli/render/text.h"
+#include "protocol/base/version.h"
 #include "protocol/schema/envelope.h"
 
 namespace dkv::cli::doctor {
@@ -212,7 +213,7 @@ Finding sidecar(Readings const& r) {
     auto const& s = r.sidecar;
     if (s.wrong_version)
         return {"sidecar", Level::Fail, s.error,
-                fmt::format("this dkv is {} and speaks protocol {}", DKV_VERSION, kProtocolVersion),
+                fmt::format("this dkv is {} and speaks protocol {}", kVersion, kProtocolVersion),
                 "restart the sidecar with the dkvd that came with this dkv"};
     if (s.version.empty())
         return {"sidecar", Level::Warn, s.error, "engines run, but uncompressed",
@@ -220,8 +221,8 @@ Finding sidecar(Readings const& r) {
     return {"sidecar", Level::Ok,
             fmt::format("version {}, protocol {}, pid {}, at {}", s.version, s.protocol, s.pid,
                         r.endpoint),
-            s.version == DKV_VERSION ? "engines can attach"
-                                     : "engines can attach; this dkv is " DKV_VERSION,
+            s.version == kVersion ? "engines can attach"
+                                  : fmt::format("engines can attach; this dkv is {}", kVersion),
             ""};
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "protocol/base/endpoint.h"
+#include "protocol/base/version.h"
 #include "protocol/sdk/shm_arena.h"
 
 using dkv::Error;
@@ -86,7 +87,7 @@ Result<void> open_engine(dkv_engine_options const* options,
 }  // namespace dkv::sdk
 
 char const* dkv_version(void) {
-    return DKV_VERSION;
+    return dkv::kVersion;
 }
 
 char const* dkv_last_error(void) {

@@ -93,7 +93,8 @@ Result<void> check_limits(Limits const& limits) {
 void add_flags(CLI::App& app, Config& config) {
     app.add_option("--endpoint", config.endpoint,
                    "where to listen for engines and controllers: ipc://PATH [DKV_ENDPOINT, else a "
-                   "socket of this user]");
+                   "socket of this user]")
+        ->envname("DKV_ENDPOINT");
     app.add_option("--control", config.control,
                    "also listen for controllers of other machines, which prove a key: "
                    "tcp://HOST:PORT")

@@ -174,6 +174,8 @@ Result<Config> read_config(std::vector<std::string> const& arguments) {
     CLI::App app;
     app.allow_extras();
     app.set_help_flag();
+    // `dkv --endpoint A serve --endpoint B`
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     Config config;
     add_flags(app, config);
     try {
@@ -181,6 +183,15 @@ Result<Config> read_config(std::vector<std::string> const& arguments) {
     } catch (CLI::ParseError const& error) {
         return Error{ErrorCode::InvalidArgument, error.what()};
     }
+    DKV_TRY(finish(app, config));
+    return config;
+}
+
+Result<Config> read_config_file(std::string const& path) {
+    CLI::App app;  // Not parsed: parsing is what reads the environment.
+    Config config;
+    add_flags(app, config);
+    config.config_file = path;
     DKV_TRY(finish(app, config));
     return config;
 }

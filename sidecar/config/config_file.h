@@ -25,6 +25,10 @@ Result<void> finish(CLI::App& app, Config& config);
 /// passed over. Errors: as finish()'s.
 Result<Config> read_config(std::vector<std::string> const& arguments);
 
+/// What dkvd would be by this file alone: the environment is passed over, which would hide what it
+/// overrides. Errors: as finish()'s.
+Result<Config> read_config_file(std::string const& path);
+
 /// Flags whose value differs and cannot change while dkvd runs; empty: all of them may.
 std::vector<std::string> fixed_changes(Config const& before, Config const& after);
 

@@ -75,9 +75,8 @@ struct Metrics::Families {
           mapped_bytes(gauges(registry, "dkv_mapped_bytes", "Engine memory mapped here").Add({})),
           ready(gauges(registry, "dkv_ready", "1: /readyz says yes").Add({})) {
         // Series that are not there cannot be alerted on.
-        for (auto const* const stage :
-             {"wait", "open", "score", "select", "stage", "pack", "commit"})
-            stages.Add({{"stage", stage}}, stage_buckets());
+        for (auto const stage : kStages)
+            stages.Add({{"stage", std::string(name_of(stage))}}, stage_buckets());
         for (auto const* const why : {"full", "gone"})
             lost.Add({{"why", why}});
     }
@@ -145,8 +144,8 @@ void Metrics::bytes_peak(std::uint64_t largest) {
 void Metrics::mass_kept(double share) {
     families_->mass.Observe(share);
 }
-void Metrics::stage(std::string_view name, std::uint64_t nanoseconds) {
-    families_->stages.Add({{"stage", std::string(name)}}, stage_buckets())
+void Metrics::stage(Stage stage, std::uint64_t nanoseconds) {
+    families_->stages.Add({{"stage", std::string(name_of(stage))}}, stage_buckets())
         .Observe(static_cast<double>(nanoseconds) * 1e-9);
 }
 void Metrics::uptime(double seconds) {

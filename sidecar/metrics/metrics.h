@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "sidecar/metrics/stages.h"
+
 namespace prometheus {
 class Registry;
 }
@@ -38,8 +40,8 @@ public:
     void bytes_peak(std::uint64_t largest);
     /// Share of the window's attention on kept tokens, of one session.
     void mass_kept(double share);
-    /// Time in one stage of one layer: a name of stages.h in sidecar/pipeline.
-    void stage(std::string_view name, std::uint64_t nanoseconds);
+    /// Time in one stage of one layer.
+    void stage(Stage stage, std::uint64_t nanoseconds);
     void uptime(double seconds);
     void instances(std::uint32_t count);
     void sessions_open(std::string_view state, std::uint32_t count);

@@ -11,7 +11,7 @@
 #include "kernels/backend.h"
 #include "protocol/base/geometry.h"
 #include "protocol/base/kv_layout.h"
-#include "sidecar/pipeline/stages.h"
+#include "sidecar/metrics/stages.h"
 #include "sidecar/policy/policy.h"
 
 namespace dkv {

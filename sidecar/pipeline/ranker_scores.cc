@@ -2,9 +2,9 @@
 #include <numeric>
 #include <utility>
 
+#include "sidecar/metrics/stages.h"
 #include "sidecar/pipeline/engine_scores.h"
 #include "sidecar/pipeline/ranker.h"
-#include "sidecar/pipeline/stages.h"
 
 namespace dkv {
 

@@ -1,6 +1,7 @@
 #include <array>
 #include <unistd.h>
 
+#include "protocol/base/version.h"
 #include "protocol/schema/envelope.h"
 #include "sidecar/policy/policy.h"
 #include "sidecar/rpc/command.h"
@@ -12,7 +13,7 @@ namespace {
 Reply get_status(Context& context, Caller const& caller, wire::GetStatusT const&) {
     auto const facts = context.table.facts();
     wire::StatusInfoT info;
-    info.version = DKV_VERSION;
+    info.version = kVersion;
     info.protocol = kProtocolVersion;
     info.pid = static_cast<std::uint32_t>(::getpid());
     info.uptime_ms = caller.now - context.started_at;

@@ -1,5 +1,6 @@
 #include <array>
 
+#include "protocol/base/version.h"
 #include "sidecar/rpc/command.h"
 #include "sidecar/rpc/convert.h"
 
@@ -12,7 +13,7 @@ Reply hello(Context& context, Caller const& caller, wire::HelloT const& message)
     welcome.heartbeat_ms = context.config.heartbeat_ms;
     welcome.limits = to_wire(context.config.limits);
     welcome.policy = to_wire(welcomed.policy.params);
-    welcome.version = DKV_VERSION;
+    welcome.version = kVersion;
     welcome.fd_socket = context.fd_socket;
     welcome.backend = welcomed.backend;
     return body_of(std::move(welcome));

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include "protocol/base/printable.h"
+#include "protocol/base/version.h"
 #include "protocol/base/without_throwing.h"
 #include "sidecar/metrics/log_scope.h"
 #include "sidecar/rpc/convert.h"
@@ -58,7 +59,7 @@ Result<void> admit(Sender const& sender, Command const& command) {
 /// For those of whom nothing is known: that a sidecar is here, and which.
 Reply short_status() {
     wire::StatusInfoT info;
-    info.version = DKV_VERSION;
+    info.version = kVersion;
     info.protocol = kProtocolVersion;
     return body_of(std::move(info));
 }

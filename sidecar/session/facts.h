@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "protocol/base/geometry.h"
+#include "sidecar/metrics/stages.h"
 #include "sidecar/pipeline/job.h"
-#include "sidecar/pipeline/stages.h"
 #include "sidecar/policy/params.h"
 #include "sidecar/session/state.h"
 

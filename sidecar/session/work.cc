@@ -40,7 +40,7 @@ auto SessionWork::timed(Step const& step) {
 }
 
 void SessionWork::record(Span span) {
-    metrics_.stage(name_of(span.stage), span.duration_ns);
+    metrics_.stage(span.stage, span.duration_ns);
     spans_.push_back(span);
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <utility>
 
+#include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 
 #include "protocol/base/endpoint.h"
 #include "protocol/base/printable.h"
+#include "protocol/base/version.h"
 
 namespace dkv {
 namespace {
@@ -66,7 +68,7 @@ Result<bool> is_live(std::string const& path) {
 
 /// The lock file's text is its holder's version and process. Where the disk is full it stays empty.
 void sign(int lock) {
-    auto const text = "dkvd " DKV_VERSION ", process " + std::to_string(::getpid());
+    auto const text = fmt::format("dkvd {}, process {}", kVersion, ::getpid());
     [[maybe_unused]] auto const written = ::pwrite(lock, text.data(), text.size(), 0);
 }
 
@@ -79,7 +81,7 @@ Error taken(std::string const& endpoint, int lock) {
     return {ErrorCode::AlreadyExists,
             "a sidecar already listens at " + endpoint + ": " +
                 (text.empty() ? "of an unknown version" : printable(text, kHolderBytesMax)) +
-                "; this is dkvd " DKV_VERSION};
+                "; this is dkvd " + kVersion};
 }
 
 }  // namespace

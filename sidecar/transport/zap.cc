@@ -16,7 +16,7 @@ constexpr std::size_t kKeyBytes = 32;
 constexpr std::size_t kKeyChars = 40;
 
 /// Version, request, domain, address, identity, mechanism, credentials.
-enum Frame : std::size_t { kVersion, kRequest, kDomain, kAddress, kIdentity, kMechanism, kKey };
+enum Frame : std::size_t { kZapVersion, kRequest, kDomain, kAddress, kIdentity, kMechanism, kKey };
 
 Result<std::string> admit(ClientKeys const& clients, std::vector<std::string> const& frames) {
     if (frames.size() != kKey + 1 || frames[kDomain] != kZapDomain ||
@@ -59,7 +59,7 @@ void Zap::answer_all() {
         // The reason stays here: who is not let in learns that it is not.
         std::string const user = name ? name.value() : "";
         for (std::string_view const part :
-             {std::string_view(frames[kVersion]), std::string_view(frames[kRequest]),
+             {std::string_view(frames[kZapVersion]), std::string_view(frames[kRequest]),
               name ? std::string_view("200") : std::string_view("400"),
               name ? std::string_view() : std::string_view("not let in"), std::string_view(user)})
             socket_.send(zmq::buffer(part), zmq::send_flags::sndmore);

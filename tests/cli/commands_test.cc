@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include "protocol/base/version.h"
 #include "tests/cli/fakes.h"
 #include "tests/support/temp_dir.h"
 
@@ -218,7 +219,7 @@ TEST_CASE("dkv version answers without a sidecar, and exits 4 beside one of anot
     CHECK(run_dkv({"version"}, sidecar).exit_code == 4);
 
     auto const short_form = run_dkv({"--version"}, sidecar);
-    CHECK(short_form.out == "dkv " DKV_VERSION "\n");
+    CHECK(short_form.out == std::string("dkv ") + kVersion + "\n");
     CHECK(short_form.exit_code == 0);
 }
 

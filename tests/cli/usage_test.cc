@@ -1,9 +1,13 @@
 // Wrong usage, failed requests, and what the exit status says of them.
+#include <cstdlib>
+#include <fstream>
+
 #include <doctest/doctest.h>
 
 #include "protocol/base/endpoint.h"
 #include "sidecar/policy/policy.h"
 #include "tests/cli/fakes.h"
+#include "tests/support/temp_dir.h"
 
 using namespace dkv;
 using dkv::test::FakeSidecar;
@@ -268,6 +272,38 @@ TEST_CASE("dkv serve takes its endpoint from before or after the command") {
         CHECK(seen.endpoint == "ipc:///tmp/a");
         CHECK(seen.threads == 3);
     }
+}
+
+TEST_CASE(
+    "dkv serve's endpoint: a flag before the environment, that before the file, the same again "
+    "after SIGHUP") {
+    test::TempDir const folder;
+    auto const file = folder / "dkvd.toml";
+    std::ofstream(file) << "endpoint = \"ipc:///tmp/file\"\n";
+    auto const endpoints = [&](std::vector<std::string> arguments) {
+        FakeSidecar sidecar;
+        std::vector<std::string> seen;
+        arguments.insert(arguments.end(), {"--config", file});
+        auto const ran = run_dkv(arguments, sidecar, [&](cli::Environment& environment) {
+            environment.run_daemon = [&](Config const& config, auto const& again) -> Result<void> {
+                seen = {config.endpoint, again().value().endpoint};
+                return {};
+            };
+        });
+        CHECK(ran.err.empty());
+        return seen;
+    };
+    auto const twice = [](std::string const& endpoint) { return std::vector(2, endpoint); };
+
+    CHECK(endpoints({"serve"}) == twice("ipc:///tmp/file"));
+    CHECK(endpoints({"--endpoint", "ipc:///tmp/before", "serve"}) == twice("ipc:///tmp/before"));
+    CHECK(endpoints({"serve", "--endpoint", "ipc:///tmp/behind"}) == twice("ipc:///tmp/behind"));
+    CHECK(endpoints({"--endpoint", "ipc:///tmp/before", "serve", "--endpoint",
+                     "ipc:///tmp/behind"}) == twice("ipc:///tmp/behind"));
+    ::setenv("DKV_ENDPOINT", "ipc:///tmp/environment", 1);
+    auto const of_environment = endpoints({"serve"});
+    ::unsetenv("DKV_ENDPOINT");
+    CHECK(of_environment == twice("ipc:///tmp/environment"));
 }
 
 TEST_CASE("dkv serve exits 1 with the daemon's reason") {

@@ -9,6 +9,7 @@ import subprocess
 from processes import program
 
 LAYERS, KV_HEADS, TOKENS, CAPACITY = 6, 2, 600, 128
+SANITIZED = os.environ.get("DKV_SANITIZED") == "1"
 DEVICE = os.environ.get("DKV_TEST_DEVICE")  # None: the CPU; "cuda": the first GPU.
 ARENAS = ["malloc", "vmm"] if DEVICE else ["memfd", "posix_shm"]
 GEOMETRY = ["--layers", str(LAYERS), "--q-heads", "6", "--kv-heads", str(KV_HEADS), "--head-dim", "64"]

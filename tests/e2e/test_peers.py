@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from engines import DEVICE, CEngine, run
+from engines import DEVICE, SANITIZED, CEngine, run
 from processes import Sidecar, program, waited_for
 
 VICTIM, OTHER = 61001, 61002
@@ -228,6 +228,9 @@ def test_names_that_killed_engines_left_in_dev_shm_go_when_a_sidecar_starts(tmp_
     sidecar.stop()
 
 
+limits_memory = pytest.mark.skipif(SANITIZED, reason="a sanitizer ends a program that gets no memory")
+
+
 def address_space(sidecar, limit: str) -> None:
     subprocess.run(["prlimit", f"--pid={sidecar.process.pid}", f"--as={limit}:"], check=True)
 
@@ -239,6 +242,7 @@ def no_more_address_space(sidecar) -> None:
     address_space(sidecar, str((kib + 1024) * 1024))
 
 
+@limits_memory
 def test_a_sidecar_without_a_thread_for_an_engine_refuses_it_and_serves_the_next(sidecar):
     no_more_address_space(sidecar)
 
@@ -252,6 +256,7 @@ def test_a_sidecar_without_a_thread_for_an_engine_refuses_it_and_serves_the_next
     assert line["committed"], line
 
 
+@limits_memory
 def test_a_sidecar_without_memory_for_a_prompt_refuses_it_and_serves_the_next(sidecar):
     engine = CEngine(sidecar, "--pause-at-layer", "1", tokens=2000)
     engine.line()

@@ -147,35 +147,6 @@ def test_a_drain_ends_at_its_deadline_or_at_a_second_sigterm(tmp_path, how):
     assert lines[-1]["rows_wrong"] == 0
 
 
-def test_an_upgrade_ends_the_open_prompt_and_serves_the_same_engine_after_it(tmp_path):
-    """SIGTERM, then another dkvd at the same endpoint: the prompt between the two stays whole."""
-    sidecar = Sidecar(tmp_path).start("--drain-ms", "60000")
-    flags = ("--capacity", str(CAPACITY), "--sessions", "3", "--pause-at-layer", "2", "--timeout-ms", "20000")
-    engine = CEngine(sidecar, *flags)
-    engine.line()
-    sidecar.process.send_signal(signal.SIGTERM)
-    waited_for(lambda: status(sidecar)["draining"], "the sidecar to drain")
-    early = subprocess.run([program("dkvd"), "--endpoint", sidecar.endpoint], capture_output=True, text=True, timeout=60)
-    assert (early.returncode, f"process {sidecar.process.pid}; this is dkvd" in early.stderr) == (1, True)
-    engine.go_on()
-    first = engine.line()
-    engine.line()  # The second session's pause.
-    assert sidecar.process.wait(20) == 0
-    sidecar.start()
-    engine.go_on()
-    second = engine.line()
-    engine.line()
-    engine.go_on()
-    code, lines = engine.end()
-    sidecar.stop()
-
-    assert first["committed"]
-    assert not second["committed"]
-    assert second["forms"] == ["full"] * LAYERS
-    assert lines[-1]["committed"]
-    assert [each["rows_wrong"] for each in (first, second, lines[-1])] == [0, 0, 0]
-
-
 def test_sighup_takes_what_may_change_and_refuses_the_rest_by_name(tmp_path):
     config = tmp_path / "dkvd.toml"
     config.write_text('policy = "snapkv"\ncapacity = 100\n')
@@ -223,11 +194,13 @@ def test_config_check_names_key_line_and_what_was_expected(tmp_path):
     assert (started.returncode, started.stderr) == (2, f"dkvd: {config}:2: capacity is 'many', expected a count\n")
 
 
-def test_one_id_names_a_session_in_the_log_in_dkv_and_in_its_trace(tmp_path):
+def test_one_id_names_a_session_in_the_engine_in_the_log_in_dkv_and_in_its_trace(tmp_path):
     sidecar = Sidecar(tmp_path).start("--log-format", "json")
-    assert run(sidecar, "--policy", "dynamickv", "--capacity", str(CAPACITY))[0] == 0
+    code, outcome = run(sidecar, "--policy", "dynamickv", "--capacity", str(CAPACITY))
+    assert code == 0
 
     session = json.loads(sidecar.dkv("--json", "sessions").stdout)["sessions"][0]
+    assert outcome["session"] == session["session"]  # As the engine knows it.
     lines = [json.loads(line) for line in sidecar.log.read_text().splitlines()]
     mine = [line for line in lines if line.get("session") == session["session"]]
     assert [line["instance"] for line in mine] == [session["instance"]]

@@ -40,6 +40,24 @@ def _memory(name: str) -> int:
     raise LookupError(name)
 
 
+class Said(logging.Handler):
+    """The log's lines since they were last taken."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+
+    def emit(self, record) -> None:
+        self.lines.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        taken, self.lines = self.lines, []
+        return taken
+
+
+said = Said()
+
+
 class Engine:
     def __init__(self, model: str, endpoint: str):
         lib.llama_backend_init()
@@ -170,7 +188,7 @@ class Engine:
             self.watch.adopted(max(0, before - after), peak, after)
         elif target is not None:
             lib.llama_free(target)
-        return {**vars(report), "pss": [before, peak, _memory("Pss")], "user_seconds": seconds}
+        return {**vars(report), "pss": [before, peak, _memory("Pss")], "user_seconds": seconds, "logged": said.take()}
 
     def positions(self, options: dict) -> dict:
         return {"positions": [[self.watch.positions(la, h) for h in range(options["heads"])] for la in options["layers"]]}
@@ -197,6 +215,8 @@ class Engine:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("dkv.llama").setLevel(logging.INFO)
+    logging.getLogger("dkv.llama").addHandler(said)
     engine = Engine(sys.argv[1], sys.argv[2])
     for line in sys.stdin:
         options = json.loads(line)

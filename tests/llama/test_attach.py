@@ -213,6 +213,21 @@ def test_tokens_of_another_sequence_in_between_are_refused_by_name(llama, docume
     assert "layer 0 showed queries of 320 tokens, the sequence has 300" in report["reason"]
 
 
+@pytest.mark.sample
+def test_one_id_names_a_prompt_in_the_report_in_both_logs_and_in_dkv(llama, document, dkvd):
+    llama.open(cells=640)
+    compressed(llama, document(300), {"name": "snapkv", "capacity": 128})
+    llama.forget()
+
+    report = compressed(llama, document(500), {"name": "snapkv", "capacity": 128})
+
+    session = report["session"]
+    assert report["logged"] == [f"dkv: session {session}: the prompt of 500 tokens is compressed by snapkv"]
+    listed = json.loads(dkvd.dkv("--json", "sessions", session).stdout)["sessions"]
+    assert [(each["session"], each["prompt_tokens"]) for each in listed] == [(session, 500)]
+    assert waited_for(lambda: [line for line in dkvd.log.read_text().splitlines() if session in line], "dkvd's log")
+
+
 @pytest.mark.parametrize("ctypes", [False, True], ids=["cffi's params", "ctypes' params"])
 def test_the_users_own_callback_is_still_asked(llama, document, ctypes):
     llama.open(cells=512, chained=True, ctypes=ctypes)
@@ -252,6 +267,8 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
     report = llama.compress(policy={"capacity": 128})
 
     assert (report["compressed"], report["cells"]) == (False, 0)
+    whose = f"session {report['session']}: " if report["session"] else ""
+    assert report["logged"][-1] == f"dkv: {whose}the prompt's cache is left whole: {report['reason']}"
     assert report["reason"], "it says why"
     assert llama.go_on(tokens=[5], position=400, count=12)["tokens"] == own
     llama.close()

@@ -28,18 +28,18 @@ def program(name: str) -> Path:
 class Sidecar:
     """A dkvd of one test's own. start() again after kill() is what an operator's restart is."""
 
-    def __init__(self, folder: Path, before: tuple[str, ...] = ()):
-        """before: a command that runs it, prlimit for example."""
+    def __init__(self, folder: Path, before: tuple[str, ...] = (), dkvd: Path | None = None):
+        """before: a command that runs it, prlimit for example. dkvd: another one than what was built."""
         self._before = before
         self.endpoint = f"ipc://{folder}/dkvd.sock"
         self.log = folder / "dkvd.log"
-        self._dkvd, self._dkv = program("dkvd"), program("dkv")
+        self.dkvd, self._dkv = dkvd or program("dkvd"), program("dkv")
         self.process: subprocess.Popen | None = None
 
     def start(self, *flags: str) -> "Sidecar":
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*self._before, self._dkvd, "--endpoint", self.endpoint, *flags], stdout=log, stderr=log
+                [*self._before, self.dkvd, "--endpoint", self.endpoint, *flags], stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_S
         while self.dkv("status", check=False).returncode != 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 
 import pytest
 from engine import Engine
@@ -75,6 +77,38 @@ def test_blocks_that_go_back_are_counted_as_bytes_of_the_engines_pool(engine, si
     page = next(iter(engine.worker._layers.values())).kv_cache[0]  # A block of a group of one layer.
     assert total()["bytes_pool"] - before["bytes_pool"] == given_back * page.numel() * page.element_size() > 0
     assert total()["bytes_returned"] == before["bytes_returned"]
+
+
+class Records(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.kept: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record)
+
+
+@pytest.fixture
+def records():
+    """Of dkv's logger in vLLM, which does not propagate to pytest's."""
+    log, records = logging.getLogger("vllm.dkv"), Records()
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(records)
+    yield records.kept
+    log.removeHandler(records)
+    log.setLevel(level)
+
+
+def test_one_id_names_a_request_in_vllms_log_in_dkvds_log_and_in_dkv(engine, sidecar, noise, records):
+    answer(engine, "named", noise(500), {"capacity": 64}, count=4)
+
+    line = next(record for record in records if "is compressed" in record.getMessage())
+    session = line.dkv_session
+    assert re.fullmatch(rf"dkv: session {session}: request named-\w+ of 500 tokens is compressed", line.getMessage())
+    listed = json.loads(sidecar.dkv("--json", "sessions", session).stdout)["sessions"]
+    assert [(each["session"], each["prompt_tokens"]) for each in listed] == [(session, 500)]
+    assert waited_for(lambda: [line for line in sidecar.log.read_text().splitlines() if session in line], "dkvd's log")
 
 
 def test_a_request_chooses_its_capacity(engine, noise):

@@ -2,7 +2,7 @@
 
 add_library(dkv_options INTERFACE)
 target_include_directories(dkv_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_definitions(dkv_options INTERFACE DKV_VERSION="${PROJECT_VERSION}" SPDLOG_FMT_EXTERNAL)
+target_compile_definitions(dkv_options INTERFACE SPDLOG_FMT_EXTERNAL)
 target_compile_options(dkv_options INTERFACE
     -Wall -Wextra -Wpedantic -Wshadow
     $<$<COMPILE_LANGUAGE:CXX>:-Wconversion -Wnon-virtual-dtor -Woverloaded-virtual>

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 root=$PWD/build/debian-$VERSION_CODENAME.tar
 if [[ ! -f $root ]]; then
     mkdir -p build
-    mmdebstrap --quiet --variant=minbase --include=systemd-sysv,dbus "$VERSION_CODENAME" "$root.part" >&2
+    mmdebstrap --quiet --format=tar --variant=minbase --include=systemd-sysv,dbus "$VERSION_CODENAME" "$root.part" >&2
     mv "$root.part" "$root"
 fi
 echo "$root"

@@ -13,6 +13,7 @@
 #include "cli/saved/offline/provenance.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
+#include "protocol/base/version.h"
 #include "sidecar/pipeline/savings.h"
 #include "sidecar/pipeline/spec.h"
 
@@ -165,7 +166,7 @@ Result<void> Compaction::describe() {
     provenance_["source_format"] = std::string(name_of(facts().format));
     provenance_["source_bytes"] = std::to_string(print.bytes);
     provenance_["source_crc32"] = fmt::format("{:08x}", print.crc);
-    provenance_["dkv"] = DKV_VERSION;
+    provenance_["dkv"] = kVersion;
     if (request_.fill) provenance_["fill"] = "on";
     if (bytes_)
         params_ = DKV_TRY(capacity_for_bytes(

@@ -7,6 +7,7 @@
 
 #include "cli/saved/formats/write_cache.h"
 #include "cli/saved/offline/conversion_notes.h"
+#include "protocol/base/version.h"
 
 namespace dkv::offline {
 namespace {
@@ -33,7 +34,7 @@ CacheFacts written_facts(ConvertRequest const& request, CacheFacts facts, FileFo
         facts.provenance.emplace("source", request.input.filename().string());
         facts.provenance.emplace("source_format", facts.format_words);
     }
-    facts.provenance.insert_or_assign("dkv", DKV_VERSION);
+    facts.provenance.insert_or_assign("dkv", kVersion);
     return facts;
 }
 

@@ -134,6 +134,7 @@ Result<void> Attachment::compress(dkv_policy const* policy, llama_context* targe
     report_.compressed = 0;
     report_.tokens = report_.cells = report_.layers = report_.layers_left_alone = 0;
     report_.bytes_before = report_.bytes_after = 0;
+    report_.session = 0;
     put_text(report_.policy, "");
     put_text(report_.reason, "");
     auto const outcome = try_compress(policy, target);
@@ -183,8 +184,9 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     if (rows.is_quantised()) rows.lay_dense(base);
     DKV_TRY(open_engine(rows.geometry));
     auto layers = DKV_TRY(model_layers(rows, arena.get()));
-    auto plan = DKV_TRY(make_plan(
-        engine_.get(), {arena.get(), queries_offset, rows, watch_, layers}, {policy, timeout_ms_}));
+    auto plan =
+        DKV_TRY(make_plan(engine_.get(), {arena.get(), queries_offset, rows, watch_, layers},
+                          {policy, timeout_ms_}, report_.session));
     put_text(report_.policy, plan.policy);
     if (plan.session == nullptr) return {};
 

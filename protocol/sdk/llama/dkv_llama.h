@@ -85,6 +85,8 @@ typedef struct dkv_llama_report {
     uint64_t prompts_compressed;
     char policy[64];
     char reason[256]; /* why the last prompt was not compressed, or "" */
+    uint64_t session; /* the last prompt's, as `dkv sessions` and dkvd's log name it; 0: none was
+                         opened */
 } dkv_llama_report;
 
 /* Compresses the sequence after its prompt's prefill. With `target`, a context of the same model

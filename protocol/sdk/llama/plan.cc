@@ -89,7 +89,10 @@ std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexce
     return geometry.layers * layer_queries_bytes(geometry, rows);
 }
 
-Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish) {
+Result<Plan> make_plan(dkv_engine* engine,
+                       Source const& source,
+                       Wish const& wish,
+                       std::uint64_t& session_id) {
     dkv_session_options options{};
     options.struct_bytes = sizeof options;
     options.prompt_tokens = source.rows.tokens();
@@ -100,6 +103,7 @@ Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wis
     answer.struct_bytes = sizeof answer;
     DKV_TRY(checked(dkv_session_open(engine, &options, &opened, &answer)));
     Session session(opened);
+    session_id = dkv_session_id(opened);
     if (answer.compress == 0) {
         Plan whole;
         whole.policy = answer.policy;

@@ -51,8 +51,12 @@ struct Plan {
 /// The bytes of all layers' queries.
 std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept;
 
+/// session_id: written once the session is open, also where the plan then fails.
 /// Errors: those of dkv_session_open and dkv_session_finish; Unsupported: more query rows than are
 /// remembered, or a sidecar that does not know `uniform`.
-Result<Plan> make_plan(dkv_engine* engine, Source const& source, Wish const& wish);
+Result<Plan> make_plan(dkv_engine* engine,
+                       Source const& source,
+                       Wish const& wish,
+                       std::uint64_t& session_id);
 
 }  // namespace dkv::llama

@@ -25,6 +25,7 @@ typedef struct Outcome {
     uint64_t bytes_peak;
     uint64_t bytes_after;
     uint64_t rows_wrong;
+    uint64_t session;
     uint64_t positions; /* a hash over all layers' */
     uint32_t* lengths;  /* [layers, kv_heads] */
     dkv_layer_form* forms;
@@ -138,6 +139,7 @@ static void run_session(Options const* options, dkv_engine* engine, Outcome* out
     uint64_t const begin = now_ns();
     note(outcome, dkv_session_open(engine, asked ? &wish : &unasked, &session, &plan));
     outcome->open_ns = now_ns() - begin;
+    outcome->session = session == NULL ? 0 : dkv_session_id(session);
     outcome->compress = plan.compress;
     outcome->capacity = plan.capacity;
     memcpy(outcome->policy, plan.policy, sizeof outcome->policy);
@@ -190,7 +192,9 @@ static void print_outcome(Options const* options, Outcome const* outcome) {
     static char const* const kForms[] = {"full", "staged", "packed"};
     uint32_t const heads = options->geometry.kv_heads;
     flockfile(stdout);
-    printf("{\"status\": \"%s\", \"error\": ", dkv_status_name(outcome->status));
+    printf("{\"libdkv\": \"%s\", \"session\": \"0x%016llx\", ", dkv_version(),
+           (unsigned long long)outcome->session);
+    printf("\"status\": \"%s\", \"error\": ", dkv_status_name(outcome->status));
     print_text(outcome->error);
     printf(", \"compress\": %s, \"committed\": %s, \"policy\": \"%s\", \"capacity\": %u, ",
            outcome->compress ? "true" : "false", outcome->committed ? "true" : "false",

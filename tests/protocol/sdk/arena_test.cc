@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
+#include "protocol/base/version.h"
 #include "tests/protocol/sdk/harness.h"
 
 using namespace dkv;
@@ -23,7 +24,7 @@ constexpr std::uint64_t kPageBytes = 4096;
 
 TEST_CASE("dkv.h is C11 and means the same there") {
     CHECK(dkv_header_test() == 0);
-    CHECK(std::string(dkv_version()) == DKV_VERSION);
+    CHECK(std::string(dkv_version()) == kVersion);
 }
 
 TEST_CASE("an arena is sparse, but for one in /dev/shm, zeroed, and gives whole pages back") {

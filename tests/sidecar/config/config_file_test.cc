@@ -1,5 +1,6 @@
 #include "sidecar/config/config_file.h"
 
+#include <cstdlib>
 #include <fstream>
 
 #include <doctest/doctest.h>
@@ -84,6 +85,32 @@ TEST_CASE("words that are not flags of dkvd are passed over: those of dkv serve"
     auto const config = read_config({"--json", "serve", "--threads", "3"});
     REQUIRE(config);
     CHECK(config.value().threads == 3);
+}
+
+TEST_CASE("DKV_ENDPOINT goes before the file, and a flag before both") {
+    File const good("endpoint = \"ipc:///tmp/file\"\n");
+    CHECK(good.read().value().endpoint == "ipc:///tmp/file");
+    ::setenv("DKV_ENDPOINT", "ipc:///tmp/environment", 1);
+
+    auto const config = good.read();
+    auto const flag = good.read({"--endpoint", "ipc:///tmp/flag"});
+
+    ::unsetenv("DKV_ENDPOINT");
+    CHECK(config.value().endpoint == "ipc:///tmp/environment");
+    CHECK(flag.value().endpoint == "ipc:///tmp/flag");
+}
+
+TEST_CASE("a file alone is checked whole, also where the environment overrides it") {
+    ::setenv("DKV_BACKEND", "cpu", 1);
+    File const wrong("backend = \"gpu\"\n");
+    CHECK(wrong.read());
+
+    auto const refused = read_config_file(wrong.path);
+
+    ::unsetenv("DKV_BACKEND");
+    REQUIRE(!refused);
+    CHECK(refused.error().message == wrong.path + ":1: --backend 'gpu' is none of auto, cpu, cuda");
+    CHECK(read_config_file(File("backend = \"cpu\"\n").path).value().backend == "cpu");
 }
 
 TEST_CASE("what cannot change while dkvd runs is named, and the rest may change") {

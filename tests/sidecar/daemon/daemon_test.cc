@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include "protocol/base/kv_layout.h"
+#include "protocol/base/version.h"
 #include "tests/sidecar/daemon/running.h"
 #include "tests/support/lent_prompt.h"
 
@@ -250,7 +251,7 @@ TEST_CASE("a second daemon at the same endpoint is refused") {
     REQUIRE(!second);
     CHECK(second.error().code == ErrorCode::AlreadyExists);
     CHECK(second.error().message.starts_with("a sidecar already listens at " + daemon.endpoint +
-                                             ": dkvd " DKV_VERSION ", process "));
+                                             ": dkvd " + kVersion + ", process "));
 }
 
 }  // namespace

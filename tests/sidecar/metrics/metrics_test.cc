@@ -30,7 +30,7 @@ TEST_CASE("metrics are rendered as Prometheus reads them") {
     metrics.ready(true);
     metrics.bytes_dropped(1000);
     metrics.bytes_returned(900);
-    metrics.stage("score", 2'000'000);
+    metrics.stage(Stage::Score, 2'000'000);
     metrics.instances(3);
     metrics.sessions_open("prefill", 2);
     metrics.mapped_bytes(4096);

@@ -2,6 +2,7 @@
 // a key over TCP, anyone else over TCP.
 #include <map>
 
+#include "protocol/base/version.h"
 #include "tests/sidecar/rpc/server_fixture.h"
 
 namespace dkv::rpc {
@@ -113,7 +114,7 @@ TEST_CASE("without a key a status is all, and it says which sidecar this is, no 
     auto const* const status = s.ask(wire::GetStatusT()).AsStatusInfo();
     REQUIRE(status != nullptr);
     wire::StatusInfoT expected;
-    expected.version = DKV_VERSION;
+    expected.version = kVersion;
     expected.protocol = kProtocolVersion;
     CHECK(ServerFixture::encoded(*status, 1) == ServerFixture::encoded(expected, 1));
 }

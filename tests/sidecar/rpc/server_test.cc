@@ -1,3 +1,4 @@
+#include "protocol/base/version.h"
 #include "tests/sidecar/rpc/server_fixture.h"
 
 namespace dkv::rpc {
@@ -10,7 +11,7 @@ TEST_CASE("hello is answered with what the engine has to know") {
     REQUIRE(body.type == Body::Welcome);
     auto const& welcome = *body.AsWelcome();
     CHECK(welcome.heartbeat_ms == 1000);
-    CHECK(welcome.version == DKV_VERSION);
+    CHECK(welcome.version == kVersion);
     CHECK(welcome.limits->sessions_max == 1024);
     CHECK(welcome.policy->name == "auto");
     CHECK(welcome.policy->capacity == 512);

@@ -15,6 +15,7 @@
 #include <zmq.hpp>
 
 #include "protocol/base/unique_fd.h"
+#include "protocol/base/version.h"
 #include "tests/support/results.h"
 #include "tests/support/temp_dir.h"
 
@@ -214,10 +215,11 @@ TEST_CASE("a second sidecar at the same place is refused") {
     REQUIRE(first);
 
     auto const said = [&](std::string const& whose) {
-        return "a sidecar already listens at " + endpoint + ": " + whose +
-               "; this is dkvd " DKV_VERSION;
+        return "a sidecar already listens at " + endpoint + ": " + whose + "; this is dkvd " +
+               kVersion;
     };
-    CHECK(refusal(endpoint) == said("dkvd " DKV_VERSION ", process " + std::to_string(::getpid())));
+    CHECK(refusal(endpoint) ==
+          said(std::string("dkvd ") + kVersion + ", process " + std::to_string(::getpid())));
 
     // Also where somebody removed the lock: the socket itself is alive.
     std::filesystem::remove(dir / "s.lock");

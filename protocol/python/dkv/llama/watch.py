@@ -30,6 +30,7 @@ class Report:
     prompts_compressed: int
     policy: str
     reason: str  # Why it was not compressed, or "".
+    session: str | None  # As `dkv sessions` and dkvd's log name it; None: none was opened.
 
 
 class Watch:
@@ -92,13 +93,21 @@ class Watch:
         """
         wish = ffi.NULL if policy is None else _policy(policy)
         report = _abi.new("dkv_llama_report")
+        failure = None
         try:
             _abi.call("dkv_llama_compress", self._handle, wish, _context(target), report)
         except DkvError as error:
             if error.status == Status.INTERNAL:
                 raise
-            _log.warning("the prompt's cache is left whole: %s", error)
-        return self.report
+            failure = error
+        done = self.report
+        whose, extra = f"session {done.session}: " if done.session else "", {"dkv_session": done.session}
+        if failure is not None:
+            _log.warning("dkv: %sthe prompt's cache is left whole: %s", whose, failure, extra=extra)
+        elif done.compressed:
+            said = "dkv: %sthe prompt of %d tokens is compressed by %s"
+            _log.info(said, whose, done.tokens, done.policy, extra=extra)
+        return done
 
     def adopted(self, bytes_returned: int, bytes_peak: int, bytes_final: int) -> None:
         """Tells the sidecar what the system gave back, as it was measured."""
@@ -119,7 +128,8 @@ class Watch:
         numbers = {
             field.name: getattr(found, field.name) for field in dataclasses.fields(Report) if field.name not in text
         }
-        return Report(**{**numbers, **text, "compressed": bool(found.compressed)})
+        session = f"0x{found.session:016x}" if found.session else None
+        return Report(**{**numbers, **text, "compressed": bool(found.compressed), "session": session})
 
     def close(self) -> None:
         if self._handle != ffi.NULL:

@@ -46,6 +46,7 @@ class Prompt:
             shape.layers, shape.q_heads, shape.head_dim, self.query_rows, self.tokens, shape.dtype, place
         )
         self.session: dkv.Session | None = None
+        self.session_id: str | None = None  # Once it is open, and after it.
         self.steps = 0  # Engine steps since its prefill ended.
         self.abandoned = False  # Its request ended, or was preempted.
         self.state, self.reason, self.detail = State.PREFILL, "", ""

@@ -93,7 +93,7 @@ class Sidecar:
             row_multiple=self._block,
             row_offset=prompt.tokens % self._block,
         )
-        plan = session.plan
+        plan, prompt.session_id = session.plan, session.id
         if not plan.compress:
             session.close()
             prompt.leave_whole(f"{plan.policy} keeps all of it")

@@ -161,8 +161,11 @@ class Worker:
 
     def _carry_out(self, prompt: Prompt) -> None:
         dropped, positions, error = carry_out(prompt, self._groups)
-        if error is not None:
-            log.error("dkv: a request of %d tokens is compacted in part: %r", prompt.tokens, error)
+        whose, extra = (prompt.session_id, prompt.key[0], prompt.tokens), {"dkv_session": prompt.session_id}
+        if error is None:
+            log.info("dkv: session %s: request %s of %d tokens is compressed", *whose, extra=extra)
+        else:
+            log.error("dkv: session %s: request %s of %d tokens is compacted in part: %r", *whose, error, extra=extra)
         self._compacted[prompt.key[0]] = prompt.first
         self._report.dropped[prompt.key] = dropped
         self._applied(prompt, dropped, positions)
@@ -173,16 +176,18 @@ class Worker:
         self.stats.add("steps that plans came late", prompt.steps)
 
     def _leave_whole(self, prompt: Prompt, reason: str, detail: str = "") -> None:
-        self._count(reason, detail)
+        self._count(reason, detail, prompt.session_id)
         self._end(prompt, reason)
 
-    def _count(self, reason: str, detail: str | None = None) -> None:
+    def _count(self, reason: str, detail: str | None = None, session: str | None = None) -> None:
         """Reasons are few, and details, which may quote a request, are not counted by."""
         self.stats.add(WHOLE + reason)
         said = f"{reason}: {detail}" if detail else reason
         if said not in self._said and len(self._said) < SAID_MAX:
             self._said.add(said)
-            log.warning("dkv: a request is left whole: %s (said once, and counted)", said)
+            whose = f"session {session}: " if session else ""
+            told = "dkv: %sa request is left whole: %s (said once, and counted)"
+            log.warning(told, whose, said, extra={"dkv_session": session})
 
     def _end(self, prompt: Prompt, reason: str | None, bytes_pool: int = 0) -> None:
         prompt.abandoned = True

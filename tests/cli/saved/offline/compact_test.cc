@@ -1,5 +1,6 @@
 // A saved cache in, a smaller one out.
 
+#include "protocol/base/version.h"
 #include "tests/cli/saved/offline/compact_fixture.h"
 
 using namespace dkv;
@@ -175,7 +176,7 @@ TEST_CASE_FIXTURE(CompactFixture, "the file says what it went through") {
     CHECK(provenance["granularity"] == "layer");
     CHECK(provenance["source"] == "cache");
     CHECK(provenance["source_format"] == "dkv");
-    CHECK(provenance["dkv"] == DKV_VERSION);
+    CHECK(provenance["dkv"] == kVersion);
     CHECK(made->facts().query_rows == 4);
     CHECK(made->facts().compacted);
     CHECK(made->facts().has_checksums);

@@ -1,6 +1,7 @@
 // Where a prompt's time goes: for metrics, and for `dkv trace`.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 
@@ -18,6 +19,9 @@ enum class Stage : std::uint8_t {
     Pack = 5,    ///< A layer's kept rows are copied to the destination.
     Commit = 6   ///< Totals are made, and the engine's pages are let go.
 };
+
+inline constexpr std::array kStages{Stage::Wait,  Stage::Open, Stage::Score, Stage::Select,
+                                    Stage::Stage, Stage::Pack, Stage::Commit};
 
 constexpr std::string_view name_of(Stage stage) noexcept {
     switch (stage) {
