@@ -34,8 +34,8 @@ struct AccumulateArgs {
     std::span<float const> sink_logits = {};
 };
 
-/// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when there
-/// are no tokens or window exceeds them, when q_heads is no multiple of kv_heads, when scale,
+/// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, with 0
+/// tokens or a window that exceeds them, when q_heads is not a multiple of kv_heads, when scale,
 /// softcap or a sink is not finite, or softcap is negative.
 Result<void> check(AccumulateArgs const& args);
 

@@ -26,7 +26,7 @@ std::uint32_t left_until(Deadline deadline) {
         std::clamp<decltype(left)>(left, 0, std::numeric_limits<std::int32_t>::max()));
 }
 
-/// Frees on destruction: whoever still holds a share keeps the memory.
+/// Frees on destruction; memory that has another share stays.
 class DeviceMemory {
 public:
     explicit DeviceMemory(dkv_device_memory const& functions)
@@ -118,7 +118,7 @@ private:
         if (memory_) return {};
         return Error{ErrorCode::BadState, "this device arena was released"};
     }
-    /// Freed here once every sidecar has let go, else by whoever hears that it has.
+    /// Freed here once every sidecar has let go, else by the thread that hears that it has.
     Result<void> give_back() {
         auto const memory = std::exchange(memory_, nullptr);
         if (!memory) return {};

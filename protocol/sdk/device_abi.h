@@ -34,7 +34,7 @@ typedef struct dkv_device_memory {
     void* base;
     uint64_t bytes;
     char const* device;  /* UUID */
-    uint64_t held_bytes; /* what free gives back: 0 for memory that is somebody else's */
+    uint64_t held_bytes; /* what free gives back: 0 for memory of another owner */
     dkv_status (*describe)(void* self, dkv_device_source* source, char* error);
     /* To host memory; waits for the copy, not for the host's streams. */
     dkv_status (*read)(void* self, uint64_t offset, void* target, uint64_t bytes, char* error);

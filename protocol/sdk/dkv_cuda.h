@@ -67,7 +67,7 @@ typedef enum dkv_cuda_arena_kind {
 /* Device memory, zeroed, outside of any framework's caching allocator. To be given to dkv_rows, and
  * destroyed by dkv_arena_destroy; dkv_arena_base is a device pointer.
  *
- * DKV_NOT_FOUND: no device of that UUID; DKV_LIMIT_EXCEEDED: it has not that much left;
+ * DKV_NOT_FOUND: no device of that UUID; DKV_LIMIT_EXCEEDED: it has less left;
  * DKV_INVALID_ARGUMENT: bytes is 0, or the kind. */
 dkv_status dkv_cuda_arena_create(char const* uuid,
                                  uint64_t bytes,

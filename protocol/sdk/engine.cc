@@ -41,7 +41,7 @@ Engine::Engine(EngineOptions options, std::uint64_t instance)
 }
 
 void Engine::close() {
-    // Before the goodbye, while somebody is there to say that it let go.
+    // Before the goodbye, while the sidecar can still say that it let go.
     if (fences_ && is_own_process()) fences_->take_timeline();
     connection_->stop();
     collect();
@@ -94,7 +94,7 @@ Result<std::uint64_t> Engine::register_region(Arena& arena,
     message.source = std::move(source.region);
     message.bytes = arena.bytes();
     message.writable = writable;
-    // Mapped after all, when nobody waits any more: without this it would stay so for ever.
+    // Mapped after all, when no call waits any more: without this it would stay so for ever.
     auto const on_late = [this, epoch](Reply reply) {
         auto const late = expect<wire::RegionRegisteredT>(std::move(reply));
         if (late) unregister(epoch, late.value().region);

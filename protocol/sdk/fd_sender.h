@@ -13,7 +13,7 @@ namespace dkv::sdk {
 /// Over the Unix socket of Welcome.fd_socket, under a ticket that the message which needs it names.
 /// Sent, not answered: that message waits for it over there.
 ///
-/// Errors: Unsupported when the sidecar takes none (`socket` is empty); Unavailable when nobody
+/// Errors: Unsupported when the sidecar takes none (`socket` is empty); Unavailable when none
 /// answers there; DeadlineExceeded; Io.
 Result<void> send_descriptor(std::string const& socket,
                              std::uint64_t instance,

@@ -25,7 +25,7 @@ struct Fence {
 };
 
 /// An engine's. Events and words go round, those that have happened: one that is used again before
-/// the sidecar looked at it makes it wait for the later layer, which is no harm. One that is still
+/// the sidecar looked at it makes it wait for the later layer, which does no harm. One that is still
 /// to happen, used again on another stream, would be there too early.
 class Fences {
 public:

@@ -43,7 +43,7 @@ public:
     void report() noexcept { ++reported_; }
     std::uint32_t reported() const noexcept { return reported_; }
 
-    /// Late and repeated messages are no-ops. Errors: CorruptData, when a sidecar speaks of layers,
+    /// Late and repeated messages do nothing. Errors: CorruptData, when a sidecar speaks of layers,
     /// lengths, places or positions that cannot be; nothing was changed then.
     Result<void> apply(wire::LayerProgressT const& progress);
     Result<void> apply(wire::CommittedT const& committed);

@@ -68,7 +68,7 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context,
 }
 
 Link::~Link() {
-    // Ends the reports first: ZeroMQ loses the memory of one that finds nobody listening.
+    // Ends the reports first: ZeroMQ leaks the memory of one that finds no listener.
     zmq_socket_monitor(socket_.handle(), nullptr, 0);
 }
 
@@ -157,7 +157,7 @@ void Link::drain_monitor(LinkNews& news) {
                     up_ = news.up = true;
                 break;
             case ZMQ_EVENT_CONNECT_RETRIED: news.refused = !up_; break;
-            default:  // Lost, or somebody there does not speak ZeroMQ.
+            default:  // Lost, or the peer does not speak ZeroMQ.
                 if (auto refused = refused_keys(number, value)) news.foreign = std::move(refused);
                 news.down = news.down || up_;
                 news.refused = news.refused || !up_;

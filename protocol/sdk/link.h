@@ -22,7 +22,7 @@ struct LinkNews {
     std::vector<zmq::message_t> messages;
     bool up = false;       ///< The two sides have shaken hands: requests can be sent.
     bool down = false;     ///< A connection that was up is lost; what was queued is dropped.
-    bool refused = false;  ///< Nobody accepted; the link goes on trying by itself.
+    bool refused = false;  ///< No sidecar accepted; the link goes on trying.
     /// What listens there is another user's, or the keys do not fit. Nothing was sent to it, and
     /// nothing will be.
     std::optional<Error> foreign = {};
@@ -48,7 +48,7 @@ public:
     Link(Link const&) = delete;
     Link& operator=(Link const&) = delete;
 
-    /// Somebody accepted, though perhaps without shaking hands.
+    /// A peer accepted, though perhaps without shaking hands.
     bool is_connected() const noexcept { return connected_; }
 
     /// Never blocks. Errors: Unavailable when no peer is there or its queue is full.

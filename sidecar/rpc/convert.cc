@@ -198,7 +198,7 @@ wire::FailureT to_wire(Error const& error) {
 std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     auto policy = std::make_unique<wire::PolicyT>();
     policy->name = params.name;
-    // Where the size was said in another way, nobody asked for the capacity.
+    // A size that was given in another way leaves the capacity out.
     if (!params.ratio && !params.bytes && !params.keep_mass) policy->capacity = params.capacity;
     each_number([]<class T>(char const*, auto const& value,
                             flatbuffers::Optional<T>& out) { out = static_cast<T>(value); },
@@ -209,7 +209,7 @@ std::unique_ptr<wire::PolicyT> to_wire(PolicyParams const& params) {
     copy(params.ratio, policy->ratio);
     copy(params.bytes, policy->bytes);
     copy(params.keep_mass, policy->keep_mass);
-    if (params.profile) {  // Without its weights: whoever sent them has them.
+    if (params.profile) {  // Without its weights: the sender has them.
         policy->profile = std::make_unique<wire::ProfileT>();
         policy->profile->name = params.profile->name;
         policy->profile->layers = params.profile->layers;

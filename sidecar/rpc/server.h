@@ -50,7 +50,7 @@ public:
     void on_wake(Millis now);
     void on_tick(Millis now);
 
-    /// Somebody asked for the end: true once that is answered.
+    /// The end was asked for: true once that is answered.
     bool stopping() const noexcept { return stopping_; }
     /// From now on no engine attaches and no session opens.
     void drain() noexcept { table_.drain(); }

@@ -36,7 +36,7 @@ public:
     /// Errors: Unsupported for a device that is not there, or is lost, and why.
     Result<Chosen> for_engine(std::string_view device) const;
 
-    /// From now on nobody gets that device: a process that lost one does not get it back. False:
+    /// From now on no engine gets that device: a process that lost one does not get it back. False:
     /// it was lost before.
     bool lose(std::string const& device, std::string const& why);
     /// Errors: Unsupported, and why, for a device that is lost.

@@ -18,7 +18,7 @@ namespace dkv {
 /// Milliseconds of a clock that only goes forward. The table never asks for the time itself.
 using Millis = std::uint64_t;
 
-/// The transport's name for whoever sent a message.
+/// The transport's name for the sender of a message.
 using Peer = std::string;
 
 struct Savings {

@@ -66,7 +66,7 @@ void Strand::run(std::function<std::unique_ptr<Backend>()> const& make_backend) 
             lock.lock();
         }
         // Jobs in here hold memory of the backend, so they go first, and in this thread; what is
-        // under way on a device still uses it, and nobody hears what becomes of that.
+        // under way on a device still uses it, and its end is not reported.
         auto const dropped = std::exchange(queue_, {});
         lock.unlock();
         static_cast<void>(backend->synchronize());

@@ -153,7 +153,7 @@ public:
     int death_fd() const noexcept { return deaths_.fd(); }
     /// Where the descriptors go that engines send. Any thread may put one there.
     Descriptors& descriptors() noexcept { return descriptors_; }
-    /// Remembers that a request failed. instance 0: nobody's.
+    /// Remembers that a request failed. instance 0: no engine's.
     void count_error(std::uint64_t instance, Error const& error);
 
 private:

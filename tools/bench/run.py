@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs dkv_bench and, where torch is installed, the same work in torch; prints one table. Ratios first: they
-say more than GB/s on a machine whose memory nobody knows. On one thread both sides are timed in CPU
+say more than GB/s on a machine whose memory is unknown. On one thread both sides are timed in CPU
 seconds, so that a busy machine gives the same figures."""
 import argparse
 import json

@@ -81,7 +81,7 @@ def kept_lists(case):
         for layer, scores in enumerate(draw_layers(case)):
             pooled.append(scores)
             best = scores.topk(stage_limit, dim=-1).indices
-            # What the release does with the ids: an even kernel's last column is no key.
+            # What the release does with the ids: an even kernel's last column is not a key.
             torch.zeros(case["H"], case["N"]).gather(1, best)
             kept.append([ids + list(range(case["N"], case["N"] + window)) for ids in best.tolist()])
             if layer % case["m"] != case["m"] - 1:

@@ -19,7 +19,7 @@ def read_op(values):
 
 
 def read_bench(text):
-    """{"device": …, "copies_gb_per_s": […], "ops": […]}; ValueError for what is no line of dkv_gpu_bench."""
+    """{"device": …, "copies_gb_per_s": […], "ops": […]}; ValueError for another line than dkv_gpu_bench's."""
     report = {"copies_gb_per_s": [], "ops": []}
     for line in text.splitlines():
         kind, *values = line.split("\t")

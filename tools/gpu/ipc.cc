@@ -221,7 +221,7 @@ Result<void> share_twice(int socket,
     return {};
 }
 
-/// Devices and systems are without one kind or the other: that is said, and is no error.
+/// Devices and systems lack one kind or the other: it is reported, and not an error.
 Result<void> share_kind(int socket,
                         Kind kind,
                         char const* name,

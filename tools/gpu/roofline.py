@@ -133,7 +133,7 @@ def page():
         for dtype in ["f32"] if rows_only else ["bf16", "f32"]:
             for tokens in TOKENS if dtype == "bf16" or rows_only else TOKENS[1:2]:
                 if op == "accumulate" and tokens > TOKENS[1]:
-                    continue  # By the square: nobody waits for it.
+                    continue  # By the square: no prompt waits for it.
                 what = work(op, LLAMA, dtype, tokens)
                 times = (bound(gpu, what, dtype) for gpu in GPUS)
                 cells = " | ".join(f"{digits(seconds * 1e6)} {by[0]}" for seconds, by in times)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Many engines, many sessions, and somebody who kills processes. Ends with 1 at the first broken promise.
+"""Many engines, many sessions, and processes that are killed. Ends with 1 at the first broken promise.
 
     tools/soak/soak.py --bin build/release/bin --minutes 10 [--seed 1]
 

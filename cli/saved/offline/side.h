@@ -27,7 +27,7 @@ bool is_reference(std::string_view name) noexcept;
 /// `name` instead of the request's own: a policy or a reference form.
 ///
 /// Errors: those of resolve() and sized(); NotFound for an unknown name; InvalidArgument when the
-/// file has not the queries that the policy needs (the message says how many), keep_mass for a
+/// file lacks the queries that the policy needs (the message says how many), keep_mass for a
 /// reference form, or the published code raises; Unsupported for a reference form on logits with a
 /// scale or soft cap of their own.
 Result<Side> run_side(Backend& backend,

@@ -54,7 +54,7 @@ def _destroy_capsule(capsule) -> None:
 
 
 def capsule(address: int, bytes: int, device: tuple[int, int], owner: object):
-    """Keeps `owner` alive as long as somebody uses the bytes."""
+    """Keeps `owner` alive as long as the bytes are used."""
     shape = (ctypes.c_int64 * 1)(bytes)
     managed = _Managed(
         tensor=_Tensor(address, device[0], device[1], 1, _UINT, 8, 1, shape, None, 0), context=None, deleter=_delete

@@ -155,11 +155,11 @@ class DeviceArena(Arena):
 
     @classmethod
     def adopt(cls, array: object) -> "DeviceArena":
-        """Lends memory that is somebody's already: a tensor on a GPU (all of its storage), or anything with
+        """Lends memory that another library allocated: a tensor on a GPU (all of its storage), or anything with
         a contiguous __cuda_array_interface__. Keeps it alive; offset_of() says where a tensor lies in it.
 
         Raises DkvError: UNSUPPORTED, with the hint that helps, for memory that no other process can open
-        (torch's expandable segments); INVALID_ARGUMENT for what is no device memory.
+        (torch's expandable segments); INVALID_ARGUMENT for memory that is not a device's.
         """
         address, bytes = _extent(array)
         handle = _abi.handle("dkv_arena")

@@ -19,7 +19,6 @@ def tree(tmp_path) -> Path:
     (tmp_path / "docs").mkdir()
     (tmp_path / "cli").mkdir()
     (tmp_path / "tools/tidy/words.txt").write_text((ROOT / "tools/tidy/words.txt").read_text())
-    (tmp_path / "tools/tidy/words_allowed.txt").write_text("# Files with old phrases.\ndocs/OLD.md\n")
     return tmp_path
 
 
@@ -61,9 +60,3 @@ def test_comments_of_headers_are_read_and_their_code_is_not(tree):
     (tree / "cli/a.h").write_text('int nobody();\n/// A size that is\n/// no multiple of 4.\nint b;  ///< Nobody\'s.\n')
 
     assert [problem.split(": ")[0] for problem in check_words(tree)] == ["cli/a.h:4", "cli/a.h:2"]
-
-
-def test_a_file_of_the_allow_list_is_passed_over(tree):
-    (tree / "docs/OLD.md").write_text("Nobody.")
-
-    assert not list(check_words(tree))

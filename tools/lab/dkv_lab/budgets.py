@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 _UNIT = 1 << 32  # The largest profile weight as an integer: sums stay below 2^63.
-_ROUNDING_SLACK = 1e-6  # As the sidecar's: 0.07 · 100 is a little more than 7, and that little is no token.
+_ROUNDING_SLACK = 1e-6  # As the sidecar's: 0.07 · 100 is a little more than 7, and that little is not a token.
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from . import needles, progress
 from .probe import Layer, Probe
 from .sources import Reader
 
-_LEAST = 2.0**-20  # Scores below count as this: the logarithm of 0 is no target.
+_LEAST = 2.0**-20  # Scores below count as this: 0 has no logarithm.
 _LEAST_SQUARE = 2.0**-40  # Of a norm, in its logarithm.
 TARGET, RIDGE, TEXTS = "kvzip", 3e-3, 24
 FACTS = 12  # Statements hidden in every second text: numbers and names are rare in what this machine has to read.

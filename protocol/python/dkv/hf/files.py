@@ -99,7 +99,7 @@ class SavedFile:
 
     @property
     def next_token(self) -> int | None:
-        """What greedy decoding puts behind the prompt, where whoever saved it has seen that."""
+        """What greedy decoding puts behind the prompt, where the program that saved it knew."""
         found = self.provenance.get(NEXT_TOKEN, "")
         return int(found) if found.isdigit() else None
 
@@ -217,7 +217,7 @@ class SavedFile:
     def _tensor(self, name: str, shape: tuple | None, dtypes: tuple) -> torch.Tensor:
         if name not in self._file.keys():
             raise _Wrong(f"there is no {name}")
-        # Its own memory: whoever cuts the file short later does not take this process along.
+        # Its own memory: a file that is cut short later does not end this process.
         tensor = self._file.get_tensor(name).clone()
         if tensor.dtype not in dtypes:
             raise _Wrong(f"{name} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")

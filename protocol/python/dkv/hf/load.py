@@ -68,7 +68,7 @@ def generate(
 
     Returns what generate() returns: the ids of prompt, tokens and new text, [1, n_prompt + m + new].
 
-    Raises ValueError when the ids of the prompt are known to nobody, or do not fit.
+    Raises ValueError when the ids of the prompt are unknown, or do not fit.
     """
     ids = cache.tokens if prompt is None else prompt
     if ids is None:

@@ -37,7 +37,7 @@ class DevicePlace:
         return dkv.cuda.DeviceArena(bytes, self.device)
 
     def ready_options(self) -> dict:
-        """The rows are written by what torch has queued; nobody waits for it here."""
+        """The rows are written by what torch has queued, without waiting for it."""
         on_gpu = self._torch_device.type == "cuda"
         return {"stream": torch.cuda.current_stream(self._torch_device).cuda_stream if on_gpu else 0}
 

@@ -21,7 +21,7 @@ _IGNORED = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "ar
 
 
 class ProfileError(UserError):
-    """The file is no profile, or not one for this model."""
+    """The file is not a profile, or not one for this model."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def recompute(
     Layer 0 tells in which order the file has the dims of its keys: the window's keys are made anew and compared.
 
     Raises DkvError, beginning with the file's path: UNSUPPORTED for a compacted cache and a model with sliding windows, or one that cannot be replayed;
-    INVALID_ARGUMENT for another model's cache, or when nobody knows the tokens.
+    INVALID_ARGUMENT for another model's cache, or when the tokens are unknown.
     """
     try:
         return _recompute(model, file, path, name, tokens, window, replay_with, progress)

@@ -78,7 +78,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32):
 def build_once(folder: Path, make: Callable[[Path], tuple]) -> None:
     """Saves the (model, tokenizer) that `make` returns, given a scratch folder.
 
-    Written beside `folder` and renamed, so that nobody sees a half-made one, whoever is first.
+    Written beside `folder` and renamed, so that no process sees a half-made one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     print(f"dkv: unpacking a model, once: {folder}", file=sys.stderr)

@@ -33,7 +33,7 @@ def find(path: str) -> Profile | None:
     try:
         weights, geometry = _fingerprint(reader), _geometry(reader)
     except (KeyError, TypeError, ValueError) as error:  # K and V in one tensor, for example.
-        _log.info("no profile is looked for, since %s has not the tensors of a model that has one: %s", path, error)
+        _log.info("no profile is looked for, since %s lacks the tensors of a model that has one: %s", path, error)
         return None
     for place in paths():
         found = _read(place, weights, geometry)

@@ -14,7 +14,7 @@ class Point:
     """One policy at one capacity over one prompt."""
 
     file: str
-    task: str  # "" where nobody named one.
+    task: str  # "" where none was named.
     model: str
     prompt_tokens: int
     policy: str
