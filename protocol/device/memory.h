@@ -59,8 +59,8 @@ public:
     virtual ~DeviceMemory() = default;
     virtual std::span<std::byte> bytes() const noexcept = 0;
 };
-/// By cudaMalloc: exportable as IpcMemory. Zeroed. Errors: LimitExceeded when the device has not
-/// that much left; Device.
+/// By cudaMalloc: exportable as IpcMemory. Zeroed. Errors: LimitExceeded when the device has
+/// less left; Device.
 Result<std::unique_ptr<DeviceMemory>> allocate_device_memory(std::uint64_t bytes);
 /// The same by cuMemCreate, exportable as VmmMemory: for hosts whose processes share no legacy
 /// handles. Errors: those of allocate_device_memory(); Unavailable when the driver is too old for
