@@ -30,7 +30,7 @@ CUDA      = $(CUDA_HERE)
 CUDA_HERE = -DDKV_CUDA=AUTO '-DDKV_CUDA_ARCHITECTURES=$(subst $(space),;,$(strip $(CUDA_ARCHITECTURES)))'
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
 
-# The test programs of what reads bytes that others sent or saved.
+# The test programs of what reads files, and messages to dkvd.
 FOREIGN := container_test formats_test message_fuzz_test
 
 # What nvcc made of the kernels, in a folder of its own: for every architecture.
@@ -63,7 +63,7 @@ demo: build   ## a real model's cache compressed by a separate dkvd (PROMPT= POL
 		$(if $(CAPACITY),--capacity '$(CAPACITY)') $(if $(PROFILE),--profile '$(PROFILE)') \
 		$(if $(BACKEND),--backend '$(BACKEND)')
 
-test: deps-debian ## before every merge: what reads foreign bytes under sanitizers; then every test of what is shipped
+test: deps-debian ## before every merge: what reads files and messages under sanitizers; then every test of what is shipped
 	$(MAKE) --no-print-directory -j2 venv test-foreign  # pip has one thread, which the compilers leave room for.
 	$(MAKE) --no-print-directory test-shipped
 
@@ -98,7 +98,7 @@ test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulatio
 	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
 	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
-test-foreign: deps-debian ## of test-asan, what reads bytes that others sent or saved; no emulation, a fifth of the messages
+test-foreign: deps-debian ## of test-asan, what reads files and messages to dkvd; no emulation, a fifth of the messages
 	cmake --preset asan --log-level=WARNING -DDKV_CUDA=OFF
 	cmake --build --preset asan --target $(FOREIGN)
 	DKV_FUZZ_MESSAGES=20000 tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))):'

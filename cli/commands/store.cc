@@ -90,7 +90,9 @@ Result<Output> verify_store(Context const& context, StoreOptions const& options)
 
 using std::chrono::milliseconds;
 
-constexpr int kRest = 9;  // Passes of a watch lie apart so many times what one took, or kLook.
+// Passes of a watch lie apart so many times what one took, within kLook and kRestMost.
+constexpr int kRest = 9;
+constexpr milliseconds kRestMost{60'000};
 
 struct PruneOptions {
     double settle_s = 5;
@@ -137,7 +139,8 @@ Result<Output> prune_store(Context const& context, PruneOptions const& options) 
             return Output{"", Json(), totals.bytes_after > request.budget ? kExitFailed : kExitOk};
         auto const took =
             std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin);
-        if (!wait(context.environment, interrupted, std::max(kLook, kRest * took))) return Output{};
+        if (!wait(context.environment, interrupted, std::clamp(kRest * took, kLook, kRestMost)))
+            return Output{};
     }
 }
 

@@ -16,6 +16,7 @@
 #include "protocol/base/unique_fd.h"
 #include "tests/cli/fakes.h"
 #include "tests/cli/saved/formats/foreign.h"
+#include "tests/cli/store_folder.h"
 #include "tests/support/results.h"
 #include "tests/support/saved_cache.h"
 #include "tests/support/temp_dir.h"
@@ -27,47 +28,6 @@ using cli::Json;
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Four caches of 80 tokens, "0" the oldest, and a file that is not a cache.
-struct Folder {
-    TempDir folder;
-    std::uint64_t cache_bytes = 0;
-
-    Folder() {
-        for (int index = 0; index < 4; ++index) {
-            auto const path = write_random_cache(file(index), static_cast<unsigned>(index + 1));
-            set_time(path, 1000 + index);
-            cache_bytes = fs::file_size(path);
-        }
-        write_file(folder / "notes.txt", "hello");
-    }
-    std::string file(int index) const { return folder / (std::to_string(index) + ".safetensors"); }
-    static void set_time(std::string const& path, std::int64_t seconds) {
-        timespec const times[] = {{seconds, 0}, {seconds, 0}};
-        REQUIRE(::utimensat(AT_FDCWD, path.c_str(), times, 0) == 0);
-    }
-    Ran run(std::vector<std::string> arguments) const {
-        FakeSidecar unasked;
-        arguments.insert(arguments.begin() + 1, folder.path());
-        return run_dkv(std::move(arguments), unasked);
-    }
-    Ran prune(std::uint64_t budget, std::vector<std::string> more = {}) const {
-        more.insert(more.begin(), {"prune", "--budget", std::to_string(budget), "--policy", "knorm",
-                                   "--window", "8"});
-        return run(more);
-    }
-    bool is_whole(int index) const {
-        auto const cache = open_cache(file(index));
-        REQUIRE(cache);
-        return cache.value()->facts().is_whole();
-    }
-    std::string whole() const {
-        std::string names;
-        for (int index = 0; index < 4; ++index)
-            if (fs::exists(file(index)) && is_whole(index)) names += std::to_string(index);
-        return names;
-    }
-};
 
 /// One byte of the last tensor, with size and time as they were.
 void flip_quietly(std::string const& path) {
@@ -431,55 +391,6 @@ TEST_CASE("a cache is replaced without following a link under the work's name") 
         offline::compact_in_place(request, offline::stamp_of(store.file(0)).value(), {});
     REQUIRE_FALSE(refused);
     CHECK(refused.error().message == work + ": Is a directory");
-}
-
-TEST_CASE("dkv prune --watch goes on: what comes is compacted, and what was left is told of once") {
-    Folder const store;
-    TempDir const empty;
-    auto const add = [&](int index, unsigned seed) {
-        write_random_cache(store.file(index), seed);
-        Folder::set_time(store.file(index), 2000);
-    };
-    std::string whole = store.whole();
-    int step = 0;
-    auto const between_passes = [&] {
-        if (step == 0) {
-            write_file(store.file(7), "broken");
-            Folder::set_time(store.file(7), 1);
-            add(8, 9);
-            UniqueFd const other(::open(store.folder.path().c_str(), O_RDONLY | O_DIRECTORY));
-            CHECK(::flock(other.get(), LOCK_EX | LOCK_NB) != 0);
-        } else if (store.whole() == whole) {
-            return;
-        } else if (step == 1) {
-            add(9, 10);
-        }
-        whole = store.whole();
-        ++step;
-    };
-    FakeSidecar unasked;
-    auto const ran = run_dkv({"prune", store.folder.path(), empty.path(), "--watch", "--json",
-                              "--budget", std::to_string(store.cache_bytes * 23 / 5), "--policy",
-                              "knorm", "--window", "8", "--unmeasured"},
-                             unasked, [&](cli::Environment& world) {
-                                 world.catch_interrupts = [&] { return [&] { return step == 3; }; };
-                                 world.pause = [&](std::chrono::milliseconds) { between_passes(); };
-                             });
-
-    CHECK(ran.exit_code == 0);
-    std::istringstream lines(ran.out);
-    std::vector<int> totals;
-    std::vector<std::string> left;
-    for (std::string line; std::getline(lines, line);) {
-        auto const json = Json::parse(line);
-        if (json.at("event") == "total") totals.push_back(json.at("caches").get<int>());
-        if (json.at("event") == "left") left.push_back(json.at("file").get<std::string>());
-    }
-    CHECK(totals == std::vector<int>{4, 6, 7});
-    CHECK(left == std::vector<std::string>{store.file(7)});
-    CHECK_FALSE(store.is_whole(0));
-    CHECK_FALSE(store.is_whole(1));
-    CHECK(fs::file_size(store.file(8)) == store.cache_bytes);
 }
 
 TEST_CASE("dkv prune: a bound that is not a number is refused") {

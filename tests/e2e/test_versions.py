@@ -53,7 +53,7 @@ def second(sidecar, which: str = "own") -> subprocess.CompletedProcess:
 
 
 @BOTH_WAYS
-def test_a_betweendkvd_is_refused_and_both_versions_are_named(tmp_path, old, new):
+def test_a_second_dkvd_is_refused_and_both_versions_are_named(tmp_path, old, new):
     tmp_path.chmod(0o700)
     sidecar = Sidecar(tmp_path, dkvd=dkvd(old)).start()
 

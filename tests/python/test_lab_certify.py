@@ -253,9 +253,17 @@ def test_what_certify_says_itself_is_refused_behind_the_dashes(flag, capsys):
         ("reuse", {"policy": "reuse", "window": 16}),
         ("streamingllm", {"policy": "streamingllm", "window": 32}),
         ("snapkv/kernel=3/window=8", KERNEL | {"policy": "snapkv", "window": 8, "kernel": 3}),
-        ("dynamickv/m=2", KERNEL | {"policy": "dynamickv", "window": 32, "update_interval": 2, "r_min": 0.1}),
         ("pyramidkv", KERNEL | {"policy": "pyramidkv", "window": 32, "beta": 20.0}),
     ],
 )
 def test_a_policy_is_said_in_dkvs_own_flags(mine, text, expected):
     assert policies.as_flags(text, 32, profile_file.load(mine)) == expected
+
+
+def test_dynamickv_without_its_profile_is_not_certified_for_a_profile(mine):
+    """With the profile, dynamickv gets the profile's budgets."""
+    with pytest.raises(policies.UnknownPolicy, match="^dynamickv/m=2 goes by a profile where there is one, and this was measured without"):
+        policies.as_flags("dynamickv/m=2", 32, profile_file.load(mine))
+
+    flags = policies.as_flags("dynamickv/m=2", 32, None)
+    assert flags.items() >= {"policy": "dynamickv", "window": 32, "update_interval": 2, "r_min": 0.1}.items()

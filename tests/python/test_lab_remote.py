@@ -250,7 +250,7 @@ def test_a_bucket_or_a_server_that_is_not_there_is_one_line(server, capsys, monk
     assert endpoint.startswith('dkv: s3://caches/store: Could not connect to the endpoint URL: "http://127.0.0.1:1/')
 
 
-@pytest.mark.parametrize("arguments", [["compact", "s3://b"], ["prune", "s3://b"], ["ls", "s3://b", "--delete"], ["ls", "s3://b", "--", "-r"]])
+@pytest.mark.parametrize("arguments", [["compact", "s3://b"], ["prune", "s3://b"], ["ls", "s3://b", "--delete"], ["ls", "s3://b", "--", "-r"], ["prune", "s3://b", "--budget", "1", "--", "--watch"]])
 def test_flags_that_do_not_belong_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         remote.parse(arguments)

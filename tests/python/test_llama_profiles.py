@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import json
 import random
 
 import pytest
 
 import dkv
 from dkv.hf import weights
+from dkv.profile_folders import SHIPPED
 from dkv.llama import profiles
 
 
@@ -35,7 +37,6 @@ def test_a_surrogates_weights_follow_the_dims_of_llama_cpps_keys():
 @pytest.mark.model
 def test_the_profile_of_a_gguf_is_found_by_its_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("DKV_CACHE", str(tmp_path))
-    profiles.find.cache_clear()
 
     found = profiles.find(str(weights.gguf_path()[0]))
 
@@ -43,10 +44,21 @@ def test_the_profile_of_a_gguf_is_found_by_its_weights(monkeypatch, tmp_path):
     assert found.surrogate.interleaved and found.surrogate.layers == 30
 
 
-def test_a_profile_of_other_weights_is_passed_over(monkeypatch, tmp_path):
-    (tmp_path / "a.json").write_text("not JSON")
-    (tmp_path / "b.json").write_text("[]")
-    monkeypatch.setenv("DKV_PROFILES", str(tmp_path))
+def test_a_profile_of_other_weights_is_passed_over(tmp_path):
+    (place,) = SHIPPED.glob("smollm2*.json")
+    model = json.loads(place.read_text())["model"]
+    assert profiles._read(place, model["weights"], model["geometry"]).name == place.stem
 
-    for place in profiles.paths():
-        assert profiles._read(place, "0" * 16, {"layers": 1}) is None
+    assert profiles._read(place, "0" * 16, model["geometry"]) is None
+    assert profiles._read(place, model["weights"], model["geometry"] | {"layers": 1}) is None
+    for text in ("not JSON", "[]"):
+        (tmp_path / "a.json").write_text(text)
+        assert profiles._read(tmp_path / "a.json", model["weights"], model["geometry"]) is None
+
+
+def test_a_file_that_gguf_cannot_read_has_no_profile(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
+
+    assert profiles.find(str(tmp_path / "model.gguf")) is None
+    with pytest.raises(FileNotFoundError):
+        profiles.find(str(tmp_path / "none.gguf"))

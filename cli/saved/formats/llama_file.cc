@@ -113,10 +113,12 @@ Result<void> LlamaCache::describe(OpenOptions const& options) {
         facts_.checkpoints = fmt::format("{} of a server (SCKP {}), {} bytes", checkpoints.count,
                                          checkpoints.version, checkpoints.bytes);
     if (layout_.media > 0) facts_.media = fmt::format("{} in the token section", layout_.media);
-    if (auto const& sliding = layout_.sliding; sliding.layers > 0)
+    if (auto const& sliding = layout_.sliding; sliding.layers > 0) {
         facts_.sliding =
             fmt::format("{} layers with a sliding window of {} cells, left as they are",
                         sliding.layers, sliding.cells);
+        facts_.sliding_bytes = sliding.bytes;
+    }
     facts_.lengths.assign(std::size_t{facts_.geometry.layers} * facts_.geometry.kv_heads,
                           static_cast<std::uint32_t>(layout_.positions.size()));
     // A list that is longer has tokens that were never computed; a shorter one is of no use.

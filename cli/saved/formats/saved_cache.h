@@ -86,6 +86,7 @@ struct CacheFacts {
     std::string media = {};
     /// llama.cpp: layers with a sliding window, which are in the file and not in the geometry.
     std::string sliding = {};
+    std::uint64_t sliding_bytes = 0;  ///< Of the file.
     bool has_checksums = false;
     std::uint64_t file_bytes = 0;  ///< Of the file, or of the folder's files.
 

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <system_error>
 
 #include "cli/saved/offline/in_place.h"
@@ -45,6 +46,11 @@ Result<void> refuse_size(PolicyRequest const& policy) {
         fmt::format("{}: prune chooses each cache's size by its loss; leave it out", size)};
 }
 
+/// Whether a later pass of a watch may succeed with the same file.
+bool may_pass(ErrorCode code) {
+    return code == ErrorCode::Io || code == ErrorCode::LimitExceeded || code == ErrorCode::Internal;
+}
+
 /// A folder's lock is a descriptor, and the first limit of many systems is 1,024: up to the last.
 void allow_descriptors() {
     rlimit limit{};
@@ -63,6 +69,7 @@ public:
 
     Result<PruneTotals> run() {
         allow_descriptors();
+        forget_what_went();
         DKV_TRY(lock());
         DKV_TRY(scan());
         totals_.bytes_after = totals_.bytes_before;
@@ -77,11 +84,27 @@ public:
         }
         for (auto const& candidate : candidates_)
             if (request_.delete_last && is_over()) remove(candidate);
+        memory_.begun = true;
         return totals_;
     }
 
 private:
     bool is_over() const noexcept { return totals_.bytes_after > request_.budget; }
+
+    /// A folder that was removed and made again is another, and its lock is not held.
+    void forget_what_went() {
+        std::erase_if(memory_.locks, [](auto const& entry) {
+            struct stat held {
+            }, there{};
+            return ::fstat(entry.second.get(), &held) != 0 ||
+                   ::stat(entry.first.c_str(), &there) != 0 || held.st_dev != there.st_dev ||
+                   held.st_ino != there.st_ino;
+        });
+        std::erase_if(memory_.left, [](auto const& entry) {
+            std::error_code ignored;
+            return !std::filesystem::exists(entry.first, ignored);
+        });
+    }
 
     Result<void> lock() {
         for (auto const& folder : request_.folders)
@@ -113,8 +136,18 @@ private:
         std::erase_if(found.files, [&](InputFile const& file) {
             return !places.insert(place_of(file.path)).second;
         });
+        std::set<std::filesystem::path> folders;
         for (auto const& place : places)
-            DKV_TRY(lock(place.parent_path()));
+            folders.insert(place.parent_path());
+        for (auto const& folder : folders) {
+            auto const locked = lock(folder);
+            if (locked) continue;
+            // Refused at the start; a watch goes on without a folder that came or went meanwhile.
+            if (!memory_.begun) return locked.error();
+            std::erase_if(found.files, [&](InputFile const& file) {
+                return place_of(file.path).parent_path() == folder;
+            });
+        }
         return found;
     }
 
@@ -155,7 +188,8 @@ private:
 
     bool was_left(Candidate const& candidate) const {
         auto const found = memory_.left.find(candidate.cache.path);
-        return found != memory_.left.end() && found->second.stamp == candidate.stamp;
+        return found != memory_.left.end() && found->second.tried &&
+               found->second.stamp == candidate.stamp;
     }
 
     void leave(StoredCache const& cache, Result<offline::FileStamp> const& stamp, std::string why) {
@@ -163,7 +197,7 @@ private:
         if (stamp) {
             auto& known = memory_.left[cache.path];
             if (known.stamp == stamp.value() && known.why == why) return;
-            known = {stamp.value(), why};
+            known = {.stamp = stamp.value(), .why = why};
         }
         tell_({.path = cache.path,
                .bytes_before = cache.seen.bytes,
@@ -192,7 +226,8 @@ private:
                 static_cast<double>(row.bytes_kept) / static_cast<double>(row.bytes_full);
             Level level{.share = kShares[at],
                         .freed = static_cast<std::uint64_t>(
-                            (1 - kept) * static_cast<double>(candidate.cache.seen.bytes)),
+                            (1 - kept) * static_cast<double>(candidate.cache.seen.bytes -
+                                                             cache->facts().sliding_bytes)),
                         .damage = std::nullopt};
             if (!row.damage.empty())
                 level.damage = std::accumulate(row.damage.begin(), row.damage.end(), 0.0) /
@@ -231,7 +266,10 @@ private:
     Result<void> compact(Candidate& candidate) {
         auto const done = try_compact(candidate);
         if (!done && done.error().code == ErrorCode::Cancelled) return done.error();
-        if (!done) leave(candidate.cache, candidate.stamp, done.error().message);
+        if (!done) {
+            leave(candidate.cache, candidate.stamp, done.error().message);
+            memory_.left[candidate.cache.path].tried = !may_pass(done.error().code);
+        }
         return {};
     }
 
@@ -266,7 +304,7 @@ private:
     void remove(Candidate const& candidate) {
         auto const now = offline::stamp_of(candidate.cache.path);
         if (!now || now.value() != candidate.stamp)
-            return leave(candidate.cache, now, "another program wrote to it meanwhile");
+            return leave(candidate.cache, candidate.stamp, "another program wrote to it meanwhile");
         std::error_code error;
         if (!request_.dry_run) std::filesystem::remove(candidate.cache.path, error);
         if (error) return leave(candidate.cache, now, error.message());

@@ -58,8 +58,10 @@ struct PruneMemory {
     struct Left {
         offline::FileStamp stamp;
         std::string why;
+        bool tried = false;  ///< Not to be tried again before the file changes.
     };
-    std::map<std::filesystem::path, Left> left;  ///< Not looked at again before they change.
+    std::map<std::filesystem::path, Left> left;  ///< Told once.
+    bool begun = false;                          ///< A pass came to its end.
 };
 
 /// The oldest first, of equal age the largest, until all are within the budget: each to the

@@ -174,8 +174,7 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     auto* const base = static_cast<std::byte*>(dkv_arena_base(arena.get()));
     if (library_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(base), bytes,
                                           sequence_) != bytes)
-        return Error{ErrorCode::Internal,
-                     "llama.cpp did not give the state of " + named(sequence_)};
+        return bad_state("llama.cpp did not give the state of " + named(sequence_));
     std::span<std::byte const> const whole(base, bytes);
     auto const rows = DKV_TRY(read_state(whole, shape_));
     if (rows.tokens() != tokens)
@@ -262,13 +261,14 @@ Result<void> Attachment::put_state(llama_context* context, std::span<std::byte c
     if (library_.llama_state_seq_set_data(context, bytes, state.size(), sequence_) != state.size())
         return Error{ErrorCode::LimitExceeded,
                      "llama.cpp does not take a state of " + std::to_string(state.size()) +
-                         " bytes: the context has too few cells, or another KV type"};
+                         " bytes: the context has too few cells, another KV type, "
+                         "or, without kv_unified, another n_seq_max"};
     // It must be what llama.cpp has now: a state has no version that could be checked.
     std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, sequence_));
     auto const got = library_.llama_state_seq_get_data(
         context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), sequence_);
     if (got != seen.size() || !same_rows(seen, state))
-        return Error{ErrorCode::Internal, "llama.cpp did not store the state that it was given"};
+        return bad_state("llama.cpp did not store the state that it was given");
     return {};
 }
 

@@ -19,8 +19,9 @@
  * Layers with a sliding window beside full ones (iSWA, Gemma 3) stay as they are: a window bounds
  * them already. What is said of layers below is said of the full ones.
  *
- * Fails open: unless DKV_OK comes back with `compressed`, the context is as it was. Statuses,
- * policies and the rules for threads are dkv.h's; use one thread for a dkv_llama and its context.
+ * Fails open: unless DKV_OK comes back with `compressed`, the context is as it was; DKV_INTERNAL of
+ * dkv_llama_compress alone says that the sequence is lost. Statuses, policies and the rules for
+ * threads are dkv.h's; use one thread for a dkv_llama and its context.
  */
 #ifndef DKV_LLAMA_H
 #define DKV_LLAMA_H
@@ -56,8 +57,9 @@ typedef struct dkv_llama_options {
  * llama.cpp that was not tested, by name. */
 dkv_status dkv_llama_open(dkv_llama_options const* options, dkv_llama** llama);
 
-/* cb_eval of the context; `llama` is the dkv_llama. Asks for post-RoPE queries between
- * dkv_llama_begin and dkv_llama_compress, and for nothing else. */
+/* cb_eval of the context; `llama` is the dkv_llama. Between dkv_llama_begin and
+ * dkv_llama_compress it asks for each layer's queries after RoPE, and of a model with sliding
+ * windows for its keys. */
 bool dkv_llama_eval(struct ggml_tensor* tensor, bool ask, void* llama);
 
 /* Checks the context and its model.
@@ -96,8 +98,11 @@ typedef struct dkv_llama_report {
  * capacity in each, and ranks as it does. A prompt that the policy keeps whole is DKV_OK, and
  * `compressed` 0.
  *
- * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED: KV
- * rows that are quantised, a window above window_max. DKV_LIMIT_EXCEEDED: `target` has too few
+ * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED:
+ * quantised rows whose rotation the state does not say, a window above window_max.
+ * DKV_INVALID_ARGUMENT: `target` is the attached context, of another model, or has no such
+ * sequence. DKV_INTERNAL: llama.cpp took neither the kept cells nor the whole state back; decode
+ * the prompt again. DKV_LIMIT_EXCEEDED: `target` has too few
  * cells. Else as dkv_session_open and dkv_session_finish say. */
 dkv_status dkv_llama_compress(dkv_llama* llama,
                               dkv_policy const* policy,

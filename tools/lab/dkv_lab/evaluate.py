@@ -384,7 +384,7 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
     entry = record.start(described, arguments, options, model, attention)
     entry |= {"profiles": {name: record.profile_hash(one) for name, one in loaded.items()}, "prompts": record.prompts_hash(rows)}
     if options.risk is not None:
-        entry |= {"certificate": _take_certificate(options, paths, loaded, rows)}
+        entry |= {"certificate": _take_certificate(options, paths, loaded, described, rows)}
     if was is not None:
         for words in record.differences(was, entry):
             record.say(words)
@@ -401,10 +401,12 @@ def run(options, arguments: list[str], was: dict | None = None) -> int:
     return len(rows)
 
 
-def _take_certificate(options, paths: list[Path], loaded: dict[str, profile.Profile], rows: list[Row]) -> list:
+def _take_certificate(options, paths: list[Path], loaded: dict[str, profile.Profile], described: dict, rows: list[Row]) -> list:
     """Gives the options the certified size. Returns what of it decides the results."""
     if len(paths) != 1:
         raise UserError(f"--risk needs the one profile that has the certificate, not {len(paths)}")
+    if loaded[paths[0].stem].model.get("weights") != described["weights"]:
+        raise UserError(f"{paths[0]} was made for other weights: its certificates say nothing of {described['name']}")
     (name,) = options.policies
     found = policies.certified(name, options.window, paths[0], loaded[paths[0].stem], options.risk)
     outside = next(filter(None, (found.outside(len(row.tokens)) for row in rows)), None)

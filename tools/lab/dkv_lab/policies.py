@@ -282,6 +282,8 @@ def as_flags(text: str, window: int, profile: Profile | None) -> dict[str, float
         raise UnknownPolicy(f"{text}: a certificate is of one profile: leave use out")
     if rule.needs_profile and profile is None:
         raise UnknownPolicy(f"{text} needs a profile: give --profile")
+    if profile is not None and name == "dynamickv":
+        raise UnknownPolicy(f"{text} goes by a profile where there is one, and this was measured without: name profile")
     facts = Facts(Prompt(0, window, [], torch.zeros(0)), {"own": profile} if profile else {})
     own = rule.parameters | {key: value for key, value in given.items() if key in rule.parameters}
     wish = rule.wish(facts, **own)

@@ -37,7 +37,7 @@ _OBJECT_MAX = 5 << 30  # Of one request, which is whole or not at all; parts wou
 _LLAMA = (b"qsgg", b"nsgg", b"\xd8\x3c\x14\xaf")  # Files of theirs have headers among the rows: protocol/container/llama_layout.h.
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 # After --: what these words mean for one copy is not what they mean for the store.
-_OWN = ("-r", "--recursive", "-o", "--output", "--budget", "--dry-run", "--delete", "--json", "--shard", "--force", "--settle-s", "-j", "--jobs")
+_OWN = ("-r", "--recursive", "-o", "--output", "--budget", "--dry-run", "--delete", "--json", "--shard", "--force", "--settle-s", "--watch", "-j", "--jobs")
 # Of dkv's, after --: how a file is read (cli/saved/open_flags.cc).
 _OPEN = ("--input-format", "--layout", "--kv-heads", "--model", "--rope-theta", "--rope-interleaved", "--rope-dims", "--key-order")
 
@@ -231,16 +231,20 @@ def _dkv(*arguments) -> subprocess.CompletedProcess:
 
 def caches_of(store: Store, recursive: bool, flags: list[str], scratch: Path) -> list[Cache]:
     """What `dkv ls` finds in a folder of the objects' headers, under their names. Raises UserError for none."""
-    objects = store.objects(recursive)
-    root, rest = scratch / store.url.rsplit("/", 1)[-1], scratch / "rest"
+    objects, caches = store.objects(recursive), []
+    root, rest = scratch / "all" / store.url.rsplit("/", 1)[-1], scratch / "rest"
     _make_folder(root, store.url)
     others = [each for each in objects if not store.head(each, root / each.name)]
     listed = [(root, _listed(root, recursive, flags))]
     for each in others:  # One at a time: headers among the rows need all of the object, and a disk may not hold all objects.
-        store.get_object(each, rest / each.name)
-        listed.append((rest, _listed(rest, True, flags)))
-        shutil.rmtree(rest)
-    urls, caches = {each.name: each.url for each in objects}, []
+        try:
+            store.get_object(each, rest / each.name)
+        except Changed as changed:
+            caches.append(Cache(each.url, each.name, [each], {"file": each.url, "error": str(changed)}))
+        else:
+            listed.append((rest, _listed(rest, True, flags)))
+        shutil.rmtree(rest, ignore_errors=True)
+    urls = {each.name: each.url for each in objects}
     for copies, (found, _) in listed:
         for facts in found:
             name = str(Path(facts["file"]).relative_to(copies))
@@ -261,7 +265,9 @@ def _listed(root: Path, recursive: bool, flags: list[str]) -> tuple[list[dict], 
     try:
         return json.loads(done.stdout).get("caches", []), done.stderr
     except ValueError:
-        return [], done.stderr
+        if "no saved cache" in done.stderr:
+            return [], done.stderr
+        raise UserError(f"dkv ls failed: {done.stderr.strip() or done.returncode}") from None
 
 
 def _about(words: str, copy: Path, url: str) -> str:
@@ -374,6 +380,7 @@ def _verify(options, store: Store, target, caches: list[Cache], scratch: Path) -
         try:
             store.get(cache, copy)
         except Changed as changed:
+            _remove(copy)
             failed = _fail(str(changed))
             continue
         done = _dkv("verify", copy, *options.flags)

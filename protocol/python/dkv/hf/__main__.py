@@ -22,6 +22,7 @@ import dkv
 
 from .announce import announced, repeats_rows, setting, why_left_alone
 from .cache import Cache
+from .profile_file import ProfileError
 from .report import Report
 
 log = logging.getLogger("dkv.hf")
@@ -62,7 +63,15 @@ def wrap_generate(wish: dict, reports: list[dict]) -> None:
             log.info("dkv: generate() is left alone: %s", reason)
             reports.append(Report(failure=reason).as_dict())
             return original(self, *args, **kwargs)
-        cache = Cache(self, **wish)
+        try:
+            cache = Cache(self, **wish)
+        except ProfileError as error:
+            if wish.get("risk") is None:
+                raise
+            # The script's other models have certificates of their own, or none.
+            log.warning("dkv: generate() is left alone: %s", error)
+            reports.append(Report(failure=str(error)).as_dict())
+            return original(self, *args, **kwargs)
         kwargs["past_key_values"] = cache
         with announced(cache, args, kwargs, self):
             out = original(self, *args, **kwargs)
@@ -115,6 +124,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         dkv.Policy(name=options.policy, capacity=options.capacity)
     except dkv.DkvError as error:
         parser.error(str(error))
+    if options.risk is not None:
+        if not 0 <= options.risk <= 1:
+            parser.error(f"--risk {options.risk:g}: expected a share of 0 … 1")
+        if options.capacity is not None or options.force_profile:
+            parser.error("--risk takes the size from a certificate: leave --capacity, DKV_CAPACITY and --force-profile out")
     return options
 
 

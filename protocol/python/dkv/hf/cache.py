@@ -258,6 +258,13 @@ class Cache(Copyable, TransformersCache):
         shared = getattr(self._config, "num_kv_shared_layers", 0)
         reason = "layers of this model share K and V" if shared else differing(keys, values)
         if reason is None and self._storage is None:
+            # Before there is an arena of each layer, which a prompt that stays whole would hold for nothing.
+            outside = self._certificate and self._certificate.outside(self._prompt_tokens or self._announced or keys.shape[2])
+            if outside:
+                self._in_prefill = False
+                self._report.prompt_tokens = self._prompt_tokens or self._announced or keys.shape[2]
+                self._report.kept_whole = outside
+                return False
             reason = self._make_storage(keys)
         if reason is None and self._shape != (keys.shape[1], keys.shape[3], keys.dtype):
             reason = f"layer {layer.index} is shaped unlike layer {self._dkv_layers[0].index}"
@@ -368,10 +375,9 @@ class Cache(Copyable, TransformersCache):
     def _open_prompt(self, seen: int, query: torch.Tensor) -> None:
         tokens = self._prompt_tokens or self._announced or seen
         self._report.prompt_tokens = max(tokens, seen)
-        outside = self._certificate and self._certificate.outside(max(tokens, seen))
-        if max(tokens, seen) == 1 or outside:
+        if max(tokens, seen) == 1:
             self._in_prefill = False
-            self._report.kept_whole = outside or "a prompt of one token: nothing to compress"
+            self._report.kept_whole = "a prompt of one token: nothing to compress"
             return
         self._prompt = Prompt(self._dkv_layers, self._storage, max(tokens, seen), self._report, self._timeout_s)
         engine = self._engine(query)

@@ -13,6 +13,7 @@ import torch
 
 import dkv
 from dkv import parameters, programs
+from dkv.errors import UserError
 
 from . import profiles
 from .profile_file import ProfileError
@@ -37,7 +38,7 @@ class Certificate:
 
 
 def certificate(path: str | os.PathLike, policy: str, risk: float) -> Certificate:
-    """Raises ProfileError, in dkv's words, where none fits; UserError without the program dkv."""
+    """Raises ProfileError, in dkv's words, where none fits or the program dkv is missing."""
     file = Path(path).expanduser()
     try:
         return _chosen(str(file), file.stat().st_mtime_ns, policy, risk)
@@ -47,7 +48,11 @@ def certificate(path: str | os.PathLike, policy: str, risk: float) -> Certificat
 
 @functools.lru_cache(maxsize=32)
 def _chosen(path: str, changed: int, policy: str, risk: float) -> Certificate:
-    command = [str(programs.find("dkv")), "policy", "show", policy, "--profile", path, "--risk", repr(risk), "--json"]
+    try:
+        program = str(programs.find("dkv"))
+    except UserError as missing:
+        raise ProfileError(str(missing)) from None
+    command = [program, "policy", "show", policy, "--profile", path, "--risk", repr(risk), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise ProfileError(" ".join(done.stderr.split()).removeprefix("dkv: "))
@@ -80,7 +85,8 @@ def of(
         policy = policy or "auto"
         certified = certificate(_path_of(model, profile), policy, float(risk))
         wish = certified.wish
-    unasked = profile is None and policy in (None, "auto", "reuse")
+    # A certificate's profile goes with it: dynamickv, for one, goes by a profile where there is one.
+    unasked = profile is None and (risk is not None or policy in (None, "auto", "reuse"))
     found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
     if found is not None and policy is None and not unasked:
         policy = "dynamickv"
@@ -104,7 +110,10 @@ def _refuse_beside_risk(wish: dict[str, object], profile: object, force_profile:
 def _path_of(model: torch.nn.Module, profile: str | os.PathLike | None) -> str | os.PathLike:
     if profile is not None and str(profile) != profiles.AUTO:
         return profile
-    found = profiles.find(profiles.describe(model))
+    try:
+        found = profiles.find(profiles.describe(model))
+    except Exception as error:  # Configs refuse in many ways.
+        raise ProfileError(f"risk needs a profile with a certificate, and {type(model).__name__} cannot have one: {error}") from error
     if found is None:
         raise ProfileError(f"risk needs a profile with a certificate, and there is none of this {type(model).__name__}: dkv certify makes one")
     return found[0]

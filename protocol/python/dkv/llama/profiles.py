@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -18,28 +17,32 @@ from ..words import Profile, Surrogate
 _log = logging.getLogger("dkv.llama")
 
 _FORMAT = ("dkv-profile", 1)
+_SURROGATE = 1  # Its version.
 _SAMPLE = 512  # Of a tensor's values, as in dkv.hf's fingerprint.
 _GEMMA3_FULL = 6  # Every sixth layer is full; its GGUF files do not say so.
 
 
-@functools.lru_cache(maxsize=8)
 def find(path: str) -> Profile | None:
-    """None: there is none, or the package gguf is not installed. Logs which it is, or why there is none."""
+    """None: there is none, or the package gguf is not installed. Logs which it is, or why there is none.
+
+    Raises FileNotFoundError.
+    """
     try:
         reader = _open(path)
+        weights, geometry = _fingerprint(reader), _geometry(reader)
+        for place in paths():
+            found = _read(place, weights, geometry)
+            if found is not None:
+                _log.info("the profile of %s is %s", path, place)
+                return _in_order(found, reader)
     except ImportError:
         _log.info("profiles are not looked for: pip install gguf")
         return None
-    try:
-        weights, geometry = _fingerprint(reader), _geometry(reader)
-    except (KeyError, TypeError, ValueError) as error:  # K and V in one tensor, for example.
-        _log.info("no profile is looked for, since %s lacks the tensors of a model that has one: %s", path, error)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Of a type of tensor that gguf does not know, for example: no reason not to start.
+        _log.info("no profile is looked for, since %s is not read as a model that has one: %s", path, error)
         return None
-    for place in paths():
-        found = _read(place, weights, geometry)
-        if found is not None:
-            _log.info("the profile of %s is %s", path, place)
-            return _in_order(found, reader)
     _log.info("no profile was made for the weights of %s", path)
     return None
 
@@ -54,7 +57,9 @@ def _read(place: Path, weights: str, geometry: dict) -> Profile | None:
         predictor = made.get("surrogate")
         if predictor is not None:
             rope, rows = predictor["rope"], b"".join(map(bytes.fromhex, predictor["weights"]))
-            shape = geometry["kv_heads"], geometry["head_dim"]
+            shape = heads, dims = geometry["kv_heads"], geometry["head_dim"]
+            if (predictor["version"], predictor["features"]) != (_SURROGATE, 2 * heads * dims + 2 * heads + 1):
+                return None
             predictor = Surrogate(*shape, rows, tuple(rope["frequencies"]), rope["interleaved"])
         return Profile(place.stem, made["weights"], made["alpha"], made["floor"], made.get("kernel", 7), predictor)
     except (OSError, ValueError, KeyError, TypeError, DkvError):
