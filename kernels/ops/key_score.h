@@ -21,9 +21,9 @@ enum class KeyMeasure : std::uint8_t {
 ///
 /// The mean of Difference is over all tokens of the head, the last `window` included, which have no
 /// column. A key of zeros is a direction of zeros, and its cosine 0. A token whose key has a norm
-/// that is not an f32 number scores the lowest number there is and takes no part in the mean, so scores
-/// are always finite. Accumulators are f32 or wider. A device reads rows that are not whole 16-byte
-/// words three times for Difference, and adds up the mean in another order than a CPU.
+/// that is not an f32 number scores the lowest number there is and takes no part in the mean, so
+/// scores are always finite. Accumulators are f32 or wider. A device reads rows that are not whole
+/// 16-byte words three times for Difference, and adds up the mean in another order than a CPU.
 struct KeyScoreArgs {
     RowsView keys;
     std::span<float> scores;

@@ -41,8 +41,8 @@ struct ScoreArgs {
 };
 
 /// Errors: InvalidArgument when shapes, dtypes or sizes disagree with the table above, when window
-/// is 0 or exceeds tokens, when q_heads is not a multiple of kv_heads, when scale, softcap or a sink
-/// is not finite, or softcap is negative.
+/// is 0 or exceeds tokens, when q_heads is not a multiple of kv_heads, when scale, softcap or a
+/// sink is not finite, or softcap is negative.
 Result<void> check(ScoreArgs const& args);
 
 }  // namespace dkv

@@ -121,7 +121,8 @@ void Connection::receive(zmq::message_t const& message) {
     bool const forgotten = expected && !reply && reply.error().code == ErrorCode::UnknownInstance;
     bool const restarted = decoded && boot_id != attachment_->boot_id;
     if (forgotten || restarted) {
-        // First, so that a caller that tries again because of this reply waits for the next attachment.
+        // First, so that a caller that tries again because of this reply waits for the next
+        // attachment.
         end_epoch(
             went_away(forgotten ? "it does not know this engine any more" : "it was restarted"));
         greet();
@@ -219,7 +220,8 @@ void Connection::end_epoch(Error const& reason) {
 
 void Connection::fail_attempt(Error reason, Phase phase) {
     phase_ = phase;
-    // Where no sidecar accepts, ZeroMQ itself goes on trying; only an impatient caller makes it sooner.
+    // Where no sidecar accepts, ZeroMQ itself goes on trying; only an impatient caller makes it
+    // sooner.
     auto const now = Clock::now();
     next_step_at_ = now + (phase == Phase::Refused ? kNoTimer : kRetryAfter);
     {

@@ -25,8 +25,8 @@ struct Fence {
 };
 
 /// An engine's. Events and words go round, those that have happened: one that is used again before
-/// the sidecar looked at it makes it wait for the later layer, which does no harm. One that is still
-/// to happen, used again on another stream, would be there too early.
+/// the sidecar looked at it makes it wait for the later layer, which does no harm. One that is
+/// still to happen, used again on another stream, would be there too early.
 class Fences {
 public:
     explicit Fences(std::shared_ptr<Device const> device) : device_(std::move(device)) {}

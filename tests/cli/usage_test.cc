@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include "protocol/base/endpoint.h"
+#include "sidecar/config/config.h"
 #include "sidecar/policy/policy.h"
 #include "tests/cli/fakes.h"
 #include "tests/support/temp_dir.h"
@@ -285,12 +286,13 @@ TEST_CASE(
         std::vector<std::string> seen;
         arguments.insert(arguments.end(), {"--config", file});
         auto const ran = run_dkv(arguments, sidecar, [&](cli::Environment& environment) {
+            environment.add_daemon_flags = add_flags;
             environment.run_daemon = [&](Config const& config, auto const& again) -> Result<void> {
                 seen = {config.endpoint, again().value().endpoint};
                 return {};
             };
         });
-        CHECK(ran.err.empty());
+        CHECK(ran.err == "");
         return seen;
     };
     auto const twice = [](std::string const& endpoint) { return std::vector(2, endpoint); };
