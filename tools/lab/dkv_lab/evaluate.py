@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, ray_eval, record, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -117,7 +117,7 @@ def _forced(probe: Probe, chosen: list[Choice], answer: torch.Tensor, compare=Fa
 @functools.cache
 def _note(words: str) -> None:
     """Once."""
-    print(f"{ray_eval.NOTE}{words}", file=sys.stderr)
+    print(f"{shard.NOTE}{words}", file=sys.stderr)
 
 
 def evaluate(

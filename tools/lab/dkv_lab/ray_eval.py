@@ -14,8 +14,6 @@ from pathlib import Path
 
 from dkv.errors import UserError
 
-NOTE = "evaluate: "  # Begins a line of `dkv eval` that is not progress.
-
 
 @dataclass
 class Plan:

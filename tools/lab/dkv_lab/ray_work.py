@@ -28,7 +28,7 @@ from pathlib import Path
 from dkv import programs
 from dkv.errors import UserError
 
-from . import ray_eval
+from . import ray_eval, shard
 
 RETRIES = 5  # Of a group whose worker dies.
 _PR_SET_PDEATHSIG = 1
@@ -188,7 +188,7 @@ def _run(ray, options: argparse.Namespace, plan: ray_eval.Plan) -> int:
 
 def _notes(said: str, noted: set[str]) -> str:
     """Of what an evaluation says on its way what is not progress: every group says it, and it is passed on once."""
-    new = [line for line in said.splitlines(keepends=True) if line.startswith(ray_eval.NOTE) and line not in noted]
+    new = [line for line in said.splitlines(keepends=True) if line.startswith(shard.NOTE) and line not in noted]
     noted.update(new)
     return "".join(new)
 

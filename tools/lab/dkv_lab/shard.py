@@ -16,6 +16,7 @@ _JOBS = (
     ("TASK_ID", "TASK_COUNT", "", ""),
 )
 
+NOTE = "evaluate: "  # Begins a line that each shard of an evaluation says of the whole run.
 HELP = "only part I of N of the prompts, 0/4 … 3/4; auto: as the array job says (Slurm, Kubernetes, TASK_ID), auto/N: of N parts"
 
 
