@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from dkv import command, programs
 from dkv.errors import UserError
-from dkv_lab import remote
+from dkv_lab import object_store, remote
 
 pytestmark = pytest.mark.e2e
 
@@ -216,7 +216,7 @@ def test_a_killed_prune_leaves_whole_objects_and_is_gone_on_with(store, capsys):
 
 
 def test_an_object_that_s3_does_not_take_at_once_is_left(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "_OBJECT_MAX", 9)
+    monkeypatch.setattr(object_store, "_OBJECT_MAX", 9)
     (tmp_path / "big").write_bytes(b"0123456789")
 
     with pytest.raises(UserError, match="^s3://caches/big: 10 bytes are more than S3 takes at once: left as it is$"):

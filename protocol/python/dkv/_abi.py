@@ -29,6 +29,7 @@ for _header in ("dkv.h", "dkv_cuda.h", "llama/dkv_llama.h"):
 _COMPANIONS = ("dkv_cuda", "dkv_llama")
 
 
+@functools.cache  # Every call asks.
 def _companion_of(name: str) -> str:
     """The companion library that has a function; "": libdkv."""
     return next((each for each in _COMPANIONS if name.startswith(f"{each}_")), "")

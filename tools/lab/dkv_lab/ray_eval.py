@@ -60,8 +60,9 @@ def join(rows: list, shares: dict[Path, list], output: Path, arguments: list[str
 
     # Of a part that was stopped and gone on with, each run.
     entries = [(part, entry) for part in parts for entry in results.read_runs([part])]
+    recorded = dict(entries)
     for part in parts:
-        if part not in dict(entries):
+        if part not in recorded:
             raise UserError(f"{part}: there is no record of the run beside it: remove {part.parent} and run again")
     first = entries[0][1]
     for part, entry in entries:

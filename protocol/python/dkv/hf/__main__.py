@@ -22,6 +22,7 @@ import dkv
 
 from .announce import announced, repeats_rows, setting, why_left_alone
 from .cache import Cache
+from .options import check_risk
 from .profile_file import ProfileError
 from .report import Report
 
@@ -122,13 +123,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     try:
         dkv.Policy(name=options.policy, capacity=options.capacity)
+        if options.risk is not None:
+            check_risk(options.risk)
     except dkv.DkvError as error:
         parser.error(str(error))
-    if options.risk is not None:
-        if not 0 <= options.risk <= 1:
-            parser.error(f"--risk {options.risk:g}: expected a share of 0 … 1")
-        if options.capacity is not None or options.force_profile:
-            parser.error("--risk takes the size from a certificate: leave --capacity, DKV_CAPACITY and --force-profile out")
+    if options.risk is not None and (options.capacity is not None or options.force_profile):
+        parser.error("--risk takes the size from a certificate: leave --capacity, DKV_CAPACITY and --force-profile out")
     return options
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import os
 import sys
 import weakref
@@ -35,10 +34,7 @@ from .prompt import Prompt
 from .report import Report, mean
 from .storage import Storage
 
-log = logging.getLogger("dkv.hf")
-
 _ROOM_TOKENS = 4096  # For what comes after a prompt that is kept whole; only virtual until written.
-_warned: set[tuple[int, str]] = set()
 
 
 class Cache(Copyable, TransformersCache):
@@ -259,11 +255,9 @@ class Cache(Copyable, TransformersCache):
         reason = "layers of this model share K and V" if shared else differing(keys, values)
         if reason is None and self._storage is None:
             # Before there is an arena of each layer, which a prompt that stays whole would hold for nothing.
-            outside = self._certificate and self._certificate.outside(self._prompt_tokens or self._announced or keys.shape[2])
-            if outside:
-                self._in_prefill = False
-                self._report.prompt_tokens = self._prompt_tokens or self._announced or keys.shape[2]
-                self._report.kept_whole = outside
+            tokens = self._prompt_tokens or self._announced or keys.shape[2]
+            if outside := self._certificate and self._certificate.outside(tokens):
+                self._stays_whole(tokens, outside)
                 return False
             reason = self._make_storage(keys)
         if reason is None and self._shape != (keys.shape[1], keys.shape[3], keys.dtype):
@@ -373,17 +367,19 @@ class Cache(Copyable, TransformersCache):
     # ---------------------------------------------------------------- a prompt's life
 
     def _open_prompt(self, seen: int, query: torch.Tensor) -> None:
-        tokens = self._prompt_tokens or self._announced or seen
-        self._report.prompt_tokens = max(tokens, seen)
-        if max(tokens, seen) == 1:
-            self._in_prefill = False
-            self._report.kept_whole = "a prompt of one token: nothing to compress"
-            return
-        self._prompt = Prompt(self._dkv_layers, self._storage, max(tokens, seen), self._report, self._timeout_s)
+        tokens = max(self._prompt_tokens or self._announced or seen, seen)
+        if tokens == 1:
+            return self._stays_whole(tokens, "a prompt of one token: nothing to compress")
+        self._report.prompt_tokens = tokens
+        self._prompt = Prompt(self._dkv_layers, self._storage, tokens, self._report, self._timeout_s)
         engine = self._engine(query)
         if engine is not None:
             policy = dkv.Policy(**self._wish) if self._wish else None
             self._prompt.open(engine, policy, self._progressive, query.shape[1], self._strict)
+
+    def _stays_whole(self, tokens: int, reason: str) -> None:
+        self._in_prefill = False
+        self._report.prompt_tokens, self._report.kept_whole = tokens, reason
 
     def _end_prompt(self) -> None:
         prompt, self._prompt = self._prompt, None
@@ -491,15 +487,7 @@ class Cache(Copyable, TransformersCache):
             return None
 
     def _warn_once(self) -> None:
-        reason = self._report.failure
-        if reason is None:
-            return
-        known = (id(self._model()), "".join(each for each in reason if not each.isdigit()))  # Times in it count down.
-        if known not in _warned:
-            _warned.add(known)
-            session = self._report.session
-            said = f"session {session}: {reason}" if session else reason
-            log.warning("dkv: generation goes on without compression: %s", said, extra={"dkv_session": session})
+        self._report.warn_once(id(self._model()))
 
 
 # What help() and editors show: every parameter of a policy by its name.

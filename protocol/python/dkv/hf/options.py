@@ -39,8 +39,13 @@ def check(
     for name, value in (("progressive", progressive), ("strict", strict), ("force_profile", force_profile)):
         checks.flag(name, value)
     if risk is not None:
-        checks.number("risk", risk, "a share of 0 … 1", lambda value: 0 <= value <= 1)
+        check_risk(risk)
     if engine is not None and not hasattr(engine, "open_session"):
         raise checks.refusal("engine", engine, "a dkv.Engine")
     if profile is not None and not isinstance(profile, (str, os.PathLike, dkv.Profile)):
         raise checks.refusal("profile", profile, 'the path of a file, a dkv.Profile or "auto"')
+
+
+def check_risk(risk: object) -> None:
+    """Raises DkvError (INVALID_ARGUMENT)."""
+    checks.number("risk", risk, "a share of 0 … 1", lambda value: 0 <= value <= 1)

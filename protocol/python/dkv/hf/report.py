@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from contextlib import contextmanager
+
+log = logging.getLogger("dkv.hf")
+
+_warned: set[tuple[int, str]] = set()
 
 
 @dataclasses.dataclass
@@ -41,6 +46,16 @@ class Report:
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+    def warn_once(self, model: int) -> None:
+        """Logs why the prompt was not compressed, once for each model and reason."""
+        if self.failure is None:
+            return
+        known = (model, "".join(each for each in self.failure if not each.isdigit()))  # Times in it count down.
+        if known not in _warned:
+            _warned.add(known)
+            said = f"session {self.session}: {self.failure}" if self.session else self.failure
+            log.warning("dkv: generation goes on without compression: %s", said, extra={"dkv_session": self.session})
 
     def __str__(self) -> str:
         """For people: what was kept and what it saved, or why nothing was."""

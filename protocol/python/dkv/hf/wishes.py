@@ -83,13 +83,17 @@ def of(
     if risk is not None:
         _refuse_beside_risk(wish, profile, force_profile)
         policy = policy or "auto"
-        certified = certificate(_path_of(model, profile), policy, float(risk))
+        own = profile is None or str(profile) == profiles.AUTO
+        path, found = _own_profile(model) if own else (profile, None)
+        certified = certificate(path, policy, float(risk))
         wish = certified.wish
-    # A certificate's profile goes with it: dynamickv, for one, goes by a profile where there is one.
-    unasked = profile is None and (risk is not None or policy in (None, "auto", "reuse"))
-    found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
-    if found is not None and policy is None and not unasked:
-        policy = "dynamickv"
+        # It goes with its certificate: dynamickv, for one, goes by a profile where there is one.
+        found = found or profiles.resolve(model, path)
+    else:
+        unasked = profile is None and policy in (None, "auto", "reuse")
+        found = profiles.resolve(model, "auto" if unasked else profile, force_profile)
+        if found is not None and policy is None and not unasked:
+            policy = "dynamickv"
     wish = {**wish, "name": policy, "profile": found}
     return {key: value for key, value in wish.items() if value is not None}, certified
 
@@ -107,13 +111,11 @@ def _refuse_beside_risk(wish: dict[str, object], profile: object, force_profile:
         raise dkv.DkvError(dkv.Status.INVALID_ARGUMENT, refused)
 
 
-def _path_of(model: torch.nn.Module, profile: str | os.PathLike | None) -> str | os.PathLike:
-    if profile is not None and str(profile) != profiles.AUTO:
-        return profile
+def _own_profile(model: torch.nn.Module) -> tuple[Path, dkv.Profile]:
     try:
         found = profiles.find(profiles.describe(model))
     except Exception as error:  # Configs refuse in many ways.
         raise ProfileError(f"risk needs a profile with a certificate, and {type(model).__name__} cannot have one: {error}") from error
     if found is None:
         raise ProfileError(f"risk needs a profile with a certificate, and there is none of this {type(model).__name__}: dkv certify makes one")
-    return found[0]
+    return found

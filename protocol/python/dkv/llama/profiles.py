@@ -29,7 +29,8 @@ def find(path: str) -> Profile | None:
     """
     try:
         reader = _open(path)
-        weights, geometry = _fingerprint(reader), _geometry(reader)
+        geometry = _geometry(reader)
+        weights = _fingerprint(reader, geometry)
         for place in paths():
             found = _read(place, weights, geometry)
             if found is not None:
@@ -133,11 +134,10 @@ def _geometry(reader) -> dict:
     }
 
 
-def _fingerprint(reader) -> str:
+def _fingerprint(reader, geometry: dict) -> str:
     """That of dkv.hf's profile_file, of the same weights: K and V of each layer, in the order of their names."""
     digest = hashlib.sha256()
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    geometry = _geometry(reader)
     for layer in sorted(map(str, range(geometry["layers"]))):
         for part in ("k", "v"):
             tensor = tensors[f"blk.{layer}.attn_{part}.weight"]
