@@ -31,7 +31,7 @@ CUDA_HERE = -DDKV_CUDA=AUTO '-DDKV_CUDA_ARCHITECTURES=$(subst $(space),;,$(strip
 CONFIGURE = cmake --preset $(PRESET) --log-level=WARNING
 
 # The test programs of what reads files, and messages to dkvd.
-FOREIGN := container_test formats_test message_fuzz_test
+FOREIGN := container_test formats_test message_fuzz_test dkv_reader_fuzz
 
 # What nvcc made of the kernels, in a folder of its own: for every architecture.
 PTXAS = cmake --preset release -B build/ptxas --log-level=WARNING -DDKV_CUDA=ON && cmake --build build/ptxas
@@ -98,10 +98,10 @@ test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulatio
 	cmake --build --preset $(PRESET) --target end_to_end cuda_emu_test sdk_cuda_test
 	tools/dev/test.sh $(PRESET) --tests-regex '^(kernels_test|cuda_emu_test|sdk_cuda_test|emulated|emulated, whole)(:| )'
 
-test-foreign: deps-debian ## of test-asan, what reads files and messages to dkvd; no emulation, a fifth of the messages
-	cmake --preset asan --log-level=WARNING -DDKV_CUDA=OFF
-	cmake --build --preset asan --target $(FOREIGN)
-	DKV_FUZZ_MESSAGES=20000 tools/dev/test.sh asan --tests-regex '^($(subst $(space),|,$(FOREIGN))):'
+test-foreign: deps-debian ## what reads files and messages to dkvd, by clang's sanitizers and libFuzzer; a fifth of the messages
+	cmake --preset fuzz --log-level=WARNING
+	cmake --build --preset fuzz --target $(FOREIGN)
+	DKV_FUZZ_MESSAGES=20000 tools/dev/test.sh fuzz --tests-regex '^(fuzz|$(subst $(space),|,$(FOREIGN))):'
 
 test-asan: deps deps-test deps-cuda ## unit tests, and real processes, under the address and undefined-behaviour sanitizers
 	cmake --preset asan --log-level=WARNING -DDKV_CUDA=AUTO
@@ -159,9 +159,8 @@ gpu-bundle: deps deps-test deps-cuda ## build/gpu-bundle.tar: what gpu-test runs
 
 fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizers (SECONDS=30 each); every bit of small ones flipped
 	tools/fuzz/run.sh $(or $(SECONDS),30)
-	cmake --preset asan --log-level=WARNING
-	cmake --build --preset asan --target formats_test
-	DKV_EVERY_BIT=1 build/asan/bin/formats_test --test-case='*flipped bit*'
+	cmake --build --preset fuzz --target formats_test
+	DKV_EVERY_BIT=1 build/fuzz/bin/formats_test --test-case='*flipped bit*'
 
 # What tools/chaos starts beside dkvd and dkv.
 chaos: TARGETS = programs dkv_c_engine dkv_chaos_through

@@ -229,7 +229,7 @@ ChosenPolicy Table::choose(Instance const* instance) const {
     if (instance != nullptr && instance->policy)
         return {resolve_or_default(*instance->policy, instance->hello.model).value(),
                 PolicySource::Instance};
-    std::string_view const model = instance == nullptr ? "" : instance->hello.model;
+    auto const model = instance == nullptr ? std::string() : instance->hello.model;
     if (all_policy_) return {resolve_or_default(*all_policy_, model).value(), PolicySource::All};
     return {resolve(config_.policy, model).value(), PolicySource::Default};
 }
@@ -288,7 +288,7 @@ Result<void> Table::set_policy(std::uint64_t instance,
         return Error{ErrorCode::NotFound, "no engine " + id_name(instance) + " is attached"};
     std::string words = "default";
     if (request) {
-        std::string_view const model = instance == 0 ? "" : found->second.hello.model;
+        auto const model = instance == 0 ? std::string() : found->second.hello.model;
         auto const params = DKV_TRY(resolve_or_default(*request, model));
         if (instance != 0)
             DKV_TRY(sized(params, found->second.hello.geometry, config_.limits.tokens_max));

@@ -131,8 +131,9 @@ private:
     void detach_strangers() {
         std::vector<std::uint64_t> strangers;
         for (auto const& [id, view] : oracle_->now().instances)
-            if (view.alive && std::ranges::none_of(
-                                  engines_, [&](auto const& engine) { return engine->id == id; }))
+            if (view.alive && std::ranges::none_of(engines_, [&, id = id](auto const& engine) {
+                    return engine->id == id;
+                }))
                 strangers.push_back(id);
         for (auto const id : strangers) {
             wire::DetachT detach;

@@ -17,6 +17,8 @@ from transformers import DynamicCache, EncoderDecoderCache, Gemma2Config, Static
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 import dkv.hf
+from dkv.command import run
+from dkv.hf.commands import convert
 
 
 @pytest.fixture
@@ -265,17 +267,17 @@ def test_the_program_does_the_same(cache, prompt, tmp_path):
     torch.save(pairs(cache), tmp_path / "x.pt")
     (tmp_path / "ids.json").write_text(str(prompt(40)[0].tolist()))
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "dkv", "convert", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run(tmp_path / "x.pt", "-o", tmp_path / "x.safetensors", "--model", "tiny", "--tokens", tmp_path / "ids.json")
+    command = [sys.executable, "-m", "dkv", "convert", "x.pt", "-o", "x.safetensors", "--model", "tiny", "--tokens", "ids.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert check(tmp_path / "x.safetensors", cache)["model"] == "tiny"
     assert cuts.read(tmp_path / "x.safetensors")[0]["tokens"].tolist() == prompt(40)[0].tolist()
-    done = run(tmp_path / "none.pt", "-o", tmp_path / "y.safetensors")
-    assert (done.returncode, done.stderr) == (1, f"dkv: {tmp_path}/none.pt: No such file or directory\n")
+
+
+def test_a_file_that_is_missing_is_one_line(tmp_path, capsys):
+    assert run(lambda: convert([f"{tmp_path}/none.pt", "-o", f"{tmp_path}/y.safetensors"])) == 1
+    assert capsys.readouterr().err == f"dkv: {tmp_path}/none.pt: No such file or directory\n"
 
 
 @pytest.mark.e2e

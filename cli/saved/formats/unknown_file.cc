@@ -114,8 +114,8 @@ Magic magic_of(std::string_view text) {
 /// "25 50 44 46 2d 31 2e 37 "%PDF-1.7""
 std::string first_bytes(std::string_view text) {
     std::string hex;
-    for (unsigned char const c : text.substr(0, kShown))
-        hex += fmt::format("{}{:02x}", hex.empty() ? "" : " ", c);
+    for (char const c : text.substr(0, kShown))
+        hex += fmt::format("{}{:02x}", hex.empty() ? "" : " ", static_cast<unsigned char>(c));
     std::string printed(text.substr(0, kShown));
     bool const words = std::ranges::all_of(
         printed, [](char c) { return static_cast<unsigned char>(c) >= 0x20 && c > 0 && c < 0x7f; });
