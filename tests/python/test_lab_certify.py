@@ -145,12 +145,12 @@ def test_bounds_that_are_no_bounds_are_refused(flag, capsys):
     assert f"argument {flag.split('=')[0]}: {flag.split('=')[1]}: expected a " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sizes, wrong", [("64,x", "'x'"), ("64,", "''"), ("0", "'0'"), ("-64", "'-64'"), ("6.4", "'6.4'")])
-def test_sizes_that_are_none_are_refused_by_name(sizes, wrong, capsys):
+@pytest.mark.parametrize("sizes", ["64,x", "64,", "0", "-64", "6.4"])
+def test_sizes_that_are_none_are_refused_by_name(sizes, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         certify.parse(["r.csv", "--policy", "p", f"--capacity={sizes}"])
 
-    assert f"{wrong} in {sizes}: expected sizes above 0 with commas between them, 64,128" in capsys.readouterr().err
+    assert f"argument --capacity: {sizes}: expected integers of at least 1 with commas between them, 64,128" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from dkv.hf import models
 from dkv.hf import profile_file as profile
 
-from . import needles, progress, restore, scores, surrogate
+from . import needles, progress, ranges, restore, scores, surrogate
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .store import PrefillStore
@@ -186,30 +186,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--tasks", default="needle,text", help="what damage is measured on (%(default)s)")
     parser.add_argument("--granularity", choices=("layer", "head"), default="head", help="what is cut one at a time (%(default)s)")
-    parser.add_argument("--needles", type=int, default=24, help="prompts with a fact to find (%(default)s)")
-    parser.add_argument("--texts", type=int, default=10, help="prompts of running text (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=1024, help="length of the prompts (%(default)s)")
-    parser.add_argument("--cut", type=int, default=128, help="capacity of the one layer or head that is cut (%(default)s)")
-    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
-    parser.add_argument("--forced", type=int, default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
-    parser.add_argument("--kernel", type=int, default=15, help="of the scores' pooling, here and where the profile is used (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of prompts (%(default)s)")
+    parser.add_argument("--needles", type=ranges.count(), default=24, help="prompts with a fact to find (%(default)s)")
+    parser.add_argument("--texts", type=ranges.count(), default=10, help="prompts of running text (%(default)s)")
+    parser.add_argument("--tokens", type=ranges.count(1), default=1024, help="length of the prompts (%(default)s)")
+    parser.add_argument("--cut", type=ranges.count(1), default=128, help="capacity of the one layer or head that is cut (%(default)s)")
+    parser.add_argument("--window", type=ranges.count(1), default=32, help="last tokens, whose queries score the others (%(default)s)")
+    parser.add_argument("--forced", type=ranges.count(1), default=16, help="greedy tokens a text's damage is the mean of (%(default)s)")
+    parser.add_argument("--kernel", type=ranges.count(1), default=15, help="of the scores' pooling, here and where the profile is used (%(default)s)")
+    parser.add_argument("--seed", type=ranges.count(), default=0, help="of the choice of prompts (%(default)s)")
     parser.add_argument(
-        "--restore", type=int, default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
+        "--restore", type=ranges.count(), default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
     )
-    parser.add_argument("--step", type=int, default=128, help="how much more (%(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.7, help="budgets grow as weight^alpha (%(default)s)")
-    parser.add_argument("--floor", type=float, default=0.2, help="the least budget, as a share of the mean (%(default)s)")
+    parser.add_argument("--step", type=ranges.count(1), default=128, help="how much more (%(default)s)")
+    parser.add_argument("--alpha", type=ranges.number(0), default=0.7, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--floor", type=ranges.number(0, 1), default=0.2, help="the least budget, as a share of the mean (%(default)s)")
     parser.add_argument(
         "--surrogate",
-        type=int,
+        type=ranges.count(2),
         nargs="?",
         const=surrogate.TEXTS,
         metavar="TEXTS",
         help="also fit, on so many texts, what predicts replay scores, which reuse and auto rank by; into the profile "
         f"OUTPUT where that was made for this model, else into a new one ({surrogate.TEXTS})",
     )
-    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("profile.json"), help="the profile (%(default)s)")
     options = parser.parse_args(arguments)
@@ -217,8 +217,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
         parser.error(f"unknown task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
-    if options.surrogate is not None and options.surrogate < 2:
-        parser.error(f"--surrogate {options.surrogate}: at least 2 texts")
     if options.restore and options.restore <= options.window:
         parser.error(f"--restore {options.restore} leaves nothing beside the window of {options.window}")
     if options.cut <= options.window:

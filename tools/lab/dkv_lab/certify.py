@@ -26,7 +26,7 @@ from pathlib import Path
 from dkv.errors import UserError
 from dkv.hf import profile_file
 
-from . import evaluate, policies, record, results
+from . import evaluate, policies, ranges, record, results
 
 # Of dkv eval, after --: what certify says itself.
 _OWN = ("--policies", "--capacity", "--risk", "--question", "--profile", "--seed", "--part", "--family", "--shard", "-o", "--output")
@@ -186,27 +186,6 @@ def _needed(made: dict) -> str:
     return f"{math.ceil(math.log(made['delta']) / math.log1p(-made['epsilon']))} requests are needed, none of them lost."
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share between 0 and 1")
-    return value
-
-
-def _loss_bound(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a finite loss of at least 0")
-    return value
-
-
-def _sizes(text: str) -> list[int]:
-    for size in text.split(","):
-        if not size.isascii() or not size.isdecimal() or int(size) == 0:
-            raise argparse.ArgumentTypeError(f"{size!r} in {text}: expected sizes above 0 with commas between them, 64,128")
-    return sorted({int(size) for size in text.split(",")})
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     own, flags = arguments, []
     if "--" in arguments:
@@ -220,10 +199,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "results", nargs="+", metavar="RESULTS|MODEL", help="CSV files of dkv eval, also of its shards; or a model as dkv eval takes it"
     )
     parser.add_argument("--policy", required=True, help="as dkv eval names it: profile, snapkv/kernel=15; auto with a profile is joined")
-    parser.add_argument("--capacity", type=_sizes, help=f"the sizes to try, chosen before the results are seen; all there are, of a model {evaluate.SIZES}")
-    parser.add_argument("--tau", type=_loss_bound, default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
-    parser.add_argument("--epsilon", type=_share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
-    parser.add_argument("--delta", type=_share, default=0.05, help="1 - confidence (%(default)s)")
+    parser.add_argument("--capacity", type=ranges.counts(), help=f"the sizes to try, chosen before the results are seen; all there are, of a model {evaluate.SIZES}")
+    parser.add_argument("--tau", type=ranges.number(0), default=0.1, help="a loss above this counts: of found (1 or 0), score, or KL (%(default)s)")
+    parser.add_argument("--epsilon", type=ranges.share, default=0.05, help="the risk: the share of requests that may be lost (%(default)s)")
+    parser.add_argument("--delta", type=ranges.share, default=0.05, help="1 - confidence (%(default)s)")
     parser.add_argument("--question", choices=("shown", "hidden", "both"), default="both", help="which requests count (%(default)s)")
     parser.add_argument("--profile", type=Path, help="store the certificate in this profile, for dkv compact and policy set --risk")
     parser.add_argument("-o", "--output", type=Path, help="of a model: what is measured (certify.csv)")

@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, record, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -245,17 +245,7 @@ def profile_paths(options, described: dict) -> list[Path]:
 
 def _grid(text: str) -> tuple[list[int], list[float]]:
     lengths, _, depths = text.partition(":")
-    made = [int(value) for value in lengths.split(",")], [float(value) for value in depths.split(",")]
-    if not all(0 <= depth <= 1 for depth in made[1]):
-        raise ValueError(text)
-    return made
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share of 0 … 1")
-    return value
+    return ranges.counts()(lengths), [ranges.number(0, 1)(depth) for depth in depths.split(",")]
 
 
 def _shard(text: str) -> shard.Shard:
@@ -297,17 +287,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
     parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
-    parser.add_argument("--capacity", help=f"those below a prompt's length are used ({SIZES})")
-    parser.add_argument("--risk", type=_share, metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
-    parser.add_argument("--needles", type=int, default=100, help="prompts with a fact to find, per length (%(default)s)")
-    parser.add_argument("--texts", type=int, default=48, help="prompts of running text, per length (%(default)s)")
-    parser.add_argument("--ruler", type=int, default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
+    parser.add_argument("--capacity", type=ranges.counts(), help=f"those below a prompt's length are used ({SIZES})")
+    parser.add_argument("--risk", type=ranges.number(0, 1), metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
+    parser.add_argument("--needles", type=ranges.count(), default=100, help="prompts with a fact to find, per length (%(default)s)")
+    parser.add_argument("--texts", type=ranges.count(), default=48, help="prompts of running text, per length (%(default)s)")
+    parser.add_argument("--ruler", type=ranges.count(), default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
     parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
-    parser.add_argument("--repeats", type=int, default=1, help="needles per cell of the grid (%(default)s)")
+    parser.add_argument("--repeats", type=ranges.count(1), default=1, help="needles per cell of the grid (%(default)s)")
     parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")
-    parser.add_argument("--rows", type=int, help="of each LongBench task; by default all")
-    parser.add_argument("--longest", type=int, default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
-    parser.add_argument("--tokens", default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
+    parser.add_argument("--rows", type=ranges.count(1), help="of each LongBench task; by default all")
+    parser.add_argument("--longest", type=ranges.count(1), default=3500, help="tokens to which LongBench's prompts are cut (%(default)s)")
+    parser.add_argument("--tokens", type=ranges.counts(), default="1024", help="lengths of the prompts: 1024,4096 (%(default)s)")
     parser.add_argument("--family", choices=tuple(needles.FAMILIES), default="report", help="of needle templates")
     parser.add_argument("--part", choices=("calibration", "tuning", "report"), default="report", help="of the texts")
     parser.add_argument(
@@ -317,9 +307,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="shown: it stands in the prompt's window; hidden: it follows what was compressed (%(default)s)",
     )
     parser.add_argument("--perplexity", action="store_true", help="also of what really came next; doubles the forwards")
-    parser.add_argument("--window", type=int, default=32, help="last tokens, whose queries score the others (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of prompts (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--window", type=ranges.count(1), default=32, help="last tokens, whose queries score the others (%(default)s)")
+    parser.add_argument("--seed", type=ranges.count(), default=1, help="of the choice of prompts (%(default)s)")
+    parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
     parser.add_argument("--inline", action="store_true", help="choose in torch, without a sidecar")
     parser.add_argument("--endpoint", help="of a sidecar that runs; by default a dkvd is started for the evaluation")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
@@ -330,14 +320,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.risk is not None and (options.capacity or len(options.policies) > 1):
         parser.error("--risk takes the size of one policy from its certificate: leave --capacity out, and name one in --policies")
     # Under a risk known once the profile is read.
-    options.capacity = [] if options.risk is not None else [int(value) for value in (options.capacity or SIZES).split(",")]
-    options.tokens = [int(value) for value in options.tokens.split(",")]
+    options.capacity = [] if options.risk is not None else options.capacity or ranges.counts()(SIZES)
     try:
         for name in options.policies:
             if policies.rule(name).budgets is None and options.inline:
                 parser.error(f"{name} is the sidecar's alone: leave --inline out")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
+    if not (options.needles or options.texts or options.ruler or options.grid or options.longbench):
+        parser.error("no prompts: --needles, --texts and --ruler are 0")
     if options.inline and options.endpoint:
         parser.error("--inline needs no --endpoint")
     if options.capacity and min(options.capacity) <= options.window:

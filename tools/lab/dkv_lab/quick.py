@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dkv.profile_folders import SHIPPED
 
-from . import evaluate, results
+from . import evaluate, ranges, results
 from .report import eval_figures, tables
 
 PROFILE = SHIPPED / "smollm2-135m-instruct.json"
@@ -69,7 +69,7 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
+    parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
     parser.add_argument("--sample", action="store_true", help="fewer prompts: what make test runs")
     parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")

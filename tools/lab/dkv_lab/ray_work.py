@@ -28,7 +28,7 @@ from pathlib import Path
 from dkv import programs
 from dkv.errors import UserError
 
-from . import ray_eval, shard
+from . import ranges, ray_eval, shard
 
 RETRIES = 5  # Of a group whose worker dies.
 _PR_SET_PDEATHSIG = 1
@@ -53,11 +53,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("files", nargs="+", metavar="FILE|MODEL", help="saved caches, and folders of them; eval: a model")
     parser.add_argument("-o", "--output", type=Path, required=True, help="sweep and eval: the results; compact: a folder")
     parser.add_argument("--address", help="of a Ray cluster; by default one is started on this machine")
-    parser.add_argument("--workers", type=int, help="groups at once; by default Ray's CPUs")
-    parser.add_argument("--group", type=int, default=8, help="files or prompts of a group (%(default)s)")
+    parser.add_argument("--workers", type=ranges.count(1), help="groups at once; by default Ray's CPUs")
+    parser.add_argument("--group", type=ranges.count(1), default=8, help="files or prompts of a group (%(default)s)")
     options = parser.parse_args(own)
-    if options.group < 1 or (options.workers is not None and options.workers < 1):
-        parser.error("--group and --workers are at least 1")
     if options.work == "eval" and len(options.files) > 1:
         parser.error(f"{' '.join(options.files)}: eval takes one model")
     for flag in flags:
