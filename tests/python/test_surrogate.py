@@ -15,7 +15,7 @@ from dkv.errors import UserError
 from dkv.hf import profile_file, surrogate_file
 from dkv.hf.replay import Instruction
 from dkv.hf.surrogate_file import Rope, Surrogate, SurrogateError
-from dkv_lab import calibrate, evaluate, policies, scores, surrogate
+from dkv_lab import calibrate, distil, evaluate, policies, scores, surrogate
 from dkv_lab.probe import Layer, Probe
 
 THETA = {"rope_theta": 10000.0}
@@ -171,12 +171,15 @@ def test_calibrate_adds_a_surrogate_to_the_profile_that_is_there(tiny, tmp_path,
     certified = profile_file.load(output)
     certified.figures["certified joined, question both"] = {"flags": {"policy": "auto"}}
     certified.save(output)
-    assert calibrate.main(["tiny", "--tokens", "150", "--surrogate", "3", "--cut", "60", "-o", str(output)]) == 0
+    monkeypatch.setattr(distil, "STEPS", 3)
+    assert calibrate.main(["tiny", "--tokens", "400", "--surrogate", "12", "--cut", "60", "-o", str(output)]) == 0
     assert set(profile_file.load(output).figures) == set(certified.figures) - {"certified joined, question both"}
 
     after = json.loads(output.read_text())
     assert {key: value for key, value in after.items() if key != "surrogate"} == before
-    assert after["surrogate"]["recipe"]["texts"] == 3
+    recipe = after["surrogate"]["recipe"]
+    assert recipe["texts"] == 12 and recipe["lessons"]["contexts"] == 6
+    assert recipe["lessons"]["after"] > 0 and recipe["lessons"]["after"] != recipe["lessons"]["before"]
     assert len(profile_file.load(output).predictor().weights) == 4
     assert "surrogate of kvzip" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ import torch
 from dkv.hf import models
 from dkv.hf import profile_file as profile
 
-from . import needles, progress, ranges, restore, scores, surrogate
+from . import distil, needles, progress, ranges, restore, scores, surrogate
 from .needles import Row
 from .probe import Probe, Prompt, Variant
 from .store import PrefillStore
@@ -206,8 +206,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         nargs="?",
         const=surrogate.TEXTS,
         metavar="TEXTS",
-        help="also fit, on so many texts, what predicts replay scores, which reuse and auto rank by; into the profile "
-        f"OUTPUT where that was made for this model, else into a new one ({surrogate.TEXTS})",
+        help="also fit, on so many texts, what predicts replay scores, which reuse and auto rank by, and train it on answers; into "
+        f"the profile OUTPUT where that was made for this model, else into a new one ({surrogate.TEXTS})",
     )
     parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
     parser.add_argument("--prefills", type=Path, help="keep prefills in this folder, for later runs")
@@ -243,6 +243,7 @@ def main(arguments: list[str]) -> int:
         print(f"{options.output}: {options.granularity} profile of {name} from {used} prompts")
     if options.surrogate:
         made.surrogate = surrogate.fit_model(probe, tokenizer, options.surrogate, options.tokens, options.seed)
+        made.surrogate = distil.improved(probe, tokenizer, made, max(2, options.surrogate // 2), options.tokens, options.seed)
         # Certificates are of the profile that was measured.
         made.figures = {task: figures for task, figures in made.figures.items() if "flags" not in figures}
         made.save(options.output)

@@ -9,7 +9,7 @@ import torch
 
 from dkv.hf.interface import Call
 
-from .probe import Layer, Probe, Prompt, Rankings, Variant, _cap, check_variants, softmax
+from .probe import Layer, Probe, Prompt, Rankings, Variant, cap, check_variants, softmax
 
 
 @torch.inference_mode()
@@ -112,7 +112,7 @@ class _Decoder:
         logits = rows.new_empty(*rows.shape[:2], shared + key.shape[1], dtype=torch.float32)
         logits[..., :shared] = rows @ keys.transpose(1, 2)
         logits[..., shared:] = rows @ key.transpose(1, 2)
-        logits = _cap(logits, layer.softcap)
+        logits = cap(logits, layer.softcap)
         if kept.hidden is not None:
             logits[..., :shared].masked_fill_(kept.hidden, float("-inf"))
         weights = softmax(logits, layer.row_sinks(1)).to(rows.dtype)

@@ -290,7 +290,7 @@ class _Decode:
         if layer.sliding is not None:
             keys, values = keys[:, :, -layer.sliding :], values[:, :, -layer.sliding :]
         rows = query[0].reshape(layer.keys.shape[0], -1, query.shape[-1]) * layer.scale
-        logits = _cap(rows @ keys[0].transpose(1, 2), layer.softcap)
+        logits = cap(rows @ keys[0].transpose(1, 2), layer.softcap)
         out = softmax(logits.float(), layer.row_sinks(1)).to(query.dtype) @ values[0]
         return out.reshape(1, 1, query.shape[1], -1)
 
@@ -364,7 +364,7 @@ class _Forced:
         logits = rows.new_empty(*chosen.shape[:2], shared + self.tokens, dtype=torch.float32)
         logits[..., :shared] = (chosen.reshape(-1, chosen.shape[-1]) @ keys.T).view(*chosen.shape[:2], -1)
         logits[..., shared:] = chosen @ tail[0][part].transpose(1, 2)
-        logits = _cap(logits, layer.softcap)
+        logits = cap(logits, layer.softcap)
         if hidden is not None:
             logits[..., :shared].masked_fill_(hidden, float("-inf"))
         logits[..., shared:].masked_fill_(self._future(rows, layer.sliding), float("-inf"))
@@ -413,7 +413,7 @@ def softmax(logits: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
     return (logits - torch.logaddexp(logits.logsumexp(-1, keepdim=True), sinks)).exp()
 
 
-def _cap(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+def cap(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
@@ -441,7 +441,7 @@ def _tiled_attention(query, key, value, scale, softcap, mask, sinks, wants_sums)
     for begin in range(0, tokens, _QUERY_BLOCK):
         end = min(tokens, begin + _QUERY_BLOCK)
         rows = (query[:, begin:end] * scale).reshape(heads, group * (end - begin), -1)
-        logits = _cap((rows @ key[:, :end].transpose(1, 2)).float(), softcap)
+        logits = cap((rows @ key[:, :end].transpose(1, 2)).float(), softcap)
         logits = logits.view(heads, group, end - begin, end)
         if mask is None:
             seen = torch.ones(end - begin, end, dtype=torch.bool, device=key.device).tril(begin)

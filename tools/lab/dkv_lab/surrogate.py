@@ -2,7 +2,7 @@
 
 For every token of a layer the features are its un-rotated keys and its values, of all KV heads, the logarithms of
 their norms, and 1; the target is the logarithm of KVzip's score (dkv.hf.replay) in each KV head. Ridge regression;
-only sums over tokens are kept, so memory does not grow with the texts.
+only sums over tokens are kept, so memory does not grow with the texts. distil.py trains the weights further.
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ def words(made: surrogate_file.Surrogate) -> str:
     size = sum(layer.numel() for layer in made.weights)
     spread = f"{sum(values) / len(values):.2f} ({values[0]:.2f} … {values[-1]:.2f} by KV head)"
     texts_ = f"{made.recipe.get('texts')} texts of {made.recipe.get('tokens')} tokens"
-    return f"surrogate of {made.target}, {size:,} weights in bf16 from {texts_}; R² on others {spread}"
+    taught = made.recipe.get("lessons")
+    trained = f"; trained on answers over {taught['contexts']} contexts" if taught else ""
+    return f"surrogate of {made.target}, {size:,} weights in bf16 from {texts_}; R² on others {spread}{trained}"
 
 
 def section(layers: list[Sums], held: list[Sums], target: str, ridge: float, rope, recipe: dict) -> dict:

@@ -1,12 +1,12 @@
 """The section "surrogate" of a profile file: weights that predict replay scores from K and V alone.
 
     version     1
-    target      "kvzip" or "kvzip+": what the weights were fitted to
+    target      "kvzip" or "kvzip+": what the weights were fitted to first
     rope        frequencies [r], and whether adjacent dims turn together: how keys are un-rotated
     features    2 · Hkv · D + 2 · Hkv + 1: un-rotated K of each KV head, V of each, ln‖k‖, ln‖v‖, 1
     weights     per compressed layer little-endian bf16 [Hkv][features] as hexadecimal text
-    r2          per compressed layer and KV head, on texts that were not fitted
-    recipe      how it was made
+    r2          per compressed layer and KV head: of that fit, on other texts
+    recipe      how it was made; "lessons": how the weights were trained after the fit, and KL before and after
 """
 
 from __future__ import annotations
