@@ -139,7 +139,7 @@ test-llama: build ## real, unpatched llama.cpps of two versions: their servers' 
 	tools/llama/attach.sh
 	$(E2E) tests/llama
 	DKV_LLAMA_PYTHON=$(CURDIR)/.venv-llama/bin/python $(E2E) $(addprefix tests/llama/,test_compact_slot.py test_page.py test_watch_slots.py)
-	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) $(addprefix tests/llama/,test_attach.py test_sliding.py)
+	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) $(addprefix tests/llama/,test_attach.py test_killed.py test_sliding.py test_steering.py)
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh

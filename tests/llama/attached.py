@@ -12,8 +12,8 @@ import gc
 import json
 import logging
 import pathlib
-import resource
 import sys
+import time
 
 import numpy
 import xllamacpp
@@ -148,37 +148,55 @@ class Engine:
         found = ffi.new("llama_token[]", len(raw) + 8)
         return {"tokens": list(found[0 : lib.llama_tokenize(self.vocab, raw, len(raw), found, len(raw) + 8, True, True)])}
 
-    def _decode(self, tokens: list[int], begin: int, sequence: int = 0) -> numpy.ndarray:
+    def _decode(self, tokens: list[int], begin: int, sequence: int = 0, context=None) -> numpy.ndarray:
+        context = context or self.context
         batch = lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, begin + i, 1
             batch.seq_id[i][0], batch.logits[i] = sequence, i == len(tokens) - 1
-        assert lib.llama_decode(self.context, batch) == 0
+        assert lib.llama_decode(context, batch) == 0
         lib.llama_batch_free(batch)
         count = lib.llama_vocab_n_tokens(self.vocab)
-        return numpy.frombuffer(ffi.buffer(lib.llama_get_logits_ith(self.context, -1), 4 * count), numpy.float32).copy()
+        return numpy.frombuffer(ffi.buffer(lib.llama_get_logits_ith(context, -1), 4 * count), numpy.float32).copy()
+
+    def race(self, options: dict) -> dict:
+        """A prompt, part by part, in this context and in one without dkv: CPU seconds of each part, in each."""
+        tokens, chunk = options["tokens"], options["chunk"]
+        plain = self._make(self._params(options))
+        seconds = {"attached": [], "plain": []}
+        self.watch.begin()
+        for at in range(0, len(tokens), chunk):
+            racers = [("attached", self.context), ("plain", plain)]
+            for name, context in racers if at // chunk % 2 else racers[::-1]:
+                begun = time.process_time()
+                self._decode(tokens[at : at + chunk], at, 0, context)
+                seconds[name].append(time.process_time() - begun)
+        lib.llama_free(plain)
+        return seconds
 
     def prefill(self, options: dict) -> dict:
+        """A prompt, or the rest of it from a position."""
         tokens, chunk, sequence = options["tokens"], options.get("chunk", 1 << 20), options.get("sequence", 0)
-        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        place = options.get("position", 0)
         if self.watch and options.get("begin", True):
             self.watch.begin(sequence)
         for at in range(0, len(tokens), chunk):
-            logits = self._decode(tokens[at : at + chunk], at, sequence)
-        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
-        return {"next": int(logits.argmax()), "user_seconds": seconds}
+            logits = self._decode(tokens[at : at + chunk], place + at, sequence)
+        return {"next": int(logits.argmax())}
 
     def compress(self, options: dict) -> dict:
-        """Into the same context, or one of `room` cells that replaces it."""
+        """Into the same context, or one of `room` cells, which has `held` as sequence 1, that replaces it."""
         policy = dkv.Policy(**options["policy"]) if "policy" in options else None
         target = None
         if "room" in options:
             target = self._make(self._params({**options, "cells": options["room"]}))
+        if "held" in options:
+            self._decode(options["held"], 0, 1, target)
         before = _memory("Pss")
-        begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        begun = time.process_time()
         report = self.watch.compress(policy, target)
-        seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
+        seconds = time.process_time() - begun
         peak = _memory("Pss")
         if report.compressed and target is not None:
             self.old, self.context = self.context, target
@@ -188,7 +206,7 @@ class Engine:
             self.watch.adopted(max(0, before - after), peak, after)
         elif target is not None:
             lib.llama_free(target)
-        return {**vars(report), "pss": [before, peak, _memory("Pss")], "user_seconds": seconds, "logged": said.take()}
+        return {**vars(report), "pss": [before, peak, _memory("Pss")], "cpu_seconds": seconds, "logged": said.take()}
 
     def positions(self, options: dict) -> dict:
         return {"positions": [[self.watch.positions(la, h) for h in range(options["heads"])] for la in options["layers"]]}
@@ -209,7 +227,8 @@ class Engine:
         return {**out, "logits": first.tolist()} if options.get("logits") else out
 
     def forget(self, options: dict) -> dict:
-        lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), options.get("sequence", -1), -1, -1)
+        cells = options.get("begin", -1), options.get("end", -1)
+        lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), options.get("sequence", -1), *cells)
         return {}
 
 

@@ -6,10 +6,8 @@ import json
 import subprocess
 
 import pytest
-import short_model
 import torch
-from conftest import ROOT
-from llama_process import OLDER, Llama, dkvd  # noqa: F401
+from llama_process import KV_HEADS, LAYERS, OLDER, Llama, compressed, dkvd, document, gguf_file, llama  # noqa: F401
 from masked import Masked, distance
 from processes import Sidecar, waited_for
 from transformers import AutoModelForCausalLM
@@ -17,37 +15,12 @@ from transformers import AutoModelForCausalLM
 import dkv.hf
 from dkv.hf import weights
 
+# ruff: noqa: F811 - fixtures are imported by their names.
 pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
-LAYERS, KV_HEADS, HEAD_DIM = 6, 3, 64
+HEAD_DIM = 64
 CELL_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 F32 = {"keys": "f32", "values": "f32"}
-
-
-@pytest.fixture(scope="module")
-def gguf_file(tmp_path_factory) -> str:
-    source = str(weights.gguf_path()[0])
-    return str(short_model.write(source, tmp_path_factory.mktemp("model") / "short.gguf", LAYERS))
-
-
-@pytest.fixture(scope="module")
-def llama(dkvd, gguf_file):
-    running = Llama(gguf_file, dkvd.endpoint)
-    yield running
-    running.close()
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def document(llama):
-    text = "\n\n".join((ROOT / name).read_text() for name in ("docs/POLICIES.md", "LICENSE"))
-    tokens = llama.tokens(text=text)["tokens"]
-
-    def first(count: int) -> list[int]:
-        assert len(tokens) >= count
-        return tokens[:count]
-
-    return first
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +28,6 @@ def reference():
     return Masked(
         AutoModelForCausalLM.from_pretrained(weights.smollm2_folder(), dtype=torch.float32, num_hidden_layers=LAYERS)
     )
-
-
-def compressed(llama: Llama, prompt: list[int], policy: dict, chunk: int = 400, **options) -> dict:
-    llama.prefill(tokens=prompt, chunk=chunk)
-    return llama.compress(policy=policy, **options)
 
 
 def kept_positions(llama: Llama) -> dict[int, list[list[int]]]:
@@ -201,6 +169,34 @@ def test_sequences_of_a_context_are_compressed_one_after_the_other(llama, docume
     assert kept_positions(llama) == kept[1]
     seen = llama.go_on(tokens=behind, position=700, logits=True, sequence=1)["logits"]
     assert distance(seen, reference(prompts[1], behind, kept[1])) < distance(seen, reference(prompts[1], behind, None)) / 10
+
+
+@pytest.mark.parametrize("context", [F32, {**F32, "flash": False}], ids=["f32", "f32, transposed"])
+def test_cells_that_another_sequence_left_meanwhile_are_read_in_the_order_of_positions(llama, document, reference, context):
+    """The prompt's second part lies before its first."""
+    prompt, behind = document(700), [260, 314, 1690]
+    llama.open(cells=1600, sequences=2, **context)
+    llama.prefill(tokens=document(500), sequence=1, begin=False)
+    llama.prefill(tokens=prompt[:400])
+    llama.forget(sequence=1)
+    llama.prefill(tokens=prompt[400:], position=400, begin=False)
+
+    report = llama.compress(policy={"name": "snapkv", "capacity": 128})
+
+    assert (report["compressed"], report["tokens"], report["cells"]) == (True, 700, 128), report
+    seen = llama.go_on(tokens=behind, position=700, logits=True)["logits"]
+    expected = reference(prompt, behind, kept_positions(llama))
+    assert distance(seen, expected) < distance(seen, reference(prompt, behind, None)) / 10
+
+
+def test_a_sequence_of_which_a_part_was_removed_is_refused_by_name(llama, document):
+    llama.open(cells=1024)
+    llama.prefill(tokens=document(600))
+    llama.forget(sequence=0, begin=100, end=200)
+
+    report = llama.compress(policy={"capacity": 128})
+
+    assert "the sequence has position 200 where 100 was expected" in report["reason"], report
 
 
 def test_tokens_of_another_sequence_in_between_are_refused_by_name(llama, document):

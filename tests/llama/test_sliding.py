@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.e2e]
 
 F32 = {"keys": "f32", "values": "f32"}
 PROMPT, BEHIND = [int(token) for token in torch.randint(3, TOKENS, (700,), generator=torch.Generator().manual_seed(5))], [5, 9, 4]
+HELD = 740  # Tokens of another sequence: the next sliding cells begin near the cache's end, and go on at its begin.
 POLICY = {"name": "snapkv", "capacity": 128}
 
 
@@ -77,6 +78,22 @@ def test_logits_are_those_of_a_masked_computation_in_the_full_layers(llama, refe
     expected = reference(PROMPT, BEHIND, kept)
     assert distance(seen, expected) < 4 * own_error  # What llama.cpp's own arithmetic differs by.
     assert distance(seen, expected) < distance(whole, expected) / 5
+
+
+def test_a_smaller_context_may_hold_another_sequence(llama, reference):
+    """The sliding cells that it takes lie around that sequence's."""
+    other = (PROMPT[::-1] + PROMPT)[:HELD]
+    llama.open(cells=768, sequences=2, **F32)
+    llama.prefill(tokens=PROMPT, chunk=400)
+
+    report = llama.compress(policy=POLICY, room=1536, sequences=2, held=other, **F32)
+
+    assert (report["compressed"], report["cells"]) == (True, 128), report
+    kept = kept_positions(llama)
+    seen = llama.go_on(tokens=BEHIND, position=700, logits=True)["logits"]
+    assert distance(seen, reference(PROMPT, BEHIND, kept)) < distance(seen, reference(PROMPT, BEHIND, None)) / 5
+    seen = llama.go_on(tokens=BEHIND, position=HELD, logits=True, sequence=1)["logits"]
+    assert distance(seen, reference(other, BEHIND, None)) < distance(seen, reference(PROMPT, BEHIND, None)) / 100
 
 
 def test_kept_tokens_are_those_of_the_hugging_face_adapter(llama, model, dkvd):  # noqa: F811

@@ -175,7 +175,7 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     if (library_.llama_state_seq_get_data(context_, reinterpret_cast<std::uint8_t*>(base), bytes,
                                           sequence_) != bytes)
         return bad_state("llama.cpp did not give the state of " + named(sequence_));
-    std::span<std::byte const> const whole(base, bytes);
+    std::span<std::byte> const whole(base, bytes);
     auto const rows = DKV_TRY(read_state(whole, shape_));
     if (rows.tokens() != tokens)
         return unsupported(named(sequence_) + " has " + std::to_string(rows.tokens()) +

@@ -88,21 +88,71 @@ std::vector<std::uint32_t> by_position(LlamaLayout const& layout) {
     return cells;
 }
 
+/// Runs of one item of `bytes` for each cell: `order`'s cells, in each run.
+std::vector<std::byte> in_order(std::byte const* source,
+                                std::uint64_t bytes,
+                                std::uint64_t runs,
+                                std::span<std::uint32_t const> order) {
+    std::vector<std::byte> out(order.size() * runs * bytes);
+    std::byte* target = out.data();
+    for (std::uint64_t run = 0; run < runs; ++run)
+        for (std::uint32_t const cell : order) {
+            std::memcpy(target, source + (run * order.size() + cell) * bytes, bytes);
+            target += bytes;
+        }
+    return out;
+}
+
 /// The bytes of one layer's K or V, cell after cell in that order.
 std::vector<std::byte> ordered_rows(std::byte const* state,
                                     LlamaLayout const& layout,
                                     Part const& part,
                                     std::span<std::uint32_t const> order) {
     std::uint64_t const runs = part.transposed ? layout.row_elements : 1;
-    std::uint64_t const bytes = part.rows.type->bytes(layout.row_elements) / runs;
-    std::vector<std::byte> out(order.size() * runs * bytes);
-    std::byte* target = out.data();
-    for (std::uint64_t run = 0; run < runs; ++run)
-        for (std::uint32_t const cell : order) {
-            std::memcpy(target, state + part.offset + (run * order.size() + cell) * bytes, bytes);
-            target += bytes;
-        }
-    return out;
+    return in_order(state + part.offset, part.rows.type->bytes(layout.row_elements) / runs, runs,
+                    order);
+}
+
+std::vector<Part> parts_of(LlamaLayout const& layout) {
+    std::vector<Part> parts;
+    for (auto const offset : layout.keys)
+        parts.push_back({layout.key_rows, offset, false});
+    for (auto const offset : layout.values)
+        parts.push_back({layout.value_rows, offset, layout.transposed});
+    return parts;
+}
+
+void order_cells(std::byte* state, LlamaLayout& layout) {
+    if (std::ranges::is_sorted(layout.positions)) return;
+    auto const order = by_position(layout);
+    std::ranges::copy(in_order(state + layout.cells_offset(), layout.cell_bytes, 1, order),
+                      state + layout.cells_offset());
+    for (Part const& part : parts_of(layout))
+        std::ranges::copy(ordered_rows(state, layout, part, order), state + part.offset);
+    std::ranges::sort(layout.positions);
+}
+
+bool same_cells(std::span<std::byte const> one,
+                LlamaLayout const& a,
+                std::span<std::byte const> other,
+                LlamaLayout const& b) {
+    auto const order_a = by_position(a);
+    auto const order_b = by_position(b);
+    auto const position = [](LlamaLayout const& of) {
+        return [&](std::uint32_t cell) { return of.positions[cell]; };
+    };
+    if (a.keys != b.keys || a.values != b.values || a.transposed != b.transposed ||
+        a.row_elements != b.row_elements || a.key_rows.type != b.key_rows.type ||
+        a.value_rows.type != b.value_rows.type ||
+        !std::ranges::equal(order_a, order_b, {}, position(a), position(b)))
+        return false;
+    auto const parts_a = parts_of(a);
+    auto const parts_b = parts_of(b);
+    for (std::size_t part = 0; part < parts_a.size(); ++part)
+        if (ordered_rows(one.data(), a, parts_a[part], order_a) !=
+            ordered_rows(other.data(), b, parts_b[part], order_b))
+            return false;
+    return true;
 }
 
 Result<void> check_quantised(LlamaLayout const& layout, ModelShape const& shape) {
@@ -133,9 +183,10 @@ Result<void> check_rows(LlamaLayout const& layout, ModelShape const& shape) {
                            " KV heads of " + std::to_string(shape.head_dim));
     for (std::size_t cell = 0; cell < layout.positions.size(); ++cell)
         if (layout.positions[cell] != static_cast<std::int32_t>(cell))
-            return unsupported("cell " + std::to_string(cell) + " is at position " +
-                               std::to_string(layout.positions[cell]) +
-                               ": the context was shifted, or its cells were reused");
+            return unsupported("the sequence has position " +
+                               std::to_string(layout.positions[cell]) + " where " +
+                               std::to_string(cell) +
+                               " was expected: the context was shifted, or a part was removed");
     return {};
 }
 
@@ -184,9 +235,10 @@ dkv_rows StateRows::values(dkv_arena* arena, std::uint32_t layer) const {
     return rows;
 }
 
-Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const& shape) {
+Result<StateRows> read_state(std::span<std::byte> state, ModelShape const& shape) {
     StateRows rows;
     rows.layout = DKV_TRY(parse_llama(state, false));
+    order_cells(state.data(), rows.layout);
     DKV_TRY(check_rows(rows.layout, shape));
     rows.geometry = {
         .layers = static_cast<std::uint32_t>(rows.layout.keys.size()),
@@ -237,26 +289,18 @@ bool same_rows(std::span<std::byte const> one, std::span<std::byte const> other)
     if (one.size() != other.size() || !mine || !theirs) return false;
     LlamaLayout const& a = mine.value();
     LlamaLayout const& b = theirs.value();
-    auto const order_a = by_position(a);
-    auto const order_b = by_position(b);
-    auto const position = [](LlamaLayout const& of) {
-        return [&](std::uint32_t cell) { return of.positions[cell]; };
+    if (!same_cells(one, a, other, b) || a.sliding.bytes != b.sliding.bytes) return false;
+    auto const behind = [](std::span<std::byte const> state, LlamaLayout const& layout) {
+        return state.first(state.size() - layout.sliding.bytes).subspan(layout.end_offset);
     };
-    if (a.keys != b.keys || a.values != b.values || a.transposed != b.transposed ||
-        a.row_elements != b.row_elements || a.key_rows.type != b.key_rows.type ||
-        a.value_rows.type != b.value_rows.type ||
-        !std::ranges::equal(order_a, order_b, {}, position(a), position(b)) ||
-        !std::ranges::equal(one.subspan(a.end_offset), other.subspan(b.end_offset)))
-        return false;
-    auto const equal = [&](Part const& part) {
-        return ordered_rows(one.data(), a, part, order_a) ==
-               ordered_rows(other.data(), b, part, order_b);
-    };
-    for (std::size_t layer = 0; layer < a.keys.size(); ++layer)
-        if (!equal({a.key_rows, a.keys[layer], false}) ||
-            !equal({a.value_rows, a.values[layer], a.transposed}))
-            return false;
-    return true;
+    if (!std::ranges::equal(behind(one, a), behind(other, b))) return false;
+    if (a.sliding.bytes == 0) return true;
+    auto const sliding = one.last(a.sliding.bytes);
+    auto const other_sliding = other.last(b.sliding.bytes);
+    auto const sliding_a = parse_llama(sliding, true);
+    auto const sliding_b = parse_llama(other_sliding, true);
+    return sliding_a && sliding_b &&
+           same_cells(sliding, sliding_a.value(), other_sliding, sliding_b.value());
 }
 
 }  // namespace dkv::llama

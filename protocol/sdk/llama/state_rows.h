@@ -39,10 +39,13 @@ struct StateRows {
 /// Bytes of an arena behind the state that quantised rows may take.
 std::uint64_t dense_bytes(ModelShape const& shape, std::uint32_t tokens) noexcept;
 
+/// Puts the full layers' cells in the order of their positions: in a unified KV they lie between
+/// those of other sequences, in any order.
+///
 /// Errors: those of parse_llama(); Unsupported, by name: quantised rows of a build that does not
 /// say how they are rotated, a head that is not whole blocks, cells that are not the positions 0,
-/// 1, 2, … in order, and a shape that is not the model's.
-Result<StateRows> read_state(std::span<std::byte const> state, ModelShape const& shape);
+/// 1, 2, …, and a shape that is not the model's.
+Result<StateRows> read_state(std::span<std::byte> state, ModelShape const& shape);
 
 /// `whole` with only `cells` cells, in which each layer and KV head has its rows of `kept` [layers,
 /// kv_heads, cells], ascending, as they were stored. The cells' positions are the first head's.
