@@ -196,8 +196,9 @@ bench-compact: deps deps-bench ## a 2 GB cache compacted by every policy, next t
 	mkdir -p $(or $(BENCH_DIR),/tmp)/dkv-bench
 	$(BUILD)/bin/dkv_compact_bench $(or $(BENCH_DIR),/tmp)/dkv-bench
 
-overhead: build ## what dkv costs a real prefill of 4,096 tokens, pair by pair
+overhead: build deps-test ## what dkv costs a real prefill of 4,096 tokens, pair by pair: of transformers, then of llama.cpp
 	$(PYTHON) tools/bench/overhead.py --bin $(BUILD)/bin
+	$(PYTHON) tools/bench/llama_overhead.py --bin $(BUILD)/bin
 
 bench-decode: build ## ms per token of unequal heads against equal ones, at equal bytes
 	$(PYTHON) tools/bench/decode.py --bin $(BUILD)/bin
