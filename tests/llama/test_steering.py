@@ -50,9 +50,11 @@ def test_a_policy_that_is_set_while_a_prompt_is_read_is_the_one_that_compresses_
     llama.prefill(tokens=document(300))
 
     dkvd.dkv("policy", "set", "knorm", "--capacity", "128")
-    llama.prefill(tokens=document(600)[300:], position=300, begin=False)
-    report = llama.compress(policy=WISH)
-    dkvd.dkv("policy", "reset")
+    try:
+        llama.prefill(tokens=document(600)[300:], position=300, begin=False)
+        report = llama.compress(policy=WISH)
+    finally:
+        dkvd.dkv("policy", "reset")
 
     assert (report["policy"], report["cells"]) == ("knorm", 128), report
 

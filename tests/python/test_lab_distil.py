@@ -105,6 +105,12 @@ def test_training_lowers_what_is_lost_and_weights_mean_the_same_to_a_profile():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_facts_and_text_are_both_among_what_is_not_trained_on(tiny):
+    found = distil.contexts(Bytes(), "calibration", 12, 400, 0)
+
+    assert {bool(row.asks) for row, _, _ in found[distil._HELD - 1 :: distil._HELD]} == {True, False}
+
+
 def test_contexts_are_of_the_calibration_part_and_facts_and_text_take_turns(tiny):
     found = distil.contexts(Bytes(), "calibration", 4, 400, 0)
 

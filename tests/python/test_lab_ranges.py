@@ -35,15 +35,32 @@ def test_an_evaluation_without_prompts_is_refused(capsys):
 
 
 def test_sizes_are_taken_once_and_in_order():
-    assert evaluate.parse(["smollm2", "--capacity", "256,64,256", "--tokens", "2048,1024"]).capacity == [64, 256]
+    options = evaluate.parse(["smollm2", "--capacity", "256,64,256", "--tokens", "2048,1024"])
+
+    assert (options.capacity, options.tokens) == ([64, 256], [1024, 2048])
 
 
-@pytest.mark.parametrize("flag, value", [("--needles", "-3"), ("--step", "0"), ("--alpha", "-1"), ("--floor", "1.5"), ("--surrogate", "1")])
+@pytest.mark.parametrize("flag, value", [("--needles", "-3"), ("--step", "0"), ("--alpha", "-1"), ("--alpha", "9"), ("--floor", "1.5"), ("--surrogate", "1")])
 def test_a_calibration_names_what_it_cannot_take(flag, value, capsys):
     with pytest.raises(SystemExit, match="^2$"):
         calibrate.parse(["smollm2", f"{flag}={value}"])
 
     assert f"argument {flag}: {value}: expected " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--kernel", "14"], "--kernel 14: expected an odd number"),
+        (["--alpha", "1"], "--alpha 1: expected a number between 0 and 1, or --restore 0"),
+        (["--tokens", "120", "--cut", "60"], "--restore 128 is more than --tokens 120"),
+    ],
+)
+def test_a_calibration_refuses_flags_that_do_not_go_together_before_it_measures(flags, message, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        calibrate.parse(["smollm2", *flags])
+
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--group", "--workers"])

@@ -96,9 +96,13 @@ std::vector<std::byte> in_order(std::byte const* source,
     std::vector<std::byte> out(order.size() * runs * bytes);
     std::byte* target = out.data();
     for (std::uint64_t run = 0; run < runs; ++run)
-        for (std::uint32_t const cell : order) {
-            std::memcpy(target, source + (run * order.size() + cell) * bytes, bytes);
-            target += bytes;
+        for (std::size_t first = 0, end = 0; first < order.size(); first = end) {
+            // Orders are a few stretches of cells that follow one another.
+            for (end = first + 1; end < order.size() && order[end] == order[end - 1] + 1;)
+                ++end;
+            std::memcpy(target, source + (run * order.size() + order[first]) * bytes,
+                        (end - first) * bytes);
+            target += (end - first) * bytes;
         }
     return out;
 }
@@ -122,14 +126,21 @@ std::vector<Part> parts_of(LlamaLayout const& layout) {
     return parts;
 }
 
-void order_cells(std::byte* state, LlamaLayout& layout) {
-    if (std::ranges::is_sorted(layout.positions)) return;
+Result<void> order_cells(std::byte* state, LlamaLayout& layout) {
     auto const order = by_position(layout);
+    for (std::size_t at = 0; at < order.size(); ++at)
+        if (layout.positions[order[at]] != static_cast<std::int32_t>(at))
+            return unsupported("the sequence has position " +
+                               std::to_string(layout.positions[order[at]]) + " where " +
+                               std::to_string(at) +
+                               " was expected: the context was shifted, or a part was removed");
+    if (std::ranges::is_sorted(layout.positions)) return {};
     std::ranges::copy(in_order(state + layout.cells_offset(), layout.cell_bytes, 1, order),
                       state + layout.cells_offset());
     for (Part const& part : parts_of(layout))
         std::ranges::copy(ordered_rows(state, layout, part, order), state + part.offset);
     std::ranges::sort(layout.positions);
+    return {};
 }
 
 bool same_cells(std::span<std::byte const> one,
@@ -143,7 +154,9 @@ bool same_cells(std::span<std::byte const> one,
     };
     if (a.keys != b.keys || a.values != b.values || a.transposed != b.transposed ||
         a.row_elements != b.row_elements || a.key_rows.type != b.key_rows.type ||
-        a.value_rows.type != b.value_rows.type ||
+        a.value_rows.type != b.value_rows.type || a.says_rotation != b.says_rotation ||
+        a.key_rows.rotation != b.key_rows.rotation ||
+        a.value_rows.rotation != b.value_rows.rotation ||
         !std::ranges::equal(order_a, order_b, {}, position(a), position(b)))
         return false;
     auto const parts_a = parts_of(a);
@@ -181,12 +194,6 @@ Result<void> check_rows(LlamaLayout const& layout, ModelShape const& shape) {
         return unsupported("a row has " + std::to_string(layout.row_elements) +
                            " elements, the model " + std::to_string(shape.kv_heads) +
                            " KV heads of " + std::to_string(shape.head_dim));
-    for (std::size_t cell = 0; cell < layout.positions.size(); ++cell)
-        if (layout.positions[cell] != static_cast<std::int32_t>(cell))
-            return unsupported("the sequence has position " +
-                               std::to_string(layout.positions[cell]) + " where " +
-                               std::to_string(cell) +
-                               " was expected: the context was shifted, or a part was removed");
     return {};
 }
 
@@ -238,8 +245,8 @@ dkv_rows StateRows::values(dkv_arena* arena, std::uint32_t layer) const {
 Result<StateRows> read_state(std::span<std::byte> state, ModelShape const& shape) {
     StateRows rows;
     rows.layout = DKV_TRY(parse_llama(state, false));
-    order_cells(state.data(), rows.layout);
     DKV_TRY(check_rows(rows.layout, shape));
+    DKV_TRY(order_cells(state.data(), rows.layout));
     rows.geometry = {
         .layers = static_cast<std::uint32_t>(rows.layout.keys.size()),
         .q_heads = shape.q_heads,

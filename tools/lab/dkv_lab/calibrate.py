@@ -198,7 +198,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--restore", type=ranges.count(), default=128, help="capacity at which one at a time gets more; 0: not measured (%(default)s)"
     )
     parser.add_argument("--step", type=ranges.count(1), default=128, help="how much more (%(default)s)")
-    parser.add_argument("--alpha", type=ranges.number(0), default=0.7, help="budgets grow as weight^alpha (%(default)s)")
+    parser.add_argument("--alpha", type=ranges.number(0, 8), default=0.7, help="budgets grow as weight^alpha (%(default)s)")
     parser.add_argument("--floor", type=ranges.number(0, 1), default=0.2, help="the least budget, as a share of the mean (%(default)s)")
     parser.add_argument(
         "--surrogate",
@@ -217,6 +217,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     unknown = set(options.tasks) - set(TASKS)
     if unknown:
         parser.error(f"unknown task {', '.join(sorted(unknown))}: there are {', '.join(TASKS)}")
+    if options.kernel % 2 == 0:
+        parser.error(f"--kernel {options.kernel}: expected an odd number")
+    if options.restore and not 0 < options.alpha < 1:
+        parser.error(f"--alpha {options.alpha:g}: expected a number between 0 and 1, or --restore 0")
+    if options.restore > options.tokens:
+        parser.error(f"--restore {options.restore} is more than --tokens {options.tokens}")
     if options.restore and options.restore <= options.window:
         parser.error(f"--restore {options.restore} leaves nothing beside the window of {options.window}")
     if options.cut <= options.window:

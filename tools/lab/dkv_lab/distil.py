@@ -28,7 +28,7 @@ WINDOW = 16  # As dkvd's default is with a surrogate.
 FORCED = 24
 STEPS, RATE, ANCHOR = 120, 3e-3, 1e-3
 _JOINED = 0.4  # The share of steps that train auto's choice; the others train that of reuse.
-_HELD = 6  # Every so many contexts are not trained on.
+_HELD = 5  # Every so many contexts are not trained on: an odd number, so that facts and text take turns.
 _LEAST_LOSS = 0.05  # Lessons count by the logarithm of their KL; below this there is little to learn.
 _QUESTIONS = (
     "What is this text about?",

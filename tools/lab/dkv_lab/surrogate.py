@@ -169,8 +169,9 @@ def words(made: surrogate_file.Surrogate) -> str:
     spread = f"{sum(values) / len(values):.2f} ({values[0]:.2f} … {values[-1]:.2f} by KV head)"
     texts_ = f"{made.recipe.get('texts')} texts of {made.recipe.get('tokens')} tokens"
     taught = made.recipe.get("lessons")
-    trained = f"; trained on answers over {taught['contexts']} contexts" if taught else ""
-    return f"surrogate of {made.target}, {size:,} weights in bf16 from {texts_}; R² on others {spread}{trained}"
+    kls = f", KL of others {taught['before']} → {taught['after']}" if taught and taught.get("after") is not None else ""
+    trained = f"; trained on answers over {taught['contexts']} contexts{kls}" if taught else ""
+    return f"surrogate of {made.target}, {size:,} weights in bf16 from {texts_}; the fit's R² on others {spread}{trained}"
 
 
 def section(layers: list[Sums], held: list[Sums], target: str, ridge: float, rope, recipe: dict) -> dict:

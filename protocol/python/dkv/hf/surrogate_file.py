@@ -6,7 +6,8 @@
     features    2 · Hkv · D + 2 · Hkv + 1: un-rotated K of each KV head, V of each, ln‖k‖, ln‖v‖, 1
     weights     per compressed layer little-endian bf16 [Hkv][features] as hexadecimal text
     r2          per compressed layer and KV head: of that fit, on other texts
-    recipe      how it was made; "lessons": how the weights were trained after the fit, and KL before and after
+    recipe      how it was made; "lessons": how the weights were trained after the fit, and,
+                where contexts were held out, KL before and after
 """
 
 from __future__ import annotations
