@@ -17,12 +17,12 @@ from dkv_lab.probe import Probe, Rankings, Variant
 def a_row(tokens: int = 90) -> Row:
     generator = torch.Generator().manual_seed(tokens)
     ids = torch.randint(3, 250, (tokens,), generator=generator).tolist()
-    return Row("r", "needle", "t", ids, [], asks=(Ask((40, 41), (50, 51, 52), "t"), Ask((60,), (70,), "t")))
+    return Row("r", "needle", "t", ids, [], continuation=(5, 6, 7, 8), asks=(Ask((40, 41), (50, 51, 52), "t"), Ask((60,), (70,), "t")))
 
 
 def taught_by(model) -> tuple[Probe, list[distil.Lesson]]:
     probe = Probe(model, 20)
-    return probe, distil.lessons(probe, Bytes(), a_row(), "What?", [5, 6, 7, 8])
+    return probe, distil.lessons(probe, Bytes(), a_row(), "What?")
 
 
 def random_weights(prompt, seed: int = 1) -> list[torch.Tensor]:
@@ -106,18 +106,18 @@ def test_training_lowers_what_is_lost_and_weights_mean_the_same_to_a_profile():
 
 
 def test_facts_and_text_are_both_among_what_is_not_trained_on(tiny):
-    found = distil.contexts(Bytes(), "calibration", 12, 400, 0)
+    found = distil.contexts(Bytes(), 12, 400, 0)
 
-    assert {bool(row.asks) for row, _, _ in found[distil._HELD - 1 :: distil._HELD]} == {True, False}
+    assert {bool(row.asks) for row, _ in found[distil._HELD - 1 :: distil._HELD]} == {True, False}
 
 
 def test_contexts_are_of_the_calibration_part_and_facts_and_text_take_turns(tiny):
-    found = distil.contexts(Bytes(), "calibration", 4, 400, 0)
+    found = distil.contexts(Bytes(), 4, 400, 0)
 
-    assert [bool(row.asks) for row, _, _ in found] == [True, False, True, False]
-    assert [len(more) for _, _, more in found] == [0, 32, 0, 32]
-    assert all(len(row.tokens) == 400 for row, _, _ in found)
-    own = {template for row, _, _ in found for template in (ask.template for ask in row.asks)}
+    assert [bool(row.asks) for row, _ in found] == [True, False, True, False]
+    assert [len(row.continuation) for row, _ in found] == [0, 32, 0, 32]
+    assert all(len(row.tokens) == 400 for row, _ in found)
+    own = {template for row, _ in found for template in (ask.template for ask in row.asks)}
     assert own <= set(needles.FAMILIES["calibration"])
-    asked = {question for _, question, _ in found}
-    assert not asked & {*hidden._OF_TEXTS["tuning"], *hidden._OF_TEXTS["report"]}
+    asked = {question for _, question in found}
+    assert not asked & {*hidden.OF_TEXTS["tuning"], *hidden.OF_TEXTS["report"]}

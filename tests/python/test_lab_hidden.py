@@ -42,7 +42,7 @@ def test_rulers_tasks_ask_one_question_for_each_context(tiny):
 
 
 def test_texts_of_the_report_are_asked_other_questions_than_those_of_the_tuning_part():
-    assert not set(hidden._OF_TEXTS["report"]) & set(hidden._OF_TEXTS["tuning"])
+    assert not set(hidden.OF_TEXTS["report"]) & set(hidden.OF_TEXTS["tuning"])
 
 
 def test_the_full_cache_answers_as_the_model_does(tiny):

@@ -5,7 +5,7 @@
 
 Both contexts are of one process with one thread, and each part of 512 tokens is decoded in one, then in the other; which
 goes first changes. Times are that process's CPU seconds. Prints each prompt, then the ratio of the sums and its 95 % interval
-(10,000 bootstrap samples of the parts, seed 1), and what dkv_llama_compress takes of this process and of dkvd.
+(bootstrap over the parts), and what dkv_llama_compress takes of this process and of dkvd.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import random
 import statistics
 import sys
 import tempfile
@@ -38,16 +37,6 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def ratio(parts: list[tuple[float, float]]) -> float:
-    return sum(attached for attached, _ in parts) / sum(plain for _, plain in parts)
-
-
-def interval(parts: list[tuple[float, float]]) -> tuple[float, float]:
-    rng = random.Random(1)
-    found = sorted(ratio(rng.choices(parts, k=len(parts))) for _ in range(10_000))
-    return found[249], found[9_749]
-
-
 def main() -> None:
     options = parse_arguments()
     os.environ["DKV_BIN_DIR"] = str(options.bin)
@@ -67,6 +56,8 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, llama, dkvd: int) -> None:
+    from dkv_lab.report import tables
+
     text = pathlib.Path("/usr/share/common-licenses/GPL-3").read_text()
     tokens = llama.tokens(text=text)["tokens"][: options.tokens]
     if len(tokens) < options.tokens:
@@ -87,11 +78,11 @@ def measure(options: argparse.Namespace, llama, dkvd: int) -> None:
         compressions.append((report["cpu_seconds"], cpu_seconds(dkvd) - before))
         mine = list(zip(seconds["attached"], seconds["plain"], strict=True))
         parts += mine
-        print(f"attached {sum(a for a, _ in mine):6.2f} s   plain {sum(p for _, p in mine):6.2f} s   {ratio(mine):.4f}", flush=True)
-    low, high = interval(parts)
+        print(f"attached {sum(a for a, _ in mine):6.2f} s   plain {sum(p for _, p in mine):6.2f} s   {tables.ratio(mine):.4f}", flush=True)
+    found, low, high = tables.bootstrap(tables.ratio, parts)
     own, sidecars = (statistics.median(column) for column in zip(*compressions, strict=True))
     print(
-        f"{options.tokens} tokens: ratio {ratio(parts):.4f} [{low:.4f}, {high:.4f}] of {len(parts)} parts; "
+        f"{options.tokens} tokens: ratio {found:.4f} [{low:.4f}, {high:.4f}] of {len(parts)} parts; "
         f"dkv_llama_compress: {own:.2f} s, and {sidecars:.2f} s of dkvd"
     )
     llama.close()

@@ -9,6 +9,7 @@ with the scores, so that the mean budget stays what it is: a head gains rows onl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import time
@@ -22,7 +23,6 @@ from dkv.hf.profile_file import Profile
 from . import budgets, hidden, needles, progress, scores, surrogate
 from .needles import Row
 from .probe import Probe, Prompt, Rankings, Variant, cap, narrowed, softmax
-from .sources import Reader
 
 WINDOW = 16  # As dkvd's default is with a surrogate.
 FORCED = 24
@@ -30,14 +30,6 @@ STEPS, RATE, ANCHOR = 120, 3e-3, 1e-3
 _JOINED = 0.4  # The share of steps that train auto's choice; the others train that of reuse.
 _HELD = 5  # Every so many contexts are not trained on: an odd number, so that facts and text take turns.
 _LEAST_LOSS = 0.05  # Lessons count by the logarithm of their KL; below this there is little to learn.
-_QUESTIONS = (
-    "What is this text about?",
-    "Which rule does the text state?",
-    "Give a short overview of the text.",
-    "What does the end of the text say?",
-    "Which things does the text describe, and how?",
-    "What should somebody who uses this know?",
-)
 
 
 @dataclass
@@ -48,7 +40,7 @@ class Lesson:
     full: torch.Tensor  # [judged, vocabulary] f16: the full cache's log-probabilities.
 
 
-def lessons(probe: Probe, tokenizer, row: Row, question: str, continuation: list[int]) -> list[Lesson]:
+def lessons(probe: Probe, tokenizer, row: Row, question: str) -> list[Lesson]:
     """Of one context: its facts asked for, a question about the text, and how the text goes on."""
     prompt = _plain(probe.prefill(torch.tensor(row.tokens, device=probe.model.device)))
     tails = []
@@ -62,8 +54,8 @@ def lessons(probe: Probe, tokenizer, row: Row, question: str, continuation: list
     asked = needles.encode(tokenizer, f"\n\nQuestion: {question}\nAnswer:")
     answer = probe.greedy(prompt, FORCED, tuple(asked)).tolist()
     tails.append((asked + answer, list(range(len(asked), len(asked) + FORCED))))
-    if continuation:
-        tails.append((continuation, list(range(1, len(continuation)))))
+    if row.continuation:
+        tails.append((list(row.continuation), list(range(1, len(row.continuation)))))
     whole = Variant("full", torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix))
     out = []
     for tail, judged in tails:
@@ -136,6 +128,7 @@ class Student:
         self.before, self.rope, self.kernel = [layer.float() for layer in weights], rope, kernel
         self.wanted, self.alpha, self.floor = wanted, alpha, floor
         self.means, self.spreads = [], []
+        self._peaks: dict[int, list[torch.Tensor]] = {}  # Of a prompt's layers: they do not change.
         for ordinal, index in enumerate(prompts[0].compressed):
             rows = torch.cat([surrogate.features(prompt.layers[index], rope) for prompt in prompts])[:, :-1]
             self.means.append(rows.mean(0))
@@ -150,14 +143,13 @@ class Student:
         return out
 
     def scores(self, prompt: Prompt, joined: bool) -> list[torch.Tensor]:
-        out = []
-        for index, weights in zip(prompt.compressed, self.weights()):
-            layer = prompt.layers[index]
-            found = surrogate.predicted(layer, weights, self.rope)[:, : prompt.prefix]
-            if joined:
-                found = scores.joined(scores.pool(scores.window_peaks(layer), self.kernel), found)
-            out.append(found)
-        return out
+        layers = [prompt.layers[index] for index in prompt.compressed]
+        found = [surrogate.predicted(layer, weights, self.rope)[:, : prompt.prefix] for layer, weights in zip(layers, self.weights())]
+        if not joined:
+            return found
+        if id(prompt) not in self._peaks:
+            self._peaks[id(prompt)] = [scores.pool(scores.window_peaks(layer), self.kernel) for layer in layers]
+        return [scores.joined(seen, foreseen) for seen, foreseen in zip(self._peaks[id(prompt)], found)]
 
     def budgets(self, prompt: Prompt, found: list[torch.Tensor], capacity: int, joined: bool) -> torch.Tensor:
         shape = budgets.Shape(len(found), prompt.kv_heads, prompt.prefix, capacity - prompt.window)
@@ -205,28 +197,22 @@ def lost(probe: Probe, student: Student, lesson: Lesson, capacity: int, joined: 
     return gated_kl(probe, lesson, open_gates(found, kept, lesson.prompt.window, heat))
 
 
-def contexts(tokenizer, part: str, count: int, tokens: int, seed: int) -> list[tuple[Row, str, list[int]]]:
-    """Prompts of the calibration family's facts and of running text in turn; a question about each; what comes next."""
-    facts = hidden.needle_rows(tokenizer, "calibration", part, hidden.QUESTIONS * count, tokens, seed)
-    reader, out = Reader(part, seed + 100), []
-    for index in range(count):
-        row, more = facts[index // 2], []
-        if index % 2:
-            document, text = reader.excerpt(8 * (tokens + 2 * FORCED))
-            ids = needles.start(tokenizer) + needles.encode(tokenizer, text)
-            row, more = Row(f"lesson-{part}-{tokens}-{seed}-{index}", "lesson", document.kind, ids[:tokens], []), ids[tokens:][: FORCED + 8]
-        out.append((row, _QUESTIONS[index % len(_QUESTIONS)], more))
-    return out
+def contexts(tokenizer, count: int, tokens: int, seed: int) -> list[tuple[Row, str]]:
+    """Prompts of the calibration part's facts and of running text in turn, and a question about each."""
+    facts = hidden.needle_rows(tokenizer, "calibration", "calibration", hidden.QUESTIONS * -(-count // 2), tokens, seed)
+    texts = needles.text_rows(tokenizer, "calibration", count // 2, tokens, seed + 100, FORCED + 8, "lesson")
+    rows = [row for pair in itertools.zip_longest(facts, texts) for row in pair if row is not None]
+    return list(zip(rows, itertools.cycle(hidden.OF_TEXTS["calibration"])))
 
 
 def improved(probe: Probe, tokenizer, made: Profile, count: int, tokens: int, seed: int) -> dict:
     """The profile's "surrogate", trained further on `count` contexts of the calibration part."""
     before, begun = made.predictor(), time.monotonic()
-    found = contexts(tokenizer, "calibration", count, tokens, seed)
+    found = contexts(tokenizer, count, tokens, seed)
     groups = []
-    with progress.of("preparing lessons", [row for row, _, _ in found]) as done:
-        for row, question, more in found:
-            groups.append(lessons(probe, tokenizer, row, question, more))
+    with progress.of("preparing lessons", [row for row, _ in found]) as done:
+        for row, question in found:
+            groups.append(lessons(probe, tokenizer, row, question))
             done(row)
     held = [lesson for group in groups[_HELD - 1 :: _HELD] for lesson in group]
     taught = [lesson for index, group in enumerate(groups) for lesson in group if (index + 1) % _HELD]

@@ -15,8 +15,15 @@ from .sources import Reader
 QUESTIONS = 3  # For each context with needles.
 
 # Per part, so that what is tuned on says nothing of what is reported.
-_OF_TEXTS = {
-    "calibration": ("What is this text about?", "Which rule does the text state?"),
+OF_TEXTS = {
+    "calibration": (
+        "What is this text about?",
+        "Which rule does the text state?",
+        "Give a short overview of the text.",
+        "What does the end of the text say?",
+        "Which things does the text describe, and how?",
+        "What should a user of this know?",
+    ),
     "tuning": (
         "Summarize the text above in one sentence.",
         "Which names are mentioned in the text above?",
@@ -59,7 +66,7 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int) -> list[
     reader, rows = Reader(part, seed), []
     for index in range(count):
         document, text = reader.excerpt(8 * length)
-        questions = _OF_TEXTS[part]
+        questions = OF_TEXTS[part]
         asked = tuple(encode(tokenizer, f"\n\nQuestion: {questions[index % len(questions)]}\nAnswer:"))
         tokens = (start(tokenizer) + encode(tokenizer, text))[:length]
         key = f"hidden-text-{part}-{length}-{seed}-{index}"
