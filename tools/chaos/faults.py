@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
 import random
@@ -131,11 +132,16 @@ def address_space_now(pid: int) -> int:
 
 def fill_shm(scene: Scene, *_) -> None:
     filler = pathlib.Path("/dev/shm/filler")
-    free = os.statvfs("/dev/shm")
     left = scene.rng.choice((0, 0, 65536))
-    with open(filler, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
     scene.undo.append(lambda: filler.unlink(missing_ok=True))
+    with open(filler, "wb") as file:
+        while (free := os.statvfs("/dev/shm")).f_bavail * free.f_frsize > left:
+            try:
+                os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left)
+                return
+            except OSError as full:
+                if full.errno != errno.ENOSPC:  # Another engine took some of it in between.
+                    raise
 
 
 def fate(name: str):
