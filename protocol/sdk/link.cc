@@ -1,6 +1,7 @@
 #include "protocol/sdk/link.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <unistd.h>
 
@@ -19,6 +20,23 @@ constexpr int kReconnectMaxMs = 500;
 constexpr int kEvents = ZMQ_EVENT_CONNECTED | ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_DISCONNECTED |
                         ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
                         ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+
+/// A signal also ends calls that do not wait, with EINTR.
+template <class Call>
+auto uninterrupted(Call const& call) {
+    while (true) {
+        try {
+            return call();
+        } catch (zmq::error_t const& error) {
+            if (error.num() != EINTR) throw;
+        }
+    }
+}
+
+bool next_of(zmq::socket_t& socket, zmq::message_t& message) {
+    return uninterrupted(
+        [&] { return socket.recv(message, zmq::recv_flags::dontwait).has_value(); });
+}
 
 void configure(zmq::socket_t& socket) {
     socket.set(zmq::sockopt::linger, 0);
@@ -58,8 +76,8 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context,
         auto const address = "inproc://dkv-link-" + hex(random_id());
         if (zmq_socket_monitor(socket.handle(), address.c_str(), kEvents) != 0)
             throw zmq::error_t();
-        monitor.connect(address);
-        socket.connect(endpoint);
+        uninterrupted([&] { monitor.connect(address); });
+        uninterrupted([&] { socket.connect(endpoint); });
         return std::unique_ptr<Link>(
             new Link(std::move(socket), std::move(monitor), endpoint, std::move(keys)));
     } catch (zmq::error_t const& error) {
@@ -75,9 +93,12 @@ Link::~Link() {
 Result<void> Link::send(std::span<std::uint8_t const> bytes) {
     // Asking for events makes ZeroMQ look at its mailbox, where a new connection may be waiting; a
     // bare send does so only now and then.
-    bool const ready = up_ && (socket_.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
-    if (ready && socket_.send(zmq::buffer(bytes.data(), bytes.size()), zmq::send_flags::dontwait))
-        return {};
+    bool const sent = uninterrupted([&] {
+        bool const ready = up_ && (socket_.get(zmq::sockopt::events) & ZMQ_POLLOUT) != 0;
+        return ready &&
+               socket_.send(zmq::buffer(bytes.data(), bytes.size()), zmq::send_flags::dontwait);
+    });
+    if (sent) return {};
     return Error{ErrorCode::Unavailable, "the sidecar takes no requests now"};
 }
 
@@ -93,7 +114,7 @@ LinkNews Link::wait(Clock::duration timeout, int wake_fd) {
     // can come before the news that its connection is up.
     drain_monitor(news);
     zmq::message_t message;
-    while (socket_.recv(message, zmq::recv_flags::dontwait))
+    while (next_of(socket_, message))
         news.messages.push_back(std::move(message));
     return news;
 }
@@ -135,7 +156,7 @@ std::optional<Error> Link::refused_keys(std::uint16_t event, std::int32_t value)
 
 void Link::drain_monitor(LinkNews& news) {
     zmq::message_t event;
-    while (monitor_.recv(event, zmq::recv_flags::dontwait)) {
+    while (next_of(monitor_, event)) {
         std::uint16_t number = 0;
         std::int32_t value = -1;
         if (event.size() >= sizeof number + sizeof value) {
@@ -143,7 +164,7 @@ void Link::drain_monitor(LinkNews& news) {
             std::memcpy(&value, static_cast<char const*>(event.data()) + sizeof number,
                         sizeof value);
         }
-        if (event.more()) static_cast<void>(monitor_.recv(event));  // The address, of no use.
+        if (event.more()) static_cast<void>(next_of(monitor_, event));  // The address, of no use.
         switch (number) {
             case ZMQ_EVENT_CONNECTED:
                 connected_ = true;

@@ -1,9 +1,12 @@
 #include "protocol/sdk/controller.h"
 
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <thread>
 
 #include <doctest/doctest.h>
 
@@ -63,6 +66,34 @@ TEST_CASE("a controller asks and is answered") {
     auto const wrong = line->instances();
     REQUIRE(!wrong);
     CHECK(wrong.error().code == ErrorCode::CorruptData);
+}
+
+TEST_CASE("signals to its process disturb no question") {
+    TemporaryEndpoint const endpoint;
+    FakeSidecar sidecar(endpoint.name());
+    sidecar.on(wire::Body::GetStatus, [](auto const&) { return body(wire::StatusInfoT{}); });
+    auto const line = controller(endpoint.name());
+    struct sigaction action {};
+    action.sa_handler = [](int) {};  // Without SA_RESTART: what is interrupted fails with EINTR.
+    struct sigaction before {};
+    ::sigaction(SIGUSR1, &action, &before);
+
+    auto const asking = ::pthread_self();
+    std::atomic<bool> over = false;
+    std::thread storm([&] {
+        while (!over) {
+            ::pthread_kill(asking, SIGUSR1);
+            std::this_thread::yield();
+        }
+    });
+    bool all_answered = true;
+    for (int question = 0; question < 2000; ++question)
+        all_answered = all_answered && line->status();
+    over = true;
+    storm.join();
+    ::sigaction(SIGUSR1, &before, nullptr);
+
+    CHECK(all_answered);
 }
 
 TEST_CASE("without a sidecar a controller knows at once") {
