@@ -1,6 +1,7 @@
 #include "cli/llama/compact_slot.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -126,6 +127,10 @@ private:
     Result<void> read_tokens() {
         auto const cache = DKV_TRY(open_cache(original_, request_.compact.open));
         tokens_ = cache->facts().tokens;
+        // The server takes the token before the checkpoint's end for the next one.
+        if (auto const& checkpoint = cache->facts().sliding_checkpoint)
+            found_least_ =
+                static_cast<std::uint64_t>(std::max<std::int64_t>(checkpoint->tokens - 1, 0));
         if (tokens_.size() == saved_.tokens) return {};
         return Error{ErrorCode::Unsupported,
                      "the slot's token ids are not all known (images have none), so that nothing "
@@ -149,7 +154,11 @@ private:
         auto tokens = tokens_;
         tokens.push_back(tokens.back());
         outcome_.seen = DKV_TRY(server_.prefill(request_.slot, tokens));
-        if (outcome_.seen.computed == 1 && outcome_.seen.cached == saved_.tokens) return {};
+        auto const least =
+            std::min<std::uint64_t>(found_least_.value_or(saved_.tokens), saved_.tokens);
+        if (outcome_.seen.cached >= least &&
+            outcome_.seen.cached + outcome_.seen.computed == tokens.size())
+            return {};
         return Error{ErrorCode::BadState,
                      fmt::format("the server does not use the restored state: of a prompt of {} "
                                  "tokens, {} of them restored, it computed {} and found {}",
@@ -191,6 +200,7 @@ private:
     fs::path const compacted_;
     SlotFile saved_;
     std::vector<std::int32_t> tokens_;
+    std::optional<std::uint64_t> found_least_;  // By see(), of a model with sliding layers.
     bool written_ = false;
     bool touched_ = false;  // The server's slot is not what it was.
     SlotOutcome outcome_;

@@ -22,7 +22,6 @@ constexpr std::int32_t kNoToken = -1;
 // What a cell has beside its position where a model's positions are 2-D: x, y; later a token, too.
 constexpr std::array<std::uint32_t, 2> kCellExtras{12, 8};
 
-constexpr std::uint32_t kCheckpointMagic = 0x504b4353;  // "SCKP"
 constexpr std::uint32_t kCheckpointVersion = 1;
 constexpr std::uint32_t kCheckpointBlobs = 3;  // Of the model, its draft, and what speculates.
 
@@ -240,7 +239,7 @@ bool looks_recurrent(ByteCursor cursor) {
 bool ends_or_has_checkpoints(ByteCursor at) {
     if (at.left() == 0) return true;
     auto const magic = at.take<std::uint32_t>("a magic");
-    return magic && magic.value() == kCheckpointMagic;
+    return magic && magic.value() == kLlamaCheckpointMagic;
 }
 
 /// Takes the sliding layers' body, if that is what follows.
@@ -282,12 +281,23 @@ Error refusal(ByteCursor const& body, BodyParser const& parsed, Result<void> con
     return error;
 }
 
+/// Whether a state is of `layers` layers and nothing else.
+bool is_of_layers(std::span<std::byte const> state, std::uint32_t layers, bool says_rotation) {
+    ByteCursor cursor(state);
+    auto const magic = cursor.take<std::uint32_t>("the magic");
+    if (!magic || magic.value() != kLlamaBlobMagic || !cursor.take<std::int32_t>("the sequence"))
+        return false;
+    LlamaLayout found;
+    BodyParser body(cursor, found, says_rotation);
+    return body.parse() && body.left() == 0 && found.keys.size() == layers;
+}
+
 /// What a server appended, if it did.
-Result<LlamaCheckpoints> parse_checkpoints(ByteCursor& cursor) {
+Result<LlamaCheckpoints> parse_checkpoints(ByteCursor& cursor, LlamaLayout const& layout) {
     LlamaCheckpoints found;
     ByteCursor ahead = cursor;
     if (auto const magic = ahead.take<std::uint32_t>("a magic");
-        !magic || magic.value() != kCheckpointMagic)
+        !magic || magic.value() != kLlamaCheckpointMagic)
         return found;
     found.bytes = cursor.left();
     found.version = DKV_TRY(ahead.take<std::uint32_t>("the version of the checkpoints"));
@@ -295,13 +305,22 @@ Result<LlamaCheckpoints> parse_checkpoints(ByteCursor& cursor) {
         check_version("SCKP (checkpoints)", found.version, kCheckpointVersion, kCheckpointVersion));
     found.count = DKV_TRY(ahead.take<std::uint32_t>("the number of checkpoints"));
     for (std::uint32_t checkpoint = 0; checkpoint < found.count; ++checkpoint) {
-        DKV_TRY(ahead.take<std::int64_t>("a checkpoint's tokens"));
+        auto const begin = ahead.offset();
+        auto const tokens = DKV_TRY(ahead.take<std::int64_t>("a checkpoint's tokens"));
         DKV_TRY(ahead.take<std::int32_t>("a checkpoint's first position"));
         DKV_TRY(ahead.take<std::int32_t>("a checkpoint's last position"));
+        bool sliding = layout.sliding.layers > 0;
         for (std::uint32_t blob = 0; blob < kCheckpointBlobs; ++blob) {
             auto const bytes = DKV_TRY(ahead.take<std::uint64_t>("the size of a checkpoint"));
-            DKV_TRY(ahead.take_bytes("a checkpoint", bytes));
+            auto const state = DKV_TRY(ahead.take_bytes("a checkpoint", bytes));
+            sliding = sliding &&
+                      (blob > 0 ? bytes == 0
+                                : is_of_layers(state, layout.sliding.layers, layout.says_rotation));
         }
+        if (!sliding || tokens <= found.newest_tokens) continue;
+        found.newest_tokens = tokens;
+        found.newest_offset = begin;
+        found.newest_bytes = ahead.offset() - begin;
     }
     if (ahead.left() > 0)
         return unsupported(
@@ -395,7 +414,7 @@ Result<LlamaLayout> parse_llama(std::span<std::byte const> file, bool bare) {
         ByteCursor rest = body.rest();
         if (parsed) take_sliding(rest, layout);
         if (parsed && layout.kind == LlamaKind::Sequence)
-            layout.checkpoints = DKV_TRY(parse_checkpoints(rest));
+            layout.checkpoints = DKV_TRY(parse_checkpoints(rest, layout));
         if (parsed && rest.left() == 0) return layout;
         auto error = refusal(cursor, body, parsed);
         if (first && body.left() >= least_left) continue;

@@ -27,6 +27,7 @@ namespace dkv {
 constexpr std::uint32_t kLlamaSequenceMagic = 0x67677371;  // "ggsq"
 constexpr std::uint32_t kLlamaSessionMagic = 0x6767736e;   // "ggsn"
 constexpr std::uint32_t kLlamaBlobMagic = 0xaf143cd8;
+constexpr std::uint32_t kLlamaCheckpointMagic = 0x504b4353;  // "SCKP"
 // From these versions on the data say how K and V are rotated. Older ones that are read: 2, 3; 10.
 constexpr std::uint32_t kLlamaSequenceVersion = 4;
 constexpr std::uint32_t kLlamaSessionVersion = 11;
@@ -50,6 +51,10 @@ struct LlamaCheckpoints {
     std::uint32_t version = 0;
     std::uint32_t count = 0;
     std::uint64_t bytes = 0;  ///< All of it; 0: there are none.
+    /// The newest that is of the sliding layers alone: a cut of the full ones leaves it true.
+    std::uint64_t newest_offset = 0;
+    std::uint64_t newest_bytes = 0;  ///< 0: there is no such one.
+    std::int64_t newest_tokens = 0;  ///< That it is a state after.
 };
 
 /// The cache of the layers with a sliding window, which follows that of the full ones (iSWA). It is

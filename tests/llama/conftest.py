@@ -61,9 +61,9 @@ def llama_is_there() -> None:
 class Server:
     """A llama-server process with one model."""
 
-    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = "", flags: tuple[str, ...] = ()):
+    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = "", flags: tuple[str, ...] = (), gguf: Path | None = None):
         llama_is_there()
-        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", model(), "-c", cells, "-np", slots, *flags]
+        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", gguf or model(), "-c", cells, "-np", slots, *flags]
         command += ["--slot-save-path", folder] if folder else []
         command += ["--api-key", key] if key else []
         self.key = key

@@ -9,7 +9,10 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from conftest import PROFILE, PROMPT, Server, dkv, is_sensible, model
+from conftest import LICENCE, PROFILE, PROMPT, Server, dkv, is_sensible, model
+
+from dkv.hf import gemma3
+from dkv.hf.weights import WeightsNotFound
 
 BY_PROFILE = ("--profile", PROFILE)
 BY_KEYS = ("--policy", "keydiff")
@@ -110,6 +113,27 @@ def test_a_surrogate_takes_quantised_rows_of_files_that_say_whether_they_are_rot
     else:
         assert "before GGSQ 4 do not say whether quantised rows are rotated" in done.stderr
         assert "the server was left as it was" in done.stderr and files(folder) == []
+
+
+def test_a_model_with_sliding_layers_goes_on_from_the_checkpoint_that_was_kept(tmp_path):
+    try:
+        parts = gemma3.part_paths()
+    except WeightsNotFound as missing:  # Not installed by default: 240 MB, and another licence.
+        pytest.skip(str(missing))
+    gemma3.join(parts, tmp_path / "gemma.gguf")
+    prompt = LICENCE[:3_500]  # More than its window of 512 tokens.
+    with Server(tmp_path, 2048, gguf=tmp_path / "gemma.gguf") as server:
+        server.complete(prompt, 0)
+
+        said = json.loads(compact_slot(server, tmp_path, *BY_KEYS, "--json").stdout)
+        going_on = server.complete(prompt + " And so", 24)
+
+    count = said["restored"]["tokens"]
+    assert said["seen"]["cache_n"] + said["seen"]["prompt_n"] == count + 1 and said["seen"]["prompt_n"] < 10
+    assert said["compact"]["lengths"] == [[count // 4]] * 3, "the full layers alone"
+    assert "the newest was kept" in said["compact"]["notes"][-1]
+    assert going_on["timings"]["cache_n"] >= count - 10
+    assert is_sensible(going_on["content"]), going_on["content"]
 
 
 def test_a_chat_goes_on_with_its_new_tokens_only(tmp_path):

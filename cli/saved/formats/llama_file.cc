@@ -112,6 +112,8 @@ Result<void> LlamaCache::describe(OpenOptions const& options) {
     if (checkpoints.bytes > 0)
         facts_.checkpoints = fmt::format("{} of a server (SCKP {}), {} bytes", checkpoints.count,
                                          checkpoints.version, checkpoints.bytes);
+    if (checkpoints.newest_bytes > 0)
+        facts_.sliding_checkpoint = {checkpoints.newest_tokens, checkpoints.newest_bytes};
     if (layout_.media > 0) facts_.media = fmt::format("{} in the token section", layout_.media);
     if (auto const& sliding = layout_.sliding; sliding.layers > 0) {
         facts_.sliding =

@@ -125,10 +125,17 @@ Result<void> take_from(LlamaCache const& source, WriteRequest const& request, Ll
         put(plan.rotation, layout.value_rows.rotation);
     }
     bool const same = request.format == source.facts().format;
-    // A server's checkpoints are of the whole cache, and a slot's.
+    // A server's checkpoints are a slot's, and but for those of sliding layers of the whole cache.
     bool const whole = same && plan.cells == layout.positions.size();
-    auto const end = bytes.size() - (whole ? 0 : layout.checkpoints.bytes);
+    auto const& checkpoints = layout.checkpoints;
+    auto const end = bytes.size() - (whole ? 0 : checkpoints.bytes);
     put(plan.tail, bytes.first(end).subspan(layout.end_offset));
+    if (same && !whole && checkpoints.newest_bytes > 0) {
+        put(plan.tail, kLlamaCheckpointMagic);
+        put(plan.tail, checkpoints.version);
+        put(plan.tail, std::uint32_t{1});
+        put(plan.tail, bytes.subspan(checkpoints.newest_offset, checkpoints.newest_bytes));
+    }
     if (!same)
         put_own_head(plan.head, request.format, layout.says_rotation ? kLlamaSequenceVersion : 3,
                      request.facts);

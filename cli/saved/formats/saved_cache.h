@@ -57,6 +57,12 @@ struct StoredRows {
 };
 
 /// Everything but the rows.
+/// A server's newest checkpoint of sliding layers alone, which a cut of the full ones leaves true.
+struct SlidingCheckpoint {
+    std::int64_t tokens = 0;  ///< That it is a state after.
+    std::uint64_t bytes = 0;
+};
+
 struct CacheFacts {
     FileFormat format = FileFormat::Dkv;
     std::string format_words;  ///< For people: "llama.cpp slot (GGSQ 3)".
@@ -83,6 +89,7 @@ struct CacheFacts {
     std::map<std::string, std::string> provenance;
     /// What the file has beside the cache, for people: "2 checkpoints, 1,234 bytes"; empty: none.
     std::string checkpoints = {};
+    std::optional<SlidingCheckpoint> sliding_checkpoint = {};
     std::string media = {};
     /// llama.cpp: layers with a sliding window, which are in the file and not in the geometry.
     std::string sliding = {};

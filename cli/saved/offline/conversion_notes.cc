@@ -8,7 +8,11 @@ std::vector<std::string> conversion_notes(WriteRequest const& request, FileForma
     CacheFacts const& facts = request.facts;
     std::vector<std::string> notes;
     bool const other = from != request.format;
-    if (!facts.checkpoints.empty() && (cut || other))
+    if (cut && !other && facts.sliding_checkpoint)
+        notes.push_back(fmt::format(
+            "of the checkpoints ({}) the newest was kept, {} bytes: it is of the sliding layers",
+            facts.checkpoints, facts.sliding_checkpoint->bytes));
+    else if (!facts.checkpoints.empty() && (cut || other))
         notes.push_back(fmt::format(
             "the checkpoints were left out: {}; {}", facts.checkpoints,
             cut ? "they are states of the whole cache" : "the format has no place for them"));

@@ -22,6 +22,24 @@ using test::LlamaSample;
 /// One checkpoint, of three empty blobs.
 std::string const kCheckpoint = std::string("SCKP\1\0\0\0\1\0\0\0", 12) + std::string(40, '\0');
 
+/// A server's: a state, and the number of tokens it is of.
+struct Checkpoint {
+    std::int64_t tokens;
+    std::string state;
+};
+std::string appended(std::vector<Checkpoint> const& checkpoints) {
+    std::string text("SCKP\1\0\0\0", 8);
+    LlamaSample::put(text, static_cast<std::uint32_t>(checkpoints.size()));
+    for (auto const& [tokens, state] : checkpoints) {
+        LlamaSample::put(text, tokens);
+        LlamaSample::put(text, std::int32_t{0});
+        LlamaSample::put(text, static_cast<std::int32_t>(tokens - 1));
+        LlamaSample::put(text, std::uint64_t{state.size()});
+        text += state + std::string(16, '\0');
+    }
+    return text;
+}
+
 std::string read_file(std::string const& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
@@ -168,6 +186,31 @@ TEST_CASE_FIXTURE(LlamaWriteFixture, "checkpoints go along with a whole slot, an
     to_state.format = FileFormat::LlamaState;
     REQUIRE(write_llama(*backend, to_state));
     CHECK(read_file(out) == LlamaSample{.kind = LlamaSample::Blob}.text());
+}
+
+TEST_CASE_FIXTURE(LlamaWriteFixture,
+                  "the newest checkpoint of the sliding layers goes along with a cut") {
+    auto const sliding = LlamaSample{.positions = {3, 4}, .layers = 3}.body();
+    auto const state = [](std::vector<std::int32_t> positions, std::uint32_t layers) {
+        return LlamaSample{.kind = LlamaSample::Blob, .positions = positions, .layers = layers}
+            .text();
+    };
+    Checkpoint const old{3, state({1, 2}, 3)};
+    Checkpoint const newest{4, state({2, 3}, 3)};
+    Checkpoint const of_full_layers{5, state({3, 4}, 2)};
+    auto const cut_of = [&](std::vector<Checkpoint> const& checkpoints) {
+        from({.appended = sliding + appended(checkpoints)});
+        REQUIRE(write_llama(*backend, request({{0, {0, 4, 0, 4}}, {1, {0, 4, 0, 4}}})));
+        return read_file(out);
+    };
+    auto const expected = [&](std::string const& checkpoints) {
+        return LlamaSample{.positions = {0, 4}, .appended = sliding + checkpoints}.text();
+    };
+
+    CHECK(cut_of({old, newest, of_full_layers}) == expected(appended({newest})));
+    CHECK(cut_of({newest, old}) == expected(appended({newest})));
+    CHECK(cut_of({of_full_layers}) == expected(""));
+    CHECK(cut_of({{4, newest.state + "x"}}) == expected(""));
 }
 
 TEST_CASE_FIXTURE(LlamaWriteFixture,

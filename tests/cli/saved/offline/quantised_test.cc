@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include "cli/saved/offline/convert.h"
 #include "tests/cli/saved/offline/compact_fixture.h"
@@ -150,6 +151,30 @@ TEST_CASE_FIXTURE(QuantisedFixture, "what compaction leaves of checkpoints and m
     REQUIRE(same);
     CHECK(same.value().notes.empty());
     CHECK(test::bytes_of_file(folder / "same") == test::bytes_of_file(folder / "in"));
+}
+
+TEST_CASE_FIXTURE(QuantisedFixture, "a checkpoint that a cut leaves true is kept, and named") {
+    LlamaSample sliding{.version = 4, .positions = {88, 89}, .layers = 2, .says_rotation = true};
+    sample.appended = sliding.body();
+    sliding.kind = LlamaSample::Blob;
+    auto const state = sliding.text();
+    sample.appended += std::string("SCKP\1\0\0\0\1\0\0\0", 12);
+    LlamaSample::put(sample.appended, std::int64_t{90});
+    LlamaSample::put(sample.appended, std::uint64_t{0});  // Positions.
+    LlamaSample::put(sample.appended, std::uint64_t{state.size()});
+    sample.appended += state + std::string(16, '\0');
+
+    auto const outcome = compact(cut(slot("in"), "knorm"));
+
+    CHECK(
+        outcome.notes.back() ==
+        fmt::format("of the checkpoints (1 of a server (SCKP 1), {} bytes) the newest was kept, {} "
+                    "bytes: it is of the sliding layers",
+                    state.size() + 52, state.size() + 40));
+    auto const kept = opened(folder / "out")->facts().sliding_checkpoint;
+    REQUIRE(kept);
+    CHECK(kept->tokens == 90);
+    CHECK(kept->bytes == state.size() + 40);
 }
 
 TEST_CASE_FIXTURE(QuantisedFixture, "keys that are brought into another order are named") {
