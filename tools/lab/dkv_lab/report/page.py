@@ -13,6 +13,7 @@ from dkv.errors import UserError
 
 from . import figures, words
 from .means import Study, damage, error, mass
+from .measured import Judged
 from .sweep import Missing
 from .units import bytes_words, percent, thousands
 
@@ -72,7 +73,7 @@ def save(drawn: list[Drawn], folder: Path) -> list[Path]:
     return written
 
 
-def write(path: Path, title: str, studies: list[tuple[Study, list[Missing], list[Drawn]]], sources: list[str]) -> None:
+def write(path: Path, title: str, studies: list[tuple[Study, list[Missing], list[Drawn], Judged | None]], sources: list[str]) -> None:
     """Whole under its name or not at all."""
     try:
         from jinja2 import Environment, FileSystemLoader
@@ -81,7 +82,7 @@ def write(path: Path, title: str, studies: list[tuple[Study, list[Missing], list
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= {"thousands": thousands, "bytes": bytes_words, "percent": percent}
     parts = [_part(*each) for each in studies]
-    text = environment.get_template("page.html").render(title=title, parts=parts, sources=sources)
+    text = environment.get_template("page.html").render(title=title, parts=parts, sources=sources, judged=any(part["judged"] for part in parts))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -90,11 +91,12 @@ def write(path: Path, title: str, studies: list[tuple[Study, list[Missing], list
         partial.unlink(missing_ok=True)
 
 
-def _part(study: Study, missing: list[Missing], drawn: list[Drawn]) -> dict:
+def _part(study: Study, missing: list[Missing], drawn: list[Drawn], judged: Judged | None) -> dict:
     best = words.best_by_size(study)
     return {
         "model": study.model,
-        "summary": words.summary(study, missing),
+        "summary": [*(judged.summary() if judged else []), *words.summary(study, missing)],
+        "judged": judged.rows() if judged else [],
         "best": best,
         "with_damage": any(row.damage is not None for row in best),
         "with_mass": any(row.mass is not None for row in best),

@@ -19,6 +19,7 @@ class Point:
     prompt_tokens: int
     policy: str
     params: tuple[tuple[str, str], ...]  # Sorted; without the capacity.
+    asked: tuple[tuple[str, str], ...]  # What the sweep was told: policy, size and what else was given.
     capacity: int
     bytes_kept: int  # K and V.
     bytes_full: int
@@ -115,6 +116,7 @@ def _parse(line: dict) -> Point | Missing | None:
         prompt_tokens=int(line["prompt_tokens"]),
         policy=line["policy"],
         params=tuple(sorted((key, _plain(value)) for key, value in params.items() if key != "capacity")),
+        asked=tuple((key, _plain(value)) for key, value in (line.get("asked") or {}).items()),
         capacity=int(line["capacity"]),
         bytes_kept=int(line["bytes_kept"]),
         bytes_full=int(line["bytes_full"]),
