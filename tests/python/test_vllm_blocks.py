@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dkv.vllm.blocks import Pages, Shortened, by_head, kept_blocks, rounded
+from dkv.vllm.blocks import Pages, Shortened, by_head, filled_pages, kept_blocks, rounded
 
 BLOCK, WIDTH = 16, 12
 
@@ -19,6 +19,15 @@ def test_what_is_kept_drops_whole_blocks_only():
             assert (tokens - kept) % BLOCK == 0
             blocks = kept_blocks(kept, tokens, BLOCK)
             assert blocks * BLOCK + tokens % BLOCK == kept
+
+
+def test_blocks_that_stay_are_filled_by_the_heads_that_keep_the_fewest_rows():
+    tokens = 5 * BLOCK + 3
+    counts = [3 + pages * BLOCK for pages in (1, 4, 2)]
+
+    assert filled_pages(counts, 3, tokens, BLOCK) == [3 + pages * BLOCK for pages in (3, 4, 2)]
+    assert filled_pages(counts, 5, tokens, BLOCK) == [tokens] * 3
+    assert filled_pages([19], 1, tokens, BLOCK) == [19]  # A rank that wants what was agreed.
 
 
 @pytest.fixture

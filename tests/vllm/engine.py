@@ -33,6 +33,23 @@ class Kept:
         return [[len(head) for head in layer] for layer in self.positions]
 
 
+def watch(worker: Worker, kept: dict[str, Kept]) -> None:
+    """Notes how each prompt is compacted."""
+    usual = worker._applied
+
+    def applied(prompt, dropped, positions):
+        name = prompt.key[0].rsplit("-", 1)[0]  # vLLM appends a random number.
+        kept[name] = Kept(prompt.tokens, positions, prompt.kept, prompt.steps + 1)
+        usual(prompt, dropped, positions)
+
+    worker._applied = applied
+
+
+def settled(worker: Worker) -> bool:
+    """Whether every prompt that was read has its plan, or will have none."""
+    return all(prompt.blocks is None or prompt.state != State.PREFILL for prompt in worker.prompts.values())
+
+
 class Engine:
     def __init__(self, model: str, endpoint: str | None, extra: dict | None = None, **options):
         """endpoint None: without dkv. `extra`: more of its settings."""
@@ -56,10 +73,10 @@ class Engine:
         self.answers: dict[str, Answer] = {}
         self.kept: dict[str, Kept] = {}  # Of each request's last prefill.
         self.stats: collections.Counter[str] = collections.Counter()
-        self.worker: Worker | None = process.worker if endpoint is not None else None
-        if self.worker is not None:
-            self._watch(self.worker)
-            waited_for(lambda: self.worker.sidecar.attached, "the engine to attach")
+        self.worker: Worker | None = None  # Where it is in this process.
+        if endpoint is not None:
+            self._watch_scheduler()
+            self._watch_workers()
 
     def _count_preemptions(self) -> None:
         usual = self.scheduler._preempt_request
@@ -70,17 +87,15 @@ class Engine:
 
         self.scheduler._preempt_request = preempt
 
-    def _watch(self, worker: Worker) -> None:
-        usual = worker._applied
+    def _watch_scheduler(self) -> None:
+        stats = self.scheduler.connector._scheduler.stats  # vLLM takes the counters at each step.
+        stats.add = self._counted(stats.add)
 
-        def applied(prompt, dropped, positions):
-            name = prompt.key[0].rsplit("-", 1)[0]  # vLLM appends a random number.
-            self.kept[name] = Kept(prompt.tokens, positions, prompt.kept, prompt.steps + 1)
-            usual(prompt, dropped, positions)
-
-        worker._applied = applied
-        for side in (worker, self.scheduler.connector._scheduler):  # vLLM takes their counters at each step.
-            side.stats.add = self._counted(side.stats.add)
+    def _watch_workers(self) -> None:
+        self.worker = process.worker
+        watch(self.worker, self.kept)
+        self.worker.stats.add = self._counted(self.worker.stats.add)
+        waited_for(lambda: self.worker.sidecar.attached, "the engine to attach")
 
     def _counted(self, usual):
         def add(counter, count=1):
@@ -112,14 +127,13 @@ class Engine:
                 self.answers[output.request_id] = Answer(list(said.token_ids), chances)
 
     def settled(self) -> bool:
-        """Whether every prompt that was read has its plan, or will have none."""
-        return all(prompt.blocks is None or prompt.state != State.PREFILL for prompt in self.worker.prompts.values())
+        return self.worker is None or settled(self.worker)
 
     def run(self, each_step=None, wait: bool = True) -> None:
         """Until no request is left. wait: for plans, which vLLM never does, so that a test knows when they are carried
         out: in the step after the prefill."""
         while self.llm.llm_engine.has_unfinished_requests():
-            if wait and self.worker is not None:
+            if wait:
                 waited_for(self.settled, "the plans")
             self.step()
             if each_step is not None:

@@ -121,12 +121,12 @@ def test_a_request_chooses_its_capacity(engine, noise):
 
 def test_a_wish_without_a_name_leaves_the_sidecars_capacity(engine, noise):
     answer(engine, "by head", noise(500), {"granularity": "layer-head"}, count=4)
-    answer(engine, "named", noise(500), {"name": "dynamickv", "granularity": "layer-head"}, count=4)
+    answer(engine, "by name", noise(500), {"name": "dynamickv", "granularity": "layer-head"}, count=4)
 
     lengths = engine.kept["by head"].lengths()
     assert any(len(set(layer)) > 1 for layer in lengths)
     assert 128 * LAYERS * KV_HEADS <= sum(map(sum, lengths)) < (128 + BLOCK) * LAYERS * KV_HEADS
-    assert "named" not in engine.kept  # Its own default, 512, is more than the prompt.
+    assert "by name" not in engine.kept  # Its own default, 512, is more than the prompt.
 
 
 def test_a_request_says_off(engine, tiny_reference, noise):

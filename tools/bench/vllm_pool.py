@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The same stream of requests through a real vLLM, dkv off and on: what a pool of a few full requests can serve.
 
-    make bench-vllm BENCH_VLLM='--requests 8 --tokens 2048 --pool 3'
+    make bench-vllm BENCH_VLLM='--requests 8 --tokens 2048 --pool 3 --policies dynamickv,auto'
 
-Runs in vLLM's environment (tools/vllm/install.sh). Every round is an engine in a process of its own, so that neither
-warms the other up; off and on take turns. Prints one line per round and the ratios; --json writes one object.
+Runs in vLLM's environment (tools/vllm/install.sh). Every round is an engine in a process of its own, so that none
+warms the next one up; off and the policies take turns. Prints one line per round and the ratios; --json writes one
+object. Times are of requests: with fewer than a hundred, p99 is interpolated and close to the largest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
+PROFILE = ROOT / "protocol" / "python" / "dkv" / "profiles" / "smollm2-135m-instruct.json"
+
+RATIOS = (
+    *("most_running", "mean_running", "requests_per_second"),
+    *("ttft_median_s", "ttft_p99_s", "tpot_median_s", "tpot_p99_s"),
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,14 +37,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--pool", type=float, default=3.0, help="full requests that fit")
     parser.add_argument("--capacity", type=int, default=512)
-    parser.add_argument("--policy", default="dynamickv")
+    parser.add_argument("--policies", default="dynamickv,auto", help="auto has SmolLM2's profile (%(default)s)")
     parser.add_argument("--layers-per-group", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="of off and each policy")
     parser.add_argument("--model", help="a Hugging Face folder; without it SmolLM2-135M")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--round", choices=["off", "on"], help=argparse.SUPPRESS)
+    parser.add_argument("--round", help=argparse.SUPPRESS)
     parser.add_argument("--endpoint", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def wish(policy: str, capacity: int) -> dict:
+    """auto is dkvd's own policy here, with PROFILE, which a request that names auto would not bring."""
+    return {"capacity": capacity} if policy == "auto" else {"name": policy, "capacity": capacity}
+
+
+def percentile_99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
 
 
 def serve(options: argparse.Namespace) -> dict:
@@ -60,11 +76,11 @@ def serve(options: argparse.Namespace) -> dict:
         max_num_seqs=options.requests,
         num_gpu_blocks_override=blocks,
     )
-    wish = "off" if options.round == "off" else {"name": options.policy, "capacity": options.capacity}
+    choice = "off" if options.round == "off" else wish(options.round, options.capacity)
     begin, first, last, seen, running = time.perf_counter(), {}, {}, {}, []
     for at in range(options.requests):
         tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
-        engine.add(f"request {at}", tokens, options.answer, wish)
+        engine.add(f"request {at}", tokens, options.answer, choice)
     while engine.llm.llm_engine.has_unfinished_requests():
         engine.step()
         now = time.perf_counter() - begin
@@ -85,7 +101,9 @@ def serve(options: argparse.Namespace) -> dict:
         "preemptions": engine.preemptions,
         "requests_per_second": options.requests / spent,
         "ttft_median_s": statistics.median(first.values()),
+        "ttft_p99_s": percentile_99(list(first.values())),
         "tpot_median_s": statistics.median(between),
+        "tpot_p99_s": percentile_99(between),
         "compressed": engine.stats["requests compressed"],
         "blocks_given_back": engine.stats["blocks given back"],
     }
@@ -107,21 +125,24 @@ def main() -> None:
         os._exit(0)  # vLLM's own threads may wait for one another at exit.
     from processes import Sidecar
 
+    order = ["off", *options.policies.split(",")]
+    profile = [] if options.model else ["--profile", str(PROFILE)]
     with tempfile.TemporaryDirectory() as folder:
-        sidecar = Sidecar(pathlib.Path(folder)).start()
+        sidecar = Sidecar(pathlib.Path(folder)).start(*profile)
         try:
-            rounds = [one_round(which, sidecar.endpoint) for _ in range(options.pairs) for which in ("off", "on")]
+            rounds = [one_round(which, sidecar.endpoint) for _ in range(options.rounds) for which in order]
         finally:
             sidecar.stop()
     for each in rounds:
         print("  ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
                         for name, value in each.items()))  # fmt: skip
-    off, on = ([each for each in rounds if each["round"] == which] for which in ("off", "on"))
+    of = {which: [each for each in rounds if each["round"] == which] for which in order}
     ratios = {
-        name: statistics.median(b[name] / a[name] for a, b in zip(off, on))
-        for name in ("most_running", "mean_running", "requests_per_second", "ttft_median_s", "tpot_median_s")
+        policy: {name: statistics.median(on[name] / off[name] for off, on in zip(of["off"], of[policy])) for name in RATIOS}
+        for policy in order[1:]
     }
-    print("on / off: " + "  ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    for policy, each in ratios.items():
+        print(f"{policy} / off: " + "  ".join(f"{name} {value:.2f}" for name, value in each.items()))
     if options.json:
         print(json.dumps({"rounds": rounds, "ratios": ratios}))
 

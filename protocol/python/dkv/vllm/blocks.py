@@ -22,6 +22,15 @@ def kept_blocks(count: int, tokens: int, block: int) -> int:
     return tokens // block - (tokens - count) // block
 
 
+def filled_pages(counts: list[int], blocks: int, tokens: int, block: int) -> list[int]:
+    """`counts` of each KV head, rounded() numbers, with more rows until they fill these blocks: their memory is spent
+    anyway. The heads that keep the fewest get them."""
+    counts = list(counts)
+    for _ in range(blocks * len(counts) - sum(kept_blocks(count, tokens, block) for count in counts)):
+        counts[counts.index(min(counts))] += block
+    return counts
+
+
 class Shortened:
     """The compacted requests of a group, found by their first physical block.
 

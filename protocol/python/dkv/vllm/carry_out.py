@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from .blocks import Pages, Shortened, kept_blocks, rounded
-from .messages import Dropped
+from .blocks import Pages, Shortened, filled_pages, kept_blocks, rounded
+from .messages import Dropped, Prefill
 from .prompt import Prompt
 
 
@@ -28,20 +28,35 @@ class Group:
         return (dropped.full[self.index] - dropped.keep[self.index]) * block_bytes
 
 
+def whole(prompt: Prompt | Prefill, groups: list[Group]) -> Dropped:
+    """Nothing is dropped."""
+    full = [0] * len(prompt.first)
+    for group in groups:
+        full[group.index] = prompt.tokens // group.block
+    return Dropped(full, list(full))
+
+
+def wanted(prompt: Prompt, groups: list[Group]) -> Dropped:
+    """What the plan of this rank would drop."""
+    dropped = whole(prompt, groups)
+    for group in groups:
+        counts = _counts(prompt, group)
+        pages = sum(kept_blocks(count, prompt.tokens, group.block) for count in counts)
+        dropped.keep[group.index] = -(-pages // len(counts))
+    return dropped
+
+
 def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list, Exception | None]:
     """Writes the kept rows, and makes the groups' builders read them from the next step on.
 
     Returns what can be freed, and the positions that each layer and KV head has now: the sidecar's, filled up to the
-    count that the layers of a group share. Where there is no memory for a group's rows, that group and those behind it
-    stay whole, and the reason is the third.
+    `agreed` blocks of the group. Where there is no memory for a group's rows, that group and those behind it stay
+    whole, and the reason is the third.
     """
-    full = [0] * len(prompt.blocks)
-    for group in groups:
-        full[group.index] = prompt.tokens // group.block
-    dropped, positions = Dropped(full, list(full)), [None] * len(prompt.kept)
+    dropped, positions = whole(prompt, groups), [None] * len(prompt.kept)
     for group in groups:
         try:
-            counts = _counts([prompt.kept[ordinal] for ordinal, _ in group.layers], prompt.tokens, group)
+            counts = filled_pages(_counts(prompt, group), prompt.agreed[group.index], prompt.tokens, group.block)
             gathered = [_gather(prompt, ordinal, counts) for ordinal, _ in group.layers]
         except Exception as error:
             return dropped, positions, error
@@ -81,12 +96,13 @@ def _write(prompt: Prompt, group: Group, counts: list[int], layers: list[list]) 
     return pages.blocks
 
 
-def _counts(kept: list[list[list[int]]], tokens: int, group: Group) -> list[int]:
+def _counts(prompt: Prompt, group: Group) -> list[int]:
     """Rows of each KV head, the same in all layers of the group: the largest, rounded up to whole blocks."""
+    kept = [prompt.kept[ordinal] for ordinal, _ in group.layers]
     most = [max(len(layer[head]) for layer in kept) for head in range(len(kept[0]))]
     if not group.heads_apart:
         most = [max(most)] * len(most)
-    return [rounded(count, tokens, group.block) for count in most]
+    return [rounded(count, prompt.tokens, group.block) for count in most]
 
 
 def _filled(ids: torch.Tensor, count: int, tokens: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Prefill:
 class StepMeta(KVConnectorMetadata):
     prefills: list[Prefill] = dataclasses.field(default_factory=list)
     gone: list[str] = dataclasses.field(default_factory=list)  # Requests that ended or were preempted.
+    agreed: dict[Key, list[int]] = dataclasses.field(default_factory=dict)  # `keep` of plans that all ranks now have.
 
 
 @dataclasses.dataclass
@@ -38,17 +39,24 @@ class Dropped:
     ranks: int = 1
 
     def join(self, other: "Dropped") -> "Dropped":
-        """One block id stands for the blocks of all ranks: what any rank keeps is kept."""
+        """What any rank keeps is kept."""
         keep = [max(pair) for pair in zip(self.keep, other.keep)]
         return Dropped(self.full, keep, self.ranks + other.ranks)
 
 
 @dataclasses.dataclass
 class Report(KVConnectorWorkerMetadata):
-    dropped: dict[Key, Dropped] = dataclasses.field(default_factory=dict)
+    """A block id stands for the blocks of all ranks, so ranks agree before they move a row: each says what its own plan
+    would drop, and the scheduler answers with what all of them can (StepMeta.agreed). A rank alone does not ask."""
+
+    wanted: dict[Key, Dropped] = dataclasses.field(default_factory=dict)
+    dropped: dict[Key, Dropped] = dataclasses.field(default_factory=dict)  # Carried out.
 
     def aggregate(self, other: "Report") -> "Report":
-        for key, theirs in other.dropped.items():
-            mine = self.dropped.get(key)
-            self.dropped[key] = theirs if mine is None else mine.join(theirs)
+        for mine, theirs in ((self.wanted, other.wanted), (self.dropped, other.dropped)):
+            for key, dropped in theirs.items():
+                mine[key] = mine[key].join(dropped) if key in mine else dropped
         return self
+
+    def is_empty(self) -> bool:
+        return not self.wanted and not self.dropped

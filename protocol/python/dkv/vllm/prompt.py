@@ -48,6 +48,8 @@ class Prompt:
         self.session: dkv.Session | None = None
         self.session_id: str | None = None  # Once it is open, and after it.
         self.steps = 0  # Engine steps since its prefill ended.
+        self.asked = False  # The other ranks, once its plan has come.
+        self.agreed: list[int] | None = None  # How many of its blocks every rank keeps, in each group.
         self.abandoned = False  # Its request ended, or was preempted.
         self.state, self.reason, self.detail = State.PREFILL, "", ""
         self.kept: list[list[list[int]]] = []  # Per layer and KV head: positions, ascending.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
@@ -18,7 +20,9 @@ class Scheduler:
         self._ranks = ranks
         self._requests: dict[str, object] = {}
         self._prefilled: set[str] = set()
-        self._pending: dict[Key, Dropped] = {}  # Until every rank has reported.
+        self._wanted: dict[Key, Dropped] = {}  # Until every rank has its plan.
+        self._agreed: dict[Key, list[int]] = {}  # Until the next step tells the workers.
+        self._dropped: dict[Key, Dropped] = {}  # Until every rank has carried it out.
         self._given_back: dict[str, int] = {}  # Blocks of requests that still run.
         self._cache = None
         self.stats = DkvStats()
@@ -40,7 +44,8 @@ class Scheduler:
         gone = [*output.finished_req_ids, *(output.preempted_req_ids or ())]
         for request in output.preempted_req_ids or ():
             self._forget(request)
-        meta = StepMeta(gone=gone)
+        meta = StepMeta(gone=gone, agreed=self._agreed)
+        self._agreed = {}
         cached = output.scheduled_cached_reqs
         scheduled = {each.req_id: each.num_computed_tokens for each in output.scheduled_new_reqs}
         scheduled.update(zip(cached.req_ids, cached.num_computed_tokens))
@@ -67,18 +72,10 @@ class Scheduler:
         return meta
 
     def take_report(self, report: Report) -> None:
-        """Frees what all ranks have reported. Ranks compact their own KV heads, each in its own step."""
-        for key, dropped in report.dropped.items():
-            name, preemptions = key
-            request = self._requests.get(name)
-            # A report may be of a life before a preemption.
-            if request is None or request.num_preemptions != preemptions or request.status != RequestStatus.RUNNING:
-                continue
-            known = self._pending.pop(key, None)
-            dropped = dropped if known is None else known.join(dropped)
-            if dropped.ranks < self._ranks:
-                self._pending[key] = dropped
-                continue
+        """Answers plans that all ranks have, and frees the blocks of those that all ranks have carried out."""
+        for key, wanted in self._complete(report.wanted, self._wanted):
+            self._agreed[key] = wanted.keep
+        for (name, _), dropped in self._complete(report.dropped, self._dropped):
             managers = self._cache.coordinator.single_type_managers
             freed = sum(
                 manager.drop(name, dropped.keep[index], dropped.full[index])
@@ -86,9 +83,26 @@ class Scheduler:
                 if isinstance(manager, DkvManager)
             )
             self._given_back[name] = self._given_back.get(name, 0) + freed
+            self.stats.add("requests compressed")
             self.stats.add("blocks given back", freed)
+
+    def _complete(self, reported: dict[Key, Dropped], pending: dict[Key, Dropped]) -> Iterator[tuple[Key, Dropped]]:
+        """What has now come from every rank, which is not in one step; the rest goes to `pending`."""
+        for key, dropped in reported.items():
+            name, preemptions = key
+            request = self._requests.get(name)
+            # A report may be of a life before a preemption.
+            if request is None or request.num_preemptions != preemptions or request.status != RequestStatus.RUNNING:
+                continue
+            known = pending.pop(key, None)
+            dropped = dropped if known is None else known.join(dropped)
+            if dropped.ranks < self._ranks:
+                pending[key] = dropped
+            else:
+                yield key, dropped
 
     def _forget(self, name: str) -> None:
         self._prefilled.discard(name)
-        for key in [key for key in self._pending if key[0] == name]:
-            del self._pending[key]
+        for each in (self._wanted, self._agreed, self._dropped):
+            for key in [key for key in each if key[0] == name]:
+                del each[key]

@@ -12,8 +12,8 @@ from dkv.hf.place import place_of
 
 from . import refusals
 from .blocks import Shortened
-from .carry_out import Group, carry_out
-from .messages import Dropped, Key, Report, StepMeta
+from .carry_out import Group, carry_out, wanted, whole
+from .messages import Dropped, Key, Prefill, Report, StepMeta
 from .process import process
 from .prompt import Prompt, Shape, State
 from .settings import Settings
@@ -52,6 +52,7 @@ class Worker:
         self._rows: list[tuple[Prompt, int, int, int]] | None = None  # Of this step's batch: prompt, its tokens, queries.
         self._compacted: dict[str, list[int]] = {}  # Request → its first block in each group.
         self._report = Report()
+        self._ranks = config.parallel_config.world_size
         self.stats = DkvStats()
         self._said: set[str] = set()
         process.worker = self
@@ -93,6 +94,9 @@ class Worker:
             prompt = self.prompts.get(prefill.key)
             if prompt is not None:
                 prompt.done, prompt.blocks = prefill.done, prefill.blocks
+        for key, keep in meta.agreed.items():
+            if key in self.prompts:
+                self.prompts[key].agreed = keep
 
     def take(self, name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, metadata) -> None:
         """Called by every attention layer. Copies what belongs to prompts, and reports layers that are complete."""
@@ -118,14 +122,14 @@ class Worker:
                 continue  # Its prefill goes on.
             elif not prompt.complete():
                 self._leave_whole(prompt, "a part of its prefill did not pass through Python (a CUDA graph)")
-            elif prompt.state == State.PLANNED:
+            elif prompt.state == State.PLANNED and self._agreed(prompt):
                 self._carry_out(prompt)
             else:
                 prompt.steps += 1
 
     def report(self) -> Report | None:
         report, self._report = self._report, Report()
-        return report if report.dropped else None
+        return None if report.is_empty() else report
 
     def close(self) -> None:
         for prompt in list(self.prompts.values()):
@@ -143,6 +147,7 @@ class Worker:
             prompt = Prompt(prefill, self._shape, self.sidecar.queries(choice.policy), self._place)
         except Exception as error:  # No memory for the copy.
             self._count(type(error).__name__, str(error))
+            self._ask(prefill, whole(prefill, self._groups))
             return
         self.prompts[prefill.key] = prompt
         self.sidecar.begin(prompt)
@@ -159,7 +164,26 @@ class Worker:
             if first in mine and starts[row + 1] > starts[row]
         ]
 
+    def _agreed(self, prompt: Prompt) -> bool:
+        """Whether the blocks that all ranks keep are known. Each rank fills them up with rows of its own."""
+        if not prompt.asked:
+            prompt.asked = True
+            mine = wanted(prompt, self._groups)
+            if self._ranks == 1:
+                prompt.agreed = mine.keep
+            else:
+                self._ask(prompt, mine)
+        return prompt.agreed is not None
+
+    def _ask(self, prompt: Prompt | Prefill, mine: Dropped) -> None:
+        if self._ranks > 1:
+            self._report.wanted[prompt.key] = mine
+
     def _carry_out(self, prompt: Prompt) -> None:
+        if prompt.agreed == whole(prompt, self._groups).keep:
+            self._count("no block would go back")
+            self._end(prompt, None)
+            return
         dropped, positions, error = carry_out(prompt, self._groups)
         whose, extra = (prompt.session_id, prompt.key[0], prompt.tokens), {"dkv_session": prompt.session_id}
         if error is None:
@@ -172,10 +196,11 @@ class Worker:
         self._end(prompt, None, sum(group.bytes_of(dropped) for group in self._groups))
 
     def _applied(self, prompt: Prompt, dropped: Dropped, positions: list[list[torch.Tensor]]) -> None:
-        self.stats.add("requests compressed")
         self.stats.add("steps that plans came late", prompt.steps)
 
     def _leave_whole(self, prompt: Prompt, reason: str, detail: str = "") -> None:
+        if not prompt.asked:  # The other ranks must not wait for it.
+            self._ask(prompt, whole(prompt, self._groups))
         self._count(reason, detail, prompt.session_id)
         self._end(prompt, reason)
 
