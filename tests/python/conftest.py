@@ -18,7 +18,7 @@ from processes import sidecar  # noqa: E402, F401
 torch.set_num_threads(1)  # The tiny model is faster so; the real one asks for more.
 
 
-def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4, rope: dict | None = None):
+def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4, rope: dict | None = None, head_dim: int = 16):
     """Random weights: every answer is nonsense, every number is checkable, and it takes no time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,7 +30,7 @@ def make_tiny_llama(seed: int = 0, kv_heads: int = 2, layers: int = 4, rope: dic
         num_hidden_layers=layers,
         num_attention_heads=6,
         num_key_value_heads=kv_heads,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=8192,
         attn_implementation="sdpa",
         bos_token_id=1,

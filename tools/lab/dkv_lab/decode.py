@@ -71,7 +71,8 @@ class _Decoder:
         self.kept = []
         for index, layer in enumerate(prompt.layers):
             if layer.sliding is None:
-                self.kept.append([_Kept(layer, self._chosen(ordinals[index], one, rankings)) for one in variants])
+                read = [(layer if one.layers is None else one.layers[index], one) for one in variants]
+                self.kept.append([_Kept(own, self._chosen(ordinals[index], one, rankings)) for own, one in read])
             else:
                 self.kept.append([_Kept(layer, None)] * len(variants))
 

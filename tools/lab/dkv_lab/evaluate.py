@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
+from . import bits, decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
 from .needles import Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -78,7 +78,7 @@ def choices_for(facts: policies.Facts, names: list[str], capacities: list[int], 
 
 
 def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan | None) -> Choice:
-    if loan is None:
+    if loan is None or policies.rows_for(name, facts, capacity) >= facts.prompt.tokens:
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     try:
         kept = loan.kept(policies.wish(name, facts, capacity))
@@ -88,7 +88,7 @@ def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan 
         _note(f"{name} is chosen inline: {error}")
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     made = sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings)
-    return Choice(name, capacity, made, "sidecar", facts)
+    return Choice(name, capacity, policies.read_back(name, facts, made), "sidecar", facts)
 
 
 def _of_each_window(chosen: list[Choice], run: Callable[[policies.Facts, list[Variant]], list]) -> list:
@@ -218,16 +218,18 @@ def _line(row: Row, choice: Choice) -> dict:
         "policy": choice.policy,
         "capacity": choice.capacity,
         "kept": kept,
-        "bytes": kept * _row_bytes(prompt),
+        "bytes": round(kept * _row_bytes(choice)),
         "through": choice.through,
         "question": "shown",
     }
 
 
-def _row_bytes(prompt: Prompt) -> int:
+def _row_bytes(choice: Choice) -> float:
     """Of one token's K and V in one KV head."""
-    layer = prompt.layers[prompt.compressed[0]]
-    return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
+    prompt = choice.facts.prompt
+    layer, found = prompt.layers[prompt.compressed[0]], "" if choice.policy == "fullkv" else policies.bits_of(choice.policy)
+    elements = layer.keys.shape[-1] + layer.values.shape[-1]
+    return bits.bytes_of(found, elements) if found else layer.keys.element_size() * elements
 
 
 def profile_paths(options, described: dict) -> list[Path]:
@@ -286,7 +288,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "smollm2" or "gemma3-270m"')
     parser.add_argument("--profile", type=Path, action="append", default=[], help="may be given several times; by default the one of this model")
-    parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2 (%(default)s)")
+    parser.add_argument("--policies", default=DEFAULT, help="with parameters: profile/alpha=0.5/floor=0.2, joined/bits=4 (%(default)s)")
     parser.add_argument("--capacity", type=ranges.counts(), help=f"those below a prompt's length are used ({SIZES})")
     parser.add_argument("--risk", type=ranges.number(0, 1), metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
     parser.add_argument("--needles", type=ranges.count(), default=100, help="prompts with a fact to find, per length (%(default)s)")
@@ -325,6 +327,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         for name in options.policies:
             if policies.rule(name).budgets is None and options.inline:
                 parser.error(f"{name} is the sidecar's alone: leave --inline out")
+            if policies.bits_of(name) == "mixed" and not options.inline:
+                parser.error(f"{name}: a sidecar does not say in which order it would drop rows: give --inline")
     except policies.UnknownPolicy as unknown:
         parser.error(str(unknown))
     if not (options.needles or options.texts or options.ruler or options.grid or options.longbench):

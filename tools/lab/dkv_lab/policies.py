@@ -1,6 +1,8 @@
 """What the evaluation compares, by name: how the sidecar is asked for it, and the same choice in torch.
 
-    snapkv  pyramidkv  dynamickv  profile/alpha=0.5/floor=0.2  snapkv/kernel=5/pool=avg
+    snapkv  pyramidkv  dynamickv  profile/alpha=0.5/floor=0.2  snapkv/kernel=5/pool=avg  joined/bits=8
+
+With bits a capacity counts bytes: those of so many rows in 16 bits.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from dkv.errors import UserError
 from dkv.hf import wishes
 from dkv.hf.profile_file import Profile
 
-from . import budgets, scores, surrogate
-from .probe import Prompt, Rankings, Variant, narrowed
+from . import bits, budgets, scores, surrogate
+from .probe import Layer, Prompt, Rankings, Variant, narrowed
 
 _POOLED = ("scores", "joined")
 _WINDOW_OF_FORESEEN = 16  # As dkvd's default is; of others it is the evaluation's.
@@ -38,6 +40,7 @@ class Facts:
     replay: Callable[[], list[torch.Tensor]] | None = None  # Makes KVzip's scores [Hkv, n] of every compressed layer.
     foreseen: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # Scores [Hkv, N], by the ranking's name.
     _of_windows: dict[int, "Facts"] = field(default_factory=dict)
+    _in_bits: dict[int, list[Layer]] = field(default_factory=dict)
 
     def of_window(self, window: int) -> "Facts":
         """The same prompt for policies with another window; the evaluation's own is the most."""
@@ -109,6 +112,11 @@ class Facts:
             self.rankings.orders["replay"] = [scores.rank(layer[:, : self.prompt.prefix]) for layer in self.replayed]
         return "replay"
 
+    def in_bits(self, count: int) -> list[Layer]:
+        if count not in self._in_bits:
+            self._in_bits[count] = bits.layers_in(self.prompt, count)
+        return self._in_bits[count]
+
     def shape(self, capacity: int) -> budgets.Shape:
         base = min(capacity - self.prompt.window, self.prompt.prefix)
         return budgets.Shape(len(self.prompt.compressed), self.prompt.kv_heads, self.prompt.prefix, base)
@@ -127,7 +135,7 @@ class Rule:
 
     @property
     def options(self) -> dict[str, float | str]:
-        return self.parameters | (RANKED if self.ranking in _POOLED else {}) | {"window": float(self.window)}
+        return self.parameters | (RANKED if self.ranking in _POOLED else {}) | {"window": float(self.window), "bits": ""}
 
 
 def _uniform(name: str, ranking: str) -> Rule:
@@ -211,7 +219,36 @@ def parse(text: str) -> tuple[str, dict[str, float | str]]:
             given[key] = value if isinstance(allowed[key], str) else float(value)
         except ValueError:
             raise UnknownPolicy(f"{name}/{pair}: {key} is {value}, not a number") from None
+    if given.get("bits", "16") not in bits.NAMES:
+        raise UnknownPolicy(f"{name}/bits={given['bits']}: bits are {', '.join(bits.NAMES)}")
     return name, given
+
+
+def bits_of(text: str) -> str:
+    """"": rows stay as they are."""
+    return str(parse(text)[1].get("bits", ""))
+
+
+def rows_for(text: str, facts: Facts, capacity: int) -> int:
+    """Rows of a head, of this policy's bits, in the bytes of `capacity` rows of 16 bits; at most the prompt."""
+    found = bits_of(text)
+    if not found:
+        return capacity
+    layer = facts.prompt.layers[facts.prompt.compressed[0]]
+    elements = layer.keys.shape[-1] + layer.values.shape[-1]
+    if found != "16" and (layer.keys.shape[-1] % bits.BLOCK or layer.values.shape[-1] % bits.BLOCK):
+        raise UnknownPolicy(f"{text}: heads of {layer.keys.shape[-1]} dims are not whole blocks of {bits.BLOCK}: leave bits out")
+    return min(int(capacity * bits.bytes_of("16", elements) / bits.bytes_of(found, elements)), facts.prompt.tokens)
+
+
+def read_back(text: str, facts: Facts, made: Variant) -> Variant:
+    """The variant with its rows in the policy's bits."""
+    found, facts = bits_of(text), facts_for(text, facts)
+    if found == "mixed":
+        made.layers = bits.mixed(facts.prompt, facts.in_bits(8), facts.in_bits(4), facts.rankings.orders[made.ranking], made.budgets)
+    elif found:
+        made.layers = facts.in_bits(int(found))
+    return made
 
 
 def rule(text: str) -> Rule:
@@ -256,7 +293,8 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
         ranking = facts.by_both(parameters["use"], options)
     elif ranking == "replay":
         ranking = facts.by_replay()
-    return Variant(f"{text}@{capacity}", rule.budgets(facts, facts.shape(capacity), ranking, **parameters), ranking)
+    shape = facts.shape(rows_for(text, facts, capacity))
+    return read_back(text, facts, Variant(f"{text}@{capacity}", rule.budgets(facts, shape, ranking, **parameters), ranking))
 
 
 def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:
@@ -265,7 +303,7 @@ def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:
     rule, parameters, options = _resolved(text, facts)
     if options:
         options["kernel"] = int(options["kernel"])
-    return dkv.Policy(capacity=capacity, window=facts.prompt.window, **options, **rule.wish(facts, **parameters))
+    return dkv.Policy(capacity=rows_for(text, facts, capacity), window=facts.prompt.window, **options, **rule.wish(facts, **parameters))
 
 
 def as_flags(text: str, window: int, profile: Profile | None) -> dict[str, float | str]:
@@ -280,6 +318,8 @@ def as_flags(text: str, window: int, profile: Profile | None) -> dict[str, float
     rule = RULES[name]
     if given.get("use"):
         raise UnknownPolicy(f"{text}: a certificate is of one profile: leave use out")
+    if given.get("bits"):
+        raise UnknownPolicy(f"{text}: a certificate is of rows as they are: leave bits out")
     if rule.needs_profile and profile is None:
         raise UnknownPolicy(f"{text} needs a profile: give --profile")
     if profile is not None and name == "dynamickv":

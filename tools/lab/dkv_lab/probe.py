@@ -91,6 +91,7 @@ class Variant:
     name: str
     budgets: torch.Tensor  # [compressed layers, Hkv], prefix tokens
     ranking: str = "scores"
+    layers: list[Layer] | None = None  # Whose rows are read, as they come back from fewer bits; None: the prompt's.
 
 
 @dataclass
@@ -327,16 +328,15 @@ class _Forced:
         layer, ordinal = self.prompt.layers[index], self.ordinals[index]
         prefix = self.prompt.prefix
         budgets = [int(variant.budgets[ordinal, head]) for variant in self.variants]
-        whole = [i for i, budget in enumerate(budgets) if budget == prefix]
-        self._visible(layer, head, None, whole, budgets, rows, tail, out)
-        by_ranking: dict[str, list[int]] = {}
+        groups: dict[tuple, list[int]] = {}
         for i, budget in enumerate(budgets):
-            if budget < prefix:
-                by_ranking.setdefault(self.variants[i].ranking, []).append(i)
-        for name, members in by_ranking.items():
-            order = self.rankings.orders[name][ordinal][head]
+            variant = self.variants[i]
+            groups.setdefault((variant.ranking if budget < prefix else None, id(variant.layers)), []).append(i)
+        for (name, _), members in groups.items():
+            own = self.variants[members[0]].layers
+            order = None if name is None else self.rankings.orders[name][ordinal][head]
             members.sort(key=lambda i: -budgets[i])
-            self._visible(layer, head, order, members, budgets, rows, tail, out)
+            self._visible(layer if own is None else own[index], head, order, members, budgets, rows, tail, out)
 
     def _visible(self, layer, head, order, members, budgets, rows, tail, out) -> None:
         """Variants of one ranking, largest budget first: a chunk reads no more columns than its first needs."""
