@@ -5,7 +5,8 @@
 
 Runs in vLLM's environment (tools/vllm/install.sh). Every round is an engine in a process of its own, so that none
 warms the next one up; off and the policies take turns. Prints one line per round and the ratios; --json writes one
-object. Times are of requests: with fewer than a hundred, p99 is interpolated and close to the largest.
+object. Times are of requests: with fewer than a hundred, p99 is interpolated and close to the largest. cpu_seconds, of
+vLLM's process, say what the others cannot where other programs run beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
 PROFILE = ROOT / "protocol" / "python" / "dkv" / "profiles" / "smollm2-135m-instruct.json"
 
 RATIOS = (
-    *("most_running", "mean_running", "requests_per_second"),
+    *("most_running", "mean_running", "requests_per_second", "cpu_seconds"),
     *("ttft_median_s", "ttft_p99_s", "tpot_median_s", "tpot_p99_s"),
 )
 
@@ -77,7 +78,7 @@ def serve(options: argparse.Namespace) -> dict:
         num_gpu_blocks_override=blocks,
     )
     choice = "off" if options.round == "off" else wish(options.round, options.capacity)
-    begin, first, last, seen, running = time.perf_counter(), {}, {}, {}, []
+    begin, cpu, first, last, seen, running = time.perf_counter(), time.process_time(), {}, {}, {}, []
     for at in range(options.requests):
         tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
         engine.add(f"request {at}", tokens, options.answer, choice)
@@ -91,7 +92,7 @@ def serve(options: argparse.Namespace) -> dict:
                 first.setdefault(request.request_id, now)
                 last[request.request_id] = now
         running.append(len(engine.scheduler.running))
-    spent = time.perf_counter() - begin
+    spent, cpu = time.perf_counter() - begin, time.process_time() - cpu
     between = [(last[name] - first[name]) / max(1, seen[name] - 1) for name in first]
     return {
         "round": options.round,
@@ -100,6 +101,7 @@ def serve(options: argparse.Namespace) -> dict:
         "mean_running": statistics.mean(running),
         "preemptions": engine.preemptions,
         "requests_per_second": options.requests / spent,
+        "cpu_seconds": cpu,
         "ttft_median_s": statistics.median(first.values()),
         "ttft_p99_s": percentile_99(list(first.values())),
         "tpot_median_s": statistics.median(between),
