@@ -112,6 +112,11 @@ Run setup_compact(CLI::App& app, Context const& context) {
     add_file_options(app, *options);
     app.add_option("--policy", request.policy.name,
                    "what keeps tokens; auto: the profile, or equal budgets where there is none");
+    app.add_option("--bits", request.bits,
+                   "dkv's format: of K and V, 8 or 4; a capacity or ratio then means the bytes "
+                   "that so many tokens have in FILE, and more tokens are kept in them")
+        ->check(CLI::IsMember({8U, 4U}))
+        ->type_name("N");
     app.add_flag("--fill", request.fill,
                  "llama.cpp: fill every layer up to the largest with its next best tokens");
     app.add_flag("--keep-queries", request.keep_queries,

@@ -82,6 +82,7 @@ Json to_json(offline::CompactOutcome const& outcome) {
             {"prompt_tokens", outcome.prompt_tokens},
             {"policy", outcome.params.name},
             {"params", params_json(outcome.params)},
+            {"bits", outcome.bits == 0 ? Json() : Json(outcome.bits)},
             {"lengths", lengths_json(outcome)},
             {"mass_kept", outcome.mass_kept.empty() ? Json() : Json(outcome.mass_kept)},
             {"rows_bytes_before", outcome.rows_bytes_before},

@@ -146,7 +146,8 @@ std::string type_text(CacheFacts const& facts) {
 /// Without queries the number of query heads is unknown.
 std::string geometry_text(CacheFacts const& facts) {
     auto const& geometry = facts.geometry;
-    if (facts.query_rows > 0 || geometry.q_heads != geometry.kv_heads) return describe(geometry);
+    if (facts.query_rows > 0 || geometry.q_heads != geometry.kv_heads)
+        return describe(geometry) + (facts.stored ? ", in the file " + type_text(facts) : "");
     return fmt::format("{} layers, {} KV heads, head_dim {}, {}", geometry.layers,
                        geometry.kv_heads, geometry.head_dim, type_text(facts));
 }

@@ -11,7 +11,7 @@ namespace {
 std::map<std::string, std::string> metadata_of(DkvContents const& contents) {
     std::map<std::string, std::string> metadata{
         {"format", "dkv"},
-        {"version", "1"},
+        {"version", contents.quantised ? kDkvVersionQuantised : kDkvVersion},
         {"model", contents.model},
         {"n_prompt", std::to_string(contents.prompt_tokens)}};
     if (contents.scale != 0) metadata["scale"] = fmt::format("{}", contents.scale);
@@ -25,6 +25,11 @@ std::map<std::string, std::string> metadata_of(DkvContents const& contents) {
     if (rope.model_interleaved) metadata["rope.model_interleaved"] = "true";
     if (rope.dims != 0) metadata["rope.dims"] = std::to_string(rope.dims);
     if (!rope.scaling.empty()) metadata["rope.scaling"] = rope.scaling;
+    if (contents.quantised) {
+        metadata["rows"] = contents.quantised->type->name;
+        metadata["rows.rotation"] = std::to_string(contents.quantised->rotation);
+        metadata["rows.dtype"] = container_dtype(contents.geometry.dtype);
+    }
     for (auto const& [key, value] : contents.provenance)
         metadata[std::string(kProvenancePrefix) + key] = value;
     return metadata;
@@ -41,17 +46,20 @@ void plan_layer(DkvContents const& contents,
         tensors.push_back({dkv_tensor(layer, part), std::string(dtype), std::move(shape)});
     };
     auto const dtype = container_dtype(geometry.dtype);
+    auto const& quantised = contents.quantised;
+    auto const row_dtype = quantised ? std::string_view("U8") : dtype;
+    std::uint64_t const row = quantised ? quantised->row_bytes() : geometry.head_dim;
     LayerShape const shape = layer_shape(lengths, contents.prompt_tokens);
     if (shape == LayerShape::Ragged) {
         auto const rows = std::accumulate(lengths.begin(), lengths.end(), std::uint64_t{0});
         add("head_offsets", "I32", {heads + 1});
         add("positions", "I32", {rows});
-        add("keys", dtype, {rows, geometry.head_dim});
-        add("values", dtype, {rows, geometry.head_dim});
+        add("keys", row_dtype, {rows, row});
+        add("values", row_dtype, {rows, row});
     } else {
         if (shape == LayerShape::Uniform) add("positions", "I32", {heads, lengths[0]});
-        add("keys", dtype, {heads, lengths[0], geometry.head_dim});
-        add("values", dtype, {heads, lengths[0], geometry.head_dim});
+        add("keys", row_dtype, {heads, lengths[0], row});
+        add("values", row_dtype, {heads, lengths[0], row});
     }
     if (contents.query_rows > 0)
         add("q_window", dtype, {geometry.q_heads, contents.query_rows, geometry.head_dim});

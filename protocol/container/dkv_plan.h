@@ -1,15 +1,17 @@
-// dkv's own layout of a saved cache in the safetensors container, version 1: which tensors there
-// are, in which order, and what the metadata say. docs/FORMATS.md has it in words.
+// dkv's own layout of a saved cache in the safetensors container: which tensors there are, in which
+// order, and what the metadata say. docs/FORMATS.md has it in words.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "protocol/base/geometry.h"
+#include "protocol/container/quantised_rows.h"
 #include "protocol/container/rope.h"
 #include "protocol/container/safetensors_writer.h"
 
@@ -19,6 +21,10 @@ inline constexpr std::string_view kProvenancePrefix = "provenance.";
 /// rope.interleaved, where the order of the dims is not known.
 inline constexpr char const* kUnknownOrder = "unknown";
 inline constexpr char const* kTokensTensor = "tokens";
+
+/// Of files whose rows are numbers, and of those whose rows are quantised: dkv 0.1 reads the first.
+inline constexpr char const* kDkvVersion = "1";
+inline constexpr char const* kDkvVersionQuantised = "2";
 
 /// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits,
 /// scores.
@@ -45,6 +51,8 @@ struct DkvContents {
     bool with_tokens = false;
     std::vector<bool> with_sinks;  ///< [layers]; empty: none has any.
     bool with_scores = false;      ///< Every layer is whole then.
+    /// Of keys and values; geometry.dtype is what they become when they are read.
+    std::optional<QuantisedRows> quantised = {};
     float scale = 0;
     float softcap = 0;
     RopeFacts rope;

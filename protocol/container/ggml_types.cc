@@ -72,6 +72,43 @@ float element(std::int32_t number, std::byte const* block, std::uint32_t index) 
     }
 }
 
+/// 0 of a scale that f16 rounds to 0.
+float inverse_of(float scale) noexcept {
+    return std::abs(scale) < 0x1p-25F ? 0 : 1 / scale;
+}
+
+/// False where f16 does not hold the scale.
+bool put_scale(float scale, std::byte* block) noexcept {
+    store_f32(block, Dtype::F16, scale);
+    return std::isfinite(f16_at(block));
+}
+
+bool quantise_q8_0(std::span<float const> numbers, std::byte* block) noexcept {
+    float largest = 0;
+    for (float const number : numbers)
+        largest = std::max(largest, std::abs(number));
+    float const scale = largest / 127;
+    float const inverse = inverse_of(scale);
+    for (std::uint32_t index = 0; index < kBlock; ++index)
+        block[2 + index] =
+            static_cast<std::byte>(static_cast<int>(std::round(numbers[index] * inverse)));
+    return put_scale(scale, block);
+}
+
+/// The largest number, with its sign, becomes -8.
+bool quantise_q4_0(std::span<float const> numbers, std::byte* block) noexcept {
+    float const largest =
+        *std::ranges::max_element(numbers, {}, [](float number) { return std::abs(number); });
+    float const scale = largest / -8;
+    float const inverse = inverse_of(scale);
+    auto const level = [&](std::uint32_t index) {
+        return std::min(15U, static_cast<unsigned>(numbers[index] * inverse + 8.5F));
+    };
+    for (std::uint32_t index = 0; index < kBlock / 2; ++index)
+        block[2 + index] = static_cast<std::byte>(level(index) | level(index + kBlock / 2) << 4U);
+    return put_scale(scale, block);
+}
+
 }  // namespace
 
 GgmlType const* ggml_type(std::int32_t number) noexcept {
@@ -93,6 +130,19 @@ void dequantise(GgmlType const& type, std::byte const* blocks, std::span<float> 
     for (std::size_t begin = 0; begin < rows.size(); begin += kBlock, blocks += type.block_bytes)
         for (std::uint32_t index = 0; index < kBlock; ++index)
             rows[begin + index] = element(type.number, blocks, index);
+}
+
+bool quantise(GgmlType const& type, std::span<float const> rows, std::byte* blocks) noexcept {
+    DKV_ASSERT((type.number == 8 || type.number == 2) && rows.size() % kBlock == 0);
+    for (std::size_t begin = 0; begin < rows.size(); begin += kBlock, blocks += type.block_bytes) {
+        auto const numbers = rows.subspan(begin, kBlock);
+        if (!std::ranges::all_of(numbers, [](float number) { return std::isfinite(number); }))
+            return false;
+        bool const fits =
+            type.number == 8 ? quantise_q8_0(numbers, blocks) : quantise_q4_0(numbers, blocks);
+        if (!fits) return false;
+    }
+    return true;
 }
 
 void turn_by_hadamard(std::span<float> row, std::uint32_t order) noexcept {

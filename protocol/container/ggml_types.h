@@ -33,6 +33,12 @@ GgmlType const& ggml_type(Dtype dtype) noexcept;
 /// the type is readable.
 void dequantise(GgmlType const& type, std::byte const* blocks, std::span<float> rows) noexcept;
 
+/// The reverse, as ggml rounds, of q8_0 and q4_0. False: an element is not finite, or too large for
+/// a block's scale in f16.
+[[nodiscard]] bool quantise(GgmlType const& type,
+                            std::span<float const> rows,
+                            std::byte* blocks) noexcept;
+
 /// Turns each run of `order` elements by the orthonormal Walsh-Hadamard matrix of that order, a
 /// power of two that divides the row. The matrix is its own inverse.
 void turn_by_hadamard(std::span<float> row, std::uint32_t order) noexcept;

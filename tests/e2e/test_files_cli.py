@@ -92,6 +92,35 @@ def test_bytes_is_what_the_file_takes_at_most(cache, tmp_path, target):
     assert out.stat().st_size <= target
 
 
+@pytest.mark.parametrize("bits, tokens", [(8, 240), (4, 455)])
+def test_fewer_bits_keep_more_tokens_in_the_same_bytes(tmp_path, bits, tokens):
+    cache = write_cache(tmp_path / "in", tokens=600, dim=64)
+    plain, small, back = tmp_path / "plain", tmp_path / "small", tmp_path / "back"
+    policy = ["--policy", "dynamickv", "--window", "8"]
+    assert dkv("compact", cache, "-o", plain, *policy, "--capacity", "64").returncode == 0
+
+    ran = dkv("compact", cache, "-o", small, *policy, "--capacity", "64", "--bits", bits)
+
+    assert ran.returncode == 0, ran.stderr
+    assert f"note: with {bits} bits {tokens} tokens per head have the bytes of 64 in the input" in ran.stdout
+    facts = json.loads(dkv("inspect", "--verify", "--json", small).stdout)["files"][0]
+    assert facts["dtype"] == f"q{bits}_0, rotated by 64" and facts["provenance"]["bits"] == str(bits)
+    assert facts["tokens_per_head"] == tokens
+    assert facts["rows_bytes"] == tokens * LAYERS * KV_HEADS * (136 if bits == 8 else 72) <= 64 * LAYERS * KV_HEADS * 512
+    assert json.loads(dkv("diff", "--json", cache, small).stdout)["total"]["b"]["bytes"] == facts["rows_bytes"]
+    ran = dkv("convert", small, "-o", back)
+    assert f"rows were q{bits}_0, rotated by 64: they are f32 now, dequantised" in ran.stdout
+    assert json.loads(dkv("inspect", "--json", back).stdout)["files"][0]["dtype"] == "f32"
+
+
+def test_fewer_bits_are_refused_where_they_cannot_be(cache, tmp_path):
+    out = tmp_path / "out"
+    assert "a head has 16 dims, and rows of 8 bits are blocks of 32: leave --bits out" in refusal("compact", cache, "-o", out, *POLICY, "--bits", "8")
+    assert "hf has no place for rows of 4 bits" in refusal("compact", cache, "-o", out, *POLICY, "--bits", "4", "--format", "hf")
+    assert "--bits" in dkv("compact", cache, "-o", out, *POLICY, "--bits", "5").stderr
+    assert not out.exists()
+
+
 def test_a_file_that_is_cut_anywhere_is_refused_in_one_line(cache, tmp_path):
     whole = cache.read_bytes()
     cut = tmp_path / "cut"

@@ -15,9 +15,9 @@ from dkv_lab.probe import Probe, Rankings, Variant
 @pytest.mark.parametrize("count, share", [(8, 1 / 254 + 2**-11), (4, 1 / 8)])  # Of 4 bits one end is half a step off.
 def test_a_row_comes_back_within_a_step_of_its_block(count, share):
     rows = torch.randn(3, 7, 96, generator=torch.Generator().manual_seed(5)) * torch.tensor([1.0, 100.0, 0.01])[:, None, None]
-    turned = rows @ bits._hadamard(96)  # Runs of 32: each is a block.
+    turned = bits._turned(rows)  # Runs of 32: each is a block.
 
-    error = (bits.read_back(rows, count) @ bits._hadamard(96) - turned).unflatten(-1, (-1, 32)).abs()
+    error = (bits._turned(bits.read_back(rows, count)) - turned).unflatten(-1, (-1, 32)).abs()
 
     largest = turned.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True)
     assert bool((error <= largest * share).all())

@@ -282,7 +282,7 @@ def test_what_is_no_cache_of_ours_is_refused_in_one_line(tiny_llama, saved, tmp_
     assert "it is no regular file" in str(refusal(tmp_path / "fifo", tiny_llama))
     (tmp_path / "text").write_text("hello, this is no cache at all")
     assert "it is no safetensors file" in str(refusal(tmp_path / "text", tiny_llama))
-    assert changed(version="2").status == dkv.Status.UNSUPPORTED
+    assert changed(version="3").status == dkv.Status.UNSUPPORTED
     assert 'its metadata has no format "dkv"' in str(changed(format="hf"))
     assert "n_prompt is many, no count" in str(changed(n_prompt="many"))
     assert "has 300 rows of 301 tokens, and there are no positions" in str(

@@ -39,6 +39,7 @@ public:
     CacheFacts facts;
     std::vector<LayerTensors> layers;
     std::map<std::string, std::uint32_t, std::less<>> crcs;
+    std::optional<QuantisedRows> quantised;
 
 private:
     Result<std::string_view> need(char const* key) const {
@@ -51,9 +52,11 @@ private:
     Result<void> read_metadata() {
         if (auto const format = DKV_TRY(need("format")); format != "dkv")
             return corrupt(fmt::format("the metadata's format is {}, not \"dkv\"", shown(format)));
-        if (auto const version = DKV_TRY(need("version")); version != "1")
-            return unsupported(
-                fmt::format("the metadata's version is {}, and this dkv reads 1", shown(version)));
+        auto const version = DKV_TRY(need("version"));
+        if (version != kDkvVersion && version != kDkvVersionQuantised)
+            return unsupported(fmt::format(
+                "the metadata's version is {}, and this dkv reads 1 and 2", shown(version)));
+        is_quantised_ = version == kDkvVersionQuantised;
         facts.model = DKV_TRY(need("model"));
         auto const said = DKV_TRY(need("n_prompt"));
         auto const tokens = number_of<std::uint32_t>(said);
@@ -61,7 +64,7 @@ private:
             return corrupt(
                 fmt::format("the metadata's n_prompt is {}, not a number of tokens", shown(said)));
         facts.format = FileFormat::Dkv;
-        facts.format_words = "dkv 1";
+        facts.format_words = "dkv " + std::string(version);
         facts.prompt_tokens = *tokens;
         facts.scale = static_cast<float>(DKV_TRY(metadata_number(metadata_, "scale")));
         facts.softcap = static_cast<float>(DKV_TRY(metadata_number(metadata_, "softcap")));
@@ -98,7 +101,7 @@ private:
         auto const keys = DKV_TRY(needed(0, "keys"));
         auto const offsets = named(0, "head_offsets");
         auto const& shape = keys.tensor->shape;
-        auto const dtype = DKV_TRY(need_cache_dtype(keys.name, keys.tensor->dtype));
+        auto const dtype = DKV_TRY(row_dtype(keys));
         bool const ragged = offsets.tensor != nullptr;
         if (shape.size() != (ragged ? 2 : 3) || !is_extent(shape.back()) ||
             (!ragged && !is_extent(shape.front())))
@@ -108,6 +111,7 @@ private:
             return corrupt("layers.0.head_offsets is " + offsets.shape());
         geometry.dtype = dtype;
         geometry.head_dim = static_cast<std::uint32_t>(shape.back());
+        if (is_quantised_) DKV_TRY(read_quantised(keys));
         geometry.kv_heads =
             static_cast<std::uint32_t>(ragged ? offsets.tensor->shape[0] - 1 : shape[0]);
         geometry.q_heads = geometry.kv_heads;
@@ -125,6 +129,36 @@ private:
         auto const checked = check(geometry);
         if (!checked) return corrupt(checked.error().message);
         return {};
+    }
+
+    /// What elements of K and V are, once they are read.
+    Result<Dtype> row_dtype(NamedTensor const& keys) const {
+        if (!is_quantised_) return need_cache_dtype(keys.name, keys.tensor->dtype);
+        auto const said = DKV_TRY(need("rows.dtype"));
+        if (auto const dtype = cache_dtype(said)) return *dtype;
+        return corrupt(fmt::format("the metadata's rows.dtype is {}", shown(said)));
+    }
+
+    /// Whose blocks a row is, and how many dims that makes.
+    Result<void> read_quantised(NamedTensor const& keys) {
+        auto const type = DKV_TRY(need("rows"));
+        auto const said = DKV_TRY(need("rows.rotation"));
+        auto const rotation = number_of<std::uint32_t>(said);
+        if (!rotation || *rotation == 0)
+            return corrupt(fmt::format("the metadata's rows.rotation is {}", shown(said)));
+        quantised = DKV_TRY(quantised_rows(type, *rotation, keys.tensor->shape.back()));
+        facts.geometry.head_dim = quantised->head_dim;
+        facts.stored = StoredRows{
+            .type = fmt::format("{}, rotated by {}", type, *rotation),
+            .key_row_bytes = quantised->row_bytes(),
+            .value_row_bytes = quantised->row_bytes(),
+        };
+        return {};
+    }
+
+    /// The last extent of K and V.
+    std::uint64_t row_extent() const {
+        return quantised ? quantised->row_bytes() : facts.geometry.head_dim;
     }
 
     /// Any layer may have sinks, or none.
@@ -169,8 +203,9 @@ private:
         found.head_offsets = named(layer, "head_offsets");
         auto const shape =
             DKV_TRY(found.head_offsets.tensor != nullptr ? ragged(found) : uniform(found));
-        DKV_TRY(check_is(found.keys, dtype, shape));
-        DKV_TRY(check_is(found.values, dtype, shape));
+        auto const of_rows = quantised ? std::string_view("U8") : dtype;
+        DKV_TRY(check_is(found.keys, of_rows, shape));
+        DKV_TRY(check_is(found.values, of_rows, shape));
         if (found.positions.tensor != nullptr)
             DKV_TRY(check_is(found.positions, "I32", {shape.begin(), shape.end() - 1}));
         if (facts.query_rows > 0) {
@@ -209,7 +244,7 @@ private:
             return corrupt(fmt::format("{} has {} of {} tokens, but {} is missing", found.keys.name,
                                        rows, facts.prompt_tokens, found.positions.name));
         found.rows = static_cast<std::uint32_t>(rows);
-        return std::vector<std::uint64_t>{facts.geometry.kv_heads, rows, facts.geometry.head_dim};
+        return std::vector<std::uint64_t>{facts.geometry.kv_heads, rows, row_extent()};
     }
 
     Result<std::vector<std::uint64_t>> ragged(LayerTensors& found) const {
@@ -226,7 +261,7 @@ private:
             found.head_rows.push_back(static_cast<std::uint32_t>(offset));
             before = offset;
         }
-        return std::vector<std::uint64_t>{found.head_rows.back(), facts.geometry.head_dim};
+        return std::vector<std::uint64_t>{found.head_rows.back(), row_extent()};
     }
 
     Result<void> read_tokens() {
@@ -271,6 +306,7 @@ private:
     TensorFile const& file_;
     Metadata const& metadata_;
     std::set<std::string, std::less<>> placed_;
+    bool is_quantised_ = false;
 };
 
 }  // namespace
@@ -282,8 +318,9 @@ Result<std::unique_ptr<SavedCache>> open_dkv_file(TensorFile file, OpenOptions c
     auto facts = std::move(reader.facts);
     auto layers = std::move(reader.layers);
     auto crcs = std::move(reader.crcs);
+    auto const quantised = reader.quantised;
     return std::unique_ptr<SavedCache>(std::make_unique<TensorCache>(
-        std::move(file), std::move(facts), std::move(layers), std::move(crcs)));
+        std::move(file), std::move(facts), std::move(layers), std::move(crcs), quantised));
 }
 
 }  // namespace dkv

@@ -60,8 +60,12 @@ Result<void> check_tensor(NamedTensor const& tensor, bool numbers, std::uint32_t
 TensorCache::TensorCache(TensorFile file,
                          CacheFacts facts,
                          std::vector<LayerTensors> layers,
-                         std::map<std::string, std::uint32_t, std::less<>> crcs)
-    : file_(std::move(file)), layers_(std::move(layers)), crcs_(std::move(crcs)) {
+                         std::map<std::string, std::uint32_t, std::less<>> crcs,
+                         std::optional<QuantisedRows> quantised)
+    : file_(std::move(file)),
+      layers_(std::move(layers)),
+      crcs_(std::move(crcs)),
+      quantised_(quantised) {
     facts_ = std::move(facts);
     DKV_ASSERT(layers_.size() == facts_.geometry.layers);
     for (LayerTensors const& layer : layers_)
@@ -91,6 +95,12 @@ Result<std::vector<std::int32_t>> TensorCache::positions(LayerTensors const& lay
     return values;
 }
 
+bool TensorCache::unpack(NamedTensor const& tensor, std::vector<std::byte>& rows) const {
+    auto const packed = tensor.tensor->bytes;
+    rows.resize(packed.size() / quantised_->row_bytes() * facts_.geometry.row_bytes());
+    return quantised_->unpack(packed, facts_.geometry.dtype, rows);
+}
+
 Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     LayerTensors const& layer = layers_.at(index);
     Geometry const& geometry = facts_.geometry;
@@ -104,6 +114,12 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     held->reserve(4);  // What is in it stays where it is.
     auto const view = [&](NamedTensor const& tensor, std::uint32_t tensor_heads,
                           std::uint32_t tokens) {
+        bool const packed = quantised_ && tensor.tensor != layer.queries.tensor;
+        if (packed) {
+            unpack(tensor, held->emplace_back());
+            return dense_rows(held->back().data(), geometry.dtype, tensor_heads, tokens,
+                              geometry.head_dim);
+        }
         return rows_in(*tensor.tensor, geometry.dtype, tensor_heads, tokens, geometry.head_dim,
                        *held);
     };
@@ -136,6 +152,10 @@ Result<void> TensorCache::verify(std::uint32_t index) const {
     LayerTensors const& layer = layers_.at(index);
     for (NamedTensor const* tensor : {&layer.keys, &layer.values, &layer.queries})
         DKV_TRY(verify_tensor(*tensor, true));
+    std::vector<std::byte> rows;
+    for (NamedTensor const* tensor : {&layer.keys, &layer.values})
+        if (quantised_ && !unpack(*tensor, rows))
+            return located(file_.path, corrupt(tensor->name + ": a scale is a NaN or an infinity"));
     DKV_TRY(verify_tensor(layer.positions, false));
     DKV_TRY(verify_tensor(layer.head_offsets, false));
     DKV_TRY(verify_tensor(layer.sink_logits, false));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/saved/formats/words.h"
+#include "protocol/container/quantised_rows.h"
 #include "protocol/container/safetensors.h"
 
 namespace dkv {
@@ -53,23 +54,31 @@ class TensorCache final : public SavedCache {
 public:
     /// `facts` lacks lengths, compacted and file_bytes: they follow from the layers. Of the layers
     /// the shapes are checked, but not the positions' values.
+    /// `quantised`: how K and V lie; nothing: as numbers of the geometry's dtype.
     TensorCache(TensorFile file,
                 CacheFacts facts,
                 std::vector<LayerTensors> layers,
-                std::map<std::string, std::uint32_t, std::less<>> crcs = {});
+                std::map<std::string, std::uint32_t, std::less<>> crcs = {},
+                std::optional<QuantisedRows> quantised = {});
 
     Result<SavedLayer> layer(std::uint32_t index) const override;
     Result<void> verify(std::uint32_t index) const override;
     Result<void> check_unchanged() const override { return file_.mapped.check_unchanged(); }
-    std::span<std::byte const> mapped() const noexcept override { return file_.mapped.bytes(); }
+    /// Rows that are dequantised are not in the mapping.
+    std::span<std::byte const> mapped() const noexcept override {
+        return quantised_ ? std::span<std::byte const>() : file_.mapped.bytes();
+    }
 
 private:
     Result<std::vector<std::int32_t>> positions(LayerTensors const& layer) const;
     Result<void> verify_tensor(NamedTensor const& tensor, bool numbers) const;
+    /// Of K or V; false: a scale is not finite.
+    bool unpack(NamedTensor const& tensor, std::vector<std::byte>& rows) const;
 
     TensorFile file_;
     std::vector<LayerTensors> layers_;
     std::map<std::string, std::uint32_t, std::less<>> crcs_;  // By tensor; empty: none.
+    std::optional<QuantisedRows> quantised_;
 };
 
 /// The elements, wherever they lie. `tensor` is of T's dtype.

@@ -60,7 +60,7 @@ private:
         for (std::uint32_t head = 0; head < heads.size(); ++head)
             DKV_TRY(write_keys(rows.source.keys_of(head), heads[head]));
         for (std::uint32_t head = 0; head < heads.size(); ++head)
-            DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], plain_));
+            DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], rows_));
         if (plan_.with_counts) DKV_TRY(write_count(lengths.front()));
         if (!plan_.with_queries) return {};
         DKV_TRY(write_queries(layer, rows.source.queries));
@@ -98,7 +98,7 @@ private:
     }
 
     Result<void> write_keys(RowsView const& keys, HeadRows const& head) {
-        if (!turner_) return send_reordered(keys, head);
+        if (!turner_) return send_reordered(keys, head, rows_);
         std::uint64_t const row_bytes = keys.row_bytes();
         return stream_.send(
             keys, head, [&](std::span<std::byte const> rows, std::uint32_t first) -> Result<void> {
@@ -113,13 +113,23 @@ private:
             });
     }
 
-    Result<void> send_reordered(RowsView const& rows, HeadRows const& head) {
-        if (!reorder_.is_needed()) return stream_.send(rows, head, plain_);
-        return stream_.send(rows, head, [&](std::span<std::byte const> sent, std::uint32_t) {
+    Result<void> send_reordered(RowsView const& rows,
+                                HeadRows const& head,
+                                RowStream::Sink const& to) {
+        if (!reorder_.is_needed()) return stream_.send(rows, head, to);
+        return stream_.send(rows, head, [&](std::span<std::byte const> sent, std::uint32_t first) {
             turned_.assign(sent.begin(), sent.end());
             reorder_.apply(turned_);
-            return writer_.append(turned_);
+            return to(turned_, first);
         });
+    }
+
+    /// K or V, as the file has them.
+    Result<void> append_rows(std::span<std::byte const> rows) {
+        if (!plan_.quantised) return writer_.append(rows);
+        packed_.clear();
+        DKV_TRY(plan_.quantised->pack(rows, request_.facts.geometry.dtype, packed_));
+        return writer_.append(packed_);
     }
 
     /// The last query_rows of them.
@@ -137,7 +147,7 @@ private:
             one.data = queries.row(head, queries.tokens - rows);
             one.heads = 1;
             one.tokens = rows;
-            DKV_TRY(send_reordered(one, {.count = rows, .all = true, .ids = {}, .at = {}}));
+            DKV_TRY(send_reordered(one, {.count = rows, .all = true, .ids = {}, .at = {}}, plain_));
         }
         return {};
     }
@@ -149,8 +159,12 @@ private:
     std::optional<KeyTurner> turner_;
     KeyReorder reorder_;
     std::vector<std::byte> turned_;
+    std::vector<std::byte> packed_;
     RowStream::Sink plain_ = [this](std::span<std::byte const> rows, std::uint32_t /*first*/) {
         return writer_.append(rows);
+    };
+    RowStream::Sink rows_ = [this](std::span<std::byte const> rows, std::uint32_t /*first*/) {
+        return append_rows(rows);
     };
 };
 
@@ -231,6 +245,17 @@ Result<WriteRequest> resolved(WriteRequest const& asked) {
 
 }  // namespace
 
+Result<void> check_bits(unsigned bits, FileFormat format, std::uint32_t head_dim) {
+    if (bits == 0) return {};
+    if (format != FileFormat::Dkv)
+        return unsupported(
+            fmt::format("{} has no place for rows of {} bits, which are dkv's own "
+                        "format's (--format dkv): leave --bits out",
+                        name_of(format), bits));
+    DKV_TRY(quantised_rows(bits, head_dim));
+    return {};
+}
+
 Result<KeyOrder> written_key_order(WriteRequest const& request) {
     auto const& rope = request.facts.rope;
     KeyOrder const own = rope.interleaved ? KeyOrder::Pairs : KeyOrder::Halves;
@@ -261,6 +286,7 @@ Result<KeyOrder> written_key_order(WriteRequest const& request) {
 }
 
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked) {
+    DKV_TRY(check_bits(asked.bits, asked.format, asked.facts.geometry.head_dim));
     if (is_llama(asked.format)) return write_llama(backend, asked);
     WriteRequest const request = DKV_TRY(resolved(asked));
     auto const plan = DKV_TRY(checked_plan(request));
@@ -275,6 +301,7 @@ Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked) {
 }
 
 Result<std::uint64_t> written_bytes(WriteRequest const& asked) {
+    DKV_TRY(check_bits(asked.bits, asked.format, asked.facts.geometry.head_dim));
     if (is_llama(asked.format)) return llama_bytes(asked);
     WriteRequest const request = DKV_TRY(resolved(asked));
     auto const plan = DKV_TRY(checked_plan(request));

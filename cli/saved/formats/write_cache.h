@@ -30,6 +30,8 @@ struct WriteRequest {
     /// Of the keys' dims in the output. Nothing: dkv keeps the source's, hf and mlx-lm have the
     /// model's own (halves, unless facts.rope says otherwise), llama.cpp what it saved.
     std::optional<KeyOrder> key_order = {};
+    /// dkv: of an element of K and V, 8 or 4; 0: rows stay as they are.
+    unsigned bits = 0;
     /// Called once per layer, 0 … layers-1, in order.
     std::function<Result<RowsToWrite>(std::uint32_t layer)> layer;
     /// Called once all is written; what it refuses does not appear under its name. May be empty.
@@ -42,10 +44,13 @@ struct WriteRequest {
 ///
 /// Errors: those of `layer`, `before_commit` and of NewFile; Unsupported, naming the reason, when
 /// the format cannot hold this cache: mlx-lm and hf heads of unequal length, llama.cpp layers or
-/// heads of unequal length, mlx-lm without a rope theta, or with a scaling, that keys could be
-/// turned back by; keys whose order of dims is not known, or not llama.cpp's; rows that may be
-/// rotated. Returns the file's size.
+/// heads of unequal length, any but dkv rows of fewer bits, mlx-lm without a rope theta, or with a
+/// scaling, that keys could be turned back by; keys whose order of dims is not known, or not
+/// llama.cpp's; rows that may be rotated. Returns the file's size.
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
+
+/// Errors: Unsupported where a file of this format cannot have rows of so many bits. 0: any can.
+Result<void> check_bits(unsigned bits, FileFormat format, std::uint32_t head_dim);
 
 /// The order of the keys' dims that write_cache() would write.
 ///

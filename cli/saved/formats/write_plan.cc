@@ -24,8 +24,11 @@ Result<std::uint32_t> common_length(WriteRequest const& request, std::uint32_t l
                     name_of(request.format), layer, least, most)};
 }
 
-FilePlan plan_dkv(WriteRequest const& request) {
+Result<FilePlan> plan_dkv(WriteRequest const& request) {
     CacheFacts const& facts = request.facts;
+    std::optional<QuantisedRows> quantised;
+    if (request.bits != 0)
+        quantised = DKV_TRY(quantised_rows(request.bits, facts.geometry.head_dim));
     std::vector<bool> with_sinks;
     for (auto const& sinks : facts.sink_logits)
         with_sinks.push_back(!sinks.empty());
@@ -37,22 +40,24 @@ FilePlan plan_dkv(WriteRequest const& request) {
                           .with_tokens = !facts.tokens.empty(),
                           .with_sinks = std::move(with_sinks),
                           .with_scores = facts.has_scores,
+                          .quantised = quantised,
                           .scale = facts.scale,
                           .softcap = facts.softcap,
                           .rope = facts.rope,
                           .provenance = facts.provenance});
-    return {.tensors = std::move(plan.tensors),
-            .metadata = std::move(plan.metadata),
-            .with_crcs = true,
-            .with_positions = true,
-            .with_queries = true};
+    return FilePlan{.tensors = std::move(plan.tensors),
+                    .metadata = std::move(plan.metadata),
+                    .with_crcs = true,
+                    .with_positions = true,
+                    .with_queries = true,
+                    .quantised = quantised};
 }
 
 Result<FilePlan> plan_hf(WriteRequest const& request) {
     CacheFacts const& facts = request.facts;
     FilePlan plan{.tensors = {}, .metadata = {{"format", "pt"}}, .with_positions = true};
     // As dkv's own, but for what says that it is dkv's own.
-    auto said = plan_dkv(request).metadata;
+    auto said = DKV_TRY(plan_dkv(request)).metadata;
     for (char const* key : {"format", "version"})
         said.erase(key);
     plan.metadata.merge(said);

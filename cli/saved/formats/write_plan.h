@@ -12,7 +12,8 @@ struct FilePlan {
     bool with_crcs = false;
     bool with_positions = false;  ///< Of layers that are not whole.
     bool with_queries = false;
-    bool from_zero = false;    ///< Keys are turned to 0, 1, 2 …
+    bool from_zero = false;  ///< Keys are turned to 0, 1, 2 …
+    std::optional<QuantisedRows> quantised = {};
     bool with_counts = false;  ///< Behind a layer's values, its number of rows: I32 [].
 };
 

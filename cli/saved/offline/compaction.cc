@@ -14,6 +14,7 @@
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
 #include "protocol/base/version.h"
+#include "protocol/container/quantised_rows.h"
 #include "sidecar/pipeline/savings.h"
 #include "sidecar/pipeline/spec.h"
 
@@ -93,8 +94,10 @@ Result<void> Compaction::open() {
                      fmt::format("{} is read and not written: choose dkv, hf, llama-state, "
                                  "llama-slot, mlx-lm or mlx-lm@0.31",
                                  name_of(to_))};
+    DKV_TRY(check_bits(request_.bits, to_, facts().geometry.head_dim));
     outcome_.from = facts().format;
     outcome_.to = to_;
+    outcome_.bits = request_.bits;
     outcome_.geometry = facts().geometry;
     outcome_.model = facts().model;
     outcome_.prompt_tokens = facts().prompt_tokens;
@@ -114,6 +117,11 @@ JobSpec Compaction::spec_of(PolicyParams const& params) const {
 
 Result<void> Compaction::check_certified(Certified const& certified) const {
     auto const& name = certified.name;
+    if (request_.bits != 0)
+        return Error{ErrorCode::Unsupported,
+                     fmt::format("'{}' is of rows as the model makes them: leave --bits out, or "
+                                 "give a size",
+                                 name)};
     if (auto const weights = weights_of(facts()); weights.empty() || weights != certified.weights)
         return Error{ErrorCode::InvalidArgument,
                      weights.empty()
@@ -150,6 +158,25 @@ Result<void> Compaction::resolve_policy() {
     params_ = DKV_TRY(resolve(wish, facts().model));
     bytes_ = std::exchange(params_.bytes, std::nullopt);
     params_ = DKV_TRY(sized_for(params_, facts()));
+    return count_in_bytes();
+}
+
+/// With fewer bits a capacity is bytes, and more tokens fit in them.
+Result<void> Compaction::count_in_bytes() {
+    if (request_.bits == 0 || bytes_ || params_.keep_mass) return {};
+    auto const fit = params_.capacity * facts().stored_bytes() / written_row_bytes();
+    if (fit < params_.window)
+        return Error{
+            ErrorCode::InvalidArgument,
+            fmt::format("capacity is {}, whose bytes in the input are those of {} tokens of "
+                        "{} bits, fewer than the window of {}",
+                        params_.capacity, fit, request_.bits, params_.window)};
+    auto const asked = std::exchange(
+        params_.capacity,
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, facts().prompt_tokens)));
+    if (asked < facts().prompt_tokens && params_.name != "fullkv")
+        note(fmt::format("with {} bits {} tokens per head have the bytes of {} in the input",
+                         request_.bits, params_.capacity, asked));
     return {};
 }
 
@@ -168,6 +195,7 @@ Result<void> Compaction::describe() {
     provenance_["source_crc32"] = fmt::format("{:08x}", print.crc);
     provenance_["dkv"] = kVersion;
     if (request_.fill) provenance_["fill"] = "on";
+    if (request_.bits != 0) provenance_["bits"] = std::to_string(request_.bits);
     if (bytes_)
         params_ = DKV_TRY(capacity_for_bytes(
             *bytes_, params_, facts().geometry, facts().prompt_tokens, alike() != Alike::Nothing,
@@ -304,6 +332,7 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
                          .format = to_,
                          .facts = facts(),
                          .key_order = request_.key_order,
+                         .bits = request_.bits,
                          .layer = {},
                          .before_commit = [this] { return cache_->check_unchanged(); },
                          .source = is_llama(facts().format) ? cache_.get() : nullptr};
@@ -319,8 +348,18 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
 
 /// K and V, as the output has them.
 std::uint64_t Compaction::bytes_written(std::vector<std::uint32_t> const& lengths) const {
+    return sum_of(lengths) * written_row_bytes();
+}
+
+/// K and V of one token in one head.
+std::uint64_t Compaction::written_row_bytes() const {
+    if (request_.bits != 0) {
+        auto const rows = quantised_rows(request_.bits, facts().geometry.head_dim);
+        DKV_ASSERT(rows);  // open() has seen to it.
+        return 2 * rows.value().row_bytes();
+    }
     bool const moved = is_llama(to_) && is_llama(facts().format);
-    return sum_of(lengths) * (moved ? facts().stored_bytes() : 2 * facts().geometry.row_bytes());
+    return moved ? facts().stored_bytes() : 2 * facts().geometry.row_bytes();
 }
 
 Result<std::uint64_t> Compaction::size_of(std::vector<std::uint32_t> const& lengths) const {

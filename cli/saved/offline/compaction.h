@@ -36,6 +36,7 @@ private:
     Result<void> open();
     Result<void> check_certified(Certified const& certified) const;
     Result<void> resolve_policy();
+    Result<void> count_in_bytes();
     Result<void> describe();
     Result<bool> is_there();
     Result<void> decide();
@@ -47,6 +48,7 @@ private:
     Result<RowsToWrite> rows_of(std::uint32_t layer);
     WriteRequest writing(std::vector<std::uint32_t> lengths) const;
     std::uint64_t bytes_written(std::vector<std::uint32_t> const& lengths) const;
+    std::uint64_t written_row_bytes() const;
     Result<std::uint64_t> size_of(std::vector<std::uint32_t> const& lengths) const;
     void note(std::string text) { outcome_.notes.push_back(std::move(text)); }
     void add_notes(Filled const& filled);

@@ -20,7 +20,10 @@ std::vector<std::string> conversion_notes(WriteRequest const& request, FileForma
         notes.push_back(fmt::format("the media were left out: {}; the format has no place for them",
                                     facts.media));
     bool const moved = is_llama(request.format) && is_llama(from);
-    if (facts.stored && !moved)
+    if (facts.stored && request.bits != 0)
+        notes.push_back(
+            fmt::format("rows were {} already: what that lost stays lost", facts.stored->type));
+    if (facts.stored && request.bits == 0 && !moved)
         notes.push_back(
             fmt::format("rows were {}: they are {} now, dequantised, of {} bytes a "
                         "token and head instead of {}",

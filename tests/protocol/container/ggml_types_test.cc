@@ -1,6 +1,7 @@
 #include "protocol/container/ggml_types.h"
 
 #include <array>
+#include <cmath>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -79,6 +80,43 @@ TEST_CASE("iq4_nl looks its sixteen levels up") {
     CHECK(numbers[1] == 2);
     CHECK(numbers[16] == 226);
     CHECK(numbers[17] == -20);
+}
+
+TEST_CASE("numbers become q8_0 and q4_0 as ggml rounds them") {
+    std::array<float, 32> numbers{};
+    numbers[0] = 254;
+    numbers[1] = -3.2F;
+    numbers[31] = 128;
+    std::array<std::byte, 34> eight{};
+    REQUIRE(quantise(*ggml_type(8), numbers, eight.data()));
+    CHECK(std::string(reinterpret_cast<char const*>(eight.data()), 34) ==
+          kTwo + std::string("\x7f\xfe", 2) + std::string(29, '\0') + "\x40");
+
+    std::array<std::byte, 18> four{};
+    numbers = {};
+    numbers[0] = 16;  // The largest: it becomes -8 times a scale of -2.
+    numbers[1] = -13.5F;
+    numbers[16] = -1.2F;
+    numbers[17] = -15;
+    REQUIRE(quantise(*ggml_type(2), numbers, four.data()));
+    CHECK(std::string(reinterpret_cast<char const*>(four.data()), 18) ==
+          std::string("\x00\xc0", 2) + "\x90\xff" + std::string(14, '\x88'));
+}
+
+TEST_CASE("what no scale holds is not quantised") {
+    std::array<std::byte, 34> out{};
+    for (std::int32_t const type : {8, 2}) {
+        std::array<float, 32> numbers{};
+        numbers[3] = 1e-40F;  // Nothing that a scale could tell from 0.
+        CHECK(quantise(*ggml_type(type), numbers, out.data()));
+        std::array<float, 32> back{};
+        dequantise(*ggml_type(type), out.data(), back);
+        CHECK(back == std::array<float, 32>{});
+        for (float const wrong : {1e8F, -INFINITY, NAN}) {
+            numbers[5] = wrong;
+            CHECK_FALSE(quantise(*ggml_type(type), numbers, out.data()));
+        }
+    }
 }
 
 TEST_CASE("types that no cache has are known by name, and not read") {

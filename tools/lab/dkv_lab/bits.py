@@ -7,9 +7,10 @@ get a scale in f16, as in ggml's q8_0 and q4_0. POLICIES.md has what else was tr
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
+
+from dkv.hf.quantised import hadamard
 
 from .probe import Layer, Prompt
 
@@ -31,10 +32,14 @@ def read_back(rows: torch.Tensor, bits: int) -> torch.Tensor:
     """rows […, D]"""
     if bits == 16:
         return rows.bfloat16().to(rows.dtype)
-    turn = _hadamard(rows.shape[-1]).to(rows.device)
-    turned = rows.float() @ turn
-    blocks = turned.unflatten(-1, (-1, BLOCK))
-    return (_blocks(blocks, bits).flatten(-2) @ turn).to(rows.dtype)
+    blocks = _turned(rows.float()).unflatten(-1, (-1, BLOCK))
+    return _turned(_blocks(blocks, bits).flatten(-2)).to(rows.dtype)
+
+
+def _turned(rows: torch.Tensor) -> torch.Tensor:
+    """In runs as long as the largest power of two that divides a row. Its own inverse."""
+    run = rows.shape[-1] & -rows.shape[-1]
+    return (rows.unflatten(-1, (-1, run)) @ hadamard(run).to(rows.device)).flatten(-2)
 
 
 def layers_in(prompt: Prompt, bits: int) -> list[Layer]:
@@ -68,13 +73,3 @@ def _blocks(blocks: torch.Tensor, bits: int) -> torch.Tensor:
         scale = largest / -8
     inverse = torch.where(scale == 0, 0.0, 1 / scale)
     return (blocks * inverse).round().clamp(low, high) * scale.half().float()
-
-
-@functools.cache
-def _hadamard(dim: int) -> torch.Tensor:
-    """[dim, dim], of runs as long as the largest power of two that divides dim; its own inverse."""
-    order = dim & -dim
-    made = torch.ones(1, 1)
-    while made.shape[0] < order:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)], 0)
-    return torch.block_diag(*[made / order**0.5] * (dim // order))

@@ -1,6 +1,7 @@
 """dkv's own file of a saved cache, read with the safetensors library.
 
-    layers.{l}.keys, .values   [Hkv, n, D]; heads of unequal length: [rows, D], head after head
+    layers.{l}.keys, .values   [Hkv, n, D]; heads of unequal length: [rows, D], head after head; of version 2 ggml's
+                               blocks, U8, with a row's bytes for D
     layers.{l}.positions       [Hkv, n] i32, of a compacted cache; heads of unequal length: [rows]
     layers.{l}.head_offsets    [Hkv + 1] i32, heads of unequal length: where each begins in the rows
     layers.{l}.q_window        [Hq, rows, D], the last rows' queries; or in no layer
@@ -29,9 +30,12 @@ import torch
 
 from dkv.words import DkvError, Status
 
+from .quantised import QuantisedRows
+
 NEXT_TOKEN = "next_token"  # In the provenance, so that every program carries it along.
 FINGERPRINT = "model_weights"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPE_WORDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SEAL, _CRC = "crc32", "crc32."
 _PROVENANCE = "provenance."
 
@@ -84,6 +88,7 @@ class SavedFile:
     tokens: torch.Tensor | None = None  # [n_prompt] int64
     provenance: dict[str, str] = field(default_factory=dict)
     has_checksums: bool = False
+    quantised: QuantisedRows | None = None  # How K and V lie in the file; layer() gives them as `dtype`.
     _file: object = None
     _crcs: dict[str, str] = field(default_factory=dict)
 
@@ -108,8 +113,9 @@ class SavedFile:
         words, names = file.metadata() or {}, set(file.keys())
         if words.get("format") != "dkv":
             raise _Wrong("its metadata has no format \"dkv\"; other formats go through dkv convert first")
-        if words.get("version") != "1":
-            raise _Wrong(f"its version is {words.get('version')}, and only 1 is known here", Status.UNSUPPORTED)
+        version = words.get("version")
+        if version not in ("1", "2"):
+            raise _Wrong(f"its version is {version}, and only 1 and 2 are known here", Status.UNSUPPORTED)
         layers = 0
         while f"layers.{layers}.keys" in names:
             layers += 1
@@ -122,21 +128,24 @@ class SavedFile:
         if ragged and "layers.0.head_offsets" not in names:
             raise _Wrong("layers.0.keys has two dimensions, and there is no layers.0.head_offsets")
         heads = file.get_slice("layers.0.head_offsets").get_shape()[0] - 1 if ragged else shape[0]
-        dtype = file.get_tensor("layers.0.keys").dtype
+        quantised = _quantised(words, shape[-1]) if version == "2" else None
+        dtype = _DTYPE_WORDS.get(words.get("rows.dtype")) if quantised else file.get_tensor("layers.0.keys").dtype
         if dtype not in _DTYPES:
-            raise _Wrong(f"layers.0.keys is {dtype}, not float32, float16 or bfloat16")
+            what = "the metadata's rows.dtype" if quantised else "layers.0.keys"
+            raise _Wrong(f"{what} is {dtype}, not float32, float16 or bfloat16")
         made = cls(
             path=path,
             model=words.get("model", ""),
             n_prompt=_count(words, "n_prompt"),
             layers=layers,
             kv_heads=heads,
-            head_dim=shape[-1],
+            head_dim=quantised.head_dim if quantised else shape[-1],
             dtype=dtype,
             scale=_number(words, "scale"),
             softcap=_number(words, "softcap"),
             rope=_rope(words),
             provenance=_under(_PROVENANCE, words),
+            quantised=quantised,
             _file=file,
             _crcs=_under(_CRC, words),
         )
@@ -173,8 +182,8 @@ class SavedFile:
     def _layer(self, index: int) -> SavedLayer:
         name = f"layers.{index}."
         names = set(self._file.keys())
-        keys = self._tensor(name + "keys", None, (self.dtype,))
-        values = self._tensor(name + "values", tuple(keys.shape), (self.dtype,))
+        keys = self._rows(name + "keys", None)
+        values = self._rows(name + "values", tuple(keys.shape))
         if name + "head_offsets" in names:
             return self._ragged(name, keys, values)
         if keys.dim() != 3 or keys.shape[0] != self.kv_heads or keys.shape[2] != self.head_dim:
@@ -185,6 +194,20 @@ class SavedFile:
             return SavedLayer(keys, values, None)
         positions = self._tensor(name + "positions", tuple(keys.shape[:2]), (torch.int32,))
         return SavedLayer(keys, values, [self._ascending(name, row) for row in positions])
+
+    def _rows(self, name: str, shape: tuple | None) -> torch.Tensor:
+        """[…, D] of `dtype`."""
+        if self.quantised is None:
+            return self._tensor(name, shape, (self.dtype,))
+        packed = self._tensor(name, None, (torch.uint8,))
+        if packed.shape[-1] != self.quantised.row_bytes:
+            raise _Wrong(f"{name} is {list(packed.shape)}, not rows of {self.quantised.row_bytes} bytes")
+        rows = self.quantised.unpacked(packed)
+        if shape is not None and tuple(rows.shape) != shape:
+            raise _Wrong(f"{name} is rows {list(rows.shape)}, not {list(shape)}")
+        if not bool(torch.isfinite(rows).all()):
+            raise _Wrong(f"{name}: a scale is a NaN or an infinity")
+        return rows.to(self.dtype)
 
     def _sinks(self, name: str) -> torch.Tensor | None:
         if name not in self._file.keys():
@@ -268,6 +291,15 @@ def _check_seal(path: Path, words: dict[str, str]) -> None:
     found = f"{zlib.crc32(before + begin + b'0' * 8 + after[8:]):08x}"
     if words[_SEAL] != found:
         raise _Wrong(f"the checksum of the header is {found}, not {words[_SEAL]}: the file is damaged")
+
+
+def _quantised(words: dict[str, str], row_bytes: int) -> QuantisedRows:
+    try:
+        return QuantisedRows.of(words.get("rows", ""), words.get("rows.rotation", ""), row_bytes)
+    except KeyError as unknown:
+        raise _Wrong(f"its rows are {unknown}, and only q8_0 and q4_0 are known here", Status.UNSUPPORTED) from None
+    except ValueError as wrong:
+        raise _Wrong(str(wrong)) from None
 
 
 def _under(prefix: str, words: dict[str, str]) -> dict[str, str]:

@@ -241,8 +241,8 @@ TEST_CASE_FIXTURE(DkvFileFixture, "another file than a cache is refused by what 
         return [=](SavedFile& file) { file.header["__metadata__"][key] = value; };
     };
     check_spoiled("the metadata's format is \"pt\", not \"dkv\"", set("format", "pt"));
-    check_spoiled("the metadata's version is \"2\", and this dkv reads 1", set("version", "2"),
-                  ErrorCode::Unsupported);
+    check_spoiled("the metadata's version is \"3\", and this dkv reads 1 and 2",
+                  set("version", "3"), ErrorCode::Unsupported);
     check_spoiled("the metadata's n_prompt is \"5x\", not a number of tokens",
                   set("n_prompt", "5x"));
     check_spoiled("the metadata's scale is not a number of at least 0", set("scale", "nan"));

@@ -27,10 +27,12 @@ struct Sample {
 };
 
 std::string written(FileFormat format,
-                    std::vector<std::vector<std::vector<std::int32_t>>> const& kept) {
+                    std::vector<std::vector<std::vector<std::int32_t>>> const& kept,
+                    unsigned bits = 0) {
     test::TempDir folder;
-    test::Numbered numbers;
+    test::Numbered numbers(6, bits == 0 ? 4 : 32);
     auto request = numbers.request(folder / "x", format, kept);
+    request.bits = bits;
     if (format == FileFormat::Dkv) request.facts.tokens = {1, 2, 3, 4, 5, 6};
     auto const backend = make_cpu_backend(1);
     REQUIRE(write_cache(*backend, request));
@@ -48,6 +50,7 @@ std::vector<Sample> samples() {
          {},
          true},
         {"dkv ragged", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}), {}, true},
+        {"dkv q4_0", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}, 4), {}, true},
         {"hf", written(FileFormat::Hf, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}), {}},
         {"mlx-lm", written(FileFormat::MlxLm, {}), {}},
         {"mlx-lm@0.31", written(FileFormat::MlxLm031, {}), {}},

@@ -40,7 +40,9 @@ struct Numbered {
     std::uint32_t query_rows = 2;
     std::vector<std::vector<float>> keys, values, queries;
 
-    explicit Numbered(std::uint32_t prompt_tokens = 6) : tokens(prompt_tokens) {
+    explicit Numbered(std::uint32_t prompt_tokens = 6, std::uint32_t head_dim = 4)
+        : tokens(prompt_tokens) {
+        geometry.head_dim = head_dim;
         auto const rows = [&](std::uint32_t heads, std::uint32_t count, std::uint32_t layer,
                               float sign) {
             std::vector<float> out;

@@ -1,0 +1,59 @@
+"""Rows of fewer bits, as `dkv compact --bits` writes them: each turned by a Hadamard matrix, in ggml's blocks of 32.
+
+    q8_0    34 bytes: a scale in f16, 32 signed numbers
+    q4_0    18 bytes: a scale in f16, 16 bytes whose low halves are the first 16 numbers, plus 8, and whose high halves
+            are the others
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+_BLOCK = 32
+_BLOCK_BYTES = {"q8_0": 34, "q4_0": 18}
+
+
+@dataclass(frozen=True)
+class QuantisedRows:
+    type: str
+    rotation: int  # Elements of each run that was turned; divides head_dim.
+    head_dim: int
+
+    @classmethod
+    def of(cls, type: str, rotation: str, row_bytes: int) -> "QuantisedRows":
+        """Raises KeyError for an unknown type, ValueError for rows that are not whole blocks or runs."""
+        blocks, rest = divmod(row_bytes, _BLOCK_BYTES[type])
+        run = int(rotation) if rotation.isdigit() else 0
+        if rest or not blocks:
+            raise ValueError(f"rows of {row_bytes} bytes are not blocks of {type}, of {_BLOCK_BYTES[type]} bytes")
+        if run < 1 or run & (run - 1) or blocks * _BLOCK % run:
+            raise ValueError(f"the metadata's rows.rotation is {rotation or 'missing'}, of rows of {blocks * _BLOCK} dims")
+        return cls(type, run, blocks * _BLOCK)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.head_dim // _BLOCK * _BLOCK_BYTES[self.type]
+
+    def unpacked(self, packed: torch.Tensor) -> torch.Tensor:
+        """packed […, row_bytes] uint8; returns […, head_dim] f32."""
+        blocks = packed.unflatten(-1, (-1, _BLOCK_BYTES[self.type]))
+        scale = blocks[..., :2].contiguous().view(torch.float16).float()
+        codes = blocks[..., 2:]
+        if self.type == "q8_0":
+            numbers = codes.contiguous().view(torch.int8).float()
+        else:
+            numbers = torch.cat([codes & 15, codes >> 4], dim=-1).float() - 8
+        runs = (scale * numbers).flatten(-2).unflatten(-1, (-1, self.rotation))
+        return (runs @ hadamard(self.rotation)).flatten(-2)
+
+
+@functools.cache
+def hadamard(order: int) -> torch.Tensor:
+    """[order, order]; its own inverse."""
+    made = torch.ones(1, 1)
+    while made.shape[0] < order:
+        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)], 0)
+    return made / order**0.5
