@@ -19,7 +19,6 @@ class Point:
     prompt_tokens: int
     policy: str
     params: tuple[tuple[str, str], ...]  # Sorted; without the capacity.
-    asked: tuple[tuple[str, str], ...]  # What the sweep was told: policy, size and what else was given.
     capacity: int
     bytes_kept: int  # K and V.
     bytes_full: int
@@ -27,6 +26,7 @@ class Point:
     mass: tuple[float, ...] | None  # Per layer, 0 … 1: share of the window's attention on what is kept.
     error_l2: tuple[float, ...] | None  # Per layer, relative: of the attention's output.
     lengths: tuple[tuple[int, ...], ...]  # Rows per layer and KV head.
+    asked: tuple[tuple[str, str], ...] = ()  # What the sweep was told: policy, size and what else was given.
 
     @property
     def prompt(self) -> str:
