@@ -42,7 +42,7 @@ def test_the_system_takes_the_dropped_bytes_back(sidecar, arena):
 def test_without_progressive_release_the_outcome_is_the_same(sidecar):
     flags = ["--policy", "dynamickv", "--capacity", str(CAPACITY)]
 
-    _, progressive = run(sidecar, *flags)
+    _, progressive = run(sidecar, *flags, "--settle")
     _, whole = run(sidecar, *flags, "--no-progressive")
 
     assert progressive["lengths"] == whole["lengths"]
