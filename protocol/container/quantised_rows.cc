@@ -71,7 +71,7 @@ Result<void> QuantisedRows::pack(std::span<std::byte const> rows,
 
 bool QuantisedRows::unpack(std::span<std::byte const> packed,
                            Dtype dtype,
-                           std::span<std::byte> out) const noexcept {
+                           std::span<std::byte> out) const {
     std::size_t const element = bytes_of(dtype);
     std::vector<float> row(head_dim);
     bool finite = true;

@@ -23,9 +23,7 @@ struct QuantisedRows {
                       Dtype dtype,
                       std::vector<std::byte>& out) const;
     /// `out`: as many rows as `packed` has. False: a number is not finite.
-    bool unpack(std::span<std::byte const> packed,
-                Dtype dtype,
-                std::span<std::byte> out) const noexcept;
+    bool unpack(std::span<std::byte const> packed, Dtype dtype, std::span<std::byte> out) const;
 };
 
 /// Of `bits` 8 or 4 an element, and their scales.

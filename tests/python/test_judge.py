@@ -77,7 +77,7 @@ def test_a_size_is_ranked_by_kl_and_the_sweep_s_own_numbers_beside_it(points, mo
 
     judged = measured.Judged(study, judge.judge(points, [Question("What?"), Question("Who?", "me")], model, Bytes()))
 
-    rows = judged.rows()
+    rows = judged.rows
     for capacity in SIZES:
         kls = [row.kl for row in rows if row.capacity == capacity]
         assert kls == sorted(kls) and all(row.low <= row.kl <= row.high for row in rows)

@@ -21,11 +21,10 @@ import torch
 from dkv.hf.profile_file import Profile
 
 from . import budgets, hidden, needles, progress, scores, surrogate
-from .needles import Row
+from .needles import FORCED, Row
 from .probe import Probe, Prompt, Rankings, Variant, cap, narrowed, softmax
 
 WINDOW = 16  # As dkvd's default is with a surrogate.
-FORCED = 24
 STEPS, RATE, ANCHOR = 120, 3e-3, 1e-3
 _JOINED = 0.4  # The share of steps that train auto's choice; the others train that of reuse.
 _HELD = 5  # Every so many contexts are not trained on: an odd number, so that facts and text take turns.
@@ -51,7 +50,7 @@ def lessons(probe: Probe, tokenizer, row: Row, question: str) -> list[Lesson]:
             tail += [*ask.question, *ask.answer]
             judged += range(begin, len(tail))
         tails.append((tail, judged))
-    asked = needles.encode(tokenizer, f"\n\nQuestion: {question}\nAnswer:")
+    asked = needles.asked(tokenizer, question)
     answer = probe.greedy(prompt, FORCED, tuple(asked)).tolist()
     tails.append((asked + answer, list(range(len(asked), len(asked) + FORCED))))
     if row.continuation:

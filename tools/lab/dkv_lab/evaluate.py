@@ -24,13 +24,12 @@ from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
 from . import bits, decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
-from .needles import Row
+from .needles import FORCED, Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
 from .results import COLUMNS, Results
 from .store import PrefillStore
 
-FORCED = 24
 SIZES = "64,128,256,512"
 DEFAULT = "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile"
 

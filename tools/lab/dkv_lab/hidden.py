@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .needles import FAMILIES, Ask, Row, encode, hidden, question_of, start
+from .needles import FAMILIES, Ask, Row, asked, encode, hidden, question_of, start
 from .sources import Reader
 
 QUESTIONS = 3  # For each context with needles.
@@ -67,10 +67,10 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int) -> list[
     for index in range(count):
         document, text = reader.excerpt(8 * length)
         questions = OF_TEXTS[part]
-        asked = tuple(encode(tokenizer, f"\n\nQuestion: {questions[index % len(questions)]}\nAnswer:"))
+        question = tuple(asked(tokenizer, questions[index % len(questions)]))
         tokens = (start(tokenizer) + encode(tokenizer, text))[:length]
         key = f"hidden-text-{part}-{length}-{seed}-{index}"
-        rows.append(Row(key, "text", document.kind, tokens, [], asks=(Ask(asked, (), document.kind),)))
+        rows.append(Row(key, "text", document.kind, tokens, [], asks=(Ask(question, (), document.kind),)))
     return rows
 
 

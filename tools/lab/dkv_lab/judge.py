@@ -21,15 +21,14 @@ from dkv import programs
 from dkv.errors import UserError
 
 from . import needles, progress
+from .needles import FORCED
 from .report.sweep import Point
-
-FORCED = 24  # Tokens of an answer that nobody gave: the whole cache's own.
 
 
 @dataclass(frozen=True)
 class Question:
     text: str
-    answer: str = ""  # "": what the whole cache answers, FORCED tokens of it.
+    answer: str = ""  # "": the FORCED tokens that the whole cache answers.
     file: str = ""  # Of this saved cache alone: its path, or the end of it.
 
     def is_of(self, file: str) -> bool:
@@ -94,22 +93,25 @@ def _question(line: dict) -> Question:
 
 @torch.inference_mode()
 def judge(points: list[Point], questions: list[Question], model, tokenizer) -> list[Verdict]:
-    """In the order of the points. Raises UserError, also for what `dkv compact` refuses; DkvError for a cache that is not the model's."""
-    files = dict.fromkeys(point.file for point in points)
+    """File by file, in the order of the points. Raises UserError, also for what `dkv compact` refuses; DkvError for a cache
+    that is not the model's."""
+    of_file: dict[str, list[Point]] = {}
+    for point in points:
+        of_file.setdefault(point.file, []).append(point)
+        _check_asked(point)
+    asked = {file: [question for question in questions if question.is_of(file)] for file in of_file}
     for question in questions:
-        if not any(question.is_of(file) for file in files):
+        if not any(question in found for found in asked.values()):
             raise UserError(f"the question '{question.text}' is of '{question.file}', which the sweep does not have")
+    for file, found in asked.items():
+        if not found:
+            raise UserError(f"{file}: no question is of it")
     verdicts = []
     rows = [_Cache(range(point.prompt_tokens)) for point in points]
     with progress.of("asking", rows) as done, tempfile.TemporaryDirectory(prefix="dkv-judge-") as folder:
-        for file in files:
-            asked = [question for question in questions if question.is_of(file)]
-            if not asked:
-                raise UserError(f"{file}: no question is of it")
-            tail, whole = _ask_whole(dkv.hf.load(file, model), model, tokenizer, asked)
-            for point in points:
-                if point.file != file:
-                    continue
+        for file, of_this in of_file.items():
+            tail, whole = _ask_whole(dkv.hf.load(file, model), model, tokenizer, asked[file])
+            for point in of_this:
                 made = Path(folder) / "point.safetensors"
                 _compact(point, made)
                 chances = _chances(model, dkv.hf.load(made, model), tail.tokens)
@@ -118,11 +120,14 @@ def judge(points: list[Point], questions: list[Question], model, tokenizer) -> l
     return verdicts
 
 
-def _compact(point: Point, target: Path) -> None:
+def _check_asked(point: Point) -> None:
     asked = dict(point.asked)
     if not asked or "profile" in asked:
         what = "a --profile, whose file they do not name" if asked else "no 'asked': an older dkv sweep wrote them"
         raise UserError(f"{point.file}: {point.policy} cannot be made again: the sweep's lines have {what}")
+
+
+def _compact(point: Point, target: Path) -> None:
     flags = [word for key, value in point.asked for word in (f"--{key.replace('_', '-')}", value)]
     command = [programs.find("dkv"), "compact", point.file, "-o", target, "--format", "dkv", "--force", *flags]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
@@ -131,7 +136,10 @@ def _compact(point: Point, target: Path) -> None:
 
 
 def _ask_whole(cache: dkv.hf.LoadedCache, model, tokenizer, questions: list[Question]) -> tuple[_Tail, torch.Tensor]:
-    """Asks the whole cache, which gives the answers that nobody gave. Its log-probabilities [T, vocabulary]"""
+    """The questions with their answers, and the whole cache's log-probabilities [T, vocabulary].
+
+    Where a question has no answer, the whole cache's own is taken, by greedy decoding.
+    """
     tokens, answers, chances = [], [], []
 
     def go_on(ids: list[int]) -> torch.Tensor:
@@ -140,7 +148,7 @@ def _ask_whole(cache: dkv.hf.LoadedCache, model, tokenizer, questions: list[Ques
         return chances[-1][-1]
 
     for question in questions:
-        last = go_on(needles.encode(tokenizer, f"\n\nQuestion: {question.text}\nAnswer:"))
+        last = go_on(needles.asked(tokenizer, question.text))
         begin = len(tokens)
         if question.answer:
             go_on(needles.encode(tokenizer, " " + question.answer.strip()))

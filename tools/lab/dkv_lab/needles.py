@@ -28,6 +28,9 @@ class Fact:
     answer: str
 
 
+FORCED = 24  # Tokens of the full cache's own text that are forced, where no answer is given.
+
+
 @dataclass(frozen=True)
 class Ask:
     """A question that comes after a prompt was compressed."""
@@ -319,7 +322,12 @@ def _needle_row(
 
 
 def question_of(tokenizer, fact: Fact) -> list[int]:
-    return encode(tokenizer, f"\n\nQuestion: {fact.question}\nAnswer:{fact.lead}")
+    return asked(tokenizer, fact.question, fact.lead)
+
+
+def asked(tokenizer, question: str, lead: str = "") -> list[int]:
+    """What is put behind a text. lead: the answer's first words."""
+    return encode(tokenizer, f"\n\nQuestion: {question}\nAnswer:{lead}")
 
 
 def hidden(

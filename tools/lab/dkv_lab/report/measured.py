@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import correlation, fmean
@@ -44,6 +45,7 @@ class Judged:
         for verdict in verdicts:
             self._of.setdefault(verdict.point, []).append(verdict)
 
+    @functools.cached_property
     def rows(self) -> list[Row]:
         """By capacity, the least KL first."""
         out = []
@@ -54,7 +56,7 @@ class Judged:
         return out
 
     def summary(self) -> list[str]:
-        best = [row for row in self.rows() if row.is_best]
+        best = [row for row in self.rows if row.is_best]
         told = "; ".join(
             f"{row.variant} at {thousands(row.capacity)} tokens ({percent(row.share)} of the bytes): {row.kl:.3f} [{row.low:.3f}, {row.high:.3f}]"
             for row in best

@@ -96,7 +96,7 @@ def _part(study: Study, missing: list[Missing], drawn: list[Drawn], judged: Judg
     return {
         "model": study.model,
         "summary": [*(judged.summary() if judged else []), *words.summary(study, missing)],
-        "judged": judged.rows() if judged else [],
+        "judged": judged.rows if judged else [],
         "best": best,
         "with_damage": any(row.damage is not None for row in best),
         "with_mass": any(row.mass is not None for row in best),
