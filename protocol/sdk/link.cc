@@ -74,8 +74,10 @@ Result<std::unique_ptr<Link>> Link::open(zmq::context_t& context,
         zmq::socket_t monitor(context, zmq::socket_type::pair);
         monitor.set(zmq::sockopt::linger, 0);
         auto const address = "inproc://dkv-link-" + hex(random_id());
-        if (zmq_socket_monitor(socket.handle(), address.c_str(), kEvents) != 0)
-            throw zmq::error_t();
+        uninterrupted([&] {
+            if (zmq_socket_monitor(socket.handle(), address.c_str(), kEvents) != 0)
+                throw zmq::error_t();
+        });
         uninterrupted([&] { monitor.connect(address); });
         uninterrupted([&] { socket.connect(endpoint); });
         return std::unique_ptr<Link>(
