@@ -48,7 +48,7 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 .DEFAULT_GOAL := help
 .PHONY: help deps venv build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-ray test-vllm test-llama bench-vllm bench-vllm-needles chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
-	bench-decode eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
+	bench-decode bench-quality eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
 
 help:         ## list the targets
@@ -215,6 +215,10 @@ eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='
 	OMP_WAIT_POLICY=PASSIVE $(BUILD)/bin/dkv eval $(or $(MODEL),smollm2) -o build/eval/$(notdir $(or $(MODEL),smollm2)).csv \
 		$(or $(EVAL),--needles 100 --texts 48 --ruler 40 --grid 1024$(comma)2048$(comma)4096:0.1$(comma)0.3$(comma)0.5$(comma)0.7$(comma)0.9)
 	$(BUILD)/bin/dkv eval figures build/eval/$(notdir $(or $(MODEL),smollm2)).csv -o build/eval/figures
+
+bench-quality: build ## kvpress's own presses on the evaluation's prompts (QUALITY='--ruler 48 --question hidden'); kvpress is installed on first use
+	tools/kvpress/install.sh
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) .venv-kvpress/bin/python tools/kvpress/quality.py -o build/eval/kvpress.csv $(QUALITY)
 
 golden: deps deps-test ## dynamickv-ref against recorded outcomes (FILE=one.json)
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)

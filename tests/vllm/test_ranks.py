@@ -12,7 +12,7 @@ from dkv.vllm.process import process
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
 RANKS, PROMPT, BLOCK = 3, 400, 32
-LAYERS, LAYERS_PER_GROUP = 30, 2
+LAYERS = 30
 
 
 KEPT: dict[str, Kept] = {}  # In each worker's process.
@@ -27,6 +27,7 @@ def in_worker(_, question: str, *arguments):
         "attached": lambda: worker.sidecar.attached,
         "settled": lambda: settled(worker),
         "busy": lambda: len(worker.prompts) + sum(len(group.shortened) for group in worker._groups),
+        "groups": lambda: [[layer for layer, _ in group.layers] for group in worker._groups],
         "kept": lambda: KEPT.get(*arguments),
     }[question]()
 
@@ -98,15 +99,29 @@ def test_ranks_whose_plans_differ_keep_as_many_blocks_as_the_largest_needs(engin
     engine.run()
 
     ranks = engine.ask("kept", "differ")
-    groups = [range(first, first + LAYERS_PER_GROUP) for first in range(0, LAYERS, LAYERS_PER_GROUP)]
+    groups = engine.ask("groups")
+    assert groups[0] == groups[1] == groups[2] and sorted(sum(groups[0], [])) == list(range(LAYERS))
     plans = planned(ranks)
     assert len(set(map(tuple, plans))) == RANKS
-    most = [max(plan[layer] for plan in plans for layer in group) for group in groups]
+    most = [max(plan[layer] for plan in plans for layer in group) for group in groups[0]]
     for each in ranks:
-        assert [len(layer[0]) for layer in each.positions] == [most[layer // LAYERS_PER_GROUP] for layer in range(LAYERS)]
+        assert [{len(each.positions[layer][0]) for layer in group} for group in groups[0]] == [{count} for count in most]
     assert engine.stats["blocks given back"] - given_back == sum((PROMPT - count) // BLOCK for count in most) > 0
     assert engine.free == begin
     assert reference.worst(prompt, engine.answers["differ"], joined(ranks)) < TOLERANCE
+
+
+def test_each_rank_keeps_by_its_own_part_of_the_profile(engine, reference, text):
+    prompt, begin = text(PROMPT), engine.free
+    engine.add("auto", prompt, dkv={"name": "auto", "capacity": 128})
+
+    engine.run()
+
+    ranks = engine.ask("kept", "auto")
+    assert all(len(set(plan)) > 5 for plan in planned(ranks))  # By the weights of 30 layers.
+    assert len(set(map(tuple, planned(ranks)))) == RANKS
+    assert engine.free == begin
+    assert reference.worst(prompt, engine.answers["auto"], joined(ranks)) < TOLERANCE
 
 
 def test_a_rank_without_a_plan_keeps_the_request_whole_on_all(engine, sidecar, reference, text):

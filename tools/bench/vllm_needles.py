@@ -21,8 +21,6 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
 
-import vllm_pool  # noqa: E402
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,7 +49,8 @@ def answers_of_vllm(folder: str, endpoint: str, rows: list, wishes: dict) -> dic
     engine.worker.end_step = end_step
     for name, wish in wishes.items():
         for row in rows:
-            engine.add(f"{name} {row.key}", row.tokens, len(row.answer), vllm_pool.wish(*wish) if wish else "off")
+            choice = {"name": wish[0], "capacity": wish[1]} if wish else "off"
+            engine.add(f"{name} {row.key}", row.tokens, len(row.answer), choice)
     engine.run()
     out = {}
     for name, row in itertools.product(wishes, rows):
@@ -103,8 +102,7 @@ def main() -> None:
     sizes = itertools.product(options.policies.split(","), map(int, options.capacity.split(",")))
     wishes = {"full": None} | {f"{name}@{size}": (name, size) for name, size in sizes}
     with tempfile.TemporaryDirectory() as folder:
-        # What transformers finds by itself.
-        sidecar = Sidecar(pathlib.Path(folder)).start("--profile", str(vllm_pool.PROFILE))
+        sidecar = Sidecar(pathlib.Path(folder)).start()
         try:
             there = answers_of_vllm(str(weights.smollm2_folder()), sidecar.endpoint, rows, wishes)
             here = answers_of_transformers(model, sidecar.endpoint, rows, wishes)

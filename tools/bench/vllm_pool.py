@@ -23,7 +23,6 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
-PROFILE = ROOT / "protocol" / "python" / "dkv" / "profiles" / "smollm2-135m-instruct.json"
 
 RATIOS = (
     *("most_running", "mean_running", "requests_per_second", "cpu_seconds"),
@@ -38,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--pool", type=float, default=3.0, help="full requests that fit")
     parser.add_argument("--capacity", type=int, default=512)
-    parser.add_argument("--policies", default="dynamickv,auto", help="auto has SmolLM2's profile (%(default)s)")
+    parser.add_argument("--policies", default="dynamickv,auto", help="(%(default)s)")
     parser.add_argument("--layers-per-group", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1, help="of off and each policy")
     parser.add_argument("--model", help="a Hugging Face folder; without it SmolLM2-135M")
@@ -46,11 +45,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--round", help=argparse.SUPPRESS)
     parser.add_argument("--endpoint", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def wish(policy: str, capacity: int) -> dict:
-    """auto is dkvd's own policy here, with PROFILE, which a request that names auto would not bring."""
-    return {"capacity": capacity} if policy == "auto" else {"name": policy, "capacity": capacity}
 
 
 def percentile_99(values: list[float]) -> float:
@@ -77,7 +71,7 @@ def serve(options: argparse.Namespace) -> dict:
         max_num_seqs=options.requests,
         num_gpu_blocks_override=blocks,
     )
-    choice = "off" if options.round == "off" else wish(options.round, options.capacity)
+    choice = "off" if options.round == "off" else {"name": options.round, "capacity": options.capacity}
     begin, cpu, first, last, seen, running = time.perf_counter(), time.process_time(), {}, {}, {}, []
     for at in range(options.requests):
         tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
@@ -128,9 +122,8 @@ def main() -> None:
     from processes import Sidecar
 
     order = ["off", *options.policies.split(",")]
-    profile = [] if options.model else ["--profile", str(PROFILE)]
     with tempfile.TemporaryDirectory() as folder:
-        sidecar = Sidecar(pathlib.Path(folder)).start(*profile)
+        sidecar = Sidecar(pathlib.Path(folder)).start()
         try:
             rounds = [one_round(which, sidecar.endpoint) for _ in range(options.rounds) for which in order]
         finally:

@@ -60,8 +60,9 @@ class Results:
         wanted = [(name, str(c)) for name in names for c in capacities if c < tokens]
         return all((key, *entry) in self._done for key in keys for entry in [("fullkv", "0"), *wanted])
 
-    def append(self, lines: list[dict], budgets: list[torch.Tensor]) -> None:
-        """Lines of one prompt, and the prefix tokens [layers, heads] of each. What was written, if something was, goes beside."""
+    def append(self, lines: list[dict], budgets: list[torch.Tensor | None]) -> None:
+        """Lines of one prompt, and the prefix tokens [layers, heads] of each, where they are known. What was written, if
+        something was, goes beside."""
         if "question" not in self._columns and any(line["question"] == "hidden" for line in lines):
             raise ResultsError(f"{self._path} has no column for hidden questions: choose another output, or --question shown")
         with self._path.open("a", newline="") as file, budgets_path(self._path).open("a") as beside:
@@ -76,7 +77,7 @@ class Results:
                 if "written" in line:
                     with written_path(self._path).open("a") as texts:
                         texts.write(json.dumps(named | line["written"]) + "\n")
-                if line["policy"] != "fullkv":
+                if line["policy"] != "fullkv" and kept is not None:
                     beside.write(json.dumps(named | {"budgets": kept.tolist()}, separators=(",", ":")) + "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -133,7 +134,11 @@ def sliding_windows(config) -> list[int | None]:
 
 def describe_model(model, slidings: list[int | None], name: str) -> dict:
     """Name, geometry, and hashes of the config and of a sample of the weights."""
-    config = model.config.get_text_config()
+    return describe(model.config.get_text_config(), model.named_parameters(), slidings, name)
+
+
+def describe(config, parameters: Iterable[tuple[str, torch.Tensor]], slidings: list[int | None], name: str) -> dict:
+    """The same of a text config and of parameters by name, of which only those of is_sampled() are needed."""
     heads = config.num_attention_heads
     geometry = Geometry(
         config.num_hidden_layers,
@@ -147,18 +152,22 @@ def describe_model(model, slidings: list[int | None], name: str) -> dict:
         "name": name,
         "geometry": asdict(geometry),
         "config": hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16],
-        "weights": _weight_hash(model),
+        "weights": _weight_hash(parameters),
     }
 
 
-def _weight_hash(model) -> str:
+def is_sampled(parameter: str) -> bool:
+    """Whether the fingerprint of the weights is of this parameter. qkv_proj.weight is one, too."""
+    return parameter.endswith(("k_proj.weight", "v_proj.weight"))
+
+
+def _weight_hash(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     """The same in every dtype the file may be loaded in: rounded to bfloat16 first."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if name.endswith(("k_proj.weight", "v_proj.weight")):
-            flat = parameter.detach().reshape(-1)
-            step = max(1, flat.numel() // _SAMPLE)
-            digest.update(flat[::step][:_SAMPLE].to(torch.bfloat16).float().cpu().numpy().tobytes())
+    for _, parameter in sorted((each for each in parameters if is_sampled(each[0])), key=lambda each: each[0]):
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLE)
+        digest.update(flat[::step][:_SAMPLE].to(torch.bfloat16).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -33,7 +33,7 @@ class Layers:
         spec = super().customize_spec(spec)
         if not compressible(spec) or not process.find_layers():
             return spec
-        return DkvSpec.of(spec, process.next_layer() // process.settings.layers_of_group(len(process.layers)))
+        return DkvSpec.of(spec, process.next_group())
 
 
 class Attention:

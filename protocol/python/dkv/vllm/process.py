@@ -7,7 +7,9 @@ import dataclasses
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from . import refusals
+import dkv
+
+from . import groups, profile, refusals
 from .settings import Settings
 
 
@@ -23,14 +25,16 @@ class Process:
     config: object = None  # Its VllmConfig; None: dkv is not configured here.
     settings: Settings | None = None
     layers: dict = dataclasses.field(default_factory=dict)  # Name → layer that can be compressed, in the model's order.
+    profile: dkv.Profile | None = None  # The model's.
     worker: object = None  # worker.Worker, once vLLM has made its connector.
+    _groups: list[int] = dataclasses.field(default_factory=list)  # Of each of `layers`.
     _specs: int = 0  # Calls of customize_spec() for `layers`.
 
     def begin(self, config) -> None:
         """Called for every attention layer; a config that was not seen before is a new engine."""
         if config is not self.config:
             self.config, self.settings = config, Settings.read(config.kv_transfer_config.kv_connector_extra_config)
-            self.layers, self._specs, self.worker = {}, 0, None
+            self.layers, self.profile, self._groups, self._specs, self.worker = {}, None, [], 0, None
 
     def find_layers(self) -> dict:
         """`layers`, looked up when the model is complete; empty before. Raises ValueError for what is refused."""
@@ -47,11 +51,22 @@ class Process:
         self.layers = found
         return found
 
-    def next_layer(self) -> int:
-        """The layer that customize_spec() is called for. vLLM does not name it, but asks in the model's order."""
-        index = self._specs % len(self.layers)
+    def next_group(self) -> int:
+        """Of the layer that customize_spec() is called for. vLLM does not name it, but asks in the model's order."""
+        if not self._groups:
+            self._groups = self._make_groups()
+        index = self._specs % len(self._groups)
         self._specs += 1
-        return index
+        return self._groups[index]
+
+    def _make_groups(self) -> list[int]:
+        """The same on every rank: by the whole model's profile."""
+        layers = list(self.layers.values())
+        self.profile = profile.find(self.config, len(layers))
+        shares = None if self.profile is None else profile.shares(self.profile)
+        if shares is not None and not all(getattr(layer.impl, "heads_apart", False) for layer in layers):
+            shares = [[max(heads)] for heads in shares]
+        return groups.of(len(layers), self.settings.layers_of_group(len(layers)), shares)
 
 
 process = Process()

@@ -19,9 +19,10 @@ ALL = 1 << 31  # A policy that scores with every query (h2o).
 class Sidecar:
     """`windows` is read by the engine's thread: how many queries a prompt's policy scores with, by its wish."""
 
-    def __init__(self, shape: Shape, block: int, ready_options, **options):
-        """block: tokens of a block of the KV cache. options: of dkv.Engine."""
+    def __init__(self, shape: Shape, block: int, ready_options, profile: dkv.Profile | None, **options):
+        """block: tokens of a block of the KV cache. profile: the model's. options: of dkv.Engine."""
         self._shape, self._block, self._ready_options, self._options = shape, block, ready_options, options
+        self._profile = profile
         self._windows: dict[tuple, int] = {}
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._waiting: list[Prompt] = []
@@ -85,6 +86,8 @@ class Sidecar:
         if self._engine is None:
             raise self._refused
         wish = dict(prompt.choice.policy)
+        if self._profile is not None and wish.get("name") in (None, "auto", "reuse"):
+            wish["profile"] = self._profile
         policy = dkv.Policy(**wish) if wish else None  # None: the sidecar's own, whole.
         session = self._engine.open_session(
             prompt.tokens,

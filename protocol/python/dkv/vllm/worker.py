@@ -6,11 +6,14 @@ import zlib
 from pathlib import Path
 
 import torch
+import vllm
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
+import dkv
 from dkv.hf.place import place_of
 
-from . import refusals
+from . import profile
 from .blocks import Shortened
 from .carry_out import Group, carry_out, wanted, whole
 from .messages import Dropped, Key, Prefill, Report, StepMeta
@@ -42,8 +45,9 @@ class Worker:
             self._shape,
             groups[0][1].kv_cache_spec.block_size,
             self._place.ready_options,
+            _profile_of_rank(config),
             endpoint=settings.endpoint,
-            engine=f"vLLM {_vllm_version()}",
+            engine=f"vLLM {vllm.__version__}",
             model=_model_name(config.model_config),
             device=self._place.device,
             group=_group_of_ranks(config),
@@ -228,6 +232,13 @@ class Worker:
                 group.shortened.forget(first[group.index])
 
 
+def _profile_of_rank(config) -> dkv.Profile | None:
+    whole, ranks = process.profile, config.parallel_config.tensor_parallel_size
+    if whole is None:
+        return None
+    return profile.of_rank(whole, config.model_config.get_total_num_kv_heads(), get_tensor_model_parallel_rank(), ranks)
+
+
 def _attention_of(impl) -> dict:
     """What layer_ready() must know of a layer's attention."""
     known: dict = {"scale": impl.scale}
@@ -240,7 +251,7 @@ def _attention_of(impl) -> dict:
 
 
 def _model_name(model_config) -> str:
-    """What the sidecar finds the model's profile by."""
+    """What the sidecar finds a preset by."""
     served = model_config.served_model_name
     served = served[0] if isinstance(served, list) else served
     return Path(served or model_config.model).name
@@ -251,9 +262,3 @@ def _group_of_ranks(config) -> int:
     if config.parallel_config.world_size == 1:
         return 0
     return zlib.crc32(config.kv_transfer_config.engine_id.encode()) or 1
-
-
-def _vllm_version() -> str:
-    import vllm
-
-    return vllm.__version__
