@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,12 @@ def test_a_cycle_is_found_whatever_the_import_looks_like(tmp_path):
     known = modules(package)
 
     assert cycle({name: imported(name, path, known) for name, path in known.items()}) == ["p.a", "p.q.b", "p.c", "p.a"]
+
+
+@pytest.mark.parametrize("module", ["dkv", "dkv_lab.report.sweep_report", "dkv_lab.report.tables", "dkv_lab.remote", "dkv_lab.ray_work"])
+def test_what_needs_no_model_starts_without_torch(module):
+    said = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "False\n"

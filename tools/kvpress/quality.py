@@ -4,8 +4,9 @@
     make bench-quality QUALITY='--ruler 48 --needles 24 --texts 12 --question hidden --capacity 205,307'
 
 Takes the flags of `dkv eval`, for which the same seed chooses the same prompts. Each press is kvpress's own code, with its
-own defaults, in its own environment (tools/kvpress/install.sh): the prompt's prefill passes through it, and what follows is
-forced over the cache that it leaves. A capacity is the mean number of tokens for each KV head, as everywhere in dkv.
+own defaults, in its own environment (tools/kvpress/install.sh): it sees the prompt's prefill, and what follows is forced over
+the rows that it leaves. Those that need no more than the prefill share one; KVzip replays the prompt in one of its own. A
+capacity is the mean number of tokens for each KV head, as everywhere in dkv.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import contextlib
 import logging
 import sys
 import tempfile
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+import transformers
+import kvpress
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 
 from dkv.errors import UserError
@@ -27,29 +30,29 @@ from dkv_lab.needles import FORCED, Row
 from dkv_lab.results import COLUMNS, Results
 
 logging.disable(logging.WARNING)  # That KVzip replays the prompt, for each prompt.
+transformers.logging.disable_progress_bar()
 
-PRESSES = {
-    "SnapKV": lambda kvpress, ratio: kvpress.SnapKVPress(ratio),
-    "AdaKV": lambda kvpress, ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),
-    "ExpectedAttention": lambda kvpress, ratio: kvpress.ExpectedAttentionPress(ratio),
-    "AdaKV-ExpectedAttention": lambda kvpress, ratio: kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(ratio)),
-    "KeyDiff": lambda kvpress, ratio: kvpress.KeyDiffPress(ratio),
-    "TOVA": lambda kvpress, ratio: kvpress.TOVAPress(ratio),
-    "KVzip": lambda kvpress, ratio: kvpress.KVzipPress(ratio),
-    "KVzip-plus": lambda kvpress, ratio: kvpress.KVzipPress(ratio, kvzip_plus_normalization=True),
+SCORED = {  # By the prompt's prefill alone.
+    "SnapKV": lambda ratio: kvpress.SnapKVPress(ratio),
+    "AdaKV": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(ratio)),
+    "ExpectedAttention": lambda ratio: kvpress.ExpectedAttentionPress(ratio),
+    "AdaKV-ExpectedAttention": lambda ratio: kvpress.AdaKVPress(kvpress.ExpectedAttentionPress(ratio)),
+    "KeyDiff": lambda ratio: kvpress.KeyDiffPress(ratio),
+    "TOVA": lambda ratio: kvpress.TOVAPress(ratio),
 }
+REPLAYED = {"KVzip": False, "KVzip-plus": True}  # Name → with the normalization of KVzip+.
 
 
 def parse_arguments() -> tuple[list[str], argparse.Namespace]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--presses", default=",".join(PRESSES), help="(%(default)s)")
+    parser.add_argument("--presses", default=",".join([*SCORED, *REPLAYED]), help="(%(default)s)")
     own, others = parser.parse_known_args()
     names = own.presses.split(",")
-    unknown = next((name for name in names if name not in PRESSES), None)
+    unknown = next((name for name in names if name not in {**SCORED, **REPLAYED}), None)
     if unknown is not None:
-        parser.error(f"{unknown} is no press: there are {', '.join(PRESSES)}")
+        parser.error(f"{unknown} is no press: there are {', '.join([*SCORED, *REPLAYED])}")
     return names, evaluate.parse(["smollm2", *others])
 
 
@@ -63,20 +66,72 @@ def load(folder: str):
     return model.eval(), tokenizer
 
 
-class Prefilled:
-    """A prompt's cache as a press left it, and what follows it."""
+@dataclass
+class Left:
+    """What a press left of a prompt, layer by layer."""
 
-    def __init__(self, model, tokens: list[int], press=None):
-        self.model, self.cache, self.at = model, DynamicCache(config=model.config), len(tokens)
-        with press(model) if press is not None else contextlib.nullcontext():
-            out = model.model(input_ids=torch.tensor([tokens]), past_key_values=self.cache)
-        self.logprobs = [model.lm_head(out.last_hidden_state[0, -1:]).float().log_softmax(-1)]  # Of each next token.
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # Keys and values.
+    hidden: list[tuple | None]  # Of them, what attention must not see: AdaKV and KVzip hide rows and keep them.
 
-    def kept(self) -> int:
-        """Rows of all KV heads. AdaKV and KVzip keep those that they hide from attention."""
-        hidden = [getattr(layer.self_attn, "masked_key_indices", None) for layer in self.model.model.layers]
-        rows = sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self.cache.layers)
-        return rows - sum(len(each[0]) for each in hidden if each is not None)
+    def rows(self) -> int:
+        """Seen by attention, in all KV heads."""
+        rows = sum(keys.shape[1] * keys.shape[2] for keys, _ in self.layers)
+        return rows - sum(len(each[0]) for each in self.hidden if each is not None)
+
+
+class Together(kvpress.BasePress):
+    """Several presses in one prefill, each of which sees all of it: what they leave lies in `left`."""
+
+    def __init__(self, presses: dict):
+        self.presses, self.left = presses, {key: Left([], []) for key in presses}
+
+    def post_init_from_model(self, model):
+        for press in self.presses.values():
+            press.post_init_from_model(model)
+
+    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
+        for key, press in self.presses.items():
+            module.masked_key_indices = None
+            self.left[key].layers.append(press.compress(module, hidden_states, keys, values, attentions, kwargs))
+            self.left[key].hidden.append(module.masked_key_indices)
+        module.masked_key_indices = None
+        return keys, values
+
+
+class Replayed(kvpress.KVzipPress):
+    """KVzip, whose one replay serves every ratio. `left` is filled when the prefill's context ends."""
+
+    def __init__(self, plus: bool, ratios: dict):
+        super().__init__(0.5, kvzip_plus_normalization=plus)
+        self.ratios, self.left = ratios, {}
+
+    def compress_post(self, model):
+        layers = [(layer.keys, layer.values) for layer in self._cache.layers]
+        for key, ratio in self.ratios.items():
+            self.compression_ratio = ratio
+            super().compress_post(model)
+            self.left[key] = Left(layers, [layer.self_attn.masked_key_indices for layer in model.model.layers])
+
+
+def prefill(model, tokens: list[int], press=None) -> tuple[Left, torch.Tensor]:
+    """The whole cache, and the log probabilities [1, vocabulary] of what follows."""
+    cache = DynamicCache(config=model.config)
+    with press(model) if press is not None else contextlib.nullcontext():
+        out = model.model(input_ids=torch.tensor([tokens]), past_key_values=cache)
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    return Left(layers, [None] * len(layers)), model.lm_head(out.last_hidden_state[0, -1:]).float().log_softmax(-1)
+
+
+class Reader:
+    """Goes on from what was left of a prompt."""
+
+    def __init__(self, model, tokens: int, left: Left, first: torch.Tensor):
+        self.model, self.at, self.logprobs = model, tokens, [first]
+        self.cache = DynamicCache(config=model.config)
+        for index, (keys, values) in enumerate(left.layers):
+            self.cache.update(keys, values, index)
+        for layer, hidden in zip(model.model.layers, left.hidden):
+            layer.self_attn.masked_key_indices = hidden
 
     def feed(self, tokens: list[int]) -> None:
         positions = torch.arange(self.at, self.at + len(tokens))[None]
@@ -85,7 +140,7 @@ class Prefilled:
         self.at += len(tokens)
 
     def force(self, segments: list[list[int]]) -> torch.Tensor:
-        """[tokens, vocabulary]: what was expected in place of each token of the segments, and after the last."""
+        """[tokens + 1, vocabulary]: what was expected in place of each token of the segments, and after the last."""
         for segment in segments:
             if segment:
                 self.feed(segment)
@@ -102,28 +157,38 @@ class Prefilled:
         return said
 
 
-def asked_of(model, row: Row) -> list[tuple[str, str, list[int], list[int], float | None]]:
+def asked_of(model, row: Row, whole: Left, first: torch.Tensor) -> list[tuple[str, str, list[int], list[int], float | None]]:
     """(key, template, question, answer, depth): of a question that is shown, the prompt has it."""
     asks = [(ask.template, ask.question, ask.answer, ask.depth) for ask in row.asks]
     asks = asks or [(row.template, (), tuple(row.answer), row.depth)]
     out = []
     for key, (template, question, answer, depth) in zip(row.keys, asks):
         count = FORCED if row.asks else FORCED + 1
-        said = list(answer) or Prefilled(model, row.tokens).greedy(question, count)
+        said = list(answer) or Reader(model, len(row.tokens), whole, first).greedy(question, count)
         out.append((key, template, list(question), said, depth))
     return out
 
 
 @torch.inference_mode()
-def measure(model, row: Row, presses: list[tuple[str, int, object]]) -> list[dict]:
-    """A line for each question, and for the full cache and each press."""
-    asks = asked_of(model, row)
+def measure(model, row: Row, names: list[str], capacities: list[int]) -> list[dict]:
+    """A line for each question, and for the full cache and each press at each capacity."""
+    tokens = len(row.tokens)
+    # kvpress keeps int(tokens · (1 - ratio)) of each head.
+    ratios = {capacity: 1 - (capacity + 1e-6) / tokens for capacity in capacities if capacity < tokens}
+    scored = {(name, capacity): SCORED[name](ratio) for name in names if name in SCORED for capacity, ratio in ratios.items()}
+    together = Together(scored)
+    whole, first = prefill(model, row.tokens, together)
+    left = {("fullkv", 0): whole, **together.left}
+    for name in names:
+        if name in REPLAYED:
+            press = Replayed(REPLAYED[name], {(name, capacity): ratio for capacity, ratio in ratios.items()})
+            prefill(model, row.tokens, press)
+            left |= press.left
+    asks = asked_of(model, row, whole, first)
     segments = [part for _, _, question, answer, _ in asks for part in (question, answer)]
     full, lines = None, []
-    for name, capacity, press in [("fullkv", 0, None), *presses]:
-        prefilled = Prefilled(model, row.tokens, press)
-        kept = prefilled.kept()
-        found = prefilled.force(segments)
+    for (name, capacity), kept in left.items():
+        found = Reader(model, tokens, kept, first).force(segments)
         full = found if full is None else full
         begin = 0
         for key, template, question, answer, depth in asks:
@@ -131,14 +196,12 @@ def measure(model, row: Row, presses: list[tuple[str, int, object]]) -> list[dic
             begin = part.stop
             lines.append(
                 dict.fromkeys(COLUMNS, "")
-                | {"key": key, "task": row.task, "template": template, "tokens": len(row.tokens)}
-                | {"policy": name, "capacity": capacity, "kept": kept, "bytes": kept * _row_bytes(prefilled)}
-                | {"through": "kvpress", "question": "hidden" if row.asks else "shown"}
-                | {"depth": "" if depth is None else f"{depth:.4f}"}
+                | {"key": key, "task": row.task, "template": template, "tokens": tokens}
+                | {"policy": f"kvpress-{name}" if capacity else name, "capacity": capacity}
+                | {"kept": kept.rows(), "bytes": kept.rows() * _row_bytes(kept), "through": "kvpress"}
+                | {"question": "hidden" if row.asks else "shown", "depth": "" if depth is None else f"{depth:.4f}"}
                 | _scored(found[part], full[part], torch.tensor(answer), row)
             )
-        for layer in model.model.layers:
-            layer.self_attn.masked_key_indices = None
     return lines
 
 
@@ -154,17 +217,8 @@ def _scored(found: torch.Tensor, full: torch.Tensor, answer: torch.Tensor, row: 
     return {"found": int(hit), "full_found": int(full_hit), "logprob": f"{float(logprob):.5f}"}
 
 
-def _row_bytes(prefilled: Prefilled) -> int:
-    layer = prefilled.cache.layers[0]
-    return layer.keys.element_size() * (layer.keys.shape[-1] + layer.values.shape[-1])
-
-
-def made(names: list[str], capacities: list[int], tokens: int) -> list[tuple[str, int, object]]:
-    """The presses that leave each capacity of so many tokens: kvpress keeps int(tokens · (1 - ratio))."""
-    import kvpress
-
-    ratios = [(capacity, 1 - (capacity + 0.5) / tokens) for capacity in capacities if capacity < tokens]
-    return [(f"kvpress-{name}", capacity, PRESSES[name](kvpress, ratio)) for capacity, ratio in ratios for name in names]
+def _row_bytes(left: Left) -> int:
+    return sum(part.element_size() * part.shape[-1] for part in left.layers[0])
 
 
 def main() -> None:
@@ -181,7 +235,7 @@ def main() -> None:
         todo = [row for row in rows if not results.has(row.keys, len(row.tokens), policies, options.capacity)]
         with progress.of("measuring", todo, len(rows) - len(todo)) as done:
             for row in todo:
-                lines = measure(model, row, made(names, options.capacity, len(row.tokens)))
+                lines = measure(model, row, names, options.capacity)
                 results.append(lines, [None] * len(lines))
                 done(row)
 
