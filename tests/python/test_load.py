@@ -364,17 +364,17 @@ def test_ragged_heads_come_back_from_the_real_program_as_they_were_live(tiny_lla
 def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smollm2, document, tmp_path, sidecar):  # noqa: F811
     model, _ = smollm2
     torch.set_num_threads(min(4, os.cpu_count() or 1))
-    tokens, whole, small = document(1800), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
-    live = dkv.hf.Cache(model, policy="dynamickv", capacity=512, endpoint=sidecar.endpoint, timeout_s=120)
+    tokens, whole, small = document(1200), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    live = dkv.hf.Cache(model, policy="dynamickv", capacity=320, endpoint=sidecar.endpoint, timeout_s=120)
     expected = new_text(model, tokens, 32, past_key_values=live)
     assert live.report().compressed, live.report().failure
     model.set_attn_implementation("sdpa")
 
     dkv.hf.save(model, tokens, whole)
-    run_dkv("compact", whole, "-o", small, "--policy", "dynamickv", "--capacity", 512)
+    run_dkv("compact", whole, "-o", small, "--policy", "dynamickv", "--capacity", 320)
     cache = dkv.hf.load(small, model)
 
-    assert sum(map(len, cache.kept_positions(0))) > 0 and cache.get_seq_length() == 1800
+    assert sum(map(len, cache.kept_positions(0))) > 0 and cache.get_seq_length() == 1200
     assert [live.kept_positions(layer) for layer in range(30)] == [cache.kept_positions(layer) for layer in range(30)]
     assert loaded_text(model, cache, 32) == expected
     assert small.stat().st_size < 0.3 * whole.stat().st_size
@@ -385,7 +385,7 @@ def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smol
 @pytest.mark.parametrize("policy", [None, "reuse"])
 def test_smollm2_keeps_of_a_file_what_it_keeps_live_with_its_own_profile(smollm2, document, tmp_path, sidecar, policy):  # noqa: F811
     model, _ = smollm2
-    tokens, whole, small = document(900), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    tokens, whole, small = document(700), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
     live = dkv.hf.Cache(model, policy=policy, capacity=128, endpoint=sidecar.endpoint, timeout_s=120)
     expected = new_text(model, tokens, 8, past_key_values=live)
     assert live.report().compressed, live.report().failure
