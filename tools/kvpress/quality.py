@@ -224,7 +224,7 @@ def _row_bytes(left: Left) -> int:
 def main() -> None:
     names, options = parse_arguments()
     if options.longbench or options.grid or options.perplexity:
-        raise UserError("bench-quality measures needles, RULER's tasks and texts: leave --longbench, --grid, --perplexity out")
+        raise UserError("only needles, RULER's tasks and texts are measured: leave --longbench, --grid and --perplexity out")
     if options.threads:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
