@@ -49,18 +49,20 @@ public:
                 body(item, std::size_t{0});
             return;
         }
-        TaskOrder order(count());
+        using Range = tbb::blocked_range<std::size_t>;
+        auto const run = [&](Range const& range, std::size_t worker) {
+            for (std::size_t item = range.begin(); item < range.end() && !cancelled(); ++item)
+                body(item, worker);
+        };
+        TaskOrder order(count());  // Behind what tasks read.
         arena_.execute([&] {
-            tbb::parallel_for(tbb::blocked_range<std::size_t>(0, items, 1),
-                              [&](tbb::blocked_range<std::size_t> const& range) {
-                                  auto const worker = static_cast<std::size_t>(
-                                      tbb::this_task_arena::current_thread_index());
-                                  order.task_begins(worker);
-                                  for (std::size_t item = range.begin();
-                                       item < range.end() && !cancelled(); ++item)
-                                      body(item, worker);
-                                  order.task_ends(worker);
-                              });
+            tbb::parallel_for(Range(0, items, 1), [&](Range const& range) DKV_TASK_ENTRY {
+                auto const worker =
+                    static_cast<std::size_t>(tbb::this_task_arena::current_thread_index());
+                order.task_begins(worker);
+                run(range, worker);
+                order.task_ends(worker);
+            });
         });
     }
 

@@ -1,6 +1,7 @@
 // The commands that are Python's, with a shell script in the interpreter's place.
 #include "cli/python.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -30,6 +31,8 @@ std::string script_in(TempDir const& folder, std::string const& name, std::strin
 Ran become(std::vector<std::string> const& arguments, std::string const& interpreter) {
     int ends[2];
     REQUIRE(::pipe(ends) == 0);
+    std::fflush(
+        nullptr);  // Else the child has it, too: under the thread sanitizer _exit() writes it.
     pid_t const pid = ::fork();
     if (pid == 0) {
         ::dup2(ends[1], STDOUT_FILENO);
