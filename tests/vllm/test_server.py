@@ -35,21 +35,26 @@ def servers(tiny, sidecar, tmp_path_factory):
             each.stop()
 
 
+def blocks_given_back(server, prompt: list[int]) -> int:
+    """Of the first answer whose plan came before its end: on a busy machine a few do without."""
+    return next(filter(None, (server.answer(prompt, ANSWER)[1] for _ in range(10))), 0)
+
+
 def test_two_engines_share_a_sidecar(servers, sidecar, noise):
     prompt = noise(PROMPT)
     whole = [server.answer(prompt, ANSWER, "off") for server in servers]
-    short = [server.answer(prompt, ANSWER) for server in servers]
+    short = [blocks_given_back(server, prompt) for server in servers]
 
     assert whole[0] == whole[1] and whole[0][1] == 0
-    assert short[0][1] == short[1][1] > 0  # Blocks.
+    assert short[0] == short[1] > 0
     engines = json.loads(sidecar.dkv("savings", "--json").stdout)["instances"]
     assert len(engines) == 2 and all(each["savings"]["bytes_dropped"] > 0 for each in engines)
 
     sidecar.dkv("policy", "set", "dynamickv", "--capacity", "40", "--instance", engines[0]["instance"])
-    steered = [server.answer(prompt, ANSWER)[1] for server in servers]
+    steered = [blocks_given_back(server, prompt) for server in servers]
     sidecar.dkv("policy", "reset", "--instance", engines[0]["instance"])
 
-    assert min(steered) == short[0][1] < max(steered)
+    assert min(steered) == short[0] < max(steered)
 
 
 def test_a_dkvd_that_hangs_holds_no_request_up(servers, sidecar, noise):
