@@ -127,7 +127,7 @@ test-formats: build ## saved caches through a real llama.cpp and mlx-lm, which a
 	$(E2E) tools/formats
 
 test-ray: build ## dkv-lab ray on a real local cluster; Ray is installed on first use (.venv-ray)
-	tools/ray/install.sh
+	tools/dev/engines_venv.sh .venv-ray tools/ray/requirements.txt
 	DKV_BIN_DIR=$(CURDIR)/$(BUILD)/bin PYTHONPATH=$(PACKAGES) .venv-ray/bin/python -m pytest -q -p no:cacheprovider --tb=short -rf tests/ray
 
 test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is installed on first use (.venv-vllm, 3.4 GB)
@@ -217,7 +217,7 @@ eval: build   ## every policy on a model, resumable, hours (MODEL=smollm2 EVAL='
 	$(BUILD)/bin/dkv eval figures build/eval/$(notdir $(or $(MODEL),smollm2)).csv -o build/eval/figures
 
 bench-quality: build ## kvpress's own presses on the evaluation's prompts (QUALITY='--ruler 48 --question hidden'); kvpress is installed on first use
-	tools/kvpress/install.sh
+	tools/dev/engines_venv.sh .venv-kvpress tools/kvpress/requirements.txt
 	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) .venv-kvpress/bin/python tools/kvpress/quality.py -o build/eval/kvpress.csv $(QUALITY)
 
 golden: deps deps-test ## dynamickv-ref against recorded outcomes (FILE=one.json)

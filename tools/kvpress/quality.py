@@ -4,7 +4,7 @@
     make bench-quality QUALITY='--ruler 48 --needles 24 --texts 12 --question hidden --capacity 205,307'
 
 Takes the flags of `dkv eval`, for which the same seed chooses the same prompts. Each press is kvpress's own code, with its
-own defaults, in its own environment (tools/kvpress/install.sh): it sees the prompt's prefill, and what follows is forced over
+own defaults, in its own environment (.venv-kvpress): it sees the prompt's prefill, and what follows is forced over
 the rows that it leaves. Those that need no more than the prefill share one; KVzip replays the prompt in one of its own. A
 capacity is the mean number of tokens for each KV head, as everywhere in dkv.
 """
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 
 from dkv.errors import UserError
 from dkv.hf import weights
-from dkv_lab import evaluate, progress
+from dkv_lab import evaluate, probe, progress
 from dkv_lab.needles import FORCED, Row
 from dkv_lab.results import COLUMNS, Results
 
@@ -206,15 +206,14 @@ def measure(model, row: Row, names: list[str], capacities: list[int]) -> list[di
 
 
 def _scored(found: torch.Tensor, full: torch.Tensor, answer: torch.Tensor, row: Row) -> dict:
+    scored = probe.score(found[None], answer, full)
     if row.task == "text":
-        if not row.asks:  # The first token is said by the prefill.
-            found, full = found[1:], full[1:]
-        kl = (full.exp() * (full - found)).sum(-1).clamp_min(0).mean()
-        agree = (found.argmax(-1) == full.argmax(-1)).float().mean()
+        first = 0 if row.asks else 1  # Of a question that is shown the first token is said by the prefill.
+        kl, agree = (scored[name][0, first:].float().mean() for name in ("kl", "agree"))
         return {"kl": f"{float(kl):.6f}", "agree": f"{float(agree):.4f}"}
-    logprob = found.gather(-1, answer[:, None]).sum()
-    hit, full_hit = (bool((each.argmax(-1) == answer).all()) for each in (found, full))
-    return {"found": int(hit), "full_found": int(full_hit), "logprob": f"{float(logprob):.5f}"}
+    full_hit = bool((full.argmax(-1) == answer).all())
+    hit, logprob = int(scored["hit"].all()), float(scored["logprob"].sum())
+    return {"found": hit, "full_found": int(full_hit), "logprob": f"{logprob:.5f}"}
 
 
 def _row_bytes(left: Left) -> int:

@@ -204,7 +204,7 @@ class Probe:
         parts = []
         for begin in range(0, len(variants), per_pass):
             logprobs = self._logprobs(prompt, answer, judged, variants[begin : begin + per_pass], rankings)
-            parts.append(_score(logprobs, answer[judged], reference))
+            parts.append(score(logprobs, answer[judged], reference))
         join = lambda name: None if parts[0][name] is None else torch.cat([part[name] for part in parts])
         return Outcome(join("logprob"), join("hit"), join("kl"), join("agree"))
 
@@ -389,7 +389,8 @@ def _whole(prompt: Prompt) -> Variant:
     return Variant("full", torch.full(shape, prompt.prefix, dtype=torch.int64))
 
 
-def _score(logprobs: torch.Tensor, answer: torch.Tensor, reference: torch.Tensor | None) -> dict:
+def score(logprobs: torch.Tensor, answer: torch.Tensor, reference: torch.Tensor | None) -> dict:
+    """Outcome's fields, of log probabilities [variants, T, vocabulary]; reference [T, vocabulary]: the full cache's."""
     best = logprobs.argmax(-1)
     scored = {
         "logprob": logprobs.gather(-1, answer.expand(logprobs.shape[0], -1)[..., None])[..., 0].cpu(),
