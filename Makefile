@@ -7,6 +7,9 @@ PACKAGES := $(CURDIR)/protocol/python:$(CURDIR)/tools/lab
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
 GPU    := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
+# Else each process compiles all of torch's modules again, which pip leaves uncompiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda
 PROMPT ?=
 POLICY ?=
