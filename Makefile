@@ -50,7 +50,7 @@ VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
 .PHONY: help deps venv build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
-	test-architectures test-formats test-ray test-vllm test-llama bench-vllm bench-vllm-needles chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
+	test-architectures test-formats test-ray test-vllm test-llama bench-vllm bench-vllm-needles overhead-vllm chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode bench-quality eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
 
@@ -151,6 +151,10 @@ bench-vllm: build ## the same requests through vLLM with dkv off and on: running
 bench-vllm-needles: build ## facts hidden in 1,024 tokens: found through vLLM and through transformers, on the same token ids
 	tools/vllm/install.sh
 	$(VLLM) tools/bench/vllm_needles.py $(BENCH_VLLM)
+
+overhead-vllm: build ## what dkv costs a request that has vLLM for itself, pair by pair (OVERHEAD_VLLM='--pairs 10')
+	tools/vllm/install.sh
+	$(VLLM) tools/bench/vllm_overhead.py $(OVERHEAD_VLLM)
 
 ptxas: deps deps-test deps-cuda ## what nvcc made of every kernel, for every architecture, against the table under version control
 	$(PTXAS) --target ptxas

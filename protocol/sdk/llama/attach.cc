@@ -86,6 +86,7 @@ Result<ModelShape> shape_of(Library const& library, llama_model const* model) {
 Attachment::Attachment(Library library, dkv_llama_options const& options)
     : library_(library),
       watch_(library_, options.window_max == 0 ? kWindowDefault : options.window_max),
+      cells_(library_),
       model_(options.model == nullptr ? "" : options.model),
       timeout_ms_(options.timeout_ms == 0 ? kTimeoutDefaultMs : options.timeout_ms),
       user_eval_(options.eval),
@@ -97,6 +98,7 @@ Attachment::Attachment(Library library, dkv_llama_options const& options)
 bool Attachment::eval(ggml_tensor* tensor, bool ask) {
     if (ask) {
         user_wants_ = user_eval_ != nullptr && user_eval_(tensor, true, user_data_);
+        if (watch_.is_watching()) cells_.note(tensor);
         return user_wants_ || watch_.wants(tensor);
     }
     watch_.take(tensor);
@@ -112,6 +114,7 @@ Result<void> Attachment::attach(llama_context* context) {
     is_sliding_ = library_.llama_model_n_swa(model) > 0;
     watch_.set_shape(shape_.layers, shape_.q_heads, is_sliding_ ? shape_.kv_heads : 0,
                      shape_.head_dim);
+    cells_.set_layers(shape_.layers);
     context_ = context;
     return {};
 }
@@ -133,7 +136,7 @@ Result<void> Attachment::compress(dkv_policy const* policy, llama_context* targe
     ++report_.prompts;
     report_.compressed = 0;
     report_.tokens = report_.cells = report_.layers = report_.layers_left_alone = 0;
-    report_.bytes_before = report_.bytes_after = 0;
+    report_.bytes_before = report_.bytes_after = report_.bytes_returned = 0;
     report_.session = 0;
     put_text(report_.policy, "");
     put_text(report_.reason, "");
@@ -200,10 +203,26 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     layers_ = std::move(layers);
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
-    // Cells of the same context are free for other tokens; the system gets nothing.
     if (target != context_) return {};
-    DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), bytes - kept.size())));
-    return adopted(0, bytes, bytes);
+    // What the system does not take back of the same context is free for other tokens.
+    std::uint64_t const dropped = bytes - kept.size();
+    std::uint64_t const returned = report_.bytes_returned = give_back(kept);
+    if (returned < dropped)
+        DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), dropped - returned)));
+    return adopted(returned, bytes, bytes - std::min(returned, dropped));
+}
+
+std::uint64_t Attachment::give_back(std::span<std::byte const> kept) const {
+    std::uint32_t const sequences = library_.llama_n_seq_max(context_);
+    for (std::uint32_t other = 0; other < sequences; ++other) {
+        auto const id = static_cast<std::int32_t>(other);
+        if (id != sequence_ && library_.llama_memory_seq_pos_max(memory(context_), id) >= 0)
+            return 0;
+    }
+    auto const layout = parse_llama(kept, false);
+    if (!layout) return 0;
+    return cells_.give_back(
+        {kept, layout.value(), layers_, static_cast<std::uint32_t>(sequence_), sequences});
 }
 
 /// A state does not name its layers: the last token's keys, which were seen, tell full layers from

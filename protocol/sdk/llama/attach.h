@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "protocol/sdk/llama/cell_memory.h"
 #include "protocol/sdk/llama/dkv_llama.h"
 #include "protocol/sdk/llama/plan.h"
 
@@ -38,6 +39,8 @@ private:
     Result<void> adopt(std::span<std::byte const> whole,
                        std::span<std::byte const> kept,
                        llama_context* target);
+    /// Of the attached context's cells without a token; 0 where another sequence has some.
+    std::uint64_t give_back(std::span<std::byte const> kept) const;
     Result<void> put_state(llama_context* context, std::span<std::byte const> state);
     Result<std::vector<std::uint32_t>> model_layers(StateRows const& rows, dkv_arena* arena) const;
     llama_memory_i* memory(llama_context* context) const {
@@ -46,6 +49,7 @@ private:
 
     Library const library_;
     EvalWatch watch_;
+    CellMemory cells_;
     std::optional<std::string> endpoint_;
     std::string model_;
     std::uint32_t timeout_ms_;

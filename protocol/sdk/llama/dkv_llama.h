@@ -89,14 +89,16 @@ typedef struct dkv_llama_report {
     char reason[256]; /* why the last prompt was not compressed, or "" */
     uint64_t session; /* the last prompt's, as `dkv sessions` and dkvd's log name it; 0: none was
                          opened */
+    uint64_t bytes_returned; /* of the same context's cells, to the system */
 } dkv_llama_report;
 
 /* Compresses the sequence after its prompt's prefill. With `target`, a context of the same model
  * in which that sequence is empty, the kept cells go there and `context` stays as it is: free it,
  * and its memory is the system's again. With NULL they stay in the same context, whose other cells
- * are then free. A policy that keeps more in one layer or KV head than in another keeps its
- * capacity in each, and ranks as it does. A prompt that the policy keeps whole is DKV_OK, and
- * `compressed` 0.
+ * are then free; their pages go back to the system, until llama.cpp stores tokens there, if no
+ * other sequence has cells and the cache lies in this process's own memory (not a GPU's). A policy
+ * that keeps more in one layer or KV head than in another keeps its capacity in each, and ranks as
+ * it does. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
  *
  * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED:
  * quantised rows whose rotation the state does not say, a window above window_max.

@@ -1,7 +1,6 @@
 #include "protocol/sdk/llama/eval_watch.h"
 
 #include <algorithm>
-#include <charconv>
 #include <string_view>
 
 #include "protocol/base/elements.h"
@@ -19,12 +18,7 @@ constexpr float kSameKeyMax = 0.05F;
 /// The layer of a tensor of that name; `layers`: it has none.
 std::uint32_t layer_of(std::string_view name, std::string_view prefix, std::size_t layers) {
     auto const none = static_cast<std::uint32_t>(layers);
-    if (!name.starts_with(prefix)) return none;
-    name.remove_prefix(prefix.size());
-    std::uint32_t layer = 0;
-    auto const* const end = name.data() + name.size();
-    auto const [rest, error] = std::from_chars(name.data(), end, layer);
-    return error == std::errc() && rest == end ? std::min(layer, none) : none;
+    return std::min(layer_in(name, prefix).value_or(none), none);
 }
 
 bool is_same_key(std::span<float const> stored, std::span<float const> key) {

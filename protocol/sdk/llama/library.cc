@@ -1,6 +1,7 @@
 #include "protocol/sdk/llama/library.h"
 
 #include <array>
+#include <charconv>
 #include <dlfcn.h>
 #include <string_view>
 
@@ -47,6 +48,16 @@ std::string Library::metadata(llama_model const* model, std::string const& key) 
     return length < 0 ? std::string() : std::string(text.data());
 }
 
+std::optional<std::uint32_t> layer_in(std::string_view name, std::string_view prefix) {
+    if (!name.starts_with(prefix)) return std::nullopt;
+    name.remove_prefix(prefix.size());
+    std::uint32_t layer = 0;
+    auto const* const end = name.data() + name.size();
+    auto const [rest, error] = std::from_chars(name.data(), end, layer);
+    if (error != std::errc() || (rest != end && *rest != ' ')) return std::nullopt;
+    return layer;
+}
+
 Result<Library> find_library(char const* path) {
     void* handle = RTLD_DEFAULT;
     if (path != nullptr) {
@@ -79,6 +90,7 @@ Result<Library> find_library(char const* path) {
     DKV_FIND(llama_state_seq_set_data);
     DKV_FIND(ggml_get_name);
     DKV_FIND(ggml_op_desc);
+    DKV_FIND(ggml_get_data);
     DKV_FIND(ggml_nbytes);
     DKV_FIND(ggml_nelements);
     DKV_FIND(ggml_is_contiguous);

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "protocol/base/result.h"
 
@@ -48,6 +50,7 @@ struct Library {
                                             std::int32_t sequence);
     char const* (*ggml_get_name)(ggml_tensor const*);
     char const* (*ggml_op_desc)(ggml_tensor const*);
+    void* (*ggml_get_data)(ggml_tensor const*);
     std::size_t (*ggml_nbytes)(ggml_tensor const*);
     std::int64_t (*ggml_nelements)(ggml_tensor const*);
     bool (*ggml_is_contiguous)(ggml_tensor const*);
@@ -59,6 +62,9 @@ struct Library {
     /// Empty without such a key.
     std::string metadata(llama_model const* model, std::string const& key) const;
 };
+
+/// The number behind `prefix`, up to the name's end or a blank: tensors are named for their layer.
+std::optional<std::uint32_t> layer_in(std::string_view name, std::string_view prefix);
 
 /// `path`: of a library that is loaded already; nullptr: the process's symbols.
 ///

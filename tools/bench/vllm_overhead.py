@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""What dkv costs a request that has vLLM for itself: the same prompt, left whole and compressed, in turn.
+
+    make overhead-vllm OVERHEAD_VLLM='--tokens 2048 --pairs 10 --policies dynamickv,auto'
+
+Runs in vLLM's environment (tools/vllm/install.sh), with one engine for all requests. The sidecar works on the same
+machine: what it takes from the engine is in the ratios. First token: the prefill. Answer: all of the request, with
+the plan carried out on its way. Prints each policy's medians and, in brackets, the quartiles of its pairs; --json
+writes one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=2048, help="of each prompt (%(default)s)")
+    parser.add_argument("--answer", type=int, default=64, help="tokens of each answer (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=10, help="of each policy (%(default)s)")
+    parser.add_argument("--capacity", type=int, default=512, help="(%(default)s)")
+    parser.add_argument("--policies", default="dynamickv,auto", help="(%(default)s)")
+    parser.add_argument("--model", help="a Hugging Face folder; without it SmolLM2-135M")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+class Requests:
+    """One after another, through one engine."""
+
+    def __init__(self, options: argparse.Namespace, endpoint: str):
+        from engine import Engine
+
+        from dkv.hf import weights
+
+        self._options, self._asked = options, 0
+        length = options.tokens + options.answer
+        self.engine = Engine(
+            options.model or str(weights.smollm2_folder()),
+            endpoint,
+            max_model_len=length,
+            max_num_batched_tokens=length,
+            max_num_seqs=1,
+        )
+
+    def ask(self, tokens: list[int], choice) -> dict[str, float]:
+        """Seconds to the first token, and of the whole answer."""
+        self._asked += 1
+        running = self.engine.llm.llm_engine
+        begin, first = time.perf_counter(), None
+        self.engine.add(f"request {self._asked}", tokens, self._options.answer, choice)
+        while running.has_unfinished_requests():
+            self.engine.step()
+            if first is None and any(each.num_output_tokens for each in self.engine.scheduler.requests.values()):
+                first = time.perf_counter() - begin
+        return {"first_token": first, "answer": time.perf_counter() - begin}
+
+
+def measure(options: argparse.Namespace, endpoint: str) -> dict[str, list[dict]]:
+    requests = Requests(options, endpoint)
+    choices = {name: {"name": name, "capacity": options.capacity} for name in options.policies.split(",")}
+    pairs: dict[str, list[dict]] = {name: [] for name in choices}
+    for at in range(options.pairs + 1):  # The first warms up.
+        tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
+        for name, choice in choices.items():
+            both = {"off": "off", "on": choice}
+            order = sorted(both, reverse=at % 2 == 0)
+            seconds = {which: requests.ask(tokens, both[which]) for which in order}
+            if at:
+                pairs[name].append(seconds)
+    asked = len(choices) * (options.pairs + 1)
+    compressed = requests.engine.stats["requests compressed"]
+    if compressed != asked:
+        raise SystemExit(f"overhead-vllm: {compressed} of {asked} requests were compressed: {dict(requests.engine.stats)}")
+    return pairs
+
+
+def ratios(pairs: list[dict], what: str) -> list[float]:
+    return [pair["on"][what] / pair["off"][what] for pair in pairs]
+
+
+def shown(pairs: list[dict], what: str) -> str:
+    low, middle, high = statistics.quantiles(ratios(pairs, what), n=4)
+    off, on = (statistics.median(pair[which][what] for pair in pairs) for which in ("off", "on"))
+    return f"{what.replace('_', ' ')} {off:.2f} s whole, {on:.2f} s compressed: x {middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    from processes import Sidecar
+
+    options = parse_arguments()
+    if options.pairs < 2:
+        raise SystemExit("overhead-vllm: --pairs must be at least 2")
+    with tempfile.TemporaryDirectory() as folder:
+        sidecar = Sidecar(pathlib.Path(folder)).start()
+        try:
+            measured = measure(options, sidecar.endpoint)
+        finally:
+            sidecar.stop()
+    for policy, pairs in measured.items():
+        print(f"{policy}, {len(pairs)} pairs: " + "; ".join(shown(pairs, what) for what in ("first_token", "answer")))
+    if options.json:
+        print(json.dumps({"options": vars(options), "pairs": measured}))
+    sys.stdout.flush()
+    os._exit(0)  # vLLM's own threads may wait for one another at exit.
+
+
+if __name__ == "__main__":
+    main()
