@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 
 RUNNER_V2 = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
-TIMEOUT_S = 400  # About a minute alone. A kernel's tile takes 20 ms, and the machine may be busy.
+TIMEOUT_S = 900  # A minute on an idle core; a tile of a kernel takes 20 ms.
 
 
 @dataclasses.dataclass
@@ -27,6 +27,7 @@ class Seen:
     scheduler: str  # Class.
     attention: str  # Class of a layer's AttentionImpl.
     strides: tuple[int, ...]  # Of a layer's KV cache, [blocks, KV heads, block size, 2 · head_dim].
+    read: list[set[tuple[int, int]]]  # Per layer: addresses of the lengths and block tables that its steps read.
     free: list[int]  # Blocks: before the requests, after each step, and when the worker has heard of all ends.
     preemptions: int
     busy: int  # Prompts and compacted requests that the worker still knows at the end.
@@ -62,17 +63,18 @@ def main() -> None:
     (folder / "seen").write_bytes(pickle.dumps(seen))
 
 
-def _run(requests, model: str, endpoint: str, extra: dict, backend: str | None = None, **options) -> Seen:
-    """backend: path of an AttentionBackend instead of the CPU's. extra, options: as of Engine."""
-    import torch
+def _run(requests, model: str, endpoint: str, extra: dict, attention=None, **options) -> Seen:
+    """attention: called before vLLM starts; says the path of an AttentionBackend instead of the CPU's. extra, options: as
+    of Engine."""
     from engine import Engine, async_scheduling
     from vllm.platforms.cpu import CpuPlatform
 
-    if backend is not None:
+    if attention is not None:
+        backend = attention()
         CpuPlatform.get_attn_backend_cls = classmethod(lambda *_, **__: backend)
-        torch.cuda.get_device_capability = lambda *_: (9, 0)  # By which the kernels' host code chooses a tile's size.
     with async_scheduling() if options.get("async_scheduling") else contextlib.nullcontext():
         engine = Engine(model, endpoint, extra, **options)
+    read = _watch_addresses(engine.worker)
     free = [engine.free]
     for request in requests:
         engine.add(*request)
@@ -85,6 +87,7 @@ def _run(requests, model: str, endpoint: str, extra: dict, backend: str | None =
         scheduler=type(engine.scheduler).__name__,
         attention=_name(type(layer.impl)),
         strides=layer.kv_cache.stride(),
+        read=read,
         free=[*free, engine.free],
         preemptions=engine.preemptions,
         busy=len(worker.prompts) + sum(len(group.shortened) for group in worker._groups),
@@ -94,6 +97,20 @@ def _run(requests, model: str, endpoint: str, extra: dict, backend: str | None =
     )
     engine.close()
     return seen
+
+
+def _watch_addresses(worker) -> list[set[tuple[int, int]]]:
+    def watched(layer) -> set[tuple[int, int]]:
+        usual, seen = layer.impl.forward, set()
+
+        def forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs):
+            seen.add((attn_metadata.seq_lens.data_ptr(), attn_metadata.block_table.data_ptr()))
+            return usual(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
+
+        layer.impl.forward = forward
+        return seen
+
+    return [watched(layer) for layer in worker._layers.values()]
 
 
 def _runner(engine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import random_model
 from interpreted import RUNNER_V2, interpreted
 from reference import Reference
@@ -17,6 +18,11 @@ TOKEN_MAJOR = (KV_HEADS * BLOCK * WIDTH, WIDTH, KV_HEADS * WIDTH, 1)
 def small(tmp_path_factory) -> str:
     """A layer takes seconds for a prompt here."""
     return random_model(tmp_path_factory.mktemp("small"), layers=2)
+
+
+def attention() -> str:
+    torch.cuda.get_device_capability = lambda *_: (9, 0)  # By which the host's code chooses a tile's size.
+    return "dkv.vllm.cuda.DkvTritonBackend"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_layers_keep_unequal_numbers_of_rows(
         model=small,
         endpoint=sidecar.endpoint,
         extra={"layers_per_group": 1},
-        backend="dkv.vllm.cuda.DkvTritonBackend",
+        attention=attention,
         async_scheduling=scheduler == "AsyncScheduler",
         block_size=BLOCK,
         max_model_len=256,
@@ -49,6 +55,7 @@ def test_layers_keep_unequal_numbers_of_rows(
 
     assert seen.attention == "dkv.vllm.cuda.DkvTritonImpl" and seen.strides == strides
     assert (RUNNER_V2 in seen.runner) == (runner == 2) and seen.scheduler == scheduler
+    assert [len(addresses) for addresses in seen.read] == [1, 1]  # So a graph that was captured reads each step's.
     assert seen.free[0] == seen.free[-1] and seen.busy == 0
     answer, kept, reference = seen.answers["kept"], seen.kept["kept"], Reference(small)
     assert kept.lengths()[0] != kept.lengths()[1]
