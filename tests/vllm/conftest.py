@@ -52,9 +52,8 @@ def reference(model):
     return Reference(model)
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> str:
-    """A folder with a model of random weights: nonsense, of which every number can be checked, in no time."""
+def random_model(folder: Path, layers: int) -> str:
+    """Writes a model of random weights: nonsense, of which every number can be checked, in no time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -62,7 +61,7 @@ def tiny(tmp_path_factory) -> str:
         vocab_size=1024,
         hidden_size=192,
         intermediate_size=256,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=32,
@@ -71,9 +70,13 @@ def tiny(tmp_path_factory) -> str:
         eos_token_id=2,
         initializer_range=0.12,
     )
-    folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    return random_model(tmp_path_factory.mktemp("tiny"), layers=6)
 
 
 @pytest.fixture(scope="session")

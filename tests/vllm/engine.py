@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 
+import pytest
 from conftest import transfer  # Sets vLLM's environment, too: imported first.
 from processes import waited_for
 from vllm import LLM, SamplingParams
+from vllm.platforms.cpu import CpuPlatform
 
 from dkv.vllm.process import process
 from dkv.vllm.prompt import State
@@ -48,6 +51,20 @@ def watch(worker: Worker, kept: dict[str, Kept]) -> None:
 def settled(worker: Worker) -> bool:
     """Whether every prompt that was read has its plan, or will have none."""
     return all(prompt.blocks is None or prompt.state != State.PREFILL for prompt in worker.prompts.values())
+
+
+@contextlib.contextmanager
+def async_scheduling():
+    """For an engine with `async_scheduling`: vLLM turns it off on the CPU, where it works nevertheless."""
+    usual = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(config):
+        usual(config)
+        config.scheduler_config.async_scheduling = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(check_and_update_config))
+        yield
 
 
 class Engine:

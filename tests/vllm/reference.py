@@ -33,11 +33,16 @@ class Reference:
 
     @torch.no_grad()
     def worst(self, prompt: list[int], answer, kept=None) -> float:
-        """The largest |difference| of a top-5 logprob of `answer` to this model's; kept: an engine.Kept, None: all."""
+        """The largest |difference| of a top-5 logprob of `answer` to this model's; kept: an engine.Kept, None: all.
+
+        Of a request that was preempted: of what it said after its last prefill, which read all that it had said before.
+        """
+        said = 0 if kept is None else kept.tokens - len(prompt)
+        prompt = prompt + answer.tokens[:said]
         self._kept, self._tokens = None, len(prompt)
         output = self._model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
         worst = 0.0
-        for step, (token, chances) in enumerate(zip(answer.tokens, answer.logprobs)):
+        for step, (token, chances) in enumerate(zip(answer.tokens[said:], answer.logprobs[said:])):
             expected = output.logits[0, -1].log_softmax(-1)
             worst = max([worst, *(abs(float(expected[each]) - chance) for each, chance in chances.items())])
             self._kept = None if kept is None or step + 1 < kept.after else kept.positions

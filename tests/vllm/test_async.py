@@ -1,11 +1,9 @@
-"""Async scheduling: a step is scheduled before the one before it has answered. vLLM turns it off on the CPU, where it
-works nevertheless, so the test keeps it on."""
+"""Async scheduling: a step is scheduled before the one before it has answered."""
 
 from __future__ import annotations
 
 import pytest
-from engine import Engine
-from vllm.platforms.cpu import CpuPlatform
+from engine import Engine, async_scheduling
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
 POOL = 230  # Blocks: about five requests of 400 tokens that are whole.
@@ -13,14 +11,7 @@ POOL = 230  # Blocks: about five requests of 400 tokens that are whole.
 
 @pytest.fixture(scope="module")
 def engine(tiny, sidecar):
-    usual = CpuPlatform.check_and_update_config
-
-    def check_and_update_config(config):
-        usual(config)
-        config.scheduler_config.async_scheduling = True
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(check_and_update_config))
+    with async_scheduling():
         running = Engine(
             tiny,
             sidecar.endpoint,

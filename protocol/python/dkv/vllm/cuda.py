@@ -1,4 +1,4 @@
-"""vLLM's FLASH_ATTN and TRITON_ATTN, which read lengths and block tables on the device. Not run yet: docs/VLLM.md.
+"""vLLM's FLASH_ATTN and TRITON_ATTN, which read lengths and block tables on the device. docs/VLLM.md says what was run.
 
 The KV heads of a layer keep equal numbers of rows here. A captured decode step reads the addresses that it was
 captured with, so both results go where they stay: the block table in place, since vLLM fills it anew for every step,
