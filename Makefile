@@ -7,7 +7,7 @@ PACKAGES := $(CURDIR)/protocol/python:$(CURDIR)/tools/lab
 CODE    = $(shell git ls-files '*.h' '*.cc' '*.c' '*.cu')
 GPU    := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
-# Else each process compiles all of torch's modules again, which pip leaves uncompiled.
+# Else each process compiles all of torch's modules again: tools/dev/install_deps.sh leaves them uncompiled.
 unexport PYTHONDONTWRITEBYTECODE
 
 # The demo's own knobs: make demo PROMPT=file.txt POLICY=dynamickv CAPACITY=256 PROFILE=auto BACKEND=cuda

@@ -38,6 +38,7 @@ class Reference:
         Of a request that was preempted: of what it said after its last prefill, which read all that it had said before.
         """
         said = 0 if kept is None else kept.tokens - len(prompt)
+        assert said < len(answer.tokens)
         prompt = prompt + answer.tokens[:said]
         self._kept, self._tokens = None, len(prompt)
         output = self._model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)

@@ -3,10 +3,10 @@
 
     make overhead-vllm OVERHEAD_VLLM='--tokens 2048 --pairs 10 --policies dynamickv,auto'
 
-Runs in vLLM's environment (tools/vllm/install.sh), with one engine for all requests. The sidecar works on the same
-machine: what it takes from the engine is in the ratios. First token: the prefill. Answer: all of the request, with
-the plan carried out on its way. Prints each policy's medians and, in brackets, the quartiles of its pairs; --json
-writes one object.
+Runs in vLLM's environment (tools/vllm/install.sh), with one engine for all requests. First token: the prefill. Answer:
+all of the request, with the plan carried out on its way. CPU: of the answer, the engine's process and dkvd together,
+which other programs on the machine change less than the clock. Prints each policy's medians and, in brackets, the
+quartiles of its pairs; --json adds one object.
 """
 
 from __future__ import annotations
@@ -36,39 +36,49 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+MEASURES = ("first_token", "answer", "cpu")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and its threads."""
+    words = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Requests:
     """One after another, through one engine."""
 
-    def __init__(self, options: argparse.Namespace, endpoint: str):
+    def __init__(self, options: argparse.Namespace, sidecar):
         from engine import Engine
 
         from dkv.hf import weights
 
-        self._options, self._asked = options, 0
+        self._options, self._asked, self._pids = options, 0, (os.getpid(), sidecar.process.pid)
         length = options.tokens + options.answer
         self.engine = Engine(
             options.model or str(weights.smollm2_folder()),
-            endpoint,
+            sidecar.endpoint,
             max_model_len=length,
             max_num_batched_tokens=length,
             max_num_seqs=1,
         )
 
     def ask(self, tokens: list[int], choice) -> dict[str, float]:
-        """Seconds to the first token, and of the whole answer."""
+        """Seconds of each of MEASURES."""
         self._asked += 1
         running = self.engine.llm.llm_engine
-        begin, first = time.perf_counter(), None
+        begin, first, cpu = time.perf_counter(), None, sum(map(cpu_seconds, self._pids))
         self.engine.add(f"request {self._asked}", tokens, self._options.answer, choice)
         while running.has_unfinished_requests():
             self.engine.step()
             if first is None and any(each.num_output_tokens for each in self.engine.scheduler.requests.values()):
                 first = time.perf_counter() - begin
-        return {"first_token": first, "answer": time.perf_counter() - begin}
+        spent = time.perf_counter() - begin
+        return {"first_token": first, "answer": spent, "cpu": sum(map(cpu_seconds, self._pids)) - cpu}
 
 
-def measure(options: argparse.Namespace, endpoint: str) -> dict[str, list[dict]]:
-    requests = Requests(options, endpoint)
+def measure(options: argparse.Namespace, sidecar) -> dict[str, list[dict]]:
+    requests = Requests(options, sidecar)
     choices = {name: {"name": name, "capacity": options.capacity} for name in options.policies.split(",")}
     pairs: dict[str, list[dict]] = {name: [] for name in choices}
     for at in range(options.pairs + 1):  # The first warms up.
@@ -102,18 +112,23 @@ def main() -> None:
     options = parse_arguments()
     if options.pairs < 2:
         raise SystemExit("overhead-vllm: --pairs must be at least 2")
+    measured, failure = {}, None
     with tempfile.TemporaryDirectory() as folder:
         sidecar = Sidecar(pathlib.Path(folder)).start()
         try:
-            measured = measure(options, sidecar.endpoint)
+            measured = measure(options, sidecar)
+        except SystemExit as reason:
+            failure = reason
         finally:
             sidecar.stop()
     for policy, pairs in measured.items():
-        print(f"{policy}, {len(pairs)} pairs: " + "; ".join(shown(pairs, what) for what in ("first_token", "answer")))
+        print(f"{policy}, {len(pairs)} pairs: " + "; ".join(shown(pairs, what) for what in MEASURES))
     if options.json:
         print(json.dumps({"options": vars(options), "pairs": measured}))
+    if failure is not None:
+        print(failure, file=sys.stderr)
     sys.stdout.flush()
-    os._exit(0)  # vLLM's own threads may wait for one another at exit.
+    os._exit(failure is not None)  # vLLM's own threads may wait for one another at exit.
 
 
 if __name__ == "__main__":

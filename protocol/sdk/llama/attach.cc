@@ -204,25 +204,38 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
     if (target != context_) return {};
-    // What the system does not take back of the same context is free for other tokens.
-    std::uint64_t const dropped = bytes - kept.size();
-    std::uint64_t const returned = report_.bytes_returned = give_back(kept);
-    if (returned < dropped)
-        DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), dropped - returned)));
-    return adopted(returned, bytes, bytes - std::min(returned, dropped));
+    Returned const returned = give_back(kept, tokens);
+    if (returned.bytes > 0 && !stores(context_, kept)) return adopt(whole, kept, context_);
+    report_.bytes_returned = returned.bytes;
+    // Where the system took nothing back, cells are free for other tokens.
+    if (std::uint64_t const pool =
+            bytes - kept.size() - std::min(returned.bytes_before, bytes - kept.size());
+        pool > 0)
+        DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), pool)));
+    return adopted(returned.bytes, bytes,
+                   bytes - std::min(returned.bytes_before, bytes - kept.size()));
 }
 
-std::uint64_t Attachment::give_back(std::span<std::byte const> kept) const {
+Returned Attachment::give_back(std::span<std::byte const> kept, std::uint32_t tokens) const noexcept
+    try {
+    auto const layout = parse_llama(kept, false);
+    if (!layout || has_other_cells()) return {};
+    return cells_.give_back({kept, layout.value(), layers_, tokens});
+} catch (...) {
+    return {};
+}
+
+bool Attachment::has_other_cells() const {
     std::uint32_t const sequences = library_.llama_n_seq_max(context_);
+    // Of a model with sliding windows llama.cpp tells the positions that are in the windows, not
+    // those in full layers.
+    if (is_sliding_ && sequences > 1) return true;
     for (std::uint32_t other = 0; other < sequences; ++other) {
         auto const id = static_cast<std::int32_t>(other);
         if (id != sequence_ && library_.llama_memory_seq_pos_max(memory(context_), id) >= 0)
-            return 0;
+            return true;
     }
-    auto const layout = parse_llama(kept, false);
-    if (!layout) return 0;
-    return cells_.give_back(
-        {kept, layout.value(), layers_, static_cast<std::uint32_t>(sequence_), sequences});
+    return false;
 }
 
 /// A state does not name its layers: the last token's keys, which were seen, tell full layers from
@@ -282,13 +295,17 @@ Result<void> Attachment::put_state(llama_context* context, std::span<std::byte c
                      "llama.cpp does not take a state of " + std::to_string(state.size()) +
                          " bytes: the context has too few cells, another KV type, "
                          "or, without kv_unified, another n_seq_max"};
-    // It must be what llama.cpp has now: a state has no version that could be checked.
+    // A state has no version that could be checked.
+    if (!stores(context, state))
+        return bad_state("llama.cpp did not store the state that it was given");
+    return {};
+}
+
+bool Attachment::stores(llama_context* context, std::span<std::byte const> state) const {
     std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, sequence_));
     auto const got = library_.llama_state_seq_get_data(
         context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), sequence_);
-    if (got != seen.size() || !same_rows(seen, state))
-        return bad_state("llama.cpp did not store the state that it was given");
-    return {};
+    return got == seen.size() && same_rows(seen, state);
 }
 
 Result<void> Attachment::adopt(std::span<std::byte const> whole,

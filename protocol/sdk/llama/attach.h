@@ -39,8 +39,12 @@ private:
     Result<void> adopt(std::span<std::byte const> whole,
                        std::span<std::byte const> kept,
                        llama_context* target);
-    /// Of the attached context's cells without a token; 0 where another sequence has some.
-    std::uint64_t give_back(std::span<std::byte const> kept) const;
+    /// Pages of the attached context's free cells. Nothing while another sequence may have cells
+    /// beside them.
+    Returned give_back(std::span<std::byte const> kept, std::uint32_t tokens) const noexcept;
+    bool has_other_cells() const;
+    /// Whether the context has the state's rows.
+    bool stores(llama_context* context, std::span<std::byte const> state) const;
     Result<void> put_state(llama_context* context, std::span<std::byte const> state);
     Result<std::vector<std::uint32_t>> model_layers(StateRows const& rows, dkv_arena* arena) const;
     llama_memory_i* memory(llama_context* context) const {

@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <unistd.h>
@@ -16,7 +15,7 @@ namespace {
 
 constexpr std::string_view kKeyCells = "cache_k_l";
 constexpr std::string_view kValueCells = "cache_v_l";
-constexpr std::string_view kStores = "SET_ROWS";
+constexpr std::string_view kStoreOp = "SET_ROWS";
 
 struct Range {
     std::uintptr_t begin = 0;
@@ -50,55 +49,66 @@ bool holds(std::span<Range const> memory, std::byte const* data, std::uint64_t b
     });
 }
 
-/// `runs` runs of `cells` elements in a buffer, of which the sequence's begin at `first`: rows are
-/// one run, a transposed V has one for each dimension of each KV head.
-struct Runs {
+/// A sequence's part of one layer's K or V: rows, or, of a transposed V, a row of cells for each
+/// dimension.
+struct StreamPart {
     std::byte* data = nullptr;
-    std::uint64_t runs = 1;
-    std::uint64_t cells = 0;
-    std::uint64_t first = 0;
-    std::uint64_t element_bytes = 0;
+    std::uint64_t rows = 1;
+    std::uint64_t cells = 0;  ///< Of each row.
+    std::uint64_t cell_bytes = 0;
 
-    std::uint64_t bytes() const noexcept { return cells * element_bytes; }
+    std::byte* row(std::uint64_t index) const noexcept { return data + index * cells * cell_bytes; }
 
-    bool equal(std::byte const* stored, std::uint64_t kept) const {
-        if (first + kept > cells) return false;
-        std::uint64_t const bytes_kept = kept * element_bytes;
-        for (std::uint64_t run = 0; run < runs; ++run)
-            if (std::memcmp(data + run * bytes() + first * element_bytes, stored + run * bytes_kept,
-                            bytes_kept) != 0)
-                return false;
+    /// Whether each row begins with that many cells of `stored`.
+    bool begins_with(std::byte const* stored, std::uint64_t count) const {
+        if (count > cells) return false;
+        std::uint64_t const bytes = count * cell_bytes;
+        for (std::uint64_t index = 0; index < rows; ++index)
+            if (std::memcmp(row(index), stored + index * bytes, bytes) != 0) return false;
         return true;
     }
 };
 
 /// Of whole pages between two addresses: the bytes that were resident, and are no more.
-std::uint64_t give_back_pages(std::byte* begin, std::byte* end) {
-    auto const page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    std::uintptr_t const from = (reinterpret_cast<std::uintptr_t>(begin) + page - 1) / page * page;
-    std::uintptr_t const to = reinterpret_cast<std::uintptr_t>(end) / page * page;
-    if (from >= to) return 0;
-    auto* const pages = reinterpret_cast<void*>(from);
-    std::vector<unsigned char> resident((to - from) / page);
+std::uint64_t give_back_pages(std::uintptr_t begin, std::uintptr_t end, std::uintptr_t page) {
+    if (begin >= end) return 0;
+    auto* const pages = reinterpret_cast<void*>(begin);
+    std::vector<unsigned char> resident((end - begin) / page);
     auto const count = [&]() -> std::uint64_t {
-        if (::mincore(pages, to - from, resident.data()) != 0) return 0;
+        if (::mincore(pages, end - begin, resident.data()) != 0) return 0;
         return static_cast<std::uint64_t>(
-            std::ranges::count_if(resident, [](unsigned char at) { return at & 1; }));
+            std::ranges::count_if(resident, [](unsigned char at) { return (at & 1) != 0; }));
     };
     std::uint64_t const before = count();
-    if (before == 0 || ::madvise(pages, to - from, MADV_DONTNEED) != 0) return 0;
+    if (before == 0 || ::madvise(pages, end - begin, MADV_DONTNEED) != 0) return 0;
     return (before - std::min(before, count())) * page;
 }
 
-std::uint64_t give_back_free(Runs const& part, std::uint64_t kept) {
-    std::uint64_t returned = 0;
-    for (std::uint64_t run = 0; run < part.runs; ++run) {
-        std::byte* const begin = part.data + run * part.bytes();
-        std::byte* const used = begin + part.first * part.element_bytes;
-        returned += give_back_pages(begin, used) +
-                    give_back_pages(used + kept * part.element_bytes, begin + part.bytes());
+void give_back_behind(StreamPart const& part,
+                      std::uint64_t kept,
+                      std::uint64_t cells_before,
+                      Returned& returned) {
+    auto const page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    auto const next_page = [page](std::byte* at) {
+        return (reinterpret_cast<std::uintptr_t>(at) + page - 1) / page * page;
+    };
+    for (std::uint64_t index = 0; index < part.rows; ++index) {
+        std::byte* const row = part.row(index);
+        std::uintptr_t const begin = next_page(row + kept * part.cell_bytes);
+        std::uintptr_t const end =
+            reinterpret_cast<std::uintptr_t>(part.row(index + 1)) / page * page;
+        std::uintptr_t const had_token =
+            std::min(end, next_page(row + cells_before * part.cell_bytes));
+        std::uint64_t const bytes = give_back_pages(begin, had_token, page);
+        returned.bytes_before += bytes;
+        returned.bytes += bytes + give_back_pages(std::max(begin, had_token), end, page);
     }
-    return returned;
+}
+
+std::uint32_t number_at(std::span<std::byte const> state, std::uint64_t offset) {
+    std::uint32_t number = 0;
+    std::memcpy(&number, state.data() + offset, sizeof number);
+    return number;
 }
 
 }  // namespace
@@ -107,7 +117,7 @@ void CellMemory::note(ggml_tensor const* tensor) {
     std::string_view const name = library_.ggml_get_name(tensor);
     auto const take = [&](std::string_view prefix, std::vector<Buffer>& buffers) {
         auto const layer = layer_in(name, prefix);
-        if (layer && *layer < buffers.size() && library_.ggml_op_desc(tensor) == kStores)
+        if (layer && *layer < buffers.size() && library_.ggml_op_desc(tensor) == kStoreOp)
             buffers[*layer] = {static_cast<std::byte*>(library_.ggml_get_data(tensor)),
                                library_.ggml_nbytes(tensor)};
     };
@@ -115,42 +125,36 @@ void CellMemory::note(ggml_tensor const* tensor) {
     take(kValueCells, values_);
 }
 
-std::uint64_t CellMemory::give_back(OnlySequence const& only) const {
-    LlamaLayout const& layout = only.layout;
+Returned CellMemory::give_back(StoredSequence const& stored) const {
+    LlamaLayout const& layout = stored.layout;
     std::uint64_t const kept = layout.positions.size();
+    // A buffer has a part for each stream. The state says how many, and has no cells of those
+    // before the sequence's.
+    std::uint64_t const streams = number_at(stored.state, layout.streams_offset);
+    std::uint64_t const stream =
+        (layout.count_offset - layout.streams_offset) / sizeof(std::uint32_t) - 1;
     auto const memory = own_memory();
-    // One part of a buffer for all sequences, or one for each.
-    for (std::uint64_t const streams : {std::uint64_t{1}, std::uint64_t{only.sequences_max}}) {
-        auto const runs_of = [&](Buffer const& buffer, LlamaRows const& rows,
-                                 bool transposed) -> std::optional<Runs> {
-            if (buffer.data == nullptr || !holds(memory, buffer.data, buffer.bytes))
-                return std::nullopt;
-            std::uint64_t const row_bytes = rows.type->bytes(layout.row_elements);
+    std::vector<StreamPart> parts;
+    auto const add = [&](std::vector<Buffer> const& buffers, LlamaRows const& rows,
+                         std::span<std::uint64_t const> offsets, bool transposed) {
+        std::uint64_t const row_bytes = rows.type->bytes(layout.row_elements);
+        for (std::size_t layer = 0; layer < stored.layers.size(); ++layer) {
+            Buffer const& buffer = buffers[stored.layers[layer]];
+            if (buffer.data == nullptr || !holds(memory, buffer.data, buffer.bytes)) return false;
             std::uint64_t const cells = buffer.bytes / row_bytes / streams;
-            std::uint64_t const part = streams == 1 ? 0 : only.sequence;
-            if (!transposed) return Runs{buffer.data, 1, cells * streams, part * cells, row_bytes};
-            return Runs{buffer.data + part * cells * row_bytes, layout.row_elements, cells, 0,
-                        row_bytes / layout.row_elements};
-        };
-        std::vector<Runs> parts;
-        auto const add = [&](std::vector<Buffer> const& buffers, LlamaRows const& rows,
-                             std::span<std::uint64_t const> offsets, bool transposed) {
-            for (std::size_t layer = 0; layer < only.layers.size(); ++layer) {
-                auto const part = runs_of(buffers[only.layers[layer]], rows, transposed);
-                if (!part || !part->equal(only.state.data() + offsets[layer], kept)) return false;
-                parts.push_back(*part);
-            }
-            return true;
-        };
-        if (!add(keys_, layout.key_rows, layout.keys, false) ||
-            !add(values_, layout.value_rows, layout.values, layout.transposed))
-            continue;
-        std::uint64_t returned = 0;
-        for (Runs const& part : parts)
-            returned += give_back_free(part, kept);
-        return returned;
-    }
-    return 0;
+            std::uint64_t const rows_in_part = transposed ? layout.row_elements : 1;
+            parts.push_back({buffer.data + stream * cells * row_bytes, rows_in_part, cells,
+                             row_bytes / rows_in_part});
+            if (!parts.back().begins_with(stored.state.data() + offsets[layer], kept)) return false;
+        }
+        return true;
+    };
+    Returned returned;
+    if (add(keys_, layout.key_rows, layout.keys, false) &&
+        add(values_, layout.value_rows, layout.values, layout.transposed))
+        for (StreamPart const& part : parts)
+            give_back_behind(part, kept, stored.cells_before, returned);
+    return returned;
 }
 
 }  // namespace dkv::llama

@@ -1,4 +1,4 @@
-// Where a context keeps the cells of each layer, and giving the pages of those without a token back
+// Where a context keeps the cells of each layer, and giving the pages of cells without a token back
 // to the system.
 #pragma once
 
@@ -11,13 +11,18 @@
 
 namespace dkv::llama {
 
-/// The one sequence that has cells, as llama.cpp gives it.
-struct OnlySequence {
+/// A sequence that has the first cells of its part of the buffers, and the only tokens there.
+struct StoredSequence {
     std::span<std::byte const> state;
     LlamaLayout const& layout;              ///< Of `state`.
     std::span<std::uint32_t const> layers;  ///< The state's, as the model numbers them.
-    std::uint32_t sequence = 0;
-    std::uint32_t sequences_max = 1;  ///< Without kv_unified each has a part of the buffers.
+    std::uint32_t cells_before = 0;         ///< That it had, before it was compressed.
+};
+
+struct Returned {
+    std::uint64_t bytes = 0;  ///< That the system took back.
+    std::uint64_t bytes_before =
+        0;  ///< Of these: where the cells before were. The others had no token.
 };
 
 class CellMemory {
@@ -26,14 +31,13 @@ public:
 
     void set_layers(std::uint32_t layers) { keys_.assign(layers, {}), values_.assign(layers, {}); }
 
-    /// Takes the address of a node that stores rows in the cache. Reads nothing of other nodes.
+    /// Takes the address of a node that stores rows in the cache. Does nothing with other nodes.
     void note(ggml_tensor const* tensor);
 
-    /// The bytes that the system took back: those of resident pages that hold no cell of `only`.
-    /// Such pages read as zero from then on, as in a new context. 0, and nothing is touched: a
-    /// layer's buffer was not seen, is not this process's own memory, or does not hold the
-    /// sequence's rows, one cell behind the other.
-    std::uint64_t give_back(OnlySequence const& only) const;
+    /// Gives resident pages of the sequence's part back that hold none of its cells. They read as
+    /// zero from then on, as in a new context. Nothing, and nothing is touched: a layer's buffer
+    /// was not seen, is not this process's own memory, or does not begin with the sequence's rows.
+    Returned give_back(StoredSequence const& stored) const;
 
 private:
     struct Buffer {

@@ -89,7 +89,7 @@ typedef struct dkv_llama_report {
     char reason[256]; /* why the last prompt was not compressed, or "" */
     uint64_t session; /* the last prompt's, as `dkv sessions` and dkvd's log name it; 0: none was
                          opened */
-    uint64_t bytes_returned; /* of the same context's cells, to the system */
+    uint64_t bytes_returned; /* of resident pages of the same context, to the system */
 } dkv_llama_report;
 
 /* Compresses the sequence after its prompt's prefill. With `target`, a context of the same model

@@ -30,7 +30,7 @@ class Report:
     prompts_compressed: int
     policy: str
     reason: str  # Why it was not compressed, or "".
-    bytes_returned: int  # Of the same context's cells, to the system.
+    bytes_returned: int  # Of resident pages of the same context, to the system.
     session: str | None  # As `dkv sessions` and dkvd's log name it; None: none was opened.
 
 
