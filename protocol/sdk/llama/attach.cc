@@ -195,25 +195,33 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     // Any KV head's positions will do for the cells: ascending, below the next, the window last.
     auto const kept = smaller_state(whole, rows, plan.positions, plan.cells);
     DKV_TRY(adopt(whole, kept, target));
+    layers_ = std::move(layers);
+    Returned returned;
+    if (target == context_) returned = give_back(kept, tokens);
+    if (returned.bytes > 0 && !stores(context_, kept)) {
+        DKV_TRY(adopt(whole, kept, context_));
+        returned = {};
+    }
     report_.compressed = 1;
     report_.cells = plan.cells;
     report_.layers = rows.geometry.layers;
     report_.layers_left_alone = rows.layout.sliding.layers;
     report_.bytes_after = kept.size();
-    layers_ = std::move(layers);
+    report_.bytes_returned = returned.bytes;
     positions_ = std::move(plan.positions);
     session_ = std::move(plan.session);
-    if (target != context_) return {};
-    Returned const returned = give_back(kept, tokens);
-    if (returned.bytes > 0 && !stores(context_, kept)) return adopt(whole, kept, context_);
-    report_.bytes_returned = returned.bytes;
+    if (target == context_) say_returned(returned);
+    return {};
+}
+
+/// A sidecar that does not hear of it changes nothing: the cells are in place.
+void Attachment::say_returned(Returned const& returned) {
+    std::uint64_t const dropped = report_.bytes_before - report_.bytes_after;
+    std::uint64_t const of_dropped = std::min(returned.bytes_before, dropped);
     // Where the system took nothing back, cells are free for other tokens.
-    if (std::uint64_t const pool =
-            bytes - kept.size() - std::min(returned.bytes_before, bytes - kept.size());
-        pool > 0)
-        DKV_TRY(checked(dkv_session_returned_to_pool(session_.get(), pool)));
-    return adopted(returned.bytes, bytes,
-                   bytes - std::min(returned.bytes_before, bytes - kept.size()));
+    if (of_dropped < dropped) dkv_session_returned_to_pool(session_.get(), dropped - of_dropped);
+    static_cast<void>(
+        adopted(returned.bytes, report_.bytes_before, report_.bytes_before - of_dropped));
 }
 
 Returned Attachment::give_back(std::span<std::byte const> kept, std::uint32_t tokens) const noexcept

@@ -43,6 +43,7 @@ private:
     /// beside them.
     Returned give_back(std::span<std::byte const> kept, std::uint32_t tokens) const noexcept;
     bool has_other_cells() const;
+    void say_returned(Returned const& returned);
     /// Whether the context has the state's rows.
     bool stores(llama_context* context, std::span<std::byte const> state) const;
     Result<void> put_state(llama_context* context, std::span<std::byte const> state);

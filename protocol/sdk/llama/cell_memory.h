@@ -19,10 +19,10 @@ struct StoredSequence {
     std::uint32_t cells_before = 0;         ///< That it had, before it was compressed.
 };
 
+/// What the system took back.
 struct Returned {
-    std::uint64_t bytes = 0;  ///< That the system took back.
-    std::uint64_t bytes_before =
-        0;  ///< Of these: where the cells before were. The others had no token.
+    std::uint64_t bytes = 0;
+    std::uint64_t bytes_before = 0;  ///< Of these: of the cells before. The others had no token.
 };
 
 class CellMemory {
