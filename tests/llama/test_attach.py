@@ -146,8 +146,8 @@ def test_the_same_context_gives_memory_back(llama, document, reference, context)
         assert not report["compressed"] and report["bytes_returned"] == 0
         return
     before, _, after = report["pss"]
-    # A transposed V has a row for each dimension, and whole pages of few of them are free.
-    least = (0.9 if context.get("flash", True) else 0.6) * (report["bytes_before"] - report["bytes_after"])
+    # A transposed V has a row for each dimension: where they begin says whether whole pages of them are free.
+    least = (0.9 if context.get("flash", True) else 0.45) * (report["bytes_before"] - report["bytes_after"])
     assert report["compressed"] and report["bytes_returned"] > least, report
     assert before - after > least - (2 << 20)  # Of the process, with all else that it takes.
     expected = reference(prompt, behind, kept_positions(llama))
