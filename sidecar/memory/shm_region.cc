@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <csignal>
 #include <fcntl.h>
@@ -13,6 +12,7 @@
 #include <system_error>
 
 #include "protocol/base/guarded_memory.h"
+#include "protocol/base/resident.h"
 #include "protocol/base/unique_fd.h"
 #include "sidecar/memory/region.h"
 
@@ -181,18 +181,7 @@ Result<void> ShmRegion::check_whole() const {
 }
 
 std::uint64_t ShmRegion::bytes_there(std::size_t offset, std::size_t bytes) const noexcept {
-    auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-    std::array<unsigned char, 4096> resident{};
-    std::uint64_t pages = 0;
-    std::size_t const end = offset + bytes;
-    for (std::size_t at = offset / page * page; at < end; at += resident.size() * page) {
-        std::size_t const some = std::min(resident.size() * page, end - at);
-        if (::mincore(data_ + at, some, resident.data()) != 0) return 0;
-        auto const last = resident.begin() + static_cast<std::ptrdiff_t>((some + page - 1) / page);
-        pages += static_cast<std::uint64_t>(
-            std::count_if(resident.begin(), last, [](auto flags) { return (flags & 1U) != 0; }));
-    }
-    return pages * page;
+    return resident_bytes(data_ + offset, bytes);
 }
 
 void ShmRegion::drop(std::size_t offset, std::size_t bytes) const noexcept {

@@ -80,6 +80,12 @@ def sidecar(tmp_path_factory):
     running.stop()
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process and its threads have taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def waited_for(condition, what: str, seconds: float = START_S):
     """What `condition` returns once it is true; other processes need their time."""
     deadline = time.monotonic() + seconds

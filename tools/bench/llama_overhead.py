@@ -31,19 +31,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has taken so far."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     options = parse_arguments()
     os.environ["DKV_BIN_DIR"] = str(options.bin)
     os.environ.setdefault("DKV_LIBRARY", str(options.bin.parent / "lib" / "libdkv.so"))
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     from llama_process import Llama
-    from processes import Sidecar
+    from processes import Sidecar, cpu_seconds
 
     from dkv.hf import weights
 

@@ -23,6 +23,11 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "vllm")]
 
+from processes import Sidecar, cpu_seconds  # noqa: E402
+from vllm_pool import prompt  # noqa: E402
+
+MEASURES = ("first_token", "answer", "cpu")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,15 +39,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="a Hugging Face folder; without it SmolLM2-135M")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
-
-
-MEASURES = ("first_token", "answer", "cpu")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process and its threads."""
-    words = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Requests:
@@ -82,7 +78,7 @@ def measure(options: argparse.Namespace, sidecar) -> dict[str, list[dict]]:
     choices = {name: {"name": name, "capacity": options.capacity} for name in options.policies.split(",")}
     pairs: dict[str, list[dict]] = {name: [] for name in choices}
     for at in range(options.pairs + 1):  # The first warms up.
-        tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
+        tokens = prompt(at, options.tokens)
         for name, choice in choices.items():
             both = {"off": "off", "on": choice}
             order = sorted(both, reverse=at % 2 == 0)
@@ -107,8 +103,6 @@ def shown(pairs: list[dict], what: str) -> str:
 
 
 def main() -> None:
-    from processes import Sidecar
-
     options = parse_arguments()
     if options.pairs < 2:
         raise SystemExit("overhead-vllm: --pairs must be at least 2")

@@ -51,6 +51,11 @@ def percentile_99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
 
 
+def prompt(number: int, count: int) -> list[int]:
+    """Token ids without a meaning: every prompt its own."""
+    return [(7919 * (number + 1) + 31 * each) % 40000 + 1000 for each in range(count)]
+
+
 def serve(options: argparse.Namespace) -> dict:
     """One round: every request waits from the beginning, so that the pool alone bounds what runs."""
     from engine import Engine
@@ -74,8 +79,7 @@ def serve(options: argparse.Namespace) -> dict:
     choice = "off" if options.round == "off" else {"name": options.round, "capacity": options.capacity}
     begin, cpu, first, last, seen, running = time.perf_counter(), time.process_time(), {}, {}, {}, []
     for at in range(options.requests):
-        tokens = [(7919 * (at + 1) + 31 * each) % 40000 + 1000 for each in range(options.tokens)]
-        engine.add(f"request {at}", tokens, options.answer, choice)
+        engine.add(f"request {at}", prompt(at, options.tokens), options.answer, choice)
     while engine.llm.llm_engine.has_unfinished_requests():
         engine.step()
         now = time.perf_counter() - begin

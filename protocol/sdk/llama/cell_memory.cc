@@ -10,6 +10,8 @@
 
 #include <sys/mman.h>
 
+#include "protocol/base/resident.h"
+
 namespace dkv::llama {
 namespace {
 
@@ -70,18 +72,12 @@ struct StreamPart {
 };
 
 /// Of whole pages between two addresses: the bytes that were resident, and are no more.
-std::uint64_t give_back_pages(std::uintptr_t begin, std::uintptr_t end, std::uintptr_t page) {
+std::uint64_t give_back_pages(std::uintptr_t begin, std::uintptr_t end) {
     if (begin >= end) return 0;
-    auto* const pages = reinterpret_cast<void*>(begin);
-    std::vector<unsigned char> resident((end - begin) / page);
-    auto const count = [&]() -> std::uint64_t {
-        if (::mincore(pages, end - begin, resident.data()) != 0) return 0;
-        return static_cast<std::uint64_t>(
-            std::ranges::count_if(resident, [](unsigned char at) { return (at & 1) != 0; }));
-    };
-    std::uint64_t const before = count();
+    auto* const pages = reinterpret_cast<std::byte*>(begin);
+    std::uint64_t const before = resident_bytes(pages, end - begin);
     if (before == 0 || ::madvise(pages, end - begin, MADV_DONTNEED) != 0) return 0;
-    return (before - std::min(before, count())) * page;
+    return before - std::min(before, resident_bytes(pages, end - begin));
 }
 
 void give_back_behind(StreamPart const& part,
@@ -99,9 +95,9 @@ void give_back_behind(StreamPart const& part,
             reinterpret_cast<std::uintptr_t>(part.row(index + 1)) / page * page;
         std::uintptr_t const had_token =
             std::min(end, next_page(row + cells_before * part.cell_bytes));
-        std::uint64_t const bytes = give_back_pages(begin, had_token, page);
+        std::uint64_t const bytes = give_back_pages(begin, had_token);
         returned.bytes_before += bytes;
-        returned.bytes += bytes + give_back_pages(std::max(begin, had_token), end, page);
+        returned.bytes += bytes + give_back_pages(std::max(begin, had_token), end);
     }
 }
 
