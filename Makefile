@@ -137,12 +137,13 @@ test-vllm: build ## a real, unpatched vLLM on the CPU with a real dkvd; vLLM is 
 	tools/vllm/install.sh
 	$(VLLM_TEST) tests/vllm
 
-test-llama: build ## real, unpatched llama.cpps of two versions: their servers' slots, and libdkv_llama attached; installed on first use
+test-llama: build ## real, unpatched llama.cpps of two versions: their servers, live and by their slots, and libdkv_llama attached; installed on first use
 	tools/llama/install.sh
 	tools/llama/attach.sh
 	$(E2E) tests/llama
 	DKV_LLAMA_PYTHON=$(CURDIR)/.venv-llama/bin/python $(E2E) $(addprefix tests/llama/,test_compact_slot.py test_page.py test_watch_slots.py)
-	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python $(E2E) $(addprefix tests/llama/,test_attach.py test_killed.py test_sliding.py test_steering.py)
+	DKV_ATTACH_PYTHON=$(CURDIR)/.venv-attach/bin/python DKV_LLAMA_PYTHON=$(CURDIR)/.venv-attach/bin/python \
+		$(E2E) $(addprefix tests/llama/,test_attach.py test_killed.py test_live_server.py test_sliding.py test_steering.py)
 
 bench-vllm: build ## the same requests through vLLM with dkv off and on: running at once, preemptions, requests per second
 	tools/vllm/install.sh
@@ -175,10 +176,11 @@ fuzz: deps deps-test ## foreign bytes for every reader of files, under sanitizer
 
 # What tools/chaos starts beside dkvd and dkv.
 chaos: TARGETS = programs dkv_c_engine dkv_chaos_through
-chaos: deps deps-test ## 2,000 faults at every state of a session, with real processes: docs/RELIABILITY.md (CHAOS='--faults 100 --seed 7')
+chaos: deps deps-test ## 2,000 faults at every state of a session, with real processes: docs/RELIABILITY.md (CHAOS='--faults 100 --seed 7'), also beside vLLM where it is installed
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target $(TARGETS)
-	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) $(PYTHON) tools/chaos/chaos.py --bin $(BUILD)/bin $(or $(CHAOS),--faults 2000 --hf 16)
+	OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$(PACKAGES) $(PYTHON) tools/chaos/chaos.py --bin $(BUILD)/bin \
+		$(or $(CHAOS),--faults 2000 --hf 16 $(if $(wildcard .venv-vllm/.installed),--vllm 16))
 
 load: TARGETS = programs dkv_c_engine
 load: deps deps-test ## 64 engines with 8 prompts each, then more prompts than dkvd takes (LOAD='--minutes 60')

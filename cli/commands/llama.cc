@@ -1,4 +1,5 @@
-// What a running, unpatched llama-server needs: its slots' files compacted.
+// What an unpatched llama-server needs: its slots' files compacted, or to be started with dkv in
+// it.
 #include <cstdlib>
 
 #include <fmt/format.h>
@@ -6,6 +7,7 @@
 #include "cli/commands/all.h"
 #include "cli/finite.h"
 #include "cli/llama/compact_slot.h"
+#include "cli/llama/launch.h"
 #include "cli/llama/slot_folder.h"
 #include "cli/render/compact.h"
 #include "cli/render/text.h"
@@ -201,6 +203,13 @@ void add_watch_slots(CLI::App& app, WatchSlotsOptions& options) {
     add_model_flags(app, request.compact.open);
 }
 
+void add_run(CLI::App& app) {
+    app.fallthrough(false);  // What follows is the program's own.
+    app.prefix_command();
+    app.footer(
+        "dkv [OPTIONS] llama run PROGRAM [ARGUMENT ...]: all that follows run is the program's.");
+}
+
 }  // namespace
 
 Run setup_llama(CLI::App& app, Context const& context) {
@@ -213,7 +222,17 @@ Run setup_llama(CLI::App& app, Context const& context) {
     auto* const watch_app =
         app.add_subcommand("watch-slots", "keep a folder of saved slots under a number of bytes");
     add_watch_slots(*watch_app, *watch);
+    auto* const run_app = app.add_subcommand(
+        "run", "start an unpatched llama-server whose prompts the sidecar compresses");
+    add_run(*run_app);
     return [=, &context]() -> Result<Output> {
+        if (run_app->parsed()) {
+            auto words = run_app->remaining();
+            if (words.empty())
+                return Error{ErrorCode::InvalidArgument,
+                             "which program? dkv llama run llama-server -m model.gguf"};
+            return llama::become_preloaded(std::move(words), context.globals.endpoint);
+        }
         return slot_app->parsed() ? compact_slot(context, *slot) : watch_slots(context, *watch);
     };
 }

@@ -220,6 +220,9 @@ typedef struct dkv_session_options {
     uint32_t row_offset;   /* below row_multiple */
     int32_t uniform; /* 1: each layer and KV head keeps the policy's capacity, its own best rows,
                         for an engine with one table of cells */
+    int32_t rope_interleaved; /* 1: dims (2i, 2i + 1) of the keys turn together: the surrogate of a
+                                 profile, also of an operator's, is put in that order. 0: it is in
+                                 the order of the keys */
 } dkv_session_options;
 
 typedef struct dkv_session_plan {

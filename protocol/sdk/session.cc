@@ -55,6 +55,7 @@ Session::Session(std::shared_ptr<Engine> engine,
       row_multiple_(options.row_multiple),
       row_offset_(options.row_offset),
       uniform_(options.uniform != 0),
+      rope_interleaved_(options.rope_interleaved != 0),
       inbox_(std::make_shared<Inbox>(session_words_max(engine_->options().geometry))) {}
 
 Session::~Session() {
@@ -71,6 +72,7 @@ Result<void> Session::start(dkv_policy const* wish, Deadline deadline) {
     message.row_multiple = row_multiple_;
     message.row_offset = row_offset_;
     message.uniform = uniform_;
+    message.rope_interleaved = rope_interleaved_;
     if (wish != nullptr) message.policy = std::make_unique<wire::PolicyT>(DKV_TRY(wire_of(*wish)));
     connection.open_inbox(id_, attachment_.epoch, inbox_);
     opened_ = DKV_TRY(expect<wire::SessionOpenedT>(

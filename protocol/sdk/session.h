@@ -94,6 +94,7 @@ private:
     std::uint32_t const row_multiple_;
     std::uint32_t const row_offset_;
     bool const uniform_;
+    bool const rope_interleaved_;
     std::shared_ptr<Inbox> const inbox_;
     wire::SessionOpenedT opened_;
     std::uint64_t bytes_pool_ = 0;  ///< Told with the rest by adopted().

@@ -65,6 +65,13 @@ Surrogate reordered(Surrogate const& surrogate, bool interleaved) {
     return result;
 }
 
+std::shared_ptr<Profile const> interleaved(std::shared_ptr<Profile const> profile) {
+    if (!profile || !profile->surrogate || profile->surrogate->interleaved) return profile;
+    auto turned = std::make_shared<Profile>(*profile);
+    turned->surrogate = std::make_shared<Surrogate const>(reordered(*profile->surrogate, true));
+    return turned;
+}
+
 Result<void> check(Profile const& profile) {
     if (profile.layers == 0 || profile.heads == 0)
         return wrong(profile, "has " + std::to_string(profile.layers) + " layers of " +

@@ -40,6 +40,9 @@ struct Profile {
     std::shared_ptr<Surrogate const> surrogate = {};  ///< Null: it has none.
 };
 
+/// With its surrogate, if it has one, for keys whose dims (2i, 2i + 1) turn together.
+std::shared_ptr<Profile const> interleaved(std::shared_ptr<Profile const> profile);
+
 /// Errors: InvalidArgument, naming the value: an invalid shape, a weight that is negative
 /// or not finite, no weight above 0, alpha or floor outside its range, an even kernel, a surrogate
 /// of another size or with a number that is not finite.

@@ -55,7 +55,8 @@ Reply open_session(Context& context, Caller const& caller, wire::OpenSessionT co
                         .wish = std::nullopt,
                         .row_multiple = message.row_multiple,
                         .row_offset = message.row_offset,
-                        .uniform = message.uniform};
+                        .uniform = message.uniform,
+                        .rope_interleaved = message.rope_interleaved};
     if (message.policy) request.wish = DKV_TRY(from_wire(*message.policy));
     auto const opened = DKV_TRY(context.table.open_session(caller, message.instance, request));
     wire::SessionOpenedT reply;

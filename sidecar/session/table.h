@@ -47,6 +47,7 @@ struct OpenRequest {
     std::uint32_t row_multiple = 0;  ///< 0: kept rows are not rounded.
     std::uint32_t row_offset = 0;
     bool uniform = false;
+    bool rope_interleaved = false;  ///< The engine's keys; false: they are as the surrogate's.
 };
 
 struct OpenedSession {

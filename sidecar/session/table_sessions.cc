@@ -119,6 +119,7 @@ Result<OpenedSession> Table::try_open(Caller const& caller,
     auto const rounding = DKV_TRY(rounding_of(request));
     auto chosen = DKV_TRY(choose(engine, request.wish));
     chosen.params = DKV_TRY(sized(chosen.params, engine.hello.geometry, request.prompt_tokens));
+    if (request.rope_interleaved) chosen.params.profile = interleaved(chosen.params.profile);
     if (request.uniform && chosen.params.keep_mass)
         return Error{
             ErrorCode::InvalidArgument,

@@ -61,14 +61,19 @@ def llama_is_there() -> None:
 class Server:
     """A llama-server process with one model."""
 
-    def __init__(self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = "", flags: tuple[str, ...] = (), gguf: Path | None = None):
+    def __init__(
+        self, folder: Path | None, cells: int = 1024, slots: int = 1, key: str = "", flags: tuple[str, ...] = (),
+        gguf: Path | None = None, before: tuple = (), errors: Path | None = None, python: str = PYTHON,
+    ):  # fmt: skip
+        """before: words that start it, `dkv llama run`. errors: its stderr."""
         llama_is_there()
-        command = [PYTHON, Path(__file__).with_name("llama_server.py"), "-m", gguf or model(), "-c", cells, "-np", slots, *flags]
+        command = [*before, python, Path(__file__).with_name("llama_server.py"), "-m", gguf or model(), "-c", cells, "-np", slots, *flags]
         command += ["--slot-save-path", folder] if folder else []
         command += ["--api-key", key] if key else []
         self.key = key
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([str(word) for word in command], text=True, **pipes)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with open(errors or os.devnull, "w") as said:
+            self.process = subprocess.Popen([str(word) for word in command], text=True, stderr=said, **pipes)
         lines = iter(self.process.stdout.readline, "")
         self.url = next((line.strip() for line in lines if line.startswith("http")), None)
         assert self.url, "the server ended before it listened"

@@ -338,6 +338,21 @@ def test_without_a_dkvd_the_text_is_llama_cpps_own(gguf_file, document, tmp_path
     llama.stop()
 
 
+def test_a_prompt_that_goes_on_with_whole_cells_is_compressed_as_one_that_was_read_at_once(llama, document):
+    """A conversation grows by a turn."""
+    wish, kept = {"name": "snapkv", "capacity": 128}, []
+    for begins in (False, True):
+        llama.open(cells=1024)
+        llama.prefill(tokens=document(400))
+        llama.prefill(tokens=document(600)[400:], position=400, begin=begins)
+        assert llama.compress(policy=wish)["compressed"]
+        kept.append(llama.positions(layers=list(range(LAYERS)), heads=KV_HEADS)["positions"])
+
+    assert kept[0] == kept[1]
+    llama.prefill(tokens=document(100), position=600)
+    assert "a part was removed" in llama.compress(policy=wish)["reason"]
+
+
 @pytest.mark.sample
 def test_what_is_not_supported_is_refused_by_name(llama, document):
     llama.open(cells=512, sequences=2)
@@ -356,7 +371,9 @@ def test_what_is_not_supported_is_refused_by_name(llama, document):
     report = compressed(llama, document(400), {"capacity": 300}, room=256)
     assert "has too few cells" in report["reason"]
     assert not report["compressed"]
-    assert "sequence 0 has tokens up to position 399" in llama.prefill(tokens=[1])["error"]
+    llama.prefill(tokens=document(20), position=400)
+    reason = llama.compress(policy={"name": "snapkv", "capacity": 128})["reason"]
+    assert "scores with the last 32 tokens, and 20 were decoded since begin" in reason
 
     llama.forget()
     report = compressed(llama, document(300), {"capacity": 8})

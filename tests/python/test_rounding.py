@@ -56,6 +56,29 @@ def test_a_uniform_session_keeps_the_capacity_in_every_head(engine, policy):
     assert uniform == kept(engine, 30, True, policy_of_equal_budgets)  # Ranked by the same attention.
 
 
+def test_a_profiles_surrogate_is_put_in_the_order_of_the_engines_keys(engine):
+    """By the sidecar: an operator's profile has the order of the model that it was made with."""
+    generator, pairs = torch.Generator().manual_seed(9), DIM // 2
+    features = 2 * KV_HEADS * DIM + 2 * KV_HEADS + 1
+    weights = torch.randn(LAYERS * KV_HEADS, features, generator=generator).bfloat16().view(torch.int16).numpy().tobytes()
+    profile = dkv.Profile("p", [[1.0]] * LAYERS, 1.0, 0.0, 7, dkv.Surrogate(KV_HEADS, DIM, weights, (0.5,) * pairs, False))
+    by_halves = [half * pairs + pair for pair in range(pairs) for half in range(2)]  # Where each adjacent dim comes from.
+
+    def reused(order, **options):
+        keys = torch.Generator().manual_seed(5)
+        wish = dkv.Policy(name="reuse", capacity=30, profile=profile)
+        with engine.open_session(TOKENS, wish, **options) as session:
+            for layer in range(LAYERS):
+                rows = torch.randn(KV_HEADS, TOKENS, DIM, generator=keys)
+                session.layer_ready(layer, lent(rows[:, :, order]), lent(rows))  # It scores without queries.
+            session.finish(20)
+            return [session.layer(layer).positions for layer in range(LAYERS)]
+
+    as_made = reused(list(range(DIM)))
+    assert reused(by_halves, rope_interleaved=True) == as_made
+    assert reused(by_halves) != as_made
+
+
 def test_a_share_of_the_attention_has_no_one_number(engine):
     with pytest.raises(dkv.DkvError, match="keep_mass gives each layer a number of its own"):
         engine.open_session(TOKENS, dkv.Policy(name="snapkv", keep_mass=0.9, window=WINDOW), uniform=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # What a user gets, in the build folder.
-SHIPPED = ("bin/dkvd", "bin/dkv", "lib/libdkv.so", "lib/libdkv_llama.so")
+SHIPPED = ("bin/dkvd", "bin/dkv", "lib/libdkv.so", "lib/libdkv_llama.so", "lib/libdkv_llama_preload.so")
 # Headers of the kernel describe an interface: none of its code is compiled in.
 INTERFACES = {"linux"}
 

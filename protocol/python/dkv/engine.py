@@ -84,18 +84,22 @@ class Engine:
         row_multiple: int = 0,
         row_offset: int = 0,
         uniform: bool = False,
+        rope_interleaved: bool = False,
     ) -> Session:
         """Opens a session for one prompt of `prompt_tokens` tokens, all chunks together.
 
         row_multiple, row_offset   the rows that each KV head keeps are rounded up with its next best ones to
                                    row_offset (mod row_multiple), for a cache of whole blocks; 0: not rounded
         uniform                    every layer and KV head keeps the policy's capacity, each its own best rows
+        rope_interleaved           dims (2i, 2i + 1) of the keys turn together: a profile's surrogate is put in that
+                                   order; False: it is in the order of the keys
 
         Raises DkvError, and then the engine goes on with its full cache: UNAVAILABLE, VERSION_MISMATCH;
         DEADLINE_EXCEEDED, without waiting while a sidecar that did not answer is being asked again in the
         background; INVALID_ARGUMENT or NOT_FOUND for the policy.
         """
-        return Session(self, prompt_tokens, policy, progressive, row_multiple, row_offset, uniform)
+        rounding = (row_multiple, row_offset)
+        return Session(self, prompt_tokens, policy, progressive, *rounding, uniform, rope_interleaved)
 
     def close(self) -> None:
         """Says goodbye. Again is allowed."""

@@ -24,6 +24,7 @@ class Session:
         row_multiple: int = 0,
         row_offset: int = 0,
         uniform: bool = False,
+        rope_interleaved: bool = False,
     ):
         self._handle = NULL
         prompt_tokens = checks.count("prompt_tokens", prompt_tokens)
@@ -38,6 +39,7 @@ class Session:
             row_multiple=row_multiple,
             row_offset=row_offset,
             uniform=int(uniform),
+            rope_interleaved=int(rope_interleaved),
         )
         plan, handle = _abi.new("dkv_session_plan"), _abi.handle("dkv_session")
         _abi.call("dkv_session_open", engine._handle, options, handle, plan)

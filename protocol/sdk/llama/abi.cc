@@ -81,6 +81,15 @@ dkv_status dkv_llama_compress(dkv_llama* llama,
     });
 }
 
+dkv_status dkv_llama_leave_whole(dkv_llama* llama, char const* reason) {
+    return guarded([&]() -> Result<void> {
+        DKV_TRY(need(llama, "llama"));
+        DKV_TRY(need(reason, "reason"));
+        llama->attachment.leave_whole(reason);
+        return {};
+    });
+}
+
 dkv_status dkv_llama_adopted(dkv_llama* llama,
                              uint64_t bytes_returned,
                              uint64_t bytes_peak,

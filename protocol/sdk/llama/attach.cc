@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::uint32_t kWindowDefault = 64;
 constexpr std::uint32_t kTimeoutDefaultMs = 10'000;
+constexpr std::uint32_t kSidecarMs = 1'000;  // One that runs answers in a few.
 // Their queries are seen as they are scored: post-RoPE, and the logits' scale is 1/sqrt(head_dim).
 constexpr std::array<std::string_view, 4> kArchitectures{"llama", "qwen2", "qwen3", "gemma3"};
 constexpr std::int32_t kGemma3With27B = 62;  // Layers, by which llama.cpp knows it and its scale.
@@ -110,6 +111,7 @@ Result<void> Attachment::attach(llama_context* context) {
     if (context_ != nullptr) return bad_state("a context is attached already");
     auto const* const model = library_.llama_get_model(context);
     DKV_TRY(check_model(library_, model));
+    is_interleaved_ = library_.metadata(model, "general.architecture") == "llama";
     shape_ = DKV_TRY(shape_of(library_, model));
     is_sliding_ = library_.llama_model_n_swa(model) > 0;
     watch_.set_shape(shape_.layers, shape_.q_heads, is_sliding_ ? shape_.kv_heads : 0,
@@ -122,17 +124,21 @@ Result<void> Attachment::attach(llama_context* context) {
 Result<void> Attachment::begin(std::int32_t sequence) {
     if (context_ == nullptr) return bad_state("no context is attached");
     DKV_TRY(check_sequence(library_, context_, sequence));
-    if (auto const last = library_.llama_memory_seq_pos_max(memory(context_), sequence); last >= 0)
-        return bad_state(named(sequence) + " has tokens up to position " + std::to_string(last) +
-                         ": remove it first (llama_memory_seq_rm)");
+    auto const last = library_.llama_memory_seq_pos_max(memory(context_), sequence);
     sequence_ = sequence;
     session_.reset();
     positions_.clear();
-    watch_.begin();
+    watch_.begin(static_cast<std::uint32_t>(last + 1));
     return {};
 }
 
-Result<void> Attachment::compress(dkv_policy const* policy, llama_context* target) {
+void Attachment::leave_whole(std::string_view reason) {
+    begin_report();
+    watch_.end();
+    put_text(report_.reason, reason);
+}
+
+void Attachment::begin_report() {
     ++report_.prompts;
     report_.compressed = 0;
     report_.tokens = report_.cells = report_.layers = report_.layers_left_alone = 0;
@@ -140,6 +146,10 @@ Result<void> Attachment::compress(dkv_policy const* policy, llama_context* targe
     report_.session = 0;
     put_text(report_.policy, "");
     put_text(report_.reason, "");
+}
+
+Result<void> Attachment::compress(dkv_policy const* policy, llama_context* target) {
+    begin_report();
     auto const outcome = try_compress(policy, target);
     watch_.end();
     if (!outcome) {
@@ -186,9 +196,9 @@ Result<void> Attachment::try_compress(dkv_policy const* policy, llama_context* t
     if (rows.is_quantised()) rows.lay_dense(base);
     DKV_TRY(open_engine(rows.geometry));
     auto layers = DKV_TRY(model_layers(rows, arena.get()));
-    auto plan =
-        DKV_TRY(make_plan(engine_.get(), {arena.get(), queries_offset, rows, watch_, layers},
-                          {policy, timeout_ms_}, report_.session));
+    auto plan = DKV_TRY(make_plan(
+        engine_.get(), {arena.get(), queries_offset, rows, watch_, layers, is_interleaved_},
+        {policy, timeout_ms_}, report_.session));
     put_text(report_.policy, plan.policy);
     if (plan.session == nullptr) return {};
 
@@ -291,9 +301,14 @@ Result<void> Attachment::open_engine(Geometry const& geometry) {
         dkv_engine* opened = nullptr;
         DKV_TRY(checked(dkv_engine_open(&options, &opened)));
         engine_.reset(opened);
+        waits_ = true;
         engine_geometry_ = geometry;
     }
-    return checked(dkv_engine_wait_attached(engine_.get(), timeout_ms_));
+    // One that did not come is not waited for by the next prompts.
+    auto const waited =
+        dkv_engine_wait_attached(engine_.get(), waits_ ? std::min(timeout_ms_, kSidecarMs) : 0);
+    waits_ = waited == DKV_OK;
+    return checked(waited);
 }
 
 Result<void> Attachment::put_state(llama_context* context, std::span<std::byte const> state) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "protocol/sdk/llama/cell_memory.h"
 #include "protocol/sdk/llama/dkv_llama.h"
@@ -26,6 +27,7 @@ public:
     /// Errors: as dkv_llama.h says, here and below.
     Result<void> attach(llama_context* context);
     Result<void> begin(std::int32_t sequence);
+    void leave_whole(std::string_view reason);
     /// The report says what came of it, the reason of a failure too.
     Result<void> compress(dkv_policy const* policy, llama_context* target);
     Result<void> adopted(std::uint64_t returned, std::uint64_t peak, std::uint64_t final);
@@ -33,6 +35,7 @@ public:
     dkv_llama_report const& report() const noexcept { return report_; }
 
 private:
+    void begin_report();
     Result<void> try_compress(dkv_policy const* policy, llama_context* target);
     Result<void> check_target(llama_context* target) const;
     Result<void> open_engine(Geometry const& geometry);
@@ -64,11 +67,13 @@ private:
 
     llama_context* context_ = nullptr;
     ModelShape shape_;
-    bool is_sliding_ = false;    ///< The model has sliding windows (iSWA).
-    std::int32_t sequence_ = 0;  ///< Of the prompt.
+    bool is_interleaved_ = false;  ///< Dims (2i, 2i + 1) of a key turn together.
+    bool is_sliding_ = false;      ///< The model has sliding windows (iSWA).
+    std::int32_t sequence_ = 0;    ///< Of the prompt.
     std::unique_ptr<dkv_engine, EngineDeleter> engine_;
     Geometry engine_geometry_;
-    Session session_;  ///< Of the last prompt that was compressed; closed before the engine.
+    bool waits_ = true;  ///< For a sidecar.
+    Session session_;    ///< Of the last prompt that was compressed; closed before the engine.
     std::vector<std::uint32_t> layers_;    ///< Those that it compressed, as the model numbers them.
     std::vector<std::int32_t> positions_;  ///< [layers_, kv_heads, cells]
     dkv_llama_report report_{};

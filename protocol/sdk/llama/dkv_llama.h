@@ -48,7 +48,7 @@ typedef struct dkv_llama_options {
     char const* endpoint;    /* as in dkv_engine_options */
     char const* model;       /* for people */
     uint32_t window_max;     /* query rows that are remembered; 0: 64 */
-    uint32_t timeout_ms;     /* of waiting for a sidecar, and for its plan; 0: 10000 */
+    uint32_t timeout_ms;     /* of waiting for a plan; 0: 10000 */
     dkv_llama_callback eval; /* your own cb_eval, called first; NULL: none */
     void* eval_data;
 } dkv_llama_options;
@@ -68,11 +68,15 @@ bool dkv_llama_eval(struct ggml_tensor* tensor, bool ask, void* llama);
  * tested. */
 dkv_status dkv_llama_attach(dkv_llama* llama, struct llama_context* context);
 
-/* The next token that is decoded is a prompt's first, of an empty sequence (llama_seq_id). Until
- * dkv_llama_compress, decode no other sequence in this context. Ends the session of the prompt
- * before. DKV_BAD_STATE: not attached, or the sequence has cells. DKV_INVALID_ARGUMENT: the context
- * has no such sequence. */
+/* The next token that is decoded is a prompt's, of this sequence (llama_seq_id): its first, or,
+ * behind cells that the sequence has, one that goes on with them. Until dkv_llama_compress, decode
+ * no other sequence in this context. Ends the session of the prompt before. DKV_BAD_STATE: not
+ * attached. DKV_INVALID_ARGUMENT: the context has no such sequence. */
 dkv_status dkv_llama_begin(dkv_llama* llama, int32_t sequence);
+
+/* In place of dkv_llama_compress: the prompt since dkv_llama_begin stays as it is, and the report
+ * says why. */
+dkv_status dkv_llama_leave_whole(dkv_llama* llama, char const* reason);
 
 typedef struct dkv_llama_report {
     uint32_t struct_bytes;
@@ -100,8 +104,10 @@ typedef struct dkv_llama_report {
  * that keeps more in one layer or KV head than in another keeps its capacity in each, and ranks as
  * it does. A prompt that the policy keeps whole is DKV_OK, and `compressed` 0.
  *
- * DKV_BAD_STATE: no dkv_llama_begin, or queries were not seen for each token. DKV_UNSUPPORTED:
- * quantised rows whose rotation the state does not say, a window above window_max.
+ * DKV_BAD_STATE: no dkv_llama_begin, queries were not seen for each token, or fewer tokens were
+ * decoded since dkv_llama_begin than the policy's window has. DKV_UNSUPPORTED: quantised rows whose
+ * rotation the state does not say, a window above window_max, a sequence that was compressed or cut
+ * before.
  * DKV_INVALID_ARGUMENT: `target` is the attached context, of another model, or has no such
  * sequence. DKV_INTERNAL: llama.cpp took neither the kept cells nor the whole state back; decode
  * the prompt again. DKV_LIMIT_EXCEEDED: `target` has too few

@@ -43,9 +43,10 @@ void EvalWatch::set_shape(std::uint32_t layers,
                                  std::vector<float>(key_elements_)});
 }
 
-void EvalWatch::begin() {
+void EvalWatch::begin(std::uint32_t first) {
+    first_ = first;
     for (Layer& layer : layers_)
-        layer.seen = 0;
+        layer.seen = first;
     wrong_.clear();
     watching_ = true;
 }
@@ -122,12 +123,13 @@ Result<void> EvalWatch::check_seen(std::uint32_t tokens) const {
     if (!wrong_.empty()) return Error{ErrorCode::BadState, wrong_};
     for (std::size_t index = 0; index < layers_.size(); ++index)
         if (layers_[index].seen != tokens)
-            return Error{ErrorCode::BadState,
-                         "layer " + std::to_string(index) + " showed queries of " +
-                             std::to_string(layers_[index].seen) + " tokens, the sequence has " +
-                             std::to_string(tokens) +
-                             ": begin before the prompt's first token, and decode all of it in "
-                             "this context"};
+            return Error{
+                ErrorCode::BadState,
+                "layer " + std::to_string(index) + " showed queries of " +
+                    std::to_string(layers_[index].seen - first_) + " tokens, the sequence has " +
+                    std::to_string(tokens - first_) +
+                    " since begin: begin before the prompt's first token, and decode all of it in "
+                    "this context"};
     return {};
 }
 

@@ -22,17 +22,19 @@ public:
                    std::uint32_t heads,
                    std::uint32_t key_heads,
                    std::uint32_t head_dim);
-    /// Forgets all rows, and asks for queries from now on.
-    void begin();
+    /// Forgets all rows, and asks for queries from now on. first: the position of the next token.
+    void begin(std::uint32_t first);
     void end() noexcept { watching_ = false; }
     bool is_watching() const noexcept { return watching_; }
     std::uint32_t rows_max() const noexcept { return rows_max_; }
+    /// The position of the first token whose queries were asked for.
+    std::uint32_t first() const noexcept { return first_; }
 
     bool wants(ggml_tensor const* tensor) const;
     void take(ggml_tensor const* tensor);
 
-    /// Errors: BadState, when a layer's queries were not seen once for each of `tokens`, or were
-    /// not of the model's shape.
+    /// Errors: BadState, when a layer's queries were not seen once for each token from first() to
+    /// `tokens`, or were not of the model's shape.
     Result<void> check_seen(std::uint32_t tokens) const;
 
     /// The last `rows` rows of a layer as `dtype` in `target` [rows, heads, head_dim].
@@ -47,8 +49,8 @@ public:
 private:
     struct Layer {
         std::vector<float> rows;  ///< [rows_max_, row_elements_], row r at r % rows_max_.
-        std::uint64_t seen = 0;
-        std::vector<float> key;  ///< The last token's.
+        std::uint64_t seen = 0;   ///< The position of the next token.
+        std::vector<float> key;   ///< The last token's.
     };
 
     void take_queries(ggml_tensor const* tensor, std::uint32_t layer);
@@ -58,6 +60,7 @@ private:
 
     Library const& library_;
     std::uint32_t rows_max_;
+    std::uint32_t first_ = 0;
     std::uint64_t row_elements_ = 0;
     std::uint64_t key_elements_ = 0;
     std::vector<Layer> layers_;

@@ -70,9 +70,13 @@ Result<Library> find_library(char const* path) {
     Library library{};
 #define DKV_FIND(name) symbols.find(#name, library.name)
     DKV_FIND(llama_version);
+    DKV_FIND(llama_get_model);
+    if (library.llama_version == nullptr && library.llama_get_model != nullptr)
+        return unsupported(
+            "llama.cpp has no llama_version, so it is older than 0.4; its cache is "
+            "left as it is");
     if (library.llama_version != nullptr) DKV_TRY(check_version(library.llama_version()));
     DKV_FIND(llama_n_seq_max);
-    DKV_FIND(llama_get_model);
     DKV_FIND(llama_model_n_layer);
     DKV_FIND(llama_model_n_head);
     DKV_FIND(llama_model_n_head_kv);

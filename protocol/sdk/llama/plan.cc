@@ -98,6 +98,7 @@ Result<Plan> make_plan(dkv_engine* engine,
     options.prompt_tokens = source.rows.tokens();
     options.policy = wish.policy;
     options.uniform = 1;
+    options.rope_interleaved = source.rope_interleaved ? 1 : 0;
     dkv_session* opened = nullptr;
     dkv_session_plan answer{};
     answer.struct_bytes = sizeof answer;
@@ -114,6 +115,11 @@ Result<Plan> make_plan(dkv_engine* engine,
                            std::to_string(answer.window) + " rows of queries, " +
                            std::to_string(source.watch.rows_max()) +
                            " are remembered: set window_max, or a smaller window");
+    if (auto const decoded = source.rows.tokens() - source.watch.first(); answer.window > decoded)
+        return Error{ErrorCode::BadState,
+                     "policy " + std::string(answer.policy) + " scores with the last " +
+                         std::to_string(answer.window) + " tokens, and " + std::to_string(decoded) +
+                         " were decoded since begin"};
     DKV_TRY(report_layers(session.get(), source, answer.window));
     dkv_result result{};
     result.struct_bytes = sizeof result;

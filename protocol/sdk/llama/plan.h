@@ -34,6 +34,7 @@ struct Source {
     StateRows const& rows;
     EvalWatch const& watch;
     std::span<std::uint32_t const> layers;  ///< The state's, as the model numbers them.
+    bool rope_interleaved;                  ///< Dims (2i, 2i + 1) of a key turn together.
 };
 
 struct Wish {
@@ -53,7 +54,7 @@ std::uint64_t queries_bytes(Geometry const& geometry, std::uint32_t rows) noexce
 
 /// session_id: written once the session is open, also where the plan then fails.
 /// Errors: those of dkv_session_open and dkv_session_finish; Unsupported: more query rows than are
-/// remembered, or a sidecar that does not know `uniform`.
+/// remembered, or a sidecar that does not know `uniform`; BadState: more than were decoded.
 Result<Plan> make_plan(dkv_engine* engine,
                        Source const& source,
                        Wish const& wish,

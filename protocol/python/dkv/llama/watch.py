@@ -80,9 +80,10 @@ class Watch:
         _abi.call("dkv_llama_attach", self._handle, _context(context))
 
     def begin(self, sequence: int = 0) -> None:
-        """Before the first token of a prompt is decoded; until compress(), decode no other sequence.
+        """Before a prompt's first token is decoded, or one that goes on with whole cells. Until compress(), decode no
+        other sequence.
 
-        Raises DkvError: BAD_STATE, the sequence has cells; INVALID_ARGUMENT, the context has no such sequence.
+        Raises DkvError: INVALID_ARGUMENT, the context has no such sequence.
         """
         _abi.call("dkv_llama_begin", self._handle, sequence)
 
