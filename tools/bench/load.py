@@ -91,19 +91,26 @@ def sample(sidecar: Sidecar, over: threading.Event, into: list) -> None:
         into.append(sidecar.measure())
 
 
-def quiet(sidecar: Sidecar) -> tuple[int, int, int]:
+def quiet(sidecar: Sidecar, before: tuple | None = None) -> tuple[int, int, int]:
+    """Once it has no more descriptors and threads than before: a worker's thread ends after its engine is gone."""
+
     def is_quiet() -> bool:
         status = sidecar.status()
         return bool(status) and (status["instances_attached"], status["mapped_bytes"]) == (0, 0)
 
     waited_for(is_quiet, "every engine to be gone")
+    if before is not None:
+        waited_for(
+            lambda: sidecar.measure()[1] <= before[1] and sidecar.measure()[2] <= before[2],
+            f"dkvd to have {before[1]} descriptors and {before[2]} threads again; it has {sidecar.measure()[1:]}",
+        )
     return sidecar.measure()
 
 
-def check_rest(first: tuple, now: tuple, before: tuple) -> None:
-    """RSS bytes against the first round's, after which the allocator has its pages; descriptors and threads against none."""
-    if now[1] > before[1] or now[2] > before[2] or now[0] - first[0] > GROWTH_MAX:
-        raise Broken(f"dkvd was {before}, {first} after the first round, and is {now} (RSS bytes, descriptors, threads)")
+def check_rest(first: tuple, now: tuple) -> None:
+    """RSS bytes against the first round's, after which the allocator has its pages."""
+    if now[0] - first[0] > GROWTH_MAX:
+        raise Broken(f"dkvd had {first} after the first round, and has {now} (RSS bytes, descriptors, threads)")
 
 
 def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list[str]:
@@ -123,8 +130,8 @@ def steady(sidecar: Sidecar, engines: int, at_once: int, minutes: float) -> list
             speeds = [1 / engine.seconds for engine in running]
             fairness.append(sum(speeds) ** 2 / (len(speeds) * sum(speed * speed for speed in speeds)))
             outcomes = (outcomes + made)[-200_000:]
-            rests.append(quiet(sidecar))
-            check_rest(rests[0], rests[-1], before)
+            rests.append(quiet(sidecar, before))
+            check_rest(rests[0], rests[-1])
             print(f"load: round {len(rests)}, {rates[-1]:.0f} prompts/s, dkvd at rest {rests[-1]}", flush=True)
     finally:
         over.set()

@@ -17,6 +17,11 @@ from line import Proxy, Stop
 PATIENCE_S = 60
 WITH_US = ("setpriv", "--pdeathsig", "KILL")  # A runner that is killed leaves no process, stopped ones included.
 HERE = pathlib.Path(__file__).resolve().parent
+VLLM_PYTHON = HERE.parents[1] / ".venv-vllm/bin/python"  # Made by tools/vllm/install.sh.
+MODELS = {  # Engines with SmolLM2.
+    "hf": (sys.executable, HERE / "hf_engine.py"),
+    "vllm": (VLLM_PYTHON, HERE / "vllm_engine.py"),
+}
 
 
 class Broken(Exception):
@@ -189,8 +194,8 @@ def crowd(sidecar: Sidecar, flags: list[str]) -> Engine:
     return Engine(sidecar, command)
 
 
-def hf_engine(sidecar: Sidecar, stop_at: Stop) -> Engine:
-    engine = Engine(sidecar, [sys.executable, HERE / "hf_engine.py", sidecar.endpoint], stop_at)
+def model_engine(kind: str, sidecar: Sidecar, stop_at: Stop) -> Engine:
+    engine = Engine(sidecar, [*MODELS[kind], sidecar.endpoint], stop_at)
     engine.patience_s = 300  # A real model, on a machine that may have other work.
     engine.line()
     return engine

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Strikes real processes with faults at every state of a session, and looks whether dkv's promises hold.
 
-    tools/chaos/chaos.py --bin build/release/bin [--faults 2000] [--hf 40] [--seed 1] [--write docs/RELIABILITY.md]
+    tools/chaos/chaos.py --bin build/release/bin [--faults 2000] [--hf 40] [--vllm 40] [--seed 1]
+                         [--write docs/RELIABILITY.md]
     tools/chaos/chaos.py --bin build/release/bin --seed 17 --only 'kill dkvd@prefill'      # one fault again
 
 A case: an engine's prompt is stopped at a state by a proxy on its connection, the fault strikes, the prompt goes on.
@@ -28,7 +29,9 @@ import time
 
 import disk
 import table
-from actors import PATIENCE_S, Broken, Engine, Sidecar, Watcher, c_engine, crowd, hf_engine, lent_mappings, waited_for
+from actors import (
+    MODELS, PATIENCE_S, VLLM_PYTHON, Broken, Engine, Sidecar, Watcher, c_engine, crowd, lent_mappings, model_engine, waited_for,
+)  # fmt: skip
 from faults import DEADLINE_MS, FAULTS, HEARTBEAT_MS, Fault, Scene
 from line import Stop
 from states import BEFORE, points
@@ -39,14 +42,22 @@ TRIES = 3  # A busy machine lets prompts of short deadlines miss their state.
 MISSED_S = 5
 BROKEN_MAX = 10  # Then it gives up.
 AGAIN_S = 60  # In which the next prompt is compressed: an engine asks a silent sidecar after 1, 2, 4 … s.
-HF_WISHES = (
-    {"policy": "snapkv", "capacity": 64},
-    {"policy": "dynamickv", "capacity": 64},
-    {"policy": "pyramidkv", "capacity": 64},
-    {"policy": "dynamickv", "capacity": 96, "progressive": False},
-)
-HF_FAULTS = {"kill dkvd", "end dkvd", "stop dkvd", "interrupt dkvd", "kill engine", "repeat a message", "delay a message"}
-HF_STATES = {"open", "prefill", "planned", "committed", "adopted", "closed"}
+WISHES = {
+    "hf": (
+        {"policy": "snapkv", "capacity": 64},
+        {"policy": "dynamickv", "capacity": 64},
+        {"policy": "pyramidkv", "capacity": 64},
+        {"policy": "dynamickv", "capacity": 96, "progressive": False},
+    ),
+    "vllm": (
+        {"name": "snapkv", "capacity": 64},
+        {"name": "dynamickv", "capacity": 64},
+        {"name": "dynamickv", "capacity": 64, "granularity": "layer-head"},
+        {"name": "pyramidkv", "capacity": 96},
+    ),
+}
+MODEL_FAULTS = {"kill dkvd", "end dkvd", "stop dkvd", "interrupt dkvd", "kill engine", "repeat a message", "delay a message"}
+MODEL_STATES = {"open", "prefill", "planned", "committed", "adopted", "closed"}
 
 
 def c_flags(rng: random.Random, fault: Fault, state: str = "") -> list[str]:
@@ -75,8 +86,8 @@ class Missed(Broken):
 
 
 class Case:
-    def __init__(self, sidecar: Sidecar, fault: Fault, state: str, seed: int, hf: "HfEngine | None" = None):
-        self.sidecar, self.fault, self.state, self.hf = sidecar, fault, state, hf
+    def __init__(self, sidecar: Sidecar, fault: Fault, state: str, seed: int, model: "ModelEngine | None" = None):
+        self.sidecar, self.fault, self.state, self.model = sidecar, fault, state, model
         self.rng = random.Random(f"{seed}/{fault.name}@{state}")
         self.others: list[Engine] = []
         self.crowd: Engine | None = None
@@ -95,13 +106,13 @@ class Case:
         skip = self.rng.randrange(2) if self.state == "prefill" else 0
         stop = Stop(place, self.strike, skip)
         flags = c_flags(self.rng, self.fault, self.state)
-        for _ in range(self.rng.choice((0, 0, 1, 2)) if self.hf is None else 0):
+        for _ in range(self.rng.choice((0, 0, 1, 2)) if self.model is None else 0):
             self.others.append(c_engine(self.sidecar, c_flags(self.rng, self.fault)))
-        crowd_flags = c_flags(self.rng, self.fault) if self.rng.random() < 0.3 and self.hf is None else None
+        crowd_flags = c_flags(self.rng, self.fault) if self.rng.random() < 0.3 and self.model is None else None
         named = {"DKV_ARENA": "posix_shm"} if "posix_shm" in flags else {}
-        wish = self.rng.choice(HF_WISHES) if self.hf else None
-        if self.hf is not None:
-            self.engine = self.hf.take(self.sidecar, stop)
+        wish = self.rng.choice(WISHES[self.model.kind]) if self.model else None
+        if self.model is not None:
+            self.engine = self.model.take(self.sidecar, stop)
         else:
             self.engine = c_engine(self.sidecar, flags, stop, **named)
         if crowd_flags:
@@ -211,7 +222,7 @@ class Case:
     def clean_up(self) -> None:
         if self.watcher is not None and (code := self.watcher.end()) != self.fault.ends_watcher:
             raise Broken(f"dkv watch ended with {code}")
-        keep = self.hf is not None and self.engine.alive()
+        keep = self.model is not None and self.engine.alive()
         ended = [*self.others, *([self.crowd] if self.crowd else []), *([] if keep else [self.engine])]
         for engine in ended:
             code = engine.end()
@@ -269,23 +280,29 @@ def left_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.startswith("dkv-") and int(name.split("-")[1]) in Engine.pids]
 
 
-class HfEngine:
+class ModelEngine:
     """Takes seconds to load, and so serves many cases."""
 
-    def __init__(self):
+    def __init__(self, kind: str):
+        self.kind = kind
         self.engine: Engine | None = None
 
     def take(self, sidecar: Sidecar, stop: Stop) -> Engine:
         if self.engine is None or not self.engine.alive():
-            self.engine = hf_engine(sidecar, stop)
+            self.engine = model_engine(self.kind, sidecar, stop)
         self.engine.proxy.stop_at = stop
         return self.engine
 
+    def end(self) -> None:
+        if self.engine is not None and self.engine.alive():
+            self.engine.process.kill()
+            self.engine.end()
 
-def strike(sidecar: Sidecar, fault: Fault, state: str, seed: int, hf: HfEngine | None, told: bool) -> str:
+
+def strike(sidecar: Sidecar, fault: Fault, state: str, seed: int, model: ModelEngine | None, told: bool) -> str:
     """What came of it, or "broken", which it prints."""
     for tried in range(1, TRIES + 1):
-        case = Case(sidecar, fault, state, seed, hf)
+        case = Case(sidecar, fault, state, seed, model)
         try:
             outcome = case.play()
             if told:
@@ -295,13 +312,13 @@ def strike(sidecar: Sidecar, fault: Fault, state: str, seed: int, hf: HfEngine |
             words = sidecar.last_words()
             case.abort()
             if not isinstance(broken, Missed) or tried == TRIES:
-                again = f"--seed {seed}{' --hf 1' if hf else ''} --only '{fault.name}@{state}'"
+                again = f"--seed {seed}{f' --{model.kind} 1' if model else ''} --only '{fault.name}@{state}'"
                 print(f"chaos: BROKEN ({again}): {broken}\n{words}", flush=True)
                 break
     return "broken"
 
 
-def plan(faults: int, hf: int, seed: int, private: bool, only: str | None) -> list[tuple[Fault, str, int, str]]:
+def plan(faults: int, models: dict[str, int], seed: int, private: bool, only: str | None) -> list[tuple[Fault, str, int, str]]:
     """Every fault at every state, again and again, each round with a seed of its own."""
     usable = [fault for fault in FAULTS if private or not fault.needs_named_memory]
     if only:
@@ -311,14 +328,14 @@ def plan(faults: int, hf: int, seed: int, private: bool, only: str | None) -> li
             raise SystemExit(f"chaos: no fault '{only}': FAULT@STATE, of {[f.name for f in FAULTS]} and {list(points())}")
         if fault not in usable:
             raise SystemExit(f"chaos: '{name}' needs root, for a /dev/shm of its own")
-        return [(fault, state, seed, "hf" if hf else "c")]
+        return [(fault, state, seed, next((kind for kind, count in models.items() if count), "c"))]
     cases, rng = [], random.Random(seed)
-    for kind, count in (("c", faults - hf), ("hf", hf)):
+    for kind, count in (("c", faults - sum(models.values())), *models.items()):
         round_seed, made = seed, []
         while len(made) < count:
             every = [
                 (fault, state, round_seed, kind) for fault in usable for state in points()
-                if kind == "c" or (fault.name in HF_FAULTS and state in HF_STATES)
+                if kind == "c" or (fault.name in MODEL_FAULTS and state in MODEL_STATES)
             ]  # fmt: skip
             rng.shuffle(every)
             made += every[: count - len(made)]
@@ -347,17 +364,24 @@ def main() -> int:
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--faults", type=int, default=2000, help="how many")
     parser.add_argument("--hf", type=int, default=0, help="how many of them with SmolLM2 in transformers")
+    parser.add_argument("--vllm", type=int, default=0, help="how many of them with SmolLM2 in vLLM (.venv-vllm)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--only", metavar="FAULT@STATE", help="one case, with the seed that was printed")
     parser.add_argument("--write", type=pathlib.Path, metavar="PAGE", help="put the table into this page")
     options = parser.parse_args()
+    models = {kind: getattr(options, kind) for kind in MODELS}
+    if sum(models.values()) > options.faults:
+        parser.error(f"--hf and --vllm are {sum(models.values())} faults, --faults {options.faults}: expected no more than those")
+    if options.vllm and not VLLM_PYTHON.exists():
+        parser.error(f"--vllm needs {VLLM_PYTHON}: run tools/vllm/install.sh")
     private = own_namespace()
     binaries = options.bin.resolve()
     os.environ.setdefault("DKV_LIBRARY", str(binaries.parent / "lib/libdkv.so"))
-    cases = plan(options.faults, options.hf, options.seed, private, options.only)
+    cases = plan(options.faults, models, options.seed, private, options.only)
     left_out = "" if private else "; no mount namespace of its own (root?): no full /dev/shm, no full disk"
     print(f"chaos: seed {options.seed}, {len(cases)} faults{left_out}", flush=True)
-    results, hf, began = table.Results(options.seed), HfEngine(), time.monotonic()
+    results, began = table.Results(options.seed), time.monotonic()
+    engines = {kind: ModelEngine(kind) for kind in MODELS}
     with tempfile.TemporaryDirectory(prefix="dkv-chaos-") as folder:
         os.chmod(folder, 0o700)
         preload = binaries.parent / "lib/libdkv_chaos_through.so"
@@ -365,7 +389,10 @@ def main() -> int:
         try:
             warm_up(sidecar)
             for number, (fault, state, seed, kind) in enumerate(cases, 1):
-                outcome = strike(sidecar, fault, state, seed, hf if kind == "hf" else None, bool(options.only))
+                for engine in engines.values():
+                    if engine.kind != kind:
+                        engine.end()
+                outcome = strike(sidecar, fault, state, seed, engines.get(kind), bool(options.only))
                 results.add(fault.name, state, kind, outcome)
                 if results.broken() >= BROKEN_MAX:
                     break
@@ -377,10 +404,11 @@ def main() -> int:
             print(f"chaos: BROKEN (--seed {options.seed}): {broken}", flush=True)
             return 1
         finally:
-            for one in (hf.engine, sidecar):
-                if one is not None and one.alive():
-                    one.process.kill()
-                    one.process.wait()
+            for engine in engines.values():
+                engine.end()
+            if sidecar.alive():
+                sidecar.process.kill()
+                sidecar.process.wait()
     text = results.text(time.monotonic() - began, sidecar.rss_max)
     print(text)
     if options.write:

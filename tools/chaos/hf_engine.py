@@ -2,8 +2,7 @@
 
     python hf_engine.py ENDPOINT
 
-Right is the text of exactly the rows that each layer's cache has: rows are found in the full cache's, and plain
-transformers, with every other row masked out, must choose the same tokens.
+The rows that each layer's cache has are found in the full cache's; right_text.py says what text is right for them.
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ import json
 import sys
 
 import torch
+from right_text import NEW_TOKENS, is_right, prompt_of
 from transformers import DynamicCache
 
 import dkv.hf
 from dkv.hf import weights
-
-PROMPT_TOKENS, NEW_TOKENS = 256, 5
-TIE = 2e-3  # Two logits that are closer may change places: float32 sums in another order.
-TEXT = "The sidecar borrows keys and values of layer {0} and finds out which {1} tokens matter for question {2}. "
 
 
 def full_rows(model, prompt):
@@ -45,36 +41,6 @@ def kept_positions(layer, keys, values) -> tuple[list[torch.Tensor] | None, int]
     return found, wrong
 
 
-def text_is_right(model, prompt, text: list[int], kept: list) -> bool:
-    """Greedy decoding over the rows that are kept, by plain attention with masks."""
-    whole = torch.cat([prompt, torch.tensor([text])], 1)[:, :-1]
-    total, count = whole.shape[1], prompt.shape[1]
-    groups = model.config.num_attention_heads // model.config.num_key_value_heads
-
-    def masked(module, args, kwargs):
-        positions = kept[module.layer_idx]
-        mask = torch.full((1, model.config.num_attention_heads, total, total), float("-inf")).triu(1)
-        for head, at in enumerate(positions or []):
-            dropped = torch.ones(count, dtype=torch.bool)
-            dropped[at] = False
-            rows = slice(head * groups, (head + 1) * groups)
-            mask[:, rows, count:, :count].masked_fill_(dropped, float("-inf"))
-        return args, {**kwargs, "attention_mask": mask}
-
-    hooks = [layer.self_attn.register_forward_pre_hook(masked, with_kwargs=True) for layer in model.model.layers]
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with torch.no_grad():
-            logits = model(whole, use_cache=False).logits[0, count - 1 :]
-    finally:
-        model.set_attn_implementation(before)
-        for hook in hooks:
-            hook.remove()
-    best = logits.max(1).values
-    return bool(((best - logits[torch.arange(len(text)), text]) < TIE).all())
-
-
 def run(model, prompt, rows, endpoint: str, wish: dict) -> dict:
     cache = dkv.hf.Cache(model, endpoint=endpoint, **wish)
     with torch.no_grad():
@@ -86,7 +52,7 @@ def run(model, prompt, rows, endpoint: str, wish: dict) -> dict:
     found = [kept_positions(layer, *full) for layer, full in zip(cache.layers, rows)]
     forms = ["full" if at is None else "packed" if layer.positions else "staged" for layer, (at, _) in zip(cache.layers, found)]
     wrong = sum(count for _, count in found)
-    if not text_is_right(model, prompt, text, [at for at, _ in found]):
+    if not is_right(model, prompt, text, [at for at, _ in found]):
         wrong += 1
     return {
         "status": "ok" if report.compressed else "failed",
@@ -100,8 +66,7 @@ def run(model, prompt, rows, endpoint: str, wish: dict) -> dict:
 def main() -> None:
     torch.set_num_threads(1)  # The other cores are dkvd's and other engines'.
     model, tokenizer = weights.load_smollm2()
-    text = "".join(TEXT.format(at, at * at % 97, at % 7) for at in range(60))
-    prompt = tokenizer(text, return_tensors="pt")["input_ids"][:, :PROMPT_TOKENS]
+    prompt = prompt_of(tokenizer)
     rows = full_rows(model, prompt)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -56,7 +56,7 @@ class Results:
             f"resident memory between faults: at most {growth / 2**20:.1f} MiB above its first rest.",
             "",
             f"{sum(total.values())} faults ({self.kinds['c']} beside the C engine, {self.kinds['hf']} beside SmolLM2 in "
-            f"transformers), {self.broken() or 'no'} promise broken: "
+            f"transformers, {self.kinds['vllm']} in vLLM), {self.broken() or 'no'} promise broken: "
             + ", ".join(f"{total[word]} {word} ({letter})" for word, letter in WORDS.items() if word != "broken"),
             "",
             "| fault | " + " | ".join(points()) + " |",
