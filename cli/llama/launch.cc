@@ -21,14 +21,18 @@ namespace fs = std::filesystem;
 
 constexpr char const* kLibrary = "libdkv_llama_preload.so";
 
-/// In a build and under a prefix; in a Debian package; in a wheel.
+/// In a build, under a prefix, in a wheel.
 Result<fs::path> library() {
     std::error_code ignored;
     fs::path const bin = fs::read_symlink("/proc/self/exe", ignored).parent_path();
-    for (char const* const place : {"../lib", "../" DKV_LIBDIR, ".."})
+    for (char const* const place : {"../lib", "../" DKV_LIBDIR "/dkv", ".."})
         if (auto const path = (bin / place / kLibrary).lexically_normal();
-            fs::is_regular_file(path, ignored))
-            return path;
+            fs::is_regular_file(path, ignored)) {
+            if (path.native().find_first_of(" :") == std::string::npos) return path;
+            return unsupported(fmt::format(
+                "{} cannot be preloaded: LD_PRELOAD takes no path with a space or a colon",
+                path.native()));
+        }
     return Error{ErrorCode::NotFound, fmt::format("{} is not beside {}: install dkv whole",
                                                   kLibrary, (bin / "dkv").native())};
 }

@@ -200,6 +200,22 @@ def test_context_shift_and_cache_reuse_are_off(sidecar, gguf_file, tmp_path):
     assert "not supported" in (tmp_path / "server.log").read_text()
 
 
+def test_several_answers_to_one_prompt_are_those_of_a_server_without_dkv(sidecar, gguf_file, document, tmp_path):
+    """llama.cpp copies a sequence's rows only with the next batch."""
+    body = {"prompt": document(400), "n_predict": SAID, "temperature": 0, "n_cmpl": 2, "return_tokens": True, "ignore_eos": True}
+
+    def answers(server: Server) -> list[list[int]]:
+        return [one["tokens"] for one in server.post("/completion", body)]
+
+    with Server(None, 2048, 2, gguf=gguf_file) as server:
+        expected = answers(server)
+    with Live(sidecar, tmp_path, gguf_file, slots=2) as server:
+        said = answers(server)
+
+    assert len(said) == 2 and said == expected
+    assert any("its sequence was copied" in line for line in server.says())
+
+
 @pytest.mark.sample
 def test_what_cannot_be_run_is_refused_by_name(tmp_path):
     assert "which program?" in dkv("llama", "run", code=1).stderr

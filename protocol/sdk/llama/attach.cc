@@ -324,11 +324,14 @@ Result<void> Attachment::put_state(llama_context* context, std::span<std::byte c
     return {};
 }
 
-bool Attachment::stores(llama_context* context, std::span<std::byte const> state) const {
+bool Attachment::stores(llama_context* context, std::span<std::byte const> state) const noexcept
+    try {
     std::vector<std::byte> seen(library_.llama_state_seq_get_size(context, sequence_));
     auto const got = library_.llama_state_seq_get_data(
         context, reinterpret_cast<std::uint8_t*>(seen.data()), seen.size(), sequence_);
     return got == seen.size() && same_rows(seen, state);
+} catch (...) {  // Out of memory: it was not seen.
+    return false;
 }
 
 Result<void> Attachment::adopt(std::span<std::byte const> whole,

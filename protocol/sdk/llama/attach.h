@@ -48,7 +48,7 @@ private:
     bool has_other_cells() const;
     void say_returned(Returned const& returned);
     /// Whether the context has the state's rows.
-    bool stores(llama_context* context, std::span<std::byte const> state) const;
+    bool stores(llama_context* context, std::span<std::byte const> state) const noexcept;
     Result<void> put_state(llama_context* context, std::span<std::byte const> state);
     Result<std::vector<std::uint32_t>> model_layers(StateRows const& rows, dkv_arena* arena) const;
     llama_memory_i* memory(llama_context* context) const {

@@ -1,6 +1,8 @@
 // llama.cpp's functions as a preloaded library has them: each tells the context's Live what the
 // program does, and calls llama.cpp's own. What llama.cpp, or dkv, calls meanwhile goes straight
 // through.
+#include <algorithm>
+#include <dlfcn.h>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -22,8 +24,9 @@ struct Context {
     std::unique_ptr<Live> live;
 };
 
-std::mutex mutex;
-std::vector<Context> contexts;  // Few: a model's, and a draft model's.
+// Never destroyed: a program may free its contexts when it exits, and decode meanwhile.
+std::mutex& mutex = *new std::mutex;
+std::vector<Context>& contexts = *new std::vector<Context>;
 thread_local bool is_inside = false;
 thread_local Live* decoding = nullptr;
 
@@ -55,10 +58,15 @@ Live* live_of(llama_memory_i const* memory) {
     return nullptr;
 }
 
-/// A context is attached to by its first batch: before it, there is nothing that is not seen.
+/// The first context of a program, by its first batch or state. Another one beside it is a draft
+/// model's, which a server cuts together with the first and at the same position: it stays whole.
 Live* live_or_new(Real const& functions, llama_context* context) {
     if (auto* const known = live_of(context); known != nullptr || is_inside) return known;
     Inside const inside;
+    {
+        std::lock_guard const lock(mutex);
+        if (!contexts.empty() || !is_complete(functions)) return nullptr;
+    }
     try {
         auto live = std::make_unique<Live>(functions, context);
         std::lock_guard const lock(mutex);
@@ -109,13 +117,16 @@ std::int32_t llama_process(llama_context* context, int type, void* batch) {
 void ggml_backend_sched_set_eval_callback(ggml_backend_sched* scheduler,
                                           EvalCallback callback,
                                           void* data) {
-    auto const& functions = DKV_REAL();
+    // A program may have ggml without llama.cpp.
+    static auto* const next = reinterpret_cast<decltype(&ggml_backend_sched_set_eval_callback)>(
+        dlsym(RTLD_NEXT, "ggml_backend_sched_set_eval_callback"));
+    auto* const call = next != nullptr ? next : DKV_REAL().ggml_backend_sched_set_eval_callback;
     if (decoding != nullptr && decoding->is_attached()) {
         decoding->set_callback(callback, data);
         callback = dkv_llama_eval;
         data = decoding->llama();
     }
-    functions.ggml_backend_sched_set_eval_callback(scheduler, callback, data);
+    call(scheduler, callback, data);
 }
 
 float* llama_get_logits(llama_context* context) {
@@ -178,7 +189,7 @@ void llama_memory_seq_add(llama_memory_i* memory,
                           std::int32_t end,
                           std::int32_t delta) {
     auto const& functions = DKV_REAL();
-    if (Live const* const live = live_of(memory); live != nullptr) live->shifted(sequence);
+    if (Live* const live = live_of(memory); live != nullptr) live->shifted(sequence);
     functions.llama_memory_seq_add(memory, sequence, begin, end, delta);
 }
 
@@ -188,7 +199,7 @@ void llama_memory_seq_div(llama_memory_i* memory,
                           std::int32_t end,
                           int divisor) {
     auto const& functions = DKV_REAL();
-    if (Live const* const live = live_of(memory); live != nullptr) live->shifted(sequence);
+    if (Live* const live = live_of(memory); live != nullptr) live->shifted(sequence);
     functions.llama_memory_seq_div(memory, sequence, begin, end, divisor);
 }
 
@@ -210,7 +221,7 @@ std::size_t llama_state_seq_set_data(llama_context* context,
                                      std::size_t bytes,
                                      std::int32_t sequence) {
     auto const& functions = DKV_REAL();
-    Live* const live = live_of(context);
+    Live* const live = live_or_new(functions, context);
     Inside const inside;
     auto const taken = functions.llama_state_seq_set_data(context, state, bytes, sequence);
     if (live != nullptr) live->put_state(sequence, std::as_bytes(std::span(state, bytes)));
@@ -223,7 +234,7 @@ std::size_t llama_state_seq_set_data_ext(llama_context* context,
                                          std::int32_t sequence,
                                          std::uint32_t flags) {
     auto const& functions = DKV_REAL();
-    Live* const live = live_of(context);
+    Live* const live = live_or_new(functions, context);
     Inside const inside;
     auto const taken =
         functions.llama_state_seq_set_data_ext(context, state, bytes, sequence, flags);
@@ -238,7 +249,7 @@ std::size_t llama_state_seq_load_file(llama_context* context,
                                       std::size_t capacity,
                                       std::size_t* count) {
     auto const& functions = DKV_REAL();
-    Live* const live = live_of(context);
+    Live* const live = live_or_new(functions, context);
     Inside const inside;
     auto const taken =
         functions.llama_state_seq_load_file(context, path, sequence, tokens, capacity, count);
@@ -250,7 +261,7 @@ std::size_t llama_state_set_data(llama_context* context,
                                  std::uint8_t const* state,
                                  std::size_t bytes) {
     auto const& functions = DKV_REAL();
-    Live* const live = live_of(context);
+    Live* const live = live_or_new(functions, context);
     Inside const inside;
     auto const taken = functions.llama_state_set_data(context, state, bytes);
     if (live != nullptr) live->put_all_states();
@@ -263,7 +274,7 @@ bool llama_state_load_file(llama_context* context,
                            std::size_t capacity,
                            std::size_t* count) {
     auto const& functions = DKV_REAL();
-    Live* const live = live_of(context);
+    Live* const live = live_or_new(functions, context);
     Inside const inside;
     bool const taken = functions.llama_state_load_file(context, path, tokens, capacity, count);
     if (live != nullptr) live->put_all_states();
@@ -271,9 +282,17 @@ bool llama_state_load_file(llama_context* context,
 }
 
 void llama_free(llama_context* context) {
+    std::unique_ptr<Live> live;
+    {
+        std::lock_guard const lock(mutex);
+        auto const found = std::ranges::find(contexts, context, &Context::context);
+        if (found != contexts.end()) {
+            live = std::move(found->live);
+            contexts.erase(found);
+        }
+    }
     DKV_REAL().llama_free(context);
-    std::lock_guard const lock(mutex);
-    std::erase_if(contexts, [&](Context const& one) { return one.context == context; });
+    // Now that nothing calls back; a sidecar may have to be told.
 }
 
 }  // extern "C"

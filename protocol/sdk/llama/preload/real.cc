@@ -63,10 +63,23 @@ std::unique_ptr<Real> real_in(std::string const& path) {
 
 }  // namespace
 
+bool is_complete(Real const& functions) noexcept {
+    return functions.llama_get_memory != nullptr && functions.llama_get_model != nullptr &&
+           functions.llama_n_seq_max != nullptr && functions.llama_model_n_layer != nullptr &&
+           functions.llama_model_n_head_kv != nullptr && functions.llama_model_n_swa != nullptr &&
+           functions.llama_model_meta_val_str != nullptr &&
+           functions.llama_memory_seq_rm != nullptr &&
+           functions.llama_memory_seq_pos_min != nullptr &&
+           functions.llama_memory_seq_pos_max != nullptr &&
+           functions.llama_state_seq_get_size != nullptr &&
+           functions.llama_state_seq_get_data != nullptr;
+}
+
 Real const& real(void const* caller) {
-    static std::mutex mutex;
-    static std::map<std::string, std::unique_ptr<Real>> known;
-    static std::string const own = file_of(reinterpret_cast<void const*>(&real));
+    // Never destroyed: a program may free its contexts when it exits.
+    static auto& mutex = *new std::mutex;
+    static auto& known = *new std::map<std::string, std::unique_ptr<Real>>;
+    static auto const& own = *new std::string(file_of(reinterpret_cast<void const*>(&real)));
     thread_local Real const* last = nullptr;
     void* const next = dlsym(RTLD_NEXT, "llama_decode");
     auto const path = file_of(next != nullptr ? next : caller);

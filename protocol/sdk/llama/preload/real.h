@@ -13,10 +13,10 @@ struct ggml_backend_sched;
 
 namespace dkv::llama {
 
-/// llama_batch, which is handed on as it is. Its size is that of every version that dkv_llama_open
-/// takes.
+/// llama_batch, which is handed on as it is: 56 bytes, in old versions 72. What lies behind it in
+/// the caller's frame does no harm.
 struct Batch {
-    std::uint64_t words[7];
+    std::uint64_t words[9];
 };
 
 using EvalCallback = bool (*)(ggml_tensor*, bool ask, void* data);
@@ -69,6 +69,9 @@ struct Real {
         llama_context*, char const*, std::int32_t*, std::size_t, std::size_t*);
     void (*ggml_backend_sched_set_eval_callback)(ggml_backend_sched*, EvalCallback, void*);
 };
+
+/// Whether every function is there that a Live calls.
+bool is_complete(Real const& functions) noexcept;
 
 /// caller: an address in the code that called. Of the library that the whole process sees, else of
 /// the caller's own file (a Python module with llama.cpp in it). Ends the process where a function
