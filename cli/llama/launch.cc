@@ -25,7 +25,7 @@ constexpr char const* kLibrary = "libdkv_llama_preload.so";
 Result<fs::path> library() {
     std::error_code ignored;
     fs::path const bin = fs::read_symlink("/proc/self/exe", ignored).parent_path();
-    for (char const* const place : {"../lib", "../" DKV_LIBDIR "/dkv", ".."})
+    for (char const* const place : {"../lib", "../lib/dkv", ".."})
         if (auto const path = (bin / place / kLibrary).lexically_normal();
             fs::is_regular_file(path, ignored)) {
             if (path.native().find_first_of(" :") == std::string::npos) return path;

@@ -54,7 +54,7 @@ def test_the_package_has_these_files_and_no_others(package):
         "usr/share/man/man1/dkv.1.gz",
         "usr/share/man/man8/dkvd.8.gz",
         "usr/share/zsh/vendor-completions/_dkv",
-        f"{libraries}/dkv/libdkv_llama_preload.so",
+        "usr/lib/dkv/libdkv_llama_preload.so",
         *shared,
         *profiles,
     }
