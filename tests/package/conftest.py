@@ -106,7 +106,10 @@ def machine(tmp_path_factory):
     checked(["tar", "-xf", os.environ["DKV_DEBIAN_ROOT"], "-C", root])
     package = Path(os.environ["DKV_DEB"])
     shutil.copy(package, root / "opt" / package.name)
-    shutil.copy(program("dkv_c_engine"), root / "usr" / "bin")
+    engine = program("dkv_c_engine")
+    shutil.copy(engine, root / "usr" / "bin")
+    for cuda in engine.parents[1].glob("lib/libdkv_cuda.so.1"):  # Where the engine was built with CUDA.
+        shutil.copy(cuda, root / "usr" / "lib")
     one = Machine(root)
     install = f"apt-get update -q && apt-get install -y -q --no-install-recommends /opt/{package.name}"
     one.run_unbooted("sh", "-c", install)
