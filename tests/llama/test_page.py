@@ -1,4 +1,4 @@
-"""docs/LLAMA.md, typed: its three commands, with a model and a prompt."""
+"""docs/LLAMA.md, typed: its two blocks of three commands, with a model and a prompt."""
 
 from __future__ import annotations
 
@@ -23,32 +23,52 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.mark.sample
-def test_the_pages_three_commands_serve_a_compressed_model(tmp_path):
+LIVE, SLOTS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)
+
+
+def typed(block: str, folder: Path, **environment: str) -> tuple[str, Path]:
+    """What the three commands print, in a folder with a model and a prompt; and that folder."""
     llama_is_there()
-    programs, here = tmp_path / "programs", tmp_path / "here"
+    programs, here = folder / "programs", folder / "here"
     programs.mkdir(), here.mkdir()
-    (programs / "dkv").symlink_to(program("dkv").resolve())
+    for name in ("dkv", "dkvd"):
+        (programs / name).symlink_to(program(name).resolve())
     server = Path(__file__).with_name("llama_server.py")
     (programs / "llama-server").write_text(f'#!/bin/sh\nexec "{PYTHON}" "{server}" --serve "$@"\n')
     (programs / "llama-server").chmod(0o755)
     (here / "model.gguf").symlink_to(model())
-    (here / "prompt.json").write_text(json.dumps({"prompt": PROMPT, "n_predict": 2, "id_slot": 0}))
-    block = re.search(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)[1].replace("8080", str(free_port()))
+    (here / "prompt.json").write_text(json.dumps({"prompt": PROMPT, "n_predict": 3, "id_slot": 0}))
+    block = block.replace("8080", str(free_port()))
     assert len(block.splitlines()) == 3
 
-    with open(tmp_path / "printed", "w+") as said:
-        # A session of its own: the server that the first command leaves in the background ends with it.
-        environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    with open(folder / "printed", "w+") as said:
+        # A session of its own: what the commands leave in the background ends with it.
+        environment = os.environ | environment | {"PATH": f"{programs}:{os.environ['PATH']}"}
         streams = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
         shell = subprocess.Popen(["bash", "-ec", block], cwd=here, env=environment, start_new_session=True, **streams)
         try:
             shell.wait(120)
+            sessions = subprocess.run([programs / "dkv", "sessions"], capture_output=True, text=True, env=environment).stdout
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
         said.seek(0)
         printed = said.read()
-
     assert shell.returncode == 0, printed
+    return printed + sessions, here
+
+
+@pytest.mark.sample
+def test_the_pages_three_commands_serve_a_model_whose_prompts_are_compressed(tmp_path):
+    tmp_path.chmod(0o700)
+
+    printed, _ = typed(LIVE.replace("512", "128"), tmp_path, DKV_ENDPOINT=f"ipc://{tmp_path}/dkvd.sock")
+
+    assert re.search(r"adopted +3\d\d  auto 128", printed), printed
+
+
+@pytest.mark.sample
+def test_the_pages_other_three_commands_compact_a_slot(tmp_path):
+    printed, here = typed(SLOTS, tmp_path)
+
     assert re.search(r"it computed 1 and found \d{3} in the slot", printed), printed
     assert sorted(path.name for path in (here / "slots").iterdir()) == ["slot-0.bin", "slot-0.full.bin"]
