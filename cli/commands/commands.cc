@@ -19,7 +19,7 @@ constexpr Command kCommands[] = {
     {"compact", "make saved caches smaller by a policy: a capacity, a ratio, bytes, attention kept",
      setup_compact},
     {"convert", "saved caches in another format, row for row", setup_convert},
-    {"llama", "slots of a llama-server: compact one that is in use, or a folder of saved ones",
+    {"llama", "a llama-server: start one whose prompts are compressed, or compact its slots",
      setup_llama},
     {"sweep", "a grid of policies and sizes over saved caches: attention kept, error, bytes",
      setup_sweep},

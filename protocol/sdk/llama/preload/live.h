@@ -7,7 +7,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "protocol/sdk/llama/dkv_llama.h"
@@ -29,7 +28,6 @@ public:
     Live& operator=(Live const&) = delete;
 
     bool is_attached() const noexcept { return llama_ != nullptr; }
-    Real const& functions() const noexcept { return real_; }
     llama_memory_i* memory() const { return real_.llama_get_memory(context_); }
 
     /// Around the decoding of a batch. Returns false: a sequence is lost, and the batch must fail.
@@ -85,12 +83,11 @@ private:
     std::unique_ptr<dkv_llama, LlamaDeleter> llama_;
     EvalCallback user_callback_ = nullptr;
     void* user_data_ = nullptr;
-    std::vector<std::int32_t> firm_;    ///< [sequences] as firm_from()
-    std::vector<std::int32_t> before_;  ///< [sequences] last position before the batch.
-    std::optional<std::int32_t>
-        asked_;  ///< Sequence whose first position was, since the last batch.
-    std::optional<std::int32_t> next_;  ///< The sequence that the program has made room in.
-    std::optional<Prompt> prompt_;      ///< Whose queries are remembered.
+    std::vector<std::int32_t> firm_;     ///< [sequences] as firm_from()
+    std::vector<std::int32_t> before_;   ///< [sequences] last position before the batch.
+    std::optional<std::int32_t> asked_;  ///< For the first position, since the last batch.
+    std::optional<std::int32_t> next_;   ///< The sequence that the program has made room in.
+    std::optional<Prompt> prompt_;       ///< Whose queries are remembered.
     std::vector<std::string> said_;
 };
 
