@@ -33,7 +33,7 @@ def _quiet(*_):
 
 
 def _memory(name: str) -> int:
-    """Bytes: Pss or, of the peak, VmHWM's resident pages."""
+    """Bytes. Pss_Anon is the process's own: pages of files come and go with what else runs."""
     for line in pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) << 10
@@ -193,20 +193,20 @@ class Engine:
             target = self._make(self._params({**options, "cells": options["room"]}))
         if "held" in options:
             self._decode(options["held"], 0, 1, target)
-        before = _memory("Pss")
+        before = _memory("Pss_Anon")
         begun = time.process_time()
         report = self.watch.compress(policy, target)
         seconds = time.process_time() - begun
-        peak = _memory("Pss")
+        peak = _memory("Pss_Anon")
         if report.compressed and target is not None:
             self.old, self.context = self.context, target
             lib.llama_free(self.old)
             gc.collect()
-            after = _memory("Pss")
+            after = _memory("Pss_Anon")
             self.watch.adopted(max(0, before - after), peak, after)
         elif target is not None:
             lib.llama_free(target)
-        return {**vars(report), "pss": [before, peak, _memory("Pss")], "cpu_seconds": seconds, "logged": said.take()}
+        return {**vars(report), "pss": [before, peak, _memory("Pss_Anon")], "cpu_seconds": seconds, "logged": said.take()}
 
     def positions(self, options: dict) -> dict:
         return {"positions": [[self.watch.positions(la, h) for h in range(options["heads"])] for la in options["layers"]]}
