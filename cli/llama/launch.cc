@@ -1,6 +1,6 @@
 #include "cli/llama/launch.h"
 
-#include <array>
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>

@@ -1,13 +1,11 @@
 // llama.cpp's functions as a preloaded library has them: each tells the context's Live what the
 // program does, and calls llama.cpp's own. What llama.cpp, or dkv, calls meanwhile goes straight
 // through.
-#include <algorithm>
 #include <dlfcn.h>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <utility>
-#include <vector>
 
 #include "protocol/sdk/llama/preload/live.h"
 
@@ -24,9 +22,9 @@ struct Context {
     std::unique_ptr<Live> live;
 };
 
-// Never destroyed: a program may free its contexts when it exits, and decode meanwhile.
+// Never destroyed: a program may free its context when it exits, and decode meanwhile.
 std::mutex& mutex = *new std::mutex;
-std::vector<Context>& contexts = *new std::vector<Context>;
+Context& attached = *new Context{};  // The one context of a program that has a Live.
 thread_local bool is_inside = false;
 thread_local Live* decoding = nullptr;
 
@@ -42,20 +40,19 @@ private:
     bool const before_;
 };
 
-Live* live_of(llama_context const* context) {
+template <class Key>
+Live* live_of(Key const* key, Key* Context::*field) {
     if (is_inside) return nullptr;
     std::lock_guard const lock(mutex);
-    for (Context const& one : contexts)
-        if (one.context == context) return one.live.get();
-    return nullptr;
+    return attached.*field == key ? attached.live.get() : nullptr;
+}
+
+Live* live_of(llama_context const* context) {
+    return live_of(context, &Context::context);
 }
 
 Live* live_of(llama_memory_i const* memory) {
-    if (is_inside) return nullptr;
-    std::lock_guard const lock(mutex);
-    for (Context const& one : contexts)
-        if (one.memory == memory) return one.live.get();
-    return nullptr;
+    return live_of(memory, &Context::memory);
 }
 
 /// The first context of a program, by its first batch or state. Another one beside it is a draft
@@ -65,13 +62,13 @@ Live* live_or_new(Real const& functions, llama_context* context) {
     Inside const inside;
     {
         std::lock_guard const lock(mutex);
-        if (!contexts.empty() || !is_complete(functions)) return nullptr;
+        if (attached.live != nullptr || !is_complete(functions)) return nullptr;
     }
     try {
         auto live = std::make_unique<Live>(functions, context);
         std::lock_guard const lock(mutex);
-        contexts.push_back({context, functions.llama_get_memory(context), std::move(live)});
-        return contexts.back().live.get();
+        attached = {context, functions.llama_get_memory(context), std::move(live)};
+        return attached.live.get();
     } catch (...) {
         return nullptr;  // Out of memory: it is left as it is.
     }
@@ -285,11 +282,7 @@ void llama_free(llama_context* context) {
     std::unique_ptr<Live> live;
     {
         std::lock_guard const lock(mutex);
-        auto const found = std::ranges::find(contexts, context, &Context::context);
-        if (found != contexts.end()) {
-            live = std::move(found->live);
-            contexts.erase(found);
-        }
+        if (attached.context == context) live = std::exchange(attached, {}).live;
     }
     DKV_REAL().llama_free(context);
     // Now that nothing calls back; a sidecar may have to be told.

@@ -48,7 +48,6 @@ std::unique_ptr<Real> real_in(std::string const& path) {
     DKV_FIND(llama_memory_seq_pos_min);
     DKV_FIND(llama_memory_seq_pos_max);
     DKV_FIND(llama_memory_clear);
-    DKV_FIND(llama_memory_can_shift);
     DKV_FIND(llama_state_seq_get_size);
     DKV_FIND(llama_state_seq_get_data);
     DKV_FIND(llama_state_seq_set_data);
@@ -81,7 +80,7 @@ Real const& real(void const* caller) {
     static auto& known = *new std::map<std::string, std::unique_ptr<Real>>;
     static auto const& own = *new std::string(file_of(reinterpret_cast<void const*>(&real)));
     thread_local Real const* last = nullptr;
-    void* const next = dlsym(RTLD_NEXT, "llama_decode");
+    static void* const next = dlsym(RTLD_NEXT, "llama_decode");  // Called for each token.
     auto const path = file_of(next != nullptr ? next : caller);
     // llama.cpp was called from here, and has jumped on to another of its functions.
     if (path == own && last != nullptr) return *last;

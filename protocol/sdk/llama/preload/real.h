@@ -50,7 +50,6 @@ struct Real {
     std::int32_t (*llama_memory_seq_pos_min)(llama_memory_i*, std::int32_t);
     std::int32_t (*llama_memory_seq_pos_max)(llama_memory_i*, std::int32_t);
     void (*llama_memory_clear)(llama_memory_i*, bool);
-    bool (*llama_memory_can_shift)(llama_memory_i*);
     std::size_t (*llama_state_seq_get_size)(llama_context*, std::int32_t);
     std::size_t (*llama_state_seq_get_data)(llama_context*,
                                             std::uint8_t*,
