@@ -194,6 +194,36 @@ Result<void> check_rows(char const* what,
     return {};
 }
 
+Result<void> check_blocks(char const* what,
+                          dkv_rows const& rows,
+                          dkv_blocks const& blocks,
+                          std::uint32_t prompt_tokens,
+                          std::uint64_t arena_bytes) {
+    std::span<std::uint32_t const> const ids(blocks.ids, blocks.ids == nullptr ? 0 : blocks.count);
+    if (rows.tokens == 0 || ids.size() != (prompt_tokens - 1) / rows.tokens + 1)
+        return invalid(fmt::format("{} of {} tokens do not lie in {} blocks of {}", what,
+                                   prompt_tokens, ids.size(), rows.tokens));
+    std::uint64_t const element_bytes = rows.dtype == DKV_F32 ? 4 : 2;
+    std::uint32_t const last = *std::ranges::max_element(ids);
+    std::uint64_t far = 0;
+    auto const end = end_of(rows, element_bytes);
+    bool const wide = !end || __builtin_mul_overflow(last, blocks.stride, &far) ||
+                      __builtin_mul_overflow(far, element_bytes, &far) ||
+                      __builtin_add_overflow(far, *end, &far);
+    if (wide || far > arena_bytes)
+        return invalid(fmt::format("{} have block {}, which ends at byte {} of an arena of {}",
+                                   what, last, wide ? "2^64 or beyond" : std::to_string(far),
+                                   arena_bytes));
+    return {};
+}
+
+wire::BlocksT wire_of(dkv_blocks const& blocks) {
+    wire::BlocksT result;
+    result.ids.assign(blocks.ids, blocks.ids + blocks.count);
+    result.stride = blocks.stride;
+    return result;
+}
+
 wire::RowsT wire_of(dkv_rows const& rows, std::uint64_t region) {
     wire::RowsT result;
     result.region = region;

@@ -31,7 +31,16 @@ Result<void> check_rows(char const* what,
                         dkv_rows const& wanted,
                         std::uint64_t arena_bytes);
 
+/// For `rows` that are those of block 0. Errors: InvalidArgument when the prompt's tokens do not
+/// fill the blocks, or one of those ends outside the arena.
+Result<void> check_blocks(char const* what,
+                          dkv_rows const& rows,
+                          dkv_blocks const& blocks,
+                          std::uint32_t prompt_tokens,
+                          std::uint64_t arena_bytes);
+
 wire::RowsT wire_of(dkv_rows const& rows, std::uint64_t region);
+wire::BlocksT wire_of(dkv_blocks const& blocks);
 
 /// "LayerReady": how a message is called in a message to people.
 inline std::string name_of(wire::Body body) {

@@ -262,6 +262,15 @@ typedef struct dkv_rows {
     uint64_t dim_stride;   /* elements, nearly always 1 */
 } dkv_rows;
 
+/* Where the tokens are of a prompt whose K and V lie in blocks of the engine's cache (vLLM's):
+ * token t is row t % n of block ids[t / n], n being the tokens of a block. The blocks may be
+ * written again only when the layer was staged or the session has ended. */
+typedef struct dkv_blocks {
+    uint32_t const* ids; /* [count], each block once; read during the call */
+    uint32_t count;      /* ceil(prompt_tokens / n) */
+    uint64_t stride;     /* elements from a block to the next one in memory */
+} dkv_blocks;
+
 typedef struct dkv_layer_ready {
     uint32_t struct_bytes;
     uint32_t layer;          /* in order, from 0 */
@@ -275,13 +284,15 @@ typedef struct dkv_layer_ready {
     float const* sink_logits; /* [q_heads] learned attention sinks, finite: each head's softmax has
                                  this logit beside its tokens', after scale and softcap; it has no
                                  value row. NULL: none. Read during the call */
+    dkv_blocks const* blocks; /* of keys and values, which then are block 0's, [kv_heads, n,
+                                 head_dim]. NULL: they are the prompt's */
 } dkv_layer_ready;
 
 /* Reports a layer. Sends and returns; what comes of it is an event. After a failure the session is
  * abandoned: finish and layer still work and give the best rows there are.
  *
- * DKV_BAD_STATE: out of order, or the session was abandoned. DKV_INVALID_ARGUMENT: shapes, rows
- * outside the arena, or a sink that is not a finite number. */
+ * DKV_BAD_STATE: out of order, or the session was abandoned. DKV_INVALID_ARGUMENT: shapes, rows or
+ * blocks outside the arena, or a sink that is not a finite number. */
 dkv_status dkv_session_layer_ready(dkv_session* session, dkv_layer_ready const* ready);
 
 typedef enum dkv_event_kind {

@@ -155,8 +155,16 @@ Result<void> Session::check(LayerRows const& rows) const {
     wanted.tokens = prompt_tokens_;
     wanted.head_dim = geometry.head_dim;
     wanted.dtype = static_cast<dkv_dtype>(geometry.dtype);
+    if (ready.blocks != nullptr) wanted.tokens = ready.keys.tokens;
     DKV_TRY(check_rows("keys", ready.keys, wanted, rows.keys->bytes()));
     DKV_TRY(check_rows("values", ready.values, wanted, rows.values->bytes()));
+    if (ready.blocks != nullptr) {
+        DKV_TRY(
+            check_blocks("keys", ready.keys, *ready.blocks, prompt_tokens_, rows.keys->bytes()));
+        DKV_TRY(check_blocks("values", ready.values, *ready.blocks, prompt_tokens_,
+                             rows.values->bytes()));
+        wanted.tokens = prompt_tokens_;
+    }
     if (ready.scores != nullptr) {
         wanted.heads =
             ready.scores->heads == geometry.q_heads ? geometry.q_heads : geometry.kv_heads;
@@ -198,6 +206,8 @@ Result<void> Session::layer_ready(LayerRows const& rows, std::optional<Stream> s
     };
     DKV_TRY(lend(rows.ready.keys, rows.keys, message.keys));
     DKV_TRY(lend(rows.ready.values, rows.values, message.values));
+    if (rows.ready.blocks != nullptr)
+        message.blocks = std::make_unique<wire::BlocksT>(wire_of(*rows.ready.blocks));
     if (rows.queries) DKV_TRY(lend(*rows.ready.queries, rows.queries, message.queries));
     if (rows.scores) DKV_TRY(lend(*rows.ready.scores, rows.scores, message.scores));
     if (stream) DKV_TRY(put_fence(*stream, message));

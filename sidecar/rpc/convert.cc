@@ -42,6 +42,14 @@ Result<RowsAt> rows_at(char const* name, wire::RowsT const& rows) {
                   .dim_stride = rows.dim_stride};
 }
 
+Result<BlocksAt> blocks_at(wire::BlocksT const& blocks) {
+    if (std::ranges::any_of(blocks.ids, [](std::uint32_t id) { return id > INT32_MAX; }))
+        return wrong("a block's id is above " + std::to_string(INT32_MAX));
+    return BlocksAt{.ids = std::make_shared<std::vector<std::int32_t> const>(blocks.ids.begin(),
+                                                                             blocks.ids.end()),
+                    .stride = blocks.stride};
+}
+
 Result<std::array<std::byte, 64>> sixty_four(char const* what,
                                              std::vector<std::uint8_t> const& bytes) {
     std::array<std::byte, 64> all{};
@@ -176,6 +184,7 @@ Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
                          .scale = ready.scale,
                          .softcap = ready.softcap,
                          .sink_logits = ready.sink_logits,
+                         .blocks = std::nullopt,
                          .event = ready.event,
                          .timeline_region = ready.timeline_region,
                          .timeline_offset = ready.timeline_offset,
@@ -184,6 +193,7 @@ Result<LayerRequest> from_wire(wire::LayerReadyT const& ready) {
         return wrong("event " + std::to_string(request.event) + " is neither an index nor -1");
     if (ready.queries) request.queries = DKV_TRY(rows_at("queries", *ready.queries));
     if (ready.scores) request.scores = DKV_TRY(rows_at("scores", *ready.scores));
+    if (ready.blocks) request.blocks = DKV_TRY(blocks_at(*ready.blocks));
     return request;
 }
 

@@ -176,11 +176,14 @@ Result<LayerSignal> Session::signal_of(LayerRequest const& request,
 
 Result<RowsView> Session::lease(char const* name,
                                 RowsAt const& at,
+                                BlocksAt const* blocks,
                                 RegionTable const& regions,
                                 LayerWork& work) const {
     auto region = DKV_TRY(regions.find(at.region));
     DKV_TRY(check_place(name, *region));
-    auto const view = DKV_TRY(rows(name, at, *region));
+    auto view = DKV_TRY(rows(name, at, *region));
+    if (blocks != nullptr)
+        view = DKV_TRY(paged(name, view, *blocks, spec_.job.prompt_tokens, *region));
     work.leased.push_back({name, view, std::move(region)});
     return view;
 }
@@ -193,11 +196,14 @@ Result<LayerWork> Session::check_layer(LayerRequest const& request,
     LayerSource& source = work.source;
     source.scale = request.scale;
     source.softcap = request.softcap;
-    source.keys = DKV_TRY(lease("keys", request.keys, regions, work));
-    source.values = DKV_TRY(lease("values", request.values, regions, work));
+    BlocksAt const* const blocks = request.blocks ? &*request.blocks : nullptr;
+    if (blocks != nullptr) work.block_ids = blocks->ids;
+    source.keys = DKV_TRY(lease("keys", request.keys, blocks, regions, work));
+    source.values = DKV_TRY(lease("values", request.values, blocks, regions, work));
     if (request.queries)
-        source.queries = DKV_TRY(lease("queries", *request.queries, regions, work));
-    if (request.scores) source.scores = DKV_TRY(lease("scores", *request.scores, regions, work));
+        source.queries = DKV_TRY(lease("queries", *request.queries, nullptr, regions, work));
+    if (request.scores)
+        source.scores = DKV_TRY(lease("scores", *request.scores, nullptr, regions, work));
     work.sink_logits = request.sink_logits;
     source.sink_logits = work.sink_logits;
     DKV_TRY(check(source, spec_.job));

@@ -24,6 +24,7 @@ struct LayerRequest {
     float scale = 0;
     float softcap = 0;
     std::vector<float> sink_logits;  ///< [q_heads]; empty: none.
+    std::optional<BlocksAt> blocks;  ///< Of keys and values, which then are those of block 0.
     std::int32_t event = -1;         ///< Of the engine's pool; -1: none.
     std::uint64_t timeline_region = 0;
     std::uint64_t timeline_offset = 0;
@@ -104,6 +105,7 @@ private:
     Result<LayerSignal> signal_of(LayerRequest const& request, RegionTable const& regions) const;
     Result<RowsView> lease(char const* name,
                            RowsAt const& at,
+                           BlocksAt const* blocks,
                            RegionTable const& regions,
                            LayerWork& work) const;
     Result<LayerWork> check_layer(LayerRequest const& request, RegionTable const& regions) const;

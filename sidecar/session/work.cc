@@ -74,6 +74,17 @@ Result<void> SessionWork::find_memory() {
     return {};
 }
 
+/// Kernels on a device look blocks up there; what looks at `leased` does so here.
+Result<void> SessionWork::upload_block_ids(LayerWork& work) {
+    if (work.block_ids == nullptr || spec_.place != Place::Device) return {};
+    auto ids = DKV_TRY(BackendArray<std::int32_t>::create(*backend_, work.block_ids->size()));
+    DKV_TRY(backend_->upload(std::as_bytes(std::span(*work.block_ids)),
+                             std::as_writable_bytes(ids.elements())));
+    work.device_ids = std::make_shared<BackendArray<std::int32_t>>(std::move(ids));
+    work.source.keys.blocks = work.source.values.blocks = work.device_ids->elements().data();
+    return {};
+}
+
 Result<void> SessionWork::check_written(LayerWork const& work) const {
     for (LeasedRows const& rows : work.leased)
         DKV_TRY(dkv::check_written(rows.name, rows.view, *rows.lease));
@@ -126,6 +137,7 @@ Result<void> SessionWork::take_layer(LayerWork& work) {
     DKV_TRY(check_whole(work));
     DKV_TRY(check_written(work));
     DKV_TRY(find_memory());
+    DKV_TRY(upload_block_ids(work));
     work.source.sink_logits = work.sink_logits;
     auto progress = DKV_TRY(timed([&] { return job_->layer_ready(work.layer, work.source); }));
     record_job();

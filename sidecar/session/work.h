@@ -12,6 +12,7 @@
 #include "protocol/device/events.h"
 #include "sidecar/memory/rows.h"
 #include "sidecar/metrics/metrics.h"
+#include "sidecar/pipeline/backend_array.h"
 #include "sidecar/pipeline/job.h"
 #include "sidecar/session/facts.h"
 
@@ -43,6 +44,9 @@ struct LayerWork {
     LayerSource source;
     std::vector<LeasedRows> leased;  ///< What the source's views lie in.
     std::vector<float> sink_logits;  ///< [q_heads], the source's; empty: none.
+    std::shared_ptr<std::vector<std::int32_t> const>
+        block_ids;                                           ///< The views'; nullptr: not paged.
+    std::shared_ptr<BackendArray<std::int32_t>> device_ids;  ///< The same on their device.
 };
 
 struct WorkPlanned {
@@ -131,6 +135,7 @@ public:
 private:
     Result<void> find_memory();
     Result<void> take_layer(LayerWork& work);
+    Result<void> upload_block_ids(LayerWork& work);
     Result<void> await(LayerWork const& work);
     Result<void> await(LayerSignal const& signal);
     Result<void> check_written(LayerWork const& work) const;

@@ -27,6 +27,8 @@ class Seen:
     scheduler: str  # Class.
     attention: str  # Class of a layer's AttentionImpl.
     strides: tuple[int, ...]  # Of a layer's KV cache, [blocks, KV heads, block size, 2 · head_dim].
+    in_place: bool  # Whether the sidecar reads it there.
+    device: str  # Where the sidecar thinks that it is.
     read: list[set[tuple[int, int]]]  # Per layer: addresses of the lengths and block tables that its steps read.
     free: list[int]  # Blocks: before the requests, after each step, and when the worker has heard of all ends.
     preemptions: int
@@ -87,6 +89,8 @@ def _run(requests, model: str, endpoint: str, extra: dict, attention=None, **opt
         scheduler=type(engine.scheduler).__name__,
         attention=_name(type(layer.impl)),
         strides=layer.kv_cache.stride(),
+        in_place=worker._pages is not None,
+        device=worker._place.device,
         read=read,
         free=[*free, engine.free],
         preemptions=engine.preemptions,

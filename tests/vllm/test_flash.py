@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import random_model
 from interpreted import RUNNER_V2, interpreted
+from processes import Sidecar, program
 from reference import Reference
 
 TOLERANCE = 1e-4  # Of a logprob, float32.
@@ -47,7 +49,22 @@ def attention() -> str:
     return "dkv.vllm.cuda.DkvFlashBackend"
 
 
-def test_the_kernels_are_given_what_a_masked_model_sees(tmp_path, tmp_path_factory, sidecar, noise):
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A dkvd whose CUDA is the emulation, on which the engine's memory is a GPU's."""
+    emulated = program("dkvd").parents[1] / "emulated"
+    if not (emulated / "bin" / "dkvd").is_file():
+        pytest.skip("the emulation of CUDA is not built")
+    monkeypatch.setenv("DKV_DEVICE", "cuda")
+    monkeypatch.setenv("DKV_CUDA_LIBRARY", str(emulated / "lib" / "libdkv_cuda.so"))
+    running = Sidecar(tmp_path, dkvd=emulated / "bin" / "dkvd").start()
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("memory", ["a CPU's", "a GPU's"])
+def test_the_kernels_are_given_what_a_masked_model_sees(request, tmp_path, tmp_path_factory, sidecar, noise, memory):
+    endpoint = request.getfixturevalue("gpu").endpoint if memory == "a GPU's" else sidecar.endpoint
     model = random_model(tmp_path_factory.mktemp("model"), layers=6)
     prompts = {"kept": noise(509), "other": noise(333), "off": noise(100)}
     wishes = [{"granularity": "layer", "capacity": 128}, {"capacity": 64}, "off"]
@@ -57,7 +74,7 @@ def test_the_kernels_are_given_what_a_masked_model_sees(tmp_path, tmp_path_facto
         2,
         [(name, prompt, 8, wish) for wish, (name, prompt) in zip(wishes, prompts.items())],
         model=model,
-        endpoint=sidecar.endpoint,
+        endpoint=endpoint,
         extra={"layers_per_group": 1},
         attention=attention,
         async_scheduling=True,
@@ -68,6 +85,7 @@ def test_the_kernels_are_given_what_a_masked_model_sees(tmp_path, tmp_path_facto
     )
 
     assert RUNNER_V2 in seen.runner and seen.attention == "dkv.vllm.cuda.DkvFlashImpl"
+    assert seen.in_place and seen.device.startswith("GPU-") == (memory == "a GPU's")
     assert [len(addresses) for addresses in seen.read] == [1] * 6  # So a graph that was captured reads each step's.
     assert seen.free[0] == seen.free[-1] and seen.busy == 0
     reference = Reference(model)

@@ -54,6 +54,7 @@ def test_layers_keep_unequal_numbers_of_rows(
     )
 
     assert seen.attention == "dkv.vllm.cuda.DkvTritonImpl" and seen.strides == strides
+    assert seen.in_place
     assert (RUNNER_V2 in seen.runner) == (runner == 2) and seen.scheduler == scheduler
     assert [len(addresses) for addresses in seen.read] == [1, 1]  # So a graph that was captured reads each step's.
     assert seen.free[0] == seen.free[-1] and seen.busy == 0

@@ -6,7 +6,8 @@
 Runs in vLLM's environment (tools/vllm/install.sh), with one engine for all requests. First token: the prefill. Answer:
 all of the request, with the plan carried out on its way. CPU: of the answer, the engine's process and dkvd together,
 which other programs on the machine change less than the clock. Prints each policy's medians and, in brackets, the
-quartiles of its pairs; --json adds one object.
+quartiles of its pairs, then what of a compressed prompt was dkv's in the engine's thread, and dkvd's; --json adds one
+object. --copies: as where the sidecar cannot read vLLM's memory, and gets copies of K and V.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--capacity", type=int, default=512, help="(%(default)s)")
     parser.add_argument("--policies", default="dynamickv,auto", help="(%(default)s)")
     parser.add_argument("--model", help="a Hugging Face folder; without it SmolLM2-135M")
+    parser.add_argument("--copies", action="store_true", help="copy K and V for the sidecar")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -50,6 +52,7 @@ class Requests:
         from dkv.hf import weights
 
         self._options, self._asked, self._pids = options, 0, (os.getpid(), sidecar.process.pid)
+        self._sidecar, self._own = sidecar, 0.0
         length = options.tokens + options.answer
         self.engine = Engine(
             options.model or str(weights.smollm2_folder()),
@@ -58,11 +61,28 @@ class Requests:
             max_num_batched_tokens=length,
             max_num_seqs=1,
         )
+        for step in ("begin_step", "take", "end_step"):
+            self._time(self.engine.worker, step)
+
+    def _time(self, worker, step: str) -> None:
+        usual = getattr(worker, step)
+
+        def timed(*arguments):
+            begin = time.perf_counter()
+            usual(*arguments)
+            self._own += time.perf_counter() - begin
+
+        setattr(worker, step, timed)
+
+    def _busy(self) -> float:
+        """Seconds that dkvd spent on all sessions so far."""
+        return json.loads(self._sidecar.dkv("savings", "--json").stdout)["total"]["busy_ns"] / 1e9
 
     def ask(self, tokens: list[int], choice) -> dict[str, float]:
-        """Seconds of each of MEASURES."""
+        """Seconds of each of MEASURES, and of dkv's own."""
         self._asked += 1
         running = self.engine.llm.llm_engine
+        busy, self._own = self._busy(), 0.0
         begin, first, cpu = time.perf_counter(), None, sum(map(cpu_seconds, self._pids))
         self.engine.add(f"request {self._asked}", tokens, self._options.answer, choice)
         while running.has_unfinished_requests():
@@ -70,7 +90,8 @@ class Requests:
             if first is None and any(each.num_output_tokens for each in self.engine.scheduler.requests.values()):
                 first = time.perf_counter() - begin
         spent = time.perf_counter() - begin
-        return {"first_token": first, "answer": spent, "cpu": sum(map(cpu_seconds, self._pids)) - cpu}
+        cpu = sum(map(cpu_seconds, self._pids)) - cpu
+        return {"first_token": first, "answer": spent, "cpu": cpu, "thread": self._own, "dkvd": self._busy() - busy}
 
 
 def measure(options: argparse.Namespace, sidecar) -> dict[str, list[dict]]:
@@ -102,8 +123,15 @@ def shown(pairs: list[dict], what: str) -> str:
     return f"{what.replace('_', ' ')} {off:.2f} s whole, {on:.2f} s compressed: x {middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def own(pairs: list[dict]) -> str:
+    thread, dkvd = (1000 * statistics.median(pair["on"][which] for pair in pairs) for which in ("thread", "dkvd"))
+    return f"of it dkv's in the engine's thread {thread:.1f} ms, dkvd's {dkvd:.1f} ms"
+
+
 def main() -> None:
     options = parse_arguments()
+    if options.copies:
+        os.environ["DKV_ARENA"] = "posix_shm"
     if options.pairs < 2:
         raise SystemExit("overhead-vllm: --pairs must be at least 2")
     measured, failure = {}, None
@@ -116,7 +144,7 @@ def main() -> None:
         finally:
             sidecar.stop()
     for policy, pairs in measured.items():
-        print(f"{policy}, {len(pairs)} pairs: " + "; ".join(shown(pairs, what) for what in MEASURES))
+        print(f"{policy}, {len(pairs)} pairs: " + "; ".join([*(shown(pairs, what) for what in MEASURES), own(pairs)]))
     if options.json:
         print(json.dumps({"options": vars(options), "pairs": measured}))
     if failure is not None:

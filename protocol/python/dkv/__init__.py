@@ -11,7 +11,7 @@ Face transformers. Nothing here needs torch.
 """
 
 from . import _abi, cuda
-from .arena import Arena, Rows
+from .arena import Arena, Blocks, Rows
 from .engine import Engine
 from .session import Session
 from .words import (
@@ -50,6 +50,7 @@ def __getattr__(name: str) -> str:
 __all__ = [
     "Arena",
     "ArenaKind",
+    "Blocks",
     "DkvError",
     "Dtype",
     "Engine",

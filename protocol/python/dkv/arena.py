@@ -90,6 +90,15 @@ class Arena:
 
 
 @dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks of an engine's KV cache that a prompt lies in: token t is row t % n of block ids[t // n], n being the tokens
+    of a block. `stride`: elements from a block to the next one in memory."""
+
+    ids: list[int]
+    stride: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """[heads, tokens, head_dim] inside an arena: `offset` in bytes, strides in elements."""
 

@@ -6,7 +6,7 @@ import typing
 
 from . import _abi, checks, cuda, parameters
 from ._abi import NULL, ffi
-from .arena import Arena, Rows
+from .arena import Arena, Blocks, Rows
 from .words import (
     DkvError, Dtype, Event, EventKind, LayerForm, LayerView, Plan, Policy, Profile, Result, Status, Surrogate,
 )  # fmt: skip
@@ -60,6 +60,7 @@ class Session:
         softcap: float = 0.0,
         stream: int | None = None,
         sink_logits: typing.Iterable[float] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         """Reports a layer, in order from 0. Does not wait.
 
@@ -71,9 +72,10 @@ class Session:
                        None: they are written
         sink_logits    learned attention sinks, one finite number per query head (a sequence, or a 1-d array or
                        tensor): each softmax of the head has it beside the final logits; None: none
+        blocks         where the prompt's tokens are; keys and values then are the rows of block 0, with its tokens
 
         Raises DkvError: BAD_STATE out of order or after the session was abandoned,
-        INVALID_ARGUMENT for shapes or rows outside their arena.
+        INVALID_ARGUMENT for shapes, or rows or blocks outside their arena.
         """
         ready = _abi.new(
             "dkv_layer_ready",
@@ -85,6 +87,7 @@ class Session:
             scale=scale,
             softcap=softcap,
             sink_logits=None if sink_logits is None else _sinks(layer, sink_logits, self._engine.geometry.q_heads),
+            blocks=None if blocks is None else _blocks(blocks),
         )
         if stream is None:
             _abi.call("dkv_session_layer_ready", self._handle, ready)
@@ -221,6 +224,13 @@ def _profile(profile: Profile):
         kernel=profile.kernel,
         surrogate=None if profile.surrogate is None else _surrogate(profile.surrogate),
     )
+
+
+def _blocks(blocks: Blocks):
+    ids = _abi.array("uint32_t", blocks.ids)
+    struct = _abi.new("dkv_blocks", (ids, len(blocks.ids), blocks.stride))
+    _abi.hold(struct, ids)
+    return struct
 
 
 def _rows(rows: Rows) -> tuple:

@@ -323,6 +323,47 @@ TEST_CASE("a layer's sinks reach the sidecar; an engine of an earlier dkv.h has 
                                                std::to_string(sizeof ready));
 }
 
+TEST_CASE("a prompt in blocks of the engine's cache is told as block 0 and a table") {
+    Harness harness;
+    REQUIRE(harness.open() == DKV_OK);
+    auto const queries = harness.rows(0, 4, kWindow);
+    std::vector<std::uint32_t> ids{3, 0, 2, 1};
+    dkv_blocks blocks{ids.data(), 4, 32 * 2 * 64};
+    auto ready = sized<dkv_layer_ready>();
+    ready.keys = ready.values = harness.rows(0, 2, 32);
+    ready.queries = &queries;
+    ready.blocks = &blocks;
+    auto const refused = [&] {
+        CHECK(dkv_session_layer_ready(harness.session, &ready) == DKV_INVALID_ARGUMENT);
+        return std::string(dkv_last_error());
+    };
+
+    blocks.count = 3;
+    CHECK(refused() == "keys of 128 tokens do not lie in 3 blocks of 32");
+    blocks = {nullptr, 4, 32 * 2 * 64};
+    CHECK(refused() == "keys of 128 tokens do not lie in 0 blocks of 32");
+    blocks = {ids.data(), 4, 32 * 2 * 64};
+    ids[2] = 1U << 20U;
+    CHECK(refused().starts_with(
+        "keys have block 1048576, which ends at byte 17179885568 of an arena"));
+    blocks.stride = UINT64_MAX / 2;
+    CHECK(refused().starts_with("keys have block 1048576, which ends at byte 2^64 or beyond"));
+    blocks.stride = 32 * 2 * 64;
+    ids[2] = 2;
+    ready.values.tokens = 64;
+    CHECK(refused() == "values are [2, 64, 64] f32, not [2, 32, 64] f32");
+    ready.values.tokens = 32;
+
+    REQUIRE_MESSAGE(dkv_session_layer_ready(harness.session, &ready) == DKV_OK, dkv_last_error());
+    auto const sent = harness.sidecar->wait_for(wire::Body::LayerReady);
+    REQUIRE(sent);
+    auto const& message = *sent->body.AsLayerReady();
+    CHECK(message.keys->tokens == 32);
+    REQUIRE(message.blocks);
+    CHECK(message.blocks->ids == ids);
+    CHECK(message.blocks->stride == 32 * 2 * 64);
+}
+
 TEST_CASE("an arena that the session made can be taken once, and outlives the session") {
     Harness harness;
     REQUIRE(harness.open() == DKV_OK);

@@ -10,6 +10,7 @@
 
 #include "sidecar/session/table.h"
 #include "tests/support/lent_prompt.h"
+#include "tests/support/paged_prompt.h"
 #include "tests/support/results.h"
 #include "tests/support/wakes.h"
 
@@ -123,6 +124,21 @@ struct RunningTable {
                                  LentPrompt::kTokens);
         request.queries = rows_at(region, LentPrompt::queries_offset(index), LentPrompt::kQHeads,
                                   LentPrompt::kWindow);
+        return request;
+    }
+    /// A layer of the same prompt in blocks, lent as `region`.
+    static LayerRequest paged_layer_in(std::uint64_t region,
+                                       PagedPrompt const& prompt,
+                                       std::uint32_t index) {
+        LayerRequest request = layer_in(region, index);
+        request.queries->offset = PagedPrompt::queries_offset(index);
+        request.keys.offset = PagedPrompt::keys_offset(index);
+        request.values.offset = PagedPrompt::values_offset(index);
+        request.keys.tokens = request.values.tokens = PagedPrompt::kBlockTokens;
+        request.keys.head_stride = request.values.head_stride = PagedPrompt::kHeadStride;
+        request.keys.token_stride = 1;
+        request.keys.dim_stride = PagedPrompt::kBlockTokens;
+        request.blocks = BlocksAt{.ids = prompt.ids, .stride = PagedPrompt::kBlockStride};
         return request;
     }
     /// Lets the loop's part run, as often as the workers wake it, until `done`.

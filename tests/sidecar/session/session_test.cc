@@ -87,6 +87,45 @@ TEST_CASE("rows that were never written fail the session before any memory is fo
     CHECK(t.ears.lines.back().ends_with("of which the region has 0: the rest was never written"));
 }
 
+TEST_CASE("a prompt in an engine's blocks keeps what it keeps when its rows lie side by side") {
+    for (bool const progressive : {true, false}) {
+        CAPTURE(progressive);
+        TableFixture dense;
+        dense.open(1, {.progressive = progressive});
+        dense.send_layers(1);
+        dense.await([&] { return dense.ears.heard("peer/1: committed"); });
+
+        TableFixture t;
+        t.open(1, {.progressive = progressive});
+        test::PagedPrompt const prompt(t.prompt);
+        auto const region = t.lend(prompt.memory, false).value();
+        for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
+            REQUIRE(t.table.layer_ready(t.caller(), kEngine, 1,
+                                        TableFixture::paged_layer_in(region, prompt, index)));
+        t.await([&] { return t.ears.heard("peer/1: committed"); });
+
+        CHECK(t.ears.last_outcome.lengths == dense.ears.last_outcome.lengths);
+        auto const kept = t.ears.last_outcome.bytes_kept;
+        CHECK(std::ranges::equal(t.destination->bytes().first(kept),
+                                 dense.destination->bytes().first(kept)));
+    }
+}
+
+TEST_CASE("a block that the engine never wrote to fails the session, and no page is made for it") {
+    TableFixture t;
+    t.open(5);
+    test::EngineMemory const sparse(std::size_t{1} << 20U);
+    test::PagedPrompt const prompt(t.prompt);
+    auto request = TableFixture::paged_layer_in(t.lend(sparse, false).value(), prompt, 0);
+    sparse.bytes()[6144] = std::byte{1};  // Of block 3, the prompt's first.
+    REQUIRE(t.table.layer_ready(t.caller(), kEngine, 5, request));
+    t.await([&] { return t.ears.heard(NoticeKind::SessionFailed); });
+    CHECK(
+        t.ears.lines.back() ==
+        "peer/5: failed: keys in block 10 have 1024 bytes, of which the region has 0: the rest was "
+        "never written");
+}
+
 TEST_CASE("two sessions of one engine and a policy that knows its budgets") {
     TableFixture t;
     t.open(1, {.wish = PolicyRequest{.name = "snapkv", .capacity = 32, .window = 8}});
@@ -145,6 +184,42 @@ TEST_CASE("a layer that does not fit the session is refused, naming what is wron
               r.sink_logits = {1, 2, 3, -std::numeric_limits<float>::infinity()};
           }) == "sink_logits[3] is -inf, not a finite number");
     REQUIRE(t.table.layer_ready(t.caller(), kEngine, 1, t.layer(0)));
+}
+
+TEST_CASE("blocks that the prompt does not fill, or that are not apart, are refused") {
+    TableFixture t;
+    t.open(1);
+    test::PagedPrompt const prompt(t.prompt);
+    auto const region = t.lend(prompt.memory, false).value();
+    auto const refusal = [&](auto const& change) {
+        auto request = TableFixture::paged_layer_in(region, prompt, 0);
+        auto ids = *prompt.ids;
+        change(request, ids);
+        request.blocks->ids = std::make_shared<std::vector<std::int32_t> const>(std::move(ids));
+        return refused(t.table.layer_ready(t.caller(), kEngine, 1, request)).message;
+    };
+    CHECK(refusal([](LayerRequest&, auto& ids) { ids.pop_back(); }) ==
+          "keys of 200 tokens do not lie in 12 blocks of 16");
+    CHECK(refusal([](LayerRequest&, auto& ids) { ids.back() = ids.front(); }) ==
+          "keys lie in block 3 twice");
+    CHECK(refusal([](LayerRequest&, auto& ids) { ids.back() = -1; }) == "keys lie in block -1");
+    CHECK(refusal([&](LayerRequest&, auto& ids) { ids.back() = 2000; }) ==
+          "keys have block 2000, which ends at byte 4097536, past the region's " +
+              std::to_string(prompt.memory.bytes().size()));
+    CHECK(refusal([](LayerRequest& r, auto&) { r.blocks->stride = 300; }) ==
+          "keys have blocks 300 elements apart, which overlap");
+    CHECK(refusal([](LayerRequest& r, auto&) { r.values.tokens = 8; }) ==
+          "values of 200 tokens do not lie in 13 blocks of 8");
+    CHECK(refusal([](LayerRequest& r, auto&) {
+              r.blocks->stride = ~std::uint64_t{0};
+          }).find("which ends at no 64-bit byte") != std::string::npos);
+    // What a sidecar that does not know blocks says.
+    auto unknown = TableFixture::paged_layer_in(region, prompt, 0);
+    unknown.blocks.reset();
+    CHECK(refused(t.table.layer_ready(t.caller(), kEngine, 1, unknown)).message ==
+          "keys is [2, 16, 8], not [2, 200, 8]");
+    REQUIRE(t.table.layer_ready(t.caller(), kEngine, 1,
+                                TableFixture::paged_layer_in(region, prompt, 0)));
 }
 
 TEST_CASE("buffers that cannot be written to, or are too small, are refused") {

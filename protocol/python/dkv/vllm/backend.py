@@ -42,6 +42,11 @@ class Attention:
     heads_apart = False  # Whether each KV head may keep its own number of rows.
 
     @staticmethod
+    def rows_in(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of keys and values in pages [blocks, heads, block, 2 · D], [blocks, heads, block, D] each."""
+        return kv_cache.chunk(2, dim=-1)
+
+    @staticmethod
     def look(layer, query, key, value, attn_metadata) -> None:
         """Prefill passes here in Python, in eager mode and between the pieces of a CUDA graph."""
         if attn_metadata is not None and process.worker is not None:

@@ -69,13 +69,11 @@ def carry_out(prompt: Prompt, groups: list[Group]) -> tuple[Dropped, list, Excep
 
 def _gather(prompt: Prompt, ordinal: int, counts: list[int]) -> tuple[list[torch.Tensor], list]:
     """Positions, and (keys, values), of each KV head of a layer."""
-    keys, values = prompt.storage.layer(ordinal)
     kept = [
         _filled(torch.tensor(ids, dtype=torch.long), count, prompt.tokens)
         for ids, count in zip(prompt.kept[ordinal], counts)
     ]
-    at = [ids.to(keys.device) for ids in kept]
-    return kept, [(keys[0, head, ids], values[0, head, ids]) for head, ids in enumerate(at)]
+    return kept, [prompt.rows.gather(ordinal, head, ids, prompt.blocks) for head, ids in enumerate(kept)]
 
 
 def _write(prompt: Prompt, group: Group, counts: list[int], layers: list[list]) -> int:

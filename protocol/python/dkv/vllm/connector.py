@@ -67,6 +67,9 @@ class DkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     # ---------------------------------------------------------------- in a worker
 
+    def get_mem_pool_context(self):
+        return self._worker.pool
+
     def register_kv_caches(self, kv_caches) -> None:
         self._worker.bind_caches()
 

@@ -80,6 +80,13 @@ class DkvCpuBuilder(Builder, CPUAttentionMetadataBuilder):
 class DkvCpuImpl(Attention, CPUAttentionBackendImpl):
     heads_apart = True
 
+    @staticmethod
+    def rows_in(kv_cache):
+        """Keys lie in each head's page as [D, block], and its values behind them."""
+        blocks, heads, block, width = kv_cache.shape
+        keys, values = kv_cache.view(blocks, heads, 2, -1).unbind(2)
+        return keys.view(blocks, heads, width // 2, block).mT, values.view(blocks, heads, block, width // 2)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.sinks is not None:

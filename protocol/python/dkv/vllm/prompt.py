@@ -1,4 +1,4 @@
-"""One prompt's K, V and last queries, copied to memory that the sidecar maps. vLLM's own pages stay whole meanwhile."""
+"""One prompt on its way through the sidecar. vLLM's own pages stay whole meanwhile."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import enum
 import torch
 
 import dkv
-from dkv.hf.storage import QueryWindow, Storage
+from dkv.hf.storage import QueryWindow
 
 from .messages import Prefill
+from .rows import CopiedRows, PageRows
 
 
 class State(enum.Enum):
@@ -36,11 +37,11 @@ class Shape:
 class Prompt:
     """Written by the engine's thread; `state`, `kept` and `reason` by the sidecar's, in that order of reading."""
 
-    def __init__(self, prefill: Prefill, shape: Shape, queries: int, place):
+    def __init__(self, prefill: Prefill, shape: Shape, queries: int, rows: CopiedRows | PageRows, place):
         self.key, self.tokens, self.choice, self.first = prefill.key, prefill.tokens, prefill.choice, prefill.first
         self.done: int | None = None  # Tokens before this step's chunk; None: this step has none of it.
         self.blocks: list[list[int]] | None = None  # In each group, once its prefill has ended.
-        self.storage = Storage(shape.layers, shape.kv_heads, shape.head_dim, self.tokens, shape.dtype, place)
+        self.rows = rows
         self.query_rows = min(queries, self.tokens)
         self.queries = QueryWindow(
             shape.layers, shape.q_heads, shape.head_dim, self.query_rows, self.tokens, shape.dtype, place
@@ -56,13 +57,11 @@ class Prompt:
         self._seen = [0] * shape.layers
 
     def take(self, layer: int, begin: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Copies a chunk that starts at token `begin`, [tokens, heads, D]. Returns whether the layer is complete."""
+        """A chunk that starts at token `begin`, [tokens, heads, D]. Returns whether the layer is complete."""
         if self._seen[layer] != begin:
             return False  # An earlier chunk did not pass here; complete() will say so.
         end = self._seen[layer] = begin + key.shape[0]
-        keys, values = self.storage.layer(layer)
-        keys[0, :, begin:end].copy_(key.transpose(0, 1))
-        values[0, :, begin:end].copy_(value.transpose(0, 1))
+        self.rows.take(layer, begin, key, value)
         self.queries.push(layer, query.transpose(0, 1)[None])
         return end == self.tokens
 

@@ -112,9 +112,9 @@ class Sidecar:
     def _report(self, prompt: Prompt, layer: int, ready: dict, options: dict) -> None:
         if prompt.abandoned or prompt.session is None:
             return
-        keys, values = prompt.storage.rows(layer, prompt.tokens)
+        rows = prompt.rows.ready(layer, prompt.blocks)
         queries = prompt.query_window(layer, prompt.session.plan.window) if "scores" not in ready else None
-        prompt.session.layer_ready(layer, keys, values, queries=queries, **ready, **options)
+        prompt.session.layer_ready(layer, queries=queries, **rows, **ready, **options)
         if layer == self._shape.layers - 1:
             self._waiting.append(prompt)
 
@@ -141,7 +141,7 @@ class Sidecar:
                     # Blocks go back to vLLM's pool, and none to the operating system.
                     session.adopted(0, 0, 0, bytes_pool)
             session.close(reason)
-        prompt.storage = prompt.queries = None  # Here, and not on the engine's thread: the sidecar is told.
+        prompt.rows = prompt.queries = None  # Here, and not on the engine's thread: the sidecar is told.
 
     def _fail(self, prompt: Prompt, error: Exception) -> None:
         if prompt in self._waiting:

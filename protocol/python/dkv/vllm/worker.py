@@ -12,13 +12,16 @@ from vllm.logger import init_logger
 
 import dkv
 from dkv.hf.place import place_of
+from dkv.hf.storage import Storage
 
 from . import profile
 from .blocks import Shortened
 from .carry_out import Group, carry_out, wanted, whole
 from .messages import Dropped, Key, Prefill, Report, StepMeta
+from .pool import shared_pool
 from .process import process
 from .prompt import Prompt, Shape, State
+from .rows import CopiedRows, LayerPages, PageRows
 from .settings import Settings
 from .sidecar import Sidecar
 from .spec import DkvSpec
@@ -41,6 +44,8 @@ class Worker:
         dtype = one.kv_cache_torch_dtype
         self._shape = Shape(len(layers), one.num_heads, one.num_kv_heads, one.head_size, dtype)
         self._place = place_of(None, torch.device(config.device_config.device))
+        self.pool = shared_pool(config, self._place)
+        self._pages: list[LayerPages] | None = None  # Of each layer; None: the sidecar cannot read them.
         self.sidecar = Sidecar(
             self._shape,
             groups[0][1].kv_cache_spec.block_size,
@@ -77,6 +82,9 @@ class Worker:
             group = Group(index, block, layers, Shortened(blocks, device), apart)
             self._groups.append(group)
             self._of_layer.update({name: group for name in spec.layer_names})
+        self._pages = self._find_pages()
+        how = "gets copies of K and V" if self._pages is None else "reads K and V where they lie"
+        log.info("dkv: the sidecar %s", how)
 
     def shortened(self, layer_name: str):
         group = self._of_layer.get(layer_name)
@@ -148,13 +156,29 @@ class Worker:
             self._count("its request said off" if choice.off else "its request's wish was not understood", choice.wrong)
             return
         try:
-            prompt = Prompt(prefill, self._shape, self.sidecar.queries(choice.policy), self._place)
-        except Exception as error:  # No memory for the copy.
+            queries = self.sidecar.queries(choice.policy)
+            prompt = Prompt(prefill, self._shape, queries, self._make_rows(prefill.tokens), self._place)
+        except Exception as error:  # No memory for what is copied.
             self._count(type(error).__name__, str(error))
             self._ask(prefill, whole(prefill, self._groups))
             return
         self.prompts[prefill.key] = prompt
         self.sidecar.begin(prompt)
+
+    def _find_pages(self) -> list[LayerPages] | None:
+        if self.pool is None:
+            return None
+        found = {
+            ordinal: self.pool.pages_of(layer, group.index) for group in self._groups for ordinal, layer in group.layers
+        }
+        return None if None in found.values() else [found[ordinal] for ordinal in range(len(found))]
+
+    def _make_rows(self, tokens: int) -> CopiedRows | PageRows:
+        if self._pages is not None:
+            return PageRows(self._pages, tokens)
+        shape = self._shape
+        storage = Storage(shape.layers, shape.kv_heads, shape.head_dim, tokens, shape.dtype, self._place)
+        return CopiedRows(storage, tokens)
 
     def _find_rows(self, group: Group, metadata) -> list[tuple[Prompt, int, int, int]]:
         """Which rows of this step's batch are prompts. On a GPU the one synchronization of a step with a prefill."""
