@@ -64,11 +64,10 @@ Result<std::uint64_t> extent_bytes(RowsView const& view) {
 }
 
 bool may_overlap(RowsView const& view) noexcept {
-    std::array<std::pair<std::uint64_t, std::uint32_t>, 4> dimensions{{
+    std::array<std::pair<std::uint64_t, std::uint32_t>, 3> dimensions{{
         {view.head_stride, view.heads},
-        {view.token_stride, view.paged() ? std::min(view.tokens, view.block_tokens) : view.tokens},
+        {view.token_stride, view.tokens},
         {view.dim_stride, view.head_dim},
-        {view.block_stride, view.paged() ? view.block_count : 1},
     }};
     std::ranges::sort(dimensions);
     std::uint64_t inner = 1;  // Elements from the first to the end of the last, so far.

@@ -62,9 +62,8 @@ RowsView dense_rows(std::byte* data,
 /// Errors: InvalidArgument when they do not fit in 64 bits.
 Result<std::uint64_t> extent_bytes(RowsView const& view);
 
-/// Whether two elements may have the same place, or lie between each other's strides: [heads,
-/// tokens] may come in any order, but each lies outside the other. Of paged rows: with blocks as
-/// one more such dimension, whatever the table says.
+/// Whether two elements of rows that are not paged may have the same place, or lie between each
+/// other's strides: [heads, tokens] may come in any order, but each lies outside the other.
 bool may_overlap(RowsView const& view) noexcept;
 
 /// Errors: InvalidArgument, naming the tensor and both shapes, unless `view` has this shape:

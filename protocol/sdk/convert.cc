@@ -217,6 +217,12 @@ Result<void> check_blocks(char const* what,
     return {};
 }
 
+dkv_rows in_block(dkv_rows rows, dkv_blocks const& blocks, std::uint32_t prompt_tokens) noexcept {
+    rows.offset += *blocks.ids * blocks.stride * (rows.dtype == DKV_F32 ? 4 : 2);
+    rows.tokens = prompt_tokens;
+    return rows;
+}
+
 wire::BlocksT wire_of(dkv_blocks const& blocks) {
     wire::BlocksT result;
     result.ids.assign(blocks.ids, blocks.ids + blocks.count);

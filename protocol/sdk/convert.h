@@ -39,6 +39,9 @@ Result<void> check_blocks(char const* what,
                           std::uint32_t prompt_tokens,
                           std::uint64_t arena_bytes);
 
+/// A prompt that lies in one block, as rows that need no table.
+dkv_rows in_block(dkv_rows rows, dkv_blocks const& blocks, std::uint32_t prompt_tokens) noexcept;
+
 wire::RowsT wire_of(dkv_rows const& rows, std::uint64_t region);
 wire::BlocksT wire_of(dkv_blocks const& blocks);
 

@@ -204,10 +204,18 @@ Result<void> Session::layer_ready(LayerRows const& rows, std::optional<Stream> s
         field = std::make_unique<wire::RowsT>(wire_of(given, region.value()));
         return {};
     };
-    DKV_TRY(lend(rows.ready.keys, rows.keys, message.keys));
-    DKV_TRY(lend(rows.ready.values, rows.values, message.values));
-    if (rows.ready.blocks != nullptr)
-        message.blocks = std::make_unique<wire::BlocksT>(wire_of(*rows.ready.blocks));
+    auto keys = rows.ready.keys;
+    auto values = rows.ready.values;
+    if (auto const* const blocks = rows.ready.blocks; blocks != nullptr && blocks->count > 1) {
+        message.blocks = std::make_unique<wire::BlocksT>(wire_of(*blocks));
+    } else if (blocks != nullptr) {
+        // Rows of block 0 and of as many tokens as the prompt has are nothing that a sidecar of
+        // before would refuse.
+        keys = in_block(keys, *blocks, prompt_tokens_);
+        values = in_block(values, *blocks, prompt_tokens_);
+    }
+    DKV_TRY(lend(keys, rows.keys, message.keys));
+    DKV_TRY(lend(values, rows.values, message.values));
     if (rows.queries) DKV_TRY(lend(*rows.ready.queries, rows.queries, message.queries));
     if (rows.scores) DKV_TRY(lend(*rows.ready.scores, rows.scores, message.scores));
     if (stream) DKV_TRY(put_fence(*stream, message));

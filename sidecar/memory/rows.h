@@ -40,7 +40,7 @@ Result<RowsView> rows(char const* name, RowsAt const& at, MappedRegion const& re
 /// valid while the region is mapped and `blocks.ids` lives.
 ///
 /// Errors: InvalidArgument, naming the rows, when there are more or fewer blocks than the tokens
-/// fill, one of them comes twice, blocks overlap, or one ends past the region.
+/// fill, one of them comes twice, one reaches into the next, or one ends past the region.
 Result<RowsView> paged(char const* name,
                        RowsView const& block,
                        BlocksAt const& blocks,

@@ -117,10 +117,10 @@ Result<void> Session::layer_ready(LayerRequest const& request,
         return bad_state(state_ == SessionState::Open ? "it has no buffers for layers yet"
                                                       : "it takes no more layers");
     DKV_TRY(check_turn(request.layer));
-    auto layer = DKV_TRY(check_layer(request, regions));
     if (strand.queued() >= queued_max)
         return Error{ErrorCode::LimitExceeded, "this engine has " + std::to_string(queued_max) +
                                                    " layers waiting, which is the limit"};
+    auto layer = DKV_TRY(check_layer(request, regions));
 
     step(SessionEvent::Layer);
     ++layers_taken_;

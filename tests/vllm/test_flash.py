@@ -57,7 +57,7 @@ def gpu(monkeypatch, tmp_path):
         pytest.skip("the emulation of CUDA is not built")
     monkeypatch.setenv("DKV_DEVICE", "cuda")
     monkeypatch.setenv("DKV_CUDA_LIBRARY", str(emulated / "lib" / "libdkv_cuda.so"))
-    running = Sidecar(tmp_path, dkvd=emulated / "bin" / "dkvd").start()
+    running = Sidecar(tmp_path, dkvd=emulated / "bin" / "dkvd").start("--policy", "dynamickv", "--capacity", "128")
     yield running
     running.stop()
 

@@ -2,64 +2,78 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from engine import Engine
 
+import dkv
 from dkv.vllm.rows import CopiedRows, PageRows
 
 CHOICE = {"granularity": "layer-head", "capacity": 64}
 PROMPTS = {"part of a block": 500, "whole blocks": 13 * 32}
 
 
-def answered(engine, noise) -> dict:
-    """Every prompt's positions, [layer][KV head]. Several at once, so that blocks are in no order."""
-    for name, count in PROMPTS.items():
-        engine.add(name, noise(count), 4, CHOICE)
-    engine.run()
-    return {name: engine.kept[name].planned for name in PROMPTS}
+@dataclasses.dataclass
+class Seen:
+    kept: dict  # Of every prompt: positions, [layer][KV head].
+    kinds: set[type]  # Of the rows that prompts were given.
+    arenas: list[int]  # Bytes of those that were made while prompts were read.
+    in_pool: list[bool]  # Of every layer: whether its cache lies in the shared pool.
+    null: bool  # Whether something is in vLLM's null block.
+    pool_ends: bool  # Whether the pool went with the engine.
 
 
-@pytest.fixture
-def kinds(monkeypatch) -> set[type]:
-    """Of the rows that prompts were given."""
-    from dkv.vllm.worker import Worker
+def answered(model: str, endpoint: str) -> Seen:
+    """Several prompts at once, so that blocks are in no order."""
+    engine = Engine(model, endpoint)
+    worker, pool = engine.worker, engine.worker.pool
+    kinds, arenas, make_rows, init = set(), [], worker._make_rows, dkv.Arena.__init__
 
-    seen, usual = set(), Worker._make_rows
-
-    def make_rows(worker, tokens):
-        rows = usual(worker, tokens)
-        seen.add(type(rows))
+    def noted_rows(tokens):
+        rows = make_rows(tokens)
+        kinds.add(type(rows))
         return rows
 
-    monkeypatch.setattr(Worker, "_make_rows", make_rows)
-    return seen
+    def noted_arena(arena, bytes, *arguments):
+        arenas.append(bytes)
+        init(arena, bytes, *arguments)
+
+    worker._make_rows = noted_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dkv.Arena, "__init__", noted_arena)
+        for name, count in PROMPTS.items():
+            tokens = torch.randint(3, 1024, (count,), generator=torch.Generator().manual_seed(7)).tolist()
+            engine.add(name, tokens, 4, CHOICE)
+        engine.run()
+    arena = None if pool is None else pool.arena
+    caches = [layer.kv_cache for layer in worker._layers.values()]
+    in_pool = [arena is not None and 0 <= each.data_ptr() - arena.base < arena.bytes for each in caches]
+    null = any(bool(each[0].any()) for each in caches)
+    kept = {name: engine.kept[name].planned for name in PROMPTS}
+    engine.close()
+    return Seen(kept, kinds, arenas, in_pool, null, worker.pool is None)
 
 
 @pytest.fixture(scope="module")
-def positions() -> dict:
-    """What the first of these tests saw kept."""
-    return {}
+def in_place(tiny, sidecar) -> Seen:
+    return answered(tiny, sidecar.endpoint)
 
 
-def test_rows_are_read_in_vllms_own_pages(tiny, sidecar, noise, kinds, positions):
-    engine = Engine(tiny, sidecar.endpoint)
+def test_rows_are_read_in_vllms_own_pages_and_not_copied(in_place):
+    assert in_place.kinds == {PageRows} and all(in_place.in_pool)
+    keys_and_values = 2 * min(PROMPTS.values()) * 6 * 2 * 32 * torch.float32.itemsize
+    assert in_place.arenas and max(in_place.arenas) < keys_and_values  # Of queries.
 
-    positions.update(answered(engine, noise))
 
-    assert kinds == {PageRows}
-    pool = engine.worker.pool.arena
-    layers = [layer.kv_cache for layer in engine.worker._layers.values()]
-    assert all(0 <= each.data_ptr() - pool.base < pool.bytes for each in layers)
-    assert not any(cache[0].any() for cache in layers)  # What was tried there, vLLM's null block, is gone.
-    assert sidecar.process.poll() is None
-    engine.close()
+def test_what_was_tried_in_vllms_null_block_is_gone_and_the_pool_goes_with_the_engine(in_place):
+    assert not in_place.null
+    assert in_place.pool_ends
 
 
 @pytest.mark.parametrize("why", ["no memfd", "packed pages"])
-def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(
-    monkeypatch, tiny, sidecar, noise, kinds, positions, why
-):
+def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(monkeypatch, tiny, sidecar, in_place, why):
     if why == "no memfd":
         monkeypatch.setenv("DKV_ARENA", "posix_shm")
     else:
@@ -68,32 +82,23 @@ def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(
 
         # Keys would lie as on a GPU, which is not where CPU_ATTN writes them.
         monkeypatch.setattr(DkvCpuImpl, "rows_in", staticmethod(DkvTritonImpl.rows_in))
-    engine = Engine(tiny, sidecar.endpoint)
 
-    seen = answered(engine, noise)
+    copied = answered(tiny, sidecar.endpoint)
 
-    assert kinds == {CopiedRows}
-    assert seen == positions
-    engine.close()
+    assert copied.kinds == {CopiedRows}
+    assert copied.kept == in_place.kept
 
 
-def test_a_prompt_whose_pages_are_read_leaves_no_copy_of_it(tiny, sidecar, noise):
-    """The arenas that a prompt makes are as large as its queries, not as its K and V."""
-    import dkv
+def test_a_pool_answers_the_one_allocation_of_its_device():
+    from dkv.hf.place import HostPlace
+    from dkv.vllm.pool import SharedPool
 
-    made, usual = [], dkv.Arena.__init__
-
-    def counted(arena, bytes, *arguments):
-        made.append(bytes)
-        usual(arena, bytes, *arguments)
-
-    engine = Engine(tiny, sidecar.endpoint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dkv.Arena, "__init__", counted)
-        engine.add("one", noise(500), 4, CHOICE)
-        engine.run()
-
-    shape = engine.worker._shape
-    row = shape.head_dim * torch.float32.itemsize
-    assert made and max(made) < 500 * shape.layers * shape.kv_heads * row
-    engine.close()
+    pool = SharedPool(HostPlace(), torch.device("cpu"))
+    with pool:
+        elsewhere = torch.zeros(64, dtype=torch.int8, device="meta")
+        other = torch.zeros(64, dtype=torch.int32)
+        assert pool.arena is None
+        caches = torch.zeros(64, dtype=torch.int8, device=torch.device("cpu"))
+        later = torch.zeros(64, dtype=torch.int8)
+    assert elsewhere.is_meta and caches.data_ptr() == pool.arena.base and caches.shape == (64,)
+    assert pool.arena.base not in (other.data_ptr(), later.data_ptr())

@@ -364,6 +364,25 @@ TEST_CASE("a prompt in blocks of the engine's cache is told as block 0 and a tab
     CHECK(message.blocks->stride == 32 * 2 * 64);
 }
 
+TEST_CASE("a prompt in one block needs no table") {
+    Harness harness;
+    REQUIRE(harness.open() == DKV_OK);
+    auto const queries = harness.rows(0, 4, kWindow);
+    std::uint32_t const id = 3;
+    dkv_blocks const blocks{&id, 1, 64};  // Elements; no other block is read.
+    auto ready = sized<dkv_layer_ready>();
+    ready.keys = ready.values = harness.rows(16, 2, kTokens);
+    ready.queries = &queries;
+    ready.blocks = &blocks;
+    REQUIRE_MESSAGE(dkv_session_layer_ready(harness.session, &ready) == DKV_OK, dkv_last_error());
+    auto const sent = harness.sidecar->wait_for(wire::Body::LayerReady);
+    REQUIRE(sent);
+    auto const& message = *sent->body.AsLayerReady();
+    CHECK(!message.blocks);
+    CHECK(message.keys->offset == 16 + 3 * 64 * 4);
+    CHECK(message.values->tokens == kTokens);
+}
+
 TEST_CASE("an arena that the session made can be taken once, and outlives the session") {
     Harness harness;
     REQUIRE(harness.open() == DKV_OK);

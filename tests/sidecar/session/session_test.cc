@@ -207,7 +207,7 @@ TEST_CASE("blocks that the prompt does not fill, or that are not apart, are refu
           "keys have block 2000, which ends at byte 4097536, past the region's " +
               std::to_string(prompt.memory.bytes().size()));
     CHECK(refusal([](LayerRequest& r, auto&) { r.blocks->stride = 300; }) ==
-          "keys have blocks 300 elements apart, which overlap");
+          "keys have blocks 300 elements apart, and each of them reaches further");
     CHECK(refusal([](LayerRequest& r, auto&) { r.values.tokens = 8; }) ==
           "values of 200 tokens do not lie in 13 blocks of 8");
     CHECK(refusal([](LayerRequest& r, auto&) {

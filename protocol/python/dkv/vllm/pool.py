@@ -19,13 +19,18 @@ log = init_logger("vllm.dkv")
 class SharedPool(TorchFunctionMode):
     """Around vLLM's allocation of its KV cache: answers the one torch.zeros(bytes, dtype=int8) with an arena."""
 
-    def __init__(self, place):
+    def __init__(self, place, device: torch.device):
         super().__init__()
-        self._place, self.arena = place, None
+        self._place, self._device, self.arena = place, device, None
+
+    def _is_the_caches(self, args, kwargs) -> bool:
+        if self.arena is not None or len(args) != 1 or kwargs.get("dtype") != torch.int8:
+            return False
+        return torch.device(kwargs.get("device") or "cpu") == self._device
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.zeros and kwargs.get("dtype") == torch.int8 and len(args) == 1 and self.arena is None:
+        if func is torch.zeros and self._is_the_caches(args, kwargs):
             bytes = int(args[0])
             try:
                 self.arena = self._place.arena(bytes)
@@ -41,17 +46,19 @@ class SharedPool(TorchFunctionMode):
             return None
         if layer.attn_backend.forward_includes_kv_cache_update:
             return None  # Its pages are written behind the call in which dkv reports them.
+        if cache.stride(0) < max(cache.stride()):
+            return None  # A block of it lies apart, between other blocks.
         keys, values = layer.impl.rows_in(cache)
         return LayerPages(self.arena, group, keys, values) if _are_rows(layer, keys, values) else None
 
 
-def shared_pool(config, place) -> SharedPool | None:
+def shared_pool(config, place, device: torch.device) -> SharedPool | None:
     """None where vLLM must allocate by itself, or the sidecar could not map the memory."""
     if config.model_config.enable_sleep_mode:
         return None  # It frees and restores memory of an allocator of its own.
     if place.sparse and os.environ.get("DKV_ARENA") == "posix_shm":
         return None  # All of it would be taken at once, from a /dev/shm that is small.
-    return SharedPool(place)
+    return SharedPool(place, device)
 
 
 def _are_rows(layer, keys: torch.Tensor, values: torch.Tensor) -> bool:

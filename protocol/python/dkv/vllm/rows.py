@@ -66,6 +66,7 @@ class PageRows:
 
     def __init__(self, layers: list[LayerPages], tokens: int):
         self._layers, self._tokens = layers, tokens
+        self._tables: dict[int, torch.Tensor] = {}  # Of a group, once it is gathered from.
 
     def take(self, layer: int, begin: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Nothing to do: vLLM wrote them before its attention was called."""
@@ -84,6 +85,8 @@ class PageRows:
         """Keys and values, [positions, D] each."""
         pages = self._layers[layer]
         block = pages.keys.shape[2]
-        where = torch.tensor(blocks[pages.group], dtype=torch.long)[positions // block]
+        if pages.group not in self._tables:
+            self._tables[pages.group] = torch.tensor(blocks[pages.group], dtype=torch.long)
+        where = self._tables[pages.group][positions // block]
         at = where.to(pages.keys.device), head, (positions % block).to(pages.keys.device)
         return pages.keys[at], pages.values[at]

@@ -43,8 +43,9 @@ class Worker:
         one = next(iter(layers.values()))
         dtype = one.kv_cache_torch_dtype
         self._shape = Shape(len(layers), one.num_heads, one.num_kv_heads, one.head_size, dtype)
-        self._place = place_of(None, torch.device(config.device_config.device))
-        self.pool = shared_pool(config, self._place)
+        device = _own_device(config)
+        self._place = place_of(None, device)
+        self.pool = shared_pool(config, self._place, device)
         self._pages: list[LayerPages] | None = None  # Of each layer; None: the sidecar cannot read them.
         self.sidecar = Sidecar(
             self._shape,
@@ -147,6 +148,9 @@ class Worker:
         for prompt in list(self.prompts.values()):
             self._end(prompt, "the engine ends")
         self.sidecar.close()
+        self.pool = self._pages = None  # Else vLLM's cache outlives it.
+        if process.worker is self:
+            process.worker = None
 
     # ---------------------------------------------------------------- helpers
 
@@ -254,6 +258,12 @@ class Worker:
         if first is not None:
             for group in self._groups:
                 group.shortened.forget(first[group.index])
+
+
+def _own_device(config) -> torch.device:
+    """This rank's: vLLM's config says "cuda" on all of them."""
+    device = torch.device(config.device_config.device)
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
 def _profile_of_rank(config) -> dkv.Profile | None:
