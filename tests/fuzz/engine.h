@@ -53,7 +53,10 @@ public:
     static constexpr std::uint32_t kQHeads = 4;
     static constexpr std::uint32_t kKvHeads = 2;
     static constexpr std::uint32_t kDim = 8;
-    static constexpr std::uint32_t kTokens = 64;  ///< At most, of one prompt.
+    static constexpr std::uint32_t kTokens = 64;       ///< At most, of one prompt.
+    static constexpr std::uint32_t kBlockedLayer = 2;  ///< Its K and V lie in blocks.
+    static constexpr std::uint32_t kBlockTokens = 16;
+    static constexpr std::uint32_t kBlocks = kTokens / kBlockTokens;
 
     static constexpr Geometry geometry() {
         return {.layers = kLayers,
@@ -85,13 +88,22 @@ public:
     static constexpr std::uint64_t queries_offset(std::uint32_t layer) {
         return values_offset(layer) + kRowsBytes;
     }
+    /// Which block a token of the blocked layer lies in: the last one first.
+    static constexpr std::uint32_t block_of(std::uint32_t token) {
+        return kBlocks - 1 - token / kBlockTokens;
+    }
     /// Whether `row` is the bytes of this token's K (or V) in this layer and head.
     bool is_row(std::uint64_t offset,
                 std::uint32_t head,
                 std::uint32_t token,
                 void const* row) const {
-        auto const at = offset + (std::uint64_t{head} * kTokens + token) * kRowBytes;
-        return std::memcmp(source.at<std::byte>(at), row, kRowBytes) == 0;
+        auto const row_number =
+            offset / kLayerBytes == kBlockedLayer
+                ? (std::uint64_t{block_of(token)} * kKvHeads + head) * kBlockTokens +
+                      token % kBlockTokens
+                : std::uint64_t{head} * kTokens + token;
+        return std::memcmp(source.at<std::byte>(offset + row_number * kRowBytes), row, kRowBytes) ==
+               0;
     }
 
     test::EngineMemory source;

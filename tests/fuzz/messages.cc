@@ -202,6 +202,15 @@ wire::LayerReadyT layer_ready(Engine const& engine, std::uint32_t layer) {
                                   Memory::kQHeads, run.window);
     }
     if (layer == 1) message.sink_logits.assign(Memory::kQHeads, 0.5F);
+    if (layer != Memory::kBlockedLayer) return message;
+    for (auto* const rows : {message.keys.get(), message.values.get()}) {
+        rows->tokens = Memory::kBlockTokens;
+        rows->head_stride = std::uint64_t{Memory::kBlockTokens} * Memory::kDim;
+    }
+    message.blocks = std::make_unique<wire::BlocksT>();
+    message.blocks->stride = Memory::kKvHeads * message.keys->head_stride;
+    for (std::uint32_t first = 0; first < run.tokens; first += Memory::kBlockTokens)
+        message.blocks->ids.push_back(Memory::block_of(first));
     return message;
 }
 
