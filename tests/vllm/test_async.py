@@ -24,6 +24,7 @@ def engine(tiny, sidecar):
     running.close()
 
 
+@pytest.mark.sample
 def test_requests_are_compacted_while_the_next_step_is_on_its_way(engine, tiny_reference, noise):
     assert type(engine.scheduler).__name__ == "AsyncScheduler"
     begin = engine.free

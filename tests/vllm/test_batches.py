@@ -27,6 +27,7 @@ def engine(tiny, sidecar):
     running.close()
 
 
+@pytest.mark.sample
 def test_a_prefill_in_chunks(engine, tiny_reference, noise):
     prompt, begin = noise(700), engine.free
     free, given_back = [], engine.stats["blocks given back"]
@@ -42,6 +43,7 @@ def test_a_prefill_in_chunks(engine, tiny_reference, noise):
     assert engine.free == begin
 
 
+@pytest.mark.sample
 def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, tiny_reference, noise):
     prompt, seen = noise(500), []
     engine.add("late", prompt)
@@ -64,6 +66,7 @@ def test_a_plan_that_comes_late_is_carried_out_then(engine, sidecar, tiny_refere
     assert tiny_reference.worst(prompt, engine.answers["late"], kept) < TOLERANCE
 
 
+@pytest.mark.sample
 def test_requests_side_by_side_do_not_read_one_anothers_rows(engine, tiny_reference, noise):
     begin, running = engine.free, []
     prompts = {f"side {at}": noise(400 - 9 * at, seed=at) for at in range(10)}
@@ -79,6 +82,7 @@ def test_requests_side_by_side_do_not_read_one_anothers_rows(engine, tiny_refere
         assert tiny_reference.worst(prompt, engine.answers[name], engine.kept.get(name)) < TOLERANCE, name
 
 
+@pytest.mark.sample
 def test_preempted_requests_are_compacted_again(engine, tiny_reference, noise):
     begin, before = engine.free, engine.preemptions
     prompts = {f"preempted {at}": noise(60 + 7 * at, seed=at) for at in range(12)}
@@ -94,6 +98,7 @@ def test_preempted_requests_are_compacted_again(engine, tiny_reference, noise):
         assert tiny_reference.worst(prompt, engine.answers[name], engine.kept[name]) < TOLERANCE, name
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_an_abort_at_any_moment_loses_no_block(engine, noise, steps):
     begin = engine.free

@@ -17,6 +17,7 @@ def engine(tiny, sidecar):
     running.close()
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("granularity", ["layer", "layer-head"])
 def test_what_is_said_is_what_a_masked_model_says(engine, tiny, noise, granularity):
     prompt, free = noise(500), engine.free

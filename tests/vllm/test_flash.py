@@ -62,7 +62,7 @@ def gpu(monkeypatch, tmp_path):
     running.stop()
 
 
-@pytest.mark.parametrize("memory", ["a CPU's", "a GPU's"])
+@pytest.mark.parametrize("memory", ["a CPU's", pytest.param("a GPU's", marks=pytest.mark.sample)])
 def test_the_kernels_are_given_what_a_masked_model_sees(request, tmp_path, tmp_path_factory, sidecar, noise, memory):
     endpoint = request.getfixturevalue("gpu").endpoint if memory == "a GPU's" else sidecar.endpoint
     model = random_model(tmp_path_factory.mktemp("model"), layers=6)

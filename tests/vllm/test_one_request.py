@@ -30,6 +30,7 @@ def answer(engine, name, tokens, dkv=None, count=24) -> int:
     return engine.stats["blocks given back"] - given_back
 
 
+@pytest.mark.sample
 def test_layers_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
     prompt = noise(500)
 
@@ -45,6 +46,7 @@ def test_layers_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
     assert tiny_reference.worst(prompt, engine.answers["layers"]) > 100 * TOLERANCE  # Against the full cache.
 
 
+@pytest.mark.sample
 def test_heads_keep_unequal_numbers_of_rows(engine, tiny_reference, noise):
     prompt = noise(509)
 
@@ -156,6 +158,7 @@ def test_a_wish_that_is_not_understood_leaves_the_request_whole(engine, noise, w
     assert [line for line in engine.worker._said if said in line], engine.worker._said
 
 
+@pytest.mark.sample
 def test_a_dead_sidecar_costs_no_request_anything(engine, sidecar, tiny_reference, noise):
     prompt = noise(400)
     sidecar.kill()

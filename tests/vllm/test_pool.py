@@ -61,6 +61,7 @@ def in_place(tiny, sidecar) -> Seen:
     return answered(tiny, sidecar.endpoint)
 
 
+@pytest.mark.sample
 def test_rows_are_read_in_vllms_own_pages_and_not_copied(in_place):
     assert in_place.kinds == {PageRows} and all(in_place.in_pool)
     keys_and_values = 2 * min(PROMPTS.values()) * 6 * 2 * 32 * torch.float32.itemsize

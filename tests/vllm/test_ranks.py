@@ -92,6 +92,7 @@ def test_ranks_whose_plans_are_equal(engine, reference, text):
     assert reference.worst(prompt, engine.answers["equal"]) > 100 * TOLERANCE  # Against the full cache.
 
 
+@pytest.mark.sample
 def test_ranks_whose_plans_differ_keep_as_many_blocks_as_the_largest_needs(engine, reference, text):
     prompt, begin, given_back = text(PROMPT), engine.free, engine.stats["blocks given back"]
     engine.add("differ", prompt, dkv={"granularity": "layer", "capacity": 128})

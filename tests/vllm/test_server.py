@@ -40,6 +40,7 @@ def blocks_given_back(server, prompt: list[int]) -> int:
     return next(filter(None, (server.answer(prompt, ANSWER)[1] for _ in range(10))), 0)
 
 
+@pytest.mark.sample
 def test_two_engines_share_a_sidecar(servers, sidecar, noise):
     prompt = noise(PROMPT)
     whole = [server.answer(prompt, ANSWER, "off") for server in servers]
@@ -115,6 +116,7 @@ class Load:
             streams = not streams
 
 
+@pytest.mark.sample
 def test_a_dkvd_that_is_killed_under_load_fails_no_request(servers, sidecar, noise):
     kills, seed = int(os.environ.get("DKV_KILLS", "20")), int(os.environ.get("DKV_SEED", "1"))
     print(f"DKV_KILLS={kills} DKV_SEED={seed}", flush=True)
