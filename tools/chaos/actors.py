@@ -130,6 +130,7 @@ class Engine:
             [*WITH_US, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env={**os.environ, **lead, **environment},
         )  # fmt: skip
+        self.keeps = 0  # Mappings that it has from its start to its end: vLLM's KV cache.
         self.pid, self.heard = self.process.pid, b""
         Engine.pids.add(self.pid)
 

@@ -204,7 +204,7 @@ class Case:
                 if time.monotonic() > until:
                     raise Broken(f"no later prompt was compressed within {AGAIN_S} s: {outcome}")
                 time.sleep(0.1)
-            waited_for(lambda engine=engine: lent_mappings(engine.pid) == 0, "the engine to unmap its arenas")
+            waited_for(lambda engine=engine: lent_mappings(engine.pid) <= engine.keeps, "the engine to unmap its arenas")
         alive = sorted(one.pid for one in [self.engine, *self.others] if one.alive())
         waited_for(lambda: sorted(self.sidecar.attached()) == alive, f"dkv instances to list the engines {alive}")
 
@@ -290,6 +290,7 @@ class ModelEngine:
     def take(self, sidecar: Sidecar, stop: Stop) -> Engine:
         if self.engine is None or not self.engine.alive():
             self.engine = model_engine(self.kind, sidecar, stop)
+            self.engine.keeps = lent_mappings(self.engine.pid)
         self.engine.proxy.stop_at = stop
         return self.engine
 
