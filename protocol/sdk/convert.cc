@@ -51,8 +51,12 @@ Result<void> take(char const* name, char const* given, flatbuffers::Optional<Wor
     return {};
 }
 
+std::uint64_t element_bytes_of(dkv_rows const& rows) noexcept {
+    return rows.dtype == DKV_F32 ? 4 : 2;
+}
+
 /// One past the last byte of the rows, or nothing when that overflows.
-std::optional<std::uint64_t> end_of(dkv_rows const& rows, std::uint64_t element_bytes) {
+std::optional<std::uint64_t> end_of(dkv_rows const& rows) {
     std::uint64_t end = 1;
     std::pair<std::uint64_t, std::uint64_t> const steps[] = {{rows.heads, rows.head_stride},
                                                              {rows.tokens, rows.token_stride},
@@ -62,7 +66,7 @@ std::optional<std::uint64_t> end_of(dkv_rows const& rows, std::uint64_t element_
         if (__builtin_mul_overflow(count - 1, stride, &span)) return std::nullopt;
         if (__builtin_add_overflow(end, span, &end)) return std::nullopt;
     }
-    if (__builtin_mul_overflow(end, element_bytes, &end)) return std::nullopt;
+    if (__builtin_mul_overflow(end, element_bytes_of(rows), &end)) return std::nullopt;
     if (__builtin_add_overflow(end, rows.offset, &end)) return std::nullopt;
     return end;
 }
@@ -182,11 +186,10 @@ Result<void> check_rows(char const* what,
     if (rows.heads != wanted.heads || rows.tokens != wanted.tokens ||
         rows.head_dim != wanted.head_dim || rows.dtype != wanted.dtype)
         return invalid(std::string(what) + " are " + describe(rows) + ", not " + describe(wanted));
-    std::uint64_t const element_bytes = rows.dtype == DKV_F32 ? 4 : 2;
-    if (rows.offset % element_bytes != 0)
+    if (rows.offset % element_bytes_of(rows) != 0)
         return invalid(std::string(what) + " begin at byte " + std::to_string(rows.offset) +
                        ", inside an element");
-    auto const end = end_of(rows, element_bytes);
+    auto const end = end_of(rows);
     if (!end || *end > arena_bytes)
         return invalid(std::string(what) + " end at byte " +
                        (end ? std::to_string(*end) : "2^64 or beyond") + " of an arena of " +
@@ -203,12 +206,11 @@ Result<void> check_blocks(char const* what,
     if (rows.tokens == 0 || ids.size() != (prompt_tokens - 1) / rows.tokens + 1)
         return invalid(fmt::format("{} of {} tokens do not lie in {} blocks of {}", what,
                                    prompt_tokens, ids.size(), rows.tokens));
-    std::uint64_t const element_bytes = rows.dtype == DKV_F32 ? 4 : 2;
     std::uint32_t const last = *std::ranges::max_element(ids);
     std::uint64_t far = 0;
-    auto const end = end_of(rows, element_bytes);
+    auto const end = end_of(rows);
     bool const wide = !end || __builtin_mul_overflow(last, blocks.stride, &far) ||
-                      __builtin_mul_overflow(far, element_bytes, &far) ||
+                      __builtin_mul_overflow(far, element_bytes_of(rows), &far) ||
                       __builtin_add_overflow(far, *end, &far);
     if (wide || far > arena_bytes)
         return invalid(fmt::format("{} have block {}, which ends at byte {} of an arena of {}",
@@ -218,7 +220,7 @@ Result<void> check_blocks(char const* what,
 }
 
 dkv_rows in_block(dkv_rows rows, dkv_blocks const& blocks, std::uint32_t prompt_tokens) noexcept {
-    rows.offset += *blocks.ids * blocks.stride * (rows.dtype == DKV_F32 ? 4 : 2);
+    rows.offset += *blocks.ids * blocks.stride * element_bytes_of(rows);
     rows.tokens = prompt_tokens;
     return rows;
 }

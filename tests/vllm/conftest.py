@@ -86,7 +86,7 @@ def tiny_reference(tiny):
     return Reference(tiny)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def noise():
     """Tokens for the tiny model; the same for the same count and seed."""
 

@@ -25,7 +25,7 @@ class Seen:
     pool_ends: bool  # Whether the pool went with the engine.
 
 
-def answered(model: str, endpoint: str) -> Seen:
+def answered(model: str, endpoint: str, noise) -> Seen:
     """Several prompts at once, so that blocks are in no order."""
     engine = Engine(model, endpoint)
     worker, pool = engine.worker, engine.worker.pool
@@ -44,8 +44,7 @@ def answered(model: str, endpoint: str) -> Seen:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dkv.Arena, "__init__", noted_arena)
         for name, count in PROMPTS.items():
-            tokens = torch.randint(3, 1024, (count,), generator=torch.Generator().manual_seed(7)).tolist()
-            engine.add(name, tokens, 4, CHOICE)
+            engine.add(name, noise(count), 4, CHOICE)
         engine.run()
     arena = None if pool is None else pool.arena
     caches = [layer.kv_cache for layer in worker._layers.values()]
@@ -57,8 +56,8 @@ def answered(model: str, endpoint: str) -> Seen:
 
 
 @pytest.fixture(scope="module")
-def in_place(tiny, sidecar) -> Seen:
-    return answered(tiny, sidecar.endpoint)
+def in_place(tiny, sidecar, noise) -> Seen:
+    return answered(tiny, sidecar.endpoint, noise)
 
 
 @pytest.mark.sample
@@ -74,7 +73,9 @@ def test_what_was_tried_in_vllms_null_block_is_gone_and_the_pool_goes_with_the_e
 
 
 @pytest.mark.parametrize("why", ["no memfd", "packed pages"])
-def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(monkeypatch, tiny, sidecar, in_place, why):
+def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(
+    monkeypatch, tiny, sidecar, noise, in_place, why
+):
     if why == "no memfd":
         monkeypatch.setenv("DKV_ARENA", "posix_shm")
     else:
@@ -84,7 +85,7 @@ def test_where_pages_cannot_be_read_rows_are_copied_and_the_same_ones_kept(monke
         # Keys would lie as on a GPU, which is not where CPU_ATTN writes them.
         monkeypatch.setattr(DkvCpuImpl, "rows_in", staticmethod(DkvTritonImpl.rows_in))
 
-    copied = answered(tiny, sidecar.endpoint)
+    copied = answered(tiny, sidecar.endpoint, noise)
 
     assert copied.kinds == {CopiedRows}
     assert copied.kept == in_place.kept

@@ -110,17 +110,15 @@ struct DeviceFixture : RunningTable {
     std::uint64_t destination_region = 0;
 };
 
-TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
-    if (!DeviceFixture::has_device()) return;
+/// Sends the fixture's prompt, a layer at a time as `layer(index)` has it.
+void check_keeps_what_a_cpu_keeps(DeviceFixture& t, auto const& layer) {
     TableFixture on_cpu;
     on_cpu.open(1);
     on_cpu.send_layers(1);
     on_cpu.await([&] { return on_cpu.ears.heard("peer/1: committed"); });
 
-    DeviceFixture t;
-    t.open(1);
     for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
-        REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, t.layer(index)));
+        REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1, layer(index)));
     t.await([&] { return !t.ears.lines.empty() && t.ears.heard("peer/1: committed"); });
     CHECK(t.ears.last_outcome.lengths == on_cpu.ears.last_outcome.lengths);
     auto const bytes = t.ears.last_outcome.bytes_kept;
@@ -130,13 +128,15 @@ TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
     CHECK(std::equal(kept.begin(), kept.end(), on_cpu.destination->bytes().begin()));
 }
 
+TEST_CASE("an engine on a GPU keeps what one on the CPU keeps") {
+    if (!DeviceFixture::has_device()) return;
+    DeviceFixture t;
+    t.open(1);
+    check_keeps_what_a_cpu_keeps(t, [&](std::uint32_t index) { return t.layer(index); });
+}
+
 TEST_CASE("a prompt in blocks of a GPU keeps what it keeps when its rows lie side by side") {
     if (!DeviceFixture::has_device()) return;
-    TableFixture on_cpu;
-    on_cpu.open(1);
-    on_cpu.send_layers(1);
-    on_cpu.await([&] { return on_cpu.ears.heard("peer/1: committed"); });
-
     DeviceFixture t;
     t.open(1);
     PagedPrompt const prompt(t.prompt);
@@ -144,14 +144,8 @@ TEST_CASE("a prompt in blocks of a GPU keeps what it keeps when its rows lie sid
     auto const pool = own_device_memory(bytes.size());
     REQUIRE(cuda::copy_to_device(pool->bytes().data(), bytes.data(), bytes.size(), nullptr));
     auto const region = t.lend(*pool, false);
-    for (std::uint32_t index = 0; index < LentPrompt::kLayers; ++index)
-        REQUIRE(t.table.layer_ready(t.caller(), TableFixture::kEngine, 1,
-                                    t.paged_layer_in(region, prompt, index)));
-    t.await([&] { return t.ears.heard("peer/1: committed"); });
-    CHECK(t.ears.last_outcome.lengths == on_cpu.ears.last_outcome.lengths);
-    std::vector<std::byte> kept(t.ears.last_outcome.bytes_kept);
-    REQUIRE(cuda::copy_to_host(kept.data(), t.destination->bytes().data(), kept.size()));
-    CHECK(std::equal(kept.begin(), kept.end(), on_cpu.destination->bytes().begin()));
+    check_keeps_what_a_cpu_keeps(
+        t, [&](std::uint32_t index) { return t.paged_layer_in(region, prompt, index); });
 }
 
 TEST_CASE("a detach of device memory is acknowledged when nothing uses it any more") {
