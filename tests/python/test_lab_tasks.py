@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from test_lab_run import Bytes, calibrated, tiny  # noqa: F401
 
 from dkv import command
 from dkv.errors import UserError
-from dkv_lab import decode, evaluate, longbench, metrics, needles, quick, results, ruler, scores
+from dkv_lab import decode, evaluate, hidden, longbench, metrics, needles, quick, results, ruler, scores
 from dkv_lab.probe import Probe, Rankings, Variant
 from dkv_lab.report import eval_figures, tables
 
@@ -132,6 +134,29 @@ def test_two_questions_at_once_have_two_answers(tiny):
     asked = text.rsplit("magic numbers for ", 1)[1].removesuffix(" are:").split(" and ")
     for place, code in zip(asked, (first, second)):
         assert f"magic numbers for {place} is: {code}." in text
+
+
+def test_a_list_of_words_fills_the_prompt_and_its_most_frequent_words_are_the_answer(tiny):
+    rows = needles.needle_rows(Bytes(), "ruler", "report", 12, 1600, 3, "ruler", ruler.RULER)
+
+    for template, appearances in (("common words", [6] * 10), ("frequent words", None)):
+        own = [row for row in rows if row.template == template]
+        assert len({tuple(row.tokens) for row in own}) == len(own) == 2
+        for row in own:
+            listed, _, question = bytes(token - 2 for token in row.tokens).decode().partition("\n\nQuestion: ")
+            answer = bytes(token - 2 for token in row.answer).decode().strip().split(", ")
+            counts = collections.Counter(re.findall(r"\b[a-z]+\b", listed.split("\n", 1)[1]))
+            assert 1500 < len(row.tokens) <= 1600
+            assert row.facts == () and row.depth is None
+            assert "words" in question
+            assert sorted(answer) == sorted(word for word, _ in counts.most_common(len(answer)))
+            assert appearances is None or [counts[word] for word in answer] == appearances
+            assert counts[answer[-1]] > max(count for word, count in counts.items() if word not in answer)
+
+
+def test_a_list_longer_than_the_prompt_is_refused(tiny):
+    with pytest.raises(ValueError, match="^300 tokens are too few for common words$"):
+        hidden.ruler_rows(Bytes(), "report", 1, 300, 3, {"common words": ruler.RULER["common words"]})
 
 
 # ---------------------------------------------------------------- greedy decoding

@@ -292,7 +292,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--risk", type=ranges.number(0, 1), metavar="SHARE", help="of one policy, at the size that dkv certify stored in the profile for this risk")
     parser.add_argument("--needles", type=ranges.count(), default=100, help="prompts with a fact to find, per length (%(default)s)")
     parser.add_argument("--texts", type=ranges.count(), default=48, help="prompts of running text, per length (%(default)s)")
-    parser.add_argument("--ruler", type=ranges.count(), default=0, help="prompts of RULER's four tasks, per length (%(default)s)")
+    parser.add_argument("--ruler", type=ranges.count(), default=0, help="prompts of RULER's six tasks, per length (%(default)s)")
     parser.add_argument("--grid", type=_grid, metavar="LENGTHS:DEPTHS", help="needles for a heat map: 1024,2048,4096:0.1,0.5,0.9")
     parser.add_argument("--repeats", type=ranges.count(1), default=1, help="needles per cell of the grid (%(default)s)")
     parser.add_argument("--longbench", type=Path, metavar="PATH", help="a file of LongBench's, or a folder of them")

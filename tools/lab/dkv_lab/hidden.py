@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .needles import FAMILIES, Ask, Row, asked, encode, hidden, question_of, start
+from .needles import FAMILIES, Ask, Row, asked, context_of, encode, mean, question_of, start
 from .sources import Reader
 
 QUESTIONS = 3  # For each context with needles.
@@ -76,14 +76,13 @@ def text_rows(tokenizer, part: str, count: int, length: int, seed: int) -> list[
 
 def _row(tokenizer, facts: list, reader: Reader, rng, length: int, key: str, task: str) -> Row:
     rng.shuffle(facts)  # In the context; below in the order of the questions.
-    statements = [statement for _, fact in facts for statement in fact.statements]
     template = facts[0][0] if len(facts) == 1 else "several"
-    tokens, spans, depths = hidden(tokenizer, statements, reader, rng, length, template)
+    tokens, spans, depths = context_of(tokenizer, [fact for _, fact in facts], reader, rng, length, template)
     asks, at = [], 0
     for name, fact in facts:
         own = depths[at : at + len(fact.statements)]
         at += len(fact.statements)
         question, answer = tuple(question_of(tokenizer, fact)), tuple(encode(tokenizer, fact.answer))
-        asks.append(Ask(question, answer, name, sum(own) / len(own)))
+        asks.append(Ask(question, answer, name, mean(own)))
     rng.shuffle(asks)
     return Row(key, task, template, tokens, [], facts=tuple(spans), asks=tuple(asks))

@@ -7,6 +7,7 @@ the fact alone. Its first token comes from the prefill, under every policy the s
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import random
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from .sources import Reader
 
 
-_PROSE = ("licence", "reference", "manual")
+PROSE = ("licence", "reference", "manual")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Fact:
     question: str
     lead: str
     answer: str
+    listing: Callable[[int], str] | None = None  # A text of so many words that is itself asked about, in place of prose.
 
 
 FORCED = 24  # Tokens of the full cache's own text that are forced, where no answer is given.
@@ -316,9 +318,9 @@ def _needle_row(
     tokenizer, fact: Fact, reader: Reader, rng, length: int, key: str, task: str, template: str, depths: list[float] | None = None
 ) -> Row:
     question = question_of(tokenizer, fact)
-    tokens, spans, depths = hidden(tokenizer, fact.statements, reader, rng, length - len(question), template, depths)
+    tokens, spans, depths = context_of(tokenizer, [fact], reader, rng, length - len(question), template, depths)
     answer = encode(tokenizer, fact.answer)
-    return Row(key, task, template, tokens + question, answer, facts=tuple(spans), depth=sum(depths) / len(depths))
+    return Row(key, task, template, tokens + question, answer, facts=tuple(spans), depth=mean(depths))
 
 
 def question_of(tokenizer, fact: Fact) -> list[int]:
@@ -330,6 +332,28 @@ def asked(tokenizer, question: str, lead: str = "") -> list[int]:
     return encode(tokenizer, f"\n\nQuestion: {question}\nAnswer:{lead}")
 
 
+def mean(depths: list[float]) -> float | None:
+    return sum(depths) / len(depths) if depths else None
+
+
+def context_of(
+    tokenizer, facts: list[Fact], reader: Reader, rng, length: int, template: str, depths: list[float] | None = None
+) -> tuple[list[int], list[tuple[int, int]], list[float]]:
+    """hidden() of the facts' statements; of a fact with a listing, the longest listing of at most `length` tokens."""
+    listing = facts[0].listing
+    if listing is None:
+        statements = [statement for fact in facts for statement in fact.statements]
+        return hidden(tokenizer, statements, reader, rng, length, template, depths)
+
+    def tokens(words: int) -> list[int]:
+        return start(tokenizer) + encode(tokenizer, listing(words))
+
+    words = bisect.bisect_right(range(1, length), length, key=lambda words: len(tokens(words)))
+    if words == 0:
+        raise ValueError(f"{length} tokens are too few for {template}")
+    return tokens(words), [], []
+
+
 def hidden(
     tokenizer, texts: list[str], reader: Reader, rng, length: int, template: str, depths: list[float] | None = None
 ) -> tuple[list[int], list[tuple[int, int]], list[float]]:
@@ -339,7 +363,7 @@ def hidden(
     room = length - len(tokens) - sum(map(len, statements))
     if room < 0:
         raise ValueError(f"{length} tokens are too few for {template}")
-    hay = encode(tokenizer, reader.excerpt(8 * room + 200, _PROSE)[1])[:room]
+    hay = encode(tokenizer, reader.excerpt(8 * room + 200, PROSE)[1])[:room]
     breaks = _breaks(tokenizer, hay)
     depths = depths or sorted(rng.uniform(0.05, 0.95) for _ in statements)
     begin, spans = 0, []
