@@ -44,6 +44,14 @@ function(dkv_computes name)
     endif()
 endfunction()
 
+# dkv_fuzzed(NAME): what libFuzzer runs. Where nothing is inlined, each of std's functions has counters of its own, and a
+# second has a twentieth of the inputs.
+function(dkv_fuzzed name)
+    if(DKV_FUZZ)
+        target_compile_options(${name} PRIVATE -O1)
+    endif()
+endfunction()
+
 # dkv_front(NAME): glue that reads flags and prints, once a run. CLI11's templates take a third less to
 # compile with -O1. It casts no bytes to wider types, and checking alignment is about a seventh of its compilation.
 function(dkv_front name)
