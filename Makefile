@@ -49,7 +49,7 @@ VLLM = OMP_WAIT_POLICY=PASSIVE DKV_REQUIRE_E2E=1 DKV_BIN_DIR=$(CURDIR)/$(BUILD)/
 VLLM_TEST = $(VLLM) -m pytest -q -p no:cacheprovider --tb=short -rf
 
 .DEFAULT_GOAL := help
-.PHONY: help deps venv build demo test test-unit test-foreign test-shipped test-emulated test-asan test-tsan mutants test-compat \
+.PHONY: help deps venv build demo test test-unit test-foreign test-shipped test-long test-emulated test-asan test-tsan mutants test-compat \
 	test-architectures test-formats test-ray test-vllm test-llama bench-vllm bench-vllm-needles overhead-vllm chaos load ptxas ptxas-accept gpu-test gpu-bundle fuzz soak bench bench-compact overhead \
 	bench-decode bench-quality eval eval-quick golden lint format tidy schema-check install wheel wheel-cuda test-wheel deb test-deb image \
 	test-image release clean
@@ -94,7 +94,12 @@ test-unit: deps deps-test deps-cuda ## the unit tests alone
 test-shipped: deps deps-test deps-cuda ## the unit tests; then real processes: dkvd, dkv, engines, a real model
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target unit_tests end_to_end
-	tools/dev/test.sh $(PRESET) --exclude-regex '^emulated, whole:'
+	tools/dev/test.sh $(PRESET) --exclude-regex '^(emulated, whole|long):'
+
+test-long: deps deps-test deps-cuda ## what make test leaves out of Python's tests, because it takes long
+	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
+	cmake --build --preset $(PRESET) --target end_to_end
+	tools/dev/test.sh $(PRESET) --tests-regex '^long:'
 
 test-emulated: deps deps-test deps-cuda ## what a GPU would run, on the emulation: kernels, the emulation itself, libdkv_cuda, all of it end to end
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)

@@ -132,6 +132,7 @@ def test_another_function_may_be_registered_while_a_cache_lives(tiny_llama, prom
     assert cache.report().compressed
 
 
+@pytest.mark.long
 def test_a_compiled_model_keeps_its_prompt_whole_and_says_so(prompt):
     model = make_tiny_llama(layers=2)
     tokens = prompt(24)

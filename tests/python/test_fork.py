@@ -362,6 +362,7 @@ def run_script(sidecar, body: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_child_attaches_by_itself_and_ends_like_any_process(sidecar):
     """Ends by itself, so that every destructor of its parent's engine, session and arenas runs in it."""

@@ -210,6 +210,7 @@ def test_a_prompt_that_is_cropped_while_it_is_read_is_kept_whole(tiny_llama, rep
 # ---------------------------------------------------------------- a real dkvd
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_script_with_guesses_is_compressed_under_the_runner(tmp_path, sidecar):
     script, report = tmp_path / "script.py", tmp_path / "report.json"

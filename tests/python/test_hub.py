@@ -131,6 +131,7 @@ def test_a_profile_that_was_pushed_is_pulled_and_found(server, mine, tmp_path, c
     assert f"dkv: {pulled}: another file is there already: give -o\n" == capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_environment_alone_chooses_the_hub(server, mine):
     done = subprocess.run([sys.executable, "-m", "dkv", "profile", "push", mine, REPO], env=os.environ, capture_output=True, text=True)
 

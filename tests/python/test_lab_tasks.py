@@ -275,6 +275,7 @@ def test_every_task_ends_in_one_table(evaluated, capsys, tmp_path):
         assert len(list(csv.DictReader(line for line in file if not line.startswith("#")))) == len(entries)
 
 
+@pytest.mark.long
 def test_figures_are_drawn_of_everything(evaluated, tmp_path, tiny):
     made = calibrated(tmp_path)
 

@@ -163,6 +163,7 @@ for kind, config, more in [
 """
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_script_says_the_same_under_the_runner_and_its_report_says_why(tmp_path, sidecar):
     script, report = tmp_path / "script.py", tmp_path / "report.json"

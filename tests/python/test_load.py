@@ -359,6 +359,7 @@ def test_ragged_heads_come_back_from_the_real_program_as_they_were_live(tiny_lla
     assert loaded_text(tiny_llama, cache) == expected
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 @pytest.mark.model
 def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smollm2, document, tmp_path, sidecar):  # noqa: F811

@@ -124,6 +124,7 @@ def test_the_profile_found_decides_the_budgets(tmp_path, prompt, sidecar):
     assert report.kept_per_head == (budgets.by_weights(shape, made.tensor(), 0.85, 0.2) + 32).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_script_gets_the_profile_under_the_runner(tmp_path, sidecar):
     saved(tmp_path / "mine" / "tiny.json", make_tiny_llama())

@@ -224,6 +224,7 @@ def test_the_page_holds_its_figures_and_asks_nothing_of_the_network(sweep, tmp_p
     assert (tmp_path / "out" / "error-bytes.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_same_lines_make_the_same_bytes(sweep, tmp_path):
     pytest.importorskip("matplotlib")
     path = sweep(*grid("snapkv", "dynamickv", files=("one",), capacities=(64,)))

@@ -112,6 +112,7 @@ def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(model
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_long_prompt_gives_its_bytes_back(smollm2, sidecar):
     dropped = LAYERS * KV_HEADS * (1000 - 256) * 2 * HEAD_DIM * 4
 

@@ -24,7 +24,7 @@ WANTED = {
     "--seed": 1,
     "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
 }
-SAMPLE = {"--needles": 1, "--ruler": 1, "--texts": 3, "--policies": "streamingllm,snapkv,dynamickv,profile"}
+SAMPLE = {"--needles": 1, "--ruler": 0, "--texts": 3, "--policies": "streamingllm,snapkv,profile"}
 
 
 def flags(output: Path, options) -> list[str]:
