@@ -63,11 +63,16 @@ def test_programs_and_package_say_the_same_version(installed):
 
 
 def test_libraries_come_with_the_wheel(installed):
-    for name in ("bin/dkv", "bin/dkvd", "libdkv.so.1"):
+    for name in ("bin/dkv", "bin/dkvd", "libdkv.so.1", "libdkv_llama_preload.so"):
         linked = subprocess.run(["ldd", installed.package / name], capture_output=True, text=True, check=True).stdout
         assert "not found" not in linked
         found = dict(re.findall(r"(lib\w+)\S* => (\S+)", linked))
         assert Path(found["libzmq"]).resolve().is_relative_to(installed.package.parent), linked
+
+
+def test_a_server_is_started_with_the_wheels_own_library(installed):
+    said = installed.run("dkv", "llama", "run", "/bin/sh", "-c", "echo $LD_PRELOAD")
+    assert said == f"{installed.package / 'libdkv_llama_preload.so'}\n"
 
 
 def test_doctor_looks_at_the_machine(installed):
