@@ -96,7 +96,7 @@ test-shipped: deps deps-test deps-cuda ## the unit tests; then real processes: d
 	cmake --build --preset $(PRESET) --target unit_tests end_to_end
 	tools/dev/test.sh $(PRESET) --exclude-regex '^(emulated, whole|long):'
 
-test-long: deps deps-test deps-cuda ## what make test leaves out of Python's tests, because it takes long
+test-long: deps deps-test deps-cuda ## Python's tests that take too long for make test, and a small evaluation
 	$(CONFIGURE) -DDKV_TESTS=ON $(CUDA)
 	cmake --build --preset $(PRESET) --target end_to_end
 	tools/dev/test.sh $(PRESET) --tests-regex '^long:'

@@ -70,7 +70,7 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
-    parser.add_argument("--sample", action="store_true", help="fewer prompts: what make test runs")
+    parser.add_argument("--sample", action="store_true", help="fewer prompts: what make test-long runs")
     parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
