@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, make_tiny_llama
+from test_lab_hidden import text_of
 from test_lab_probe import make_tiny_gemma
 from test_lab_run import Bytes, calibrated, tiny  # noqa: F401
 
@@ -128,8 +129,8 @@ def test_two_questions_at_once_have_two_answers(tiny):
     rows = needles.needle_rows(Bytes(), "ruler", "report", 8, 1200, 3, "ruler", ruler.RULER)
 
     row = next(row for row in rows if row.template == "multi-query")
-    text = bytes(token - 2 for token in row.tokens).decode()
-    first, second = bytes(token - 2 for token in row.answer).decode().strip().split(" and ")
+    text = text_of(row.tokens)
+    first, second = text_of(row.answer).strip().split(" and ")
     assert len(row.facts) == 4
     asked = text.rsplit("magic numbers for ", 1)[1].removesuffix(" are:").split(" and ")
     for place, code in zip(asked, (first, second)):
@@ -143,8 +144,8 @@ def test_a_list_of_words_fills_the_prompt_and_its_most_frequent_words_are_the_an
         own = [row for row in rows if row.template == template]
         assert len({tuple(row.tokens) for row in own}) == len(own) == 2
         for row in own:
-            listed, _, question = bytes(token - 2 for token in row.tokens).decode().partition("\n\nQuestion: ")
-            answer = bytes(token - 2 for token in row.answer).decode().strip().split(", ")
+            listed, _, question = text_of(row.tokens).partition("\n\nQuestion: ")
+            answer = text_of(row.answer).strip().split(", ")
             counts = collections.Counter(re.findall(r"\b[a-z]+\b", listed.split("\n", 1)[1]))
             assert 1500 < len(row.tokens) <= 1600
             assert row.facts == () and row.depth is None

@@ -8,6 +8,7 @@ the fact alone. Its first token comes from the prefill, under every policy the s
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -339,14 +340,17 @@ def mean(depths: list[float]) -> float | None:
 def context_of(
     tokenizer, facts: list[Fact], reader: Reader, rng, length: int, template: str, depths: list[float] | None = None
 ) -> tuple[list[int], list[tuple[int, int]], list[float]]:
-    """hidden() of the facts' statements; of a fact with a listing, the longest listing of at most `length` tokens."""
+    """hidden() of the facts' statements; of a fact with a listing, which is asked alone, the longest of at most `length` tokens."""
     listing = facts[0].listing
     if listing is None:
         statements = [statement for fact in facts for statement in fact.statements]
         return hidden(tokenizer, statements, reader, rng, length, template, depths)
 
+    first = start(tokenizer)
+
+    @functools.cache
     def tokens(words: int) -> list[int]:
-        return start(tokenizer) + encode(tokenizer, listing(words))
+        return first + encode(tokenizer, listing(words))
 
     words = bisect.bisect_right(range(1, length), length, key=lambda words: len(tokens(words)))
     if words == 0:
