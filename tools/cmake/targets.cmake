@@ -90,17 +90,22 @@ function(dkv_library name)
     dkv_unity(${name})
 endfunction()
 
-# dkv_test(NAME dependency …): one doctest program made of the *_test.cc files of the current folder,
-# each of its cases a test of its own. doctest's macros cost two thirds of a test's compilation when they are optimised. Tests that
+# dkv_test_code(NAME): doctest's macros cost two thirds of a test's compilation when they are optimised. Tests that
 # compute say -O1.
-function(dkv_test name)
-    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
-    add_executable(${name} ${sources})
-    target_link_libraries(${name} PRIVATE dkv_options dkv_test_main ${ARGN} dkv_gpu_tested)
+function(dkv_test_code name)
     if(CMAKE_BUILD_TYPE STREQUAL Release OR DKV_FUZZ)
         target_compile_options(${name} PRIVATE -O0 -U_FORTIFY_SOURCE)
     endif()
     dkv_unity(${name})
+endfunction()
+
+# dkv_test(NAME dependency …): one doctest program made of the *_test.cc files of the current folder,
+# each of its cases a test of its own.
+function(dkv_test name)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
+    add_executable(${name} ${sources})
+    target_link_libraries(${name} PRIVATE dkv_options dkv_test_main ${ARGN} dkv_gpu_tested)
+    dkv_test_code(${name})
     doctest_discover_tests(${name} TEST_PREFIX "${name}: ")
 endfunction()
 

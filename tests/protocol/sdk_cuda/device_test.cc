@@ -17,20 +17,6 @@ std::string refusal(dkv_status status, dkv_status wanted) {
     return dkv_last_error();
 }
 
-bool contains(std::string const& text, char const* part) {
-    return text.find(part) != std::string::npos;
-}
-
-template <class Function>
-Function driver(char const* name, unsigned version) {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult known{};
-    REQUIRE(cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, &known) ==
-            cudaSuccess);
-    REQUIRE(found != nullptr);
-    return reinterpret_cast<Function>(found);
-}
-
 /// VMM memory of one block, as torch's expandable segments make it.
 CUdeviceptr virtual_memory(CUmemAllocationHandleType type, std::size_t* bytes) {
     CUmemAllocationProp wish{};

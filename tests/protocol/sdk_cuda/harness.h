@@ -20,6 +20,21 @@ constexpr std::uint32_t kTokens = 64;
 constexpr std::uint64_t kPartBytes = 2 * kTokens * 64 * 4;
 constexpr std::uint64_t kQueryBytes = 4 * kWindow * 64 * 4;
 
+inline bool contains(std::string const& text, char const* part) {
+    return text.find(part) != std::string::npos;
+}
+
+/// The CUDA driver's function, as libraries without libcuda look it up.
+template <class Function>
+Function driver(char const* name, unsigned version) {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult known{};
+    REQUIRE(cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, &known) ==
+            cudaSuccess);
+    REQUIRE(found != nullptr);
+    return reinterpret_cast<Function>(found);
+}
+
 inline std::string gpu() {
     auto device = sized<dkv_cuda_device>();
     REQUIRE_MESSAGE(dkv_cuda_get_device(0, &device) == DKV_OK, dkv_last_error());

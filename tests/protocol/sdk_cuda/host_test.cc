@@ -15,18 +15,6 @@ using namespace dkv::test;
 
 namespace {
 
-bool contains(std::string const& text, char const* part) {
-    return text.find(part) != std::string::npos;
-}
-
-template <class Function>
-Function driver(char const* name, unsigned version) {
-    void* found = nullptr;
-    REQUIRE(cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, nullptr) ==
-            cudaSuccess);
-    return reinterpret_cast<Function>(found);
-}
-
 CUcontext current_context() {
     CUcontext context = nullptr;
     auto const get = driver<PFN_cuCtxGetCurrent_v4000>("cuCtxGetCurrent", 4000);

@@ -18,10 +18,6 @@ using namespace dkv::test;
 
 namespace {
 
-bool contains(std::string const& text, char const* part) {
-    return text.find(part) != std::string::npos;
-}
-
 /// The region that was registered `count`th.
 wire::RegisterRegionT const& registered(std::optional<wire::EnvelopeT>& message,
                                         GpuHarness& harness,
