@@ -115,6 +115,7 @@ def test_an_evaluation_gives_every_policy_the_same_bytes(tiny, tmp_path, capsys)
         assert len(list(csv.DictReader(file))) == len(lines)
 
 
+@pytest.mark.long
 def test_the_shards_of_an_evaluation_write_the_lines_of_the_whole(tiny, tmp_path, capsys):
     flags = ["tiny", "--policies", "streamingllm", "--capacity", "48", "--tokens", "300", "--needles", "3", "--texts", "4", "--inline"]
     paths = {part: tmp_path / f"{part.replace('/', '-')}.csv" for part in ("0/1", "0/2", "1/2")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import json
+import random
 import re
 
 import pytest
@@ -158,6 +159,13 @@ def test_a_list_of_words_fills_the_prompt_and_its_most_frequent_words_are_the_an
 def test_a_list_longer_than_the_prompt_is_refused(tiny):
     with pytest.raises(ValueError, match="^300 tokens are too few for common words$"):
         hidden.ruler_rows(Bytes(), "report", 1, 300, 3, {"common words": ruler.RULER["common words"]})
+
+
+def test_a_fact_that_is_a_whole_list_is_asked_alone():
+    rng = random.Random(3)
+    facts = [ruler.RULER[name](rng) for name in ("multi-key", "common words")]
+    with pytest.raises(ValueError, match="^mixed: a fact that is a whole listing is asked alone, and there are 2$"):
+        needles.context_of(Bytes(), facts, None, rng, 900, "mixed")
 
 
 # ---------------------------------------------------------------- greedy decoding

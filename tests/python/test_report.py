@@ -204,6 +204,7 @@ class Page(HTMLParser):
         self.links += [named[key] for key in ("src", "href", "xlink:href", "srcset") if named.get(key)]
 
 
+@pytest.mark.long
 def test_the_page_holds_its_figures_and_asks_nothing_of_the_network(sweep, tmp_path):
     pytest.importorskip("matplotlib")
     path = sweep(*grid("snapkv", "dynamickv", capacities=(64, 128)), lost())

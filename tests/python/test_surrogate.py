@@ -163,6 +163,7 @@ def test_a_broken_section_is_refused_with_its_file(tiny, tmp_path, change, messa
     assert str(refused.value).startswith(f"{output}: ") and message in str(refused.value)
 
 
+@pytest.mark.long
 def test_calibrate_adds_a_surrogate_to_the_profile_that_is_there(tiny, tmp_path, monkeypatch, capsys):
     output = calibrated(tmp_path)
     before = json.loads(output.read_text())

@@ -340,11 +340,13 @@ def mean(depths: list[float]) -> float | None:
 def context_of(
     tokenizer, facts: list[Fact], reader: Reader, rng, length: int, template: str, depths: list[float] | None = None
 ) -> tuple[list[int], list[tuple[int, int]], list[float]]:
-    """hidden() of the facts' statements; of a fact with a listing, which is asked alone, the longest of at most `length` tokens."""
-    listing = facts[0].listing
+    """hidden() of the facts' statements; of the one fact with a listing, the longest of at most `length` tokens."""
+    listing = next((fact.listing for fact in facts if fact.listing), None)
     if listing is None:
         statements = [statement for fact in facts for statement in fact.statements]
         return hidden(tokenizer, statements, reader, rng, length, template, depths)
+    if len(facts) > 1:
+        raise ValueError(f"{template}: a fact that is a whole listing is asked alone, and there are {len(facts)}")
 
     first = start(tokenizer)
 

@@ -24,13 +24,10 @@ WANTED = {
     "--seed": 1,
     "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
 }
-SAMPLE = {"--needles": 1, "--ruler": 0, "--texts": 3, "--policies": "streamingllm,snapkv,profile"}
 
 
 def flags(output: Path, options) -> list[str]:
     wanted = WANTED | {"--capacity": options.capacity, "--profile": PROFILE, "--output": output}
-    if options.sample:
-        wanted |= SAMPLE
     if options.threads:
         wanted["--threads"] = options.threads
     return ["smollm2", *(str(word) for pair in wanted.items() for word in pair)]
@@ -70,7 +67,6 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
-    parser.add_argument("--sample", action="store_true", help="fewer prompts: what make test-long runs")
     parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
