@@ -153,6 +153,7 @@ def captured(folder, tmp_path, monkeypatch):
     return capture
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_the_command_makes_a_file_that_compacts_as_the_saved_one(whole, mute, captured, tmp_path):
     done = captured(mute())

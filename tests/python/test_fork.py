@@ -394,6 +394,7 @@ print(listed.attached, listed.sessions_failed)
     ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_killed_parent_is_missed_though_its_child_goes_on(sidecar):
     process = run_script(sidecar, """

@@ -129,6 +129,7 @@ def test_both_paths_keep_the_same_positions_of_a_real_models_prompt(smollm2, cho
         assert odd <= 0.002 * total, name
 
 
+@pytest.mark.long
 def test_an_evaluation_through_the_sidecar_says_what_inline_says(tiny, tmp_path, sidecar, monkeypatch):
     made = calibrated(tmp_path)
     flags = ["tiny", "--profile", str(made), "--policies", "streamingllm,snapkv,pyramidkv,dynamickv,profile"]

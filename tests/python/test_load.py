@@ -383,7 +383,7 @@ def test_smollm2_goes_on_from_a_compacted_document_as_with_the_live_sidecar(smol
 
 @pytest.mark.e2e
 @pytest.mark.model
-@pytest.mark.parametrize("policy", [None, "reuse"])
+@pytest.mark.parametrize("policy", [None, pytest.param("reuse", marks=pytest.mark.long)])
 def test_smollm2_keeps_of_a_file_what_it_keeps_live_with_its_own_profile(smollm2, document, tmp_path, sidecar, policy):  # noqa: F811
     model, _ = smollm2
     tokens, whole, small = document(700), tmp_path / "whole.safetensors", tmp_path / "small.safetensors"

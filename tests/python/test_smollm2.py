@@ -98,7 +98,7 @@ def test_the_budget_is_thirty_times_the_capacity(model, document, sidecar, polic
     assert len(report.mass_kept_per_layer) == LAYERS
 
 
-@pytest.mark.parametrize("policy", ["dynamickv", "streamingllm"])
+@pytest.mark.parametrize("policy", ["dynamickv", pytest.param("streamingllm", marks=pytest.mark.long)])
 def test_compressed_decode_is_plain_attention_masked_to_the_kept_positions(model, document, sidecar, policy):
     tokens = document(408)
     cache = dkv.hf.Cache(

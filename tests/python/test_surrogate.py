@@ -220,6 +220,7 @@ def test_reuse_and_joined_need_a_surrogate(tiny, tmp_path):
             policies.variant(name, facts, 32)
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_the_smollm2_surrogate_explains_most_of_the_replay_scores(smollm2):
     model, tokenizer = smollm2
