@@ -53,3 +53,13 @@ def test_a_file_of_others_is_refused_and_left_as_it_is(tmp_path):
         results.Results(tmp_path / "r.csv")
 
     assert (tmp_path / "r.csv").read_text() == "a,b\n1,2"
+
+
+def test_a_file_that_begins_with_comments_is_read_and_one_of_others_is_refused(written):
+    rows = results.read([written])
+    written.write_text("# report part, seed 1\n# dkv eval …\n" + written.read_text())
+    assert results.read([written]) == rows
+
+    (written.parent / "table.csv").write_text("task,policy\nneedle,snapkv")
+    with pytest.raises(results.ResultsError, match=r"table\.csv has no column key: not what dkv eval writes$"):
+        results.read([written, written.parent / "table.csv"])

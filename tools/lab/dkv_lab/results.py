@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,10 +102,14 @@ def _cut_to_whole_lines(path: Path) -> None:
 
 
 def read(paths: list[Path]) -> list[dict]:
+    """The lines of all. A file may begin with comments (#), as those of docs/eval do."""
     lines = []
     for path in paths:
         with path.open() as file:
-            lines += [{"question": "shown"} | line for line in csv.DictReader(file)]  # Older files have shown ones alone.
+            reader = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
+            if missing := [column for column in COLUMNS[:_FIRST_VERSION] if column not in (reader.fieldnames or [])]:
+                raise ResultsError(f"{path} has no column {missing[0]}: not what dkv eval writes")
+            lines += [{"question": "shown"} | line for line in reader]  # Older files have shown ones alone.
     return lines
 
 
