@@ -11,12 +11,9 @@
 
 #include "cli/app.h"
 #include "protocol/sdk/controller.h"
+#include "tests/support/contains.h"
 
 namespace dkv::test {
-
-inline bool contains(std::string const& text, std::string const& part) {
-    return text.find(part) != std::string::npos;
-}
 
 wire::PolicyT some_policy(std::string name, std::uint32_t capacity);
 /// Two layers of two KV heads of a 3584-token prompt.

@@ -12,6 +12,7 @@
 #include "protocol/base/kv_layout.h"
 #include "protocol/sdk/dkv_cuda.h"
 #include "tests/support/c_engine.h"
+#include "tests/support/contains.h"
 #include "tests/support/fake_sidecar.h"
 
 namespace dkv::test {
@@ -19,10 +20,6 @@ namespace dkv::test {
 constexpr std::uint32_t kTokens = 64;
 constexpr std::uint64_t kPartBytes = 2 * kTokens * 64 * 4;
 constexpr std::uint64_t kQueryBytes = 4 * kWindow * 64 * 4;
-
-inline bool contains(std::string const& text, char const* part) {
-    return text.find(part) != std::string::npos;
-}
 
 /// The CUDA driver's function, as libraries without libcuda look it up.
 template <class Function>

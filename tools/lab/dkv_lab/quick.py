@@ -23,11 +23,13 @@ WANTED = {
     "--tokens": 1024,
     "--seed": 1,
     "--policies": "streamingllm,h2o,snapkv,pyramidkv,dynamickv,profile",
+    "--capacity": "64,128,256",
+    "--profile": PROFILE,
 }
 
 
 def flags(output: Path, options) -> list[str]:
-    wanted = WANTED | {"--capacity": options.capacity, "--profile": PROFILE, "--output": output}
+    wanted = WANTED | {"--output": output}
     if options.threads:
         wanted["--threads"] = options.threads
     return ["smollm2", *(str(word) for pair in wanted.items() for word in pair)]
@@ -67,7 +69,6 @@ def problems(lines: list[dict], heads: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dkv-lab quick", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=ranges.count(1), help="of torch; by default its own choice")
-    parser.add_argument("--capacity", default="64,128,256", help="128 and others (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/eval-quick"), help="a folder (%(default)s)")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
