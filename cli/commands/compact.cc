@@ -26,6 +26,11 @@ struct CompactOptions {
     offline::CompactRequest request;
 };
 
+RowBits bits_named(std::string const& name) {
+    if (name == name_of(RowBits::Mixed)) return RowBits::Mixed;
+    return name == name_of(RowBits::Eight) ? RowBits::Eight : RowBits::Four;
+}
+
 void say_skipped(Context const& context, InputFiles const& inputs) {
     if (inputs.skipped > 0)
         *context.environment.err << fmt::format("dkv: {} in folders passed over: no {}\n",
@@ -112,11 +117,12 @@ Run setup_compact(CLI::App& app, Context const& context) {
     add_file_options(app, *options);
     app.add_option("--policy", request.policy.name,
                    "what keeps tokens; auto: the profile, or equal budgets where there is none");
-    app.add_option("--bits", request.bits,
-                   "dkv's format: of K and V, 8 or 4; a capacity or ratio then means the bytes "
-                   "that so many tokens have in FILE, and more tokens are kept in them")
-        ->check(CLI::IsMember({8U, 4U}))
-        ->type_name("N");
+    app.add_option_function<std::string>(
+           "--bits", [&request](std::string const& name) { request.bits = bits_named(name); },
+           "dkv's format: of K and V, 8 or 4, or mixed: 4, and 8 for the best; a capacity or ratio "
+           "then means the bytes that so many tokens have in FILE, and more tokens are kept in "
+           "them")
+        ->check(CLI::IsMember({"8", "4", "mixed"}));
     app.add_flag("--fill", request.fill,
                  "llama.cpp: fill every layer up to the largest with its next best tokens");
     app.add_flag("--keep-queries", request.keep_queries,

@@ -12,6 +12,17 @@
 namespace dkv::cli {
 namespace {
 
+/// 8, 4, "mixed" or null.
+Json bits_json(RowBits bits) {
+    switch (bits) {
+        case RowBits::Eight: return 8;
+        case RowBits::Four: return 4;
+        case RowBits::Mixed: return name_of(bits);
+        case RowBits::Own: break;
+    }
+    return nullptr;
+}
+
 std::string seconds_text(double seconds) {
     return human_duration(static_cast<std::uint64_t>(std::llround(seconds * 1000)));
 }
@@ -82,7 +93,7 @@ Json to_json(offline::CompactOutcome const& outcome) {
             {"prompt_tokens", outcome.prompt_tokens},
             {"policy", outcome.params.name},
             {"params", params_json(outcome.params)},
-            {"bits", outcome.bits == 0 ? Json() : Json(outcome.bits)},
+            {"bits", bits_json(outcome.bits)},
             {"lengths", lengths_json(outcome)},
             {"mass_kept", outcome.mass_kept.empty() ? Json() : Json(outcome.mass_kept)},
             {"rows_bytes_before", outcome.rows_bytes_before},

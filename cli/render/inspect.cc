@@ -1,6 +1,7 @@
 #include "cli/render/inspect.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -40,7 +41,7 @@ std::string map_text(LayerPositions const& positions, Style const& style) {
     for (double const share : positions.share) {
         // Nothing at all looks like nothing; anything else does not.
         auto const level =
-            share <= 0 ? 0U : std::clamp(static_cast<unsigned>(share * 8 + 0.5), 1U, 8U);
+            share <= 0 ? 0U : std::clamp(static_cast<unsigned>(std::lround(share * 8)), 1U, 8U);
         map += style.unicode ? kBars[level] : kDigits[level];
     }
     return map;
@@ -107,7 +108,7 @@ std::string taken(std::map<std::string, std::string>& words, std::string_view ke
 }
 
 /// "dynamickv, capacity 512, window 32 …": the numbers that it looks at, the size first.
-std::string policy_words(std::string policy, std::map<std::string, std::string>& left) {
+std::string policy_words(std::string const& policy, std::map<std::string, std::string>& left) {
     std::string words = policy;
     for (Parameter const& parameter : parameters()) {
         auto const value = taken(left, parameter.name);
@@ -258,7 +259,7 @@ Result<InspectedFile> inspect_file(SavedCache const& file, std::string path) {
         InspectedLayer layer;
         for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
             layer.lengths.push_back(inspected.facts.length(index, head));
-        layer.bytes = rows_of(layer) * inspected.facts.stored_bytes();
+        layer.bytes = inspected.facts.layer_bytes(index);
         layer.positions = DKV_TRY(positions_of(file, index));
         inspected.layers.push_back(std::move(layer));
     }

@@ -26,7 +26,7 @@ std::map<std::string, std::string> metadata_of(DkvContents const& contents) {
     if (rope.dims != 0) metadata["rope.dims"] = std::to_string(rope.dims);
     if (!rope.scaling.empty()) metadata["rope.scaling"] = rope.scaling;
     if (contents.quantised) {
-        metadata["rows"] = contents.quantised->type->name;
+        metadata["rows"] = contents.quantised->name();
         metadata["rows.rotation"] = std::to_string(contents.quantised->rotation);
         metadata["rows.dtype"] = container_dtype(contents.geometry.dtype);
     }
@@ -61,6 +61,12 @@ void plan_layer(DkvContents const& contents,
         add("keys", row_dtype, {heads, lengths[0], row});
         add("values", row_dtype, {heads, lengths[0], row});
     }
+    if (quantised && quantised->refined) {
+        std::uint64_t const refined = contents.refined[layer];
+        add("refined", "I32", {refined});
+        add("keys_rest", "U8", {refined, row});
+        add("values_rest", "U8", {refined, row});
+    }
     if (contents.query_rows > 0)
         add("q_window", dtype, {geometry.q_heads, contents.query_rows, geometry.head_dim});
     if (!contents.with_sinks.empty() && contents.with_sinks[layer])
@@ -94,6 +100,8 @@ LayerShape layer_shape(std::span<std::uint32_t const> lengths, std::uint32_t pro
 DkvPlan dkv_plan(DkvContents const& contents) {
     DKV_ASSERT(contents.lengths.size() ==
                std::size_t{contents.geometry.layers} * contents.geometry.kv_heads);
+    DKV_ASSERT(!contents.quantised || !contents.quantised->refined ||
+               contents.refined.size() == contents.geometry.layers);
     DkvPlan plan{.tensors = {}, .metadata = metadata_of(contents)};
     if (contents.with_tokens)
         plan.tensors.push_back({kTokensTensor, "I32", {contents.prompt_tokens}});

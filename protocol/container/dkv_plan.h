@@ -26,8 +26,7 @@ inline constexpr char const* kTokensTensor = "tokens";
 inline constexpr char const* kDkvVersion = "1";
 inline constexpr char const* kDkvVersionQuantised = "2";
 
-/// "layers.3.keys"; parts: keys, values, positions, head_offsets, q_window, sink_logits,
-/// scores.
+/// "layers.3.keys"; parts: those of DkvPlan but for tokens.
 std::string dkv_tensor(std::uint32_t layer, std::string_view part);
 
 /// "F32", "F16", "BF16": the container's word.
@@ -53,6 +52,7 @@ struct DkvContents {
     bool with_scores = false;      ///< Every layer is whole then.
     /// Of keys and values; geometry.dtype is what they become when they are read.
     std::optional<QuantisedRows> quantised = {};
+    std::span<std::uint32_t const> refined = {};  ///< [layers] rows, where quantised->refined.
     float scale = 0;
     float softcap = 0;
     RopeFacts rope;
@@ -60,7 +60,7 @@ struct DkvContents {
 };
 
 /// In the order of the bytes: tokens, then for each layer head_offsets, positions, keys, values,
-/// q_window, sink_logits and scores, as far as the file has them.
+/// refined, keys_rest, values_rest, q_window, sink_logits and scores, as far as the file has them.
 struct DkvPlan {
     std::vector<TensorPlan> tensors;
     std::map<std::string, std::string> metadata;

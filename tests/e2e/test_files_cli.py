@@ -113,11 +113,33 @@ def test_fewer_bits_keep_more_tokens_in_the_same_bytes(tmp_path, bits, tokens):
     assert json.loads(dkv("inspect", "--json", back).stdout)["files"][0]["dtype"] == "f32"
 
 
+def test_mixed_bits_refine_the_best_rows_in_the_same_bytes(tmp_path):
+    cache = write_cache(tmp_path / "in", tokens=600, dim=64)
+    small = tmp_path / "small"
+
+    ran = dkv("compact", cache, "-o", small, "--policy", "dynamickv", "--window", "8", "--capacity", "64", "--bits", "mixed")
+
+    assert ran.returncode == 0, ran.stderr
+    assert "note: with mixed bits 391 tokens per head have the bytes of 64 in the input" in ran.stdout
+    facts = json.loads(dkv("inspect", "--verify", "--json", small).stdout)["files"][0]
+    assert facts["dtype"] == "q4_0+q4_0, rotated by 64" and facts["provenance"]["bits"] == "mixed"
+    most = 64 * LAYERS * KV_HEADS * 512
+    assert 0.98 * most < facts["rows_bytes"] <= most
+    assert json.loads(dkv("diff", "--json", cache, small).stdout)["total"]["b"]["bytes"] == facts["rows_bytes"]
+
+    ran = dkv("compact", cache, "-o", small, "--policy", "snapkv", "--window", "8", "--ratio", "0.2", "--bits", "mixed", "--force", "--json")
+
+    outcome = json.loads(ran.stdout)["files"][0]
+    assert outcome["bits"] == "mixed" and outcome["kept_whole"]
+    assert outcome["notes"][-1:] == ["with mixed bits every token fits; 42 % of each head's, the best, have 8"]
+    assert 0.99 * most < outcome["rows_bytes_after"] * 64 / 120 <= most
+
+
 def test_fewer_bits_are_refused_where_they_cannot_be(cache, tmp_path):
     out = tmp_path / "out"
     assert "a head has 16 dims, and rows of 8 bits are blocks of 32: leave --bits out" in refusal("compact", cache, "-o", out, *POLICY, "--bits", "8")
     assert "hf has no place for rows of 4 bits" in refusal("compact", cache, "-o", out, *POLICY, "--bits", "4", "--format", "hf")
-    assert "--bits" in dkv("compact", cache, "-o", out, *POLICY, "--bits", "5").stderr
+    assert "--bits: 5 not in {8,4,mixed}" in dkv("compact", cache, "-o", out, *POLICY, "--bits", "5").stderr
     assert not out.exists()
 
 

@@ -206,6 +206,7 @@ private:
         auto const of_rows = quantised ? std::string_view("U8") : dtype;
         DKV_TRY(check_is(found.keys, of_rows, shape));
         DKV_TRY(check_is(found.values, of_rows, shape));
+        if (quantised && quantised->refined) DKV_TRY(read_refined(layer, found));
         if (found.positions.tensor != nullptr)
             DKV_TRY(check_is(found.positions, "I32", {shape.begin(), shape.end() - 1}));
         if (facts.query_rows > 0) {
@@ -218,6 +219,21 @@ private:
         found.scores = named(layer, "scores");
         DKV_TRY(check_scores(layer, found));
         return found;
+    }
+
+    /// Which of the layer's rows are refined, and by what.
+    Result<void> read_refined(std::uint32_t layer, LayerTensors& found) {
+        found.refined = DKV_TRY(needed(layer, "refined"));
+        found.keys_rest = DKV_TRY(needed(layer, "keys_rest"));
+        found.values_rest = DKV_TRY(needed(layer, "values_rest"));
+        auto const& shape = found.refined.tensor->shape;
+        if (shape.size() != 1)
+            return corrupt(fmt::format("{} is {}", found.refined.name, found.refined.shape()));
+        DKV_TRY(check_is(found.refined, "I32", shape));
+        DKV_TRY(check_is(found.keys_rest, "U8", {shape[0], row_extent()}));
+        DKV_TRY(check_is(found.values_rest, "U8", {shape[0], row_extent()}));
+        facts.stored->rest_bytes.push_back(2 * shape[0] * row_extent());
+        return {};
     }
 
     /// In every layer or in none, of every token.

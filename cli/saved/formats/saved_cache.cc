@@ -85,6 +85,20 @@ Error naming(std::filesystem::path const& path, Error error) {
     return error;
 }
 
+std::uint64_t CacheFacts::layer_bytes(std::uint32_t layer) const {
+    std::uint64_t bytes = stored && !stored->rest_bytes.empty() ? stored->rest_bytes[layer] : 0;
+    for (std::uint32_t head = 0; head < geometry.kv_heads; ++head)
+        bytes += length(layer, head) * stored_bytes();
+    return bytes;
+}
+
+std::uint64_t CacheFacts::rows_bytes() const {
+    std::uint64_t bytes = 0;
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer)
+        bytes += layer_bytes(layer);
+    return bytes;
+}
+
 RowsView SavedLayer::keys_of(std::uint32_t head) const {
     return rows_of_head(keys, head_rows, head);
 }

@@ -51,6 +51,8 @@ struct StoredRows {
     std::string type;                   ///< For people: "K q8_0, V f16, K rotated by 64".
     std::uint64_t key_row_bytes = 0;    ///< Of one KV head.
     std::uint64_t value_row_bytes = 0;  ///< Likewise.
+    /// [layers] of what refines some of a layer's rows; empty: none is refined.
+    std::vector<std::uint64_t> rest_bytes = {};
     /// The file does not say whether they are rotated, and newer writers of it do rotate them:
     /// norms and angles among K are right, but no other program can use these rows.
     bool rotation_unknown = false;
@@ -104,10 +106,13 @@ struct CacheFacts {
     std::uint32_t length(std::uint32_t layer, std::uint32_t head) const {
         return lengths[std::size_t{layer} * geometry.kv_heads + head];
     }
-    /// K and V of one token in one head, as they lie in the file.
+    /// K and V of one token in one head, as they lie in the file, unless they are refined.
     std::uint64_t stored_bytes() const noexcept {
         return stored ? stored->key_row_bytes + stored->value_row_bytes : 2 * geometry.row_bytes();
     }
+    /// K and V of a layer's rows, as they lie in the file.
+    std::uint64_t layer_bytes(std::uint32_t layer) const;
+    std::uint64_t rows_bytes() const;  ///< Of all layers.
 };
 
 /// One layer's rows. Views are never to be written through.

@@ -95,10 +95,38 @@ Result<std::vector<std::int32_t>> TensorCache::positions(LayerTensors const& lay
     return values;
 }
 
-bool TensorCache::unpack(NamedTensor const& tensor, std::vector<std::byte>& rows) const {
+Result<std::vector<std::int32_t>> TensorCache::refined(LayerTensors const& layer) const {
+    if (layer.refined.tensor == nullptr) return std::vector<std::int32_t>();
+    auto values = read_elements<std::int32_t>(*layer.refined.tensor);
+    auto const rows = layer.keys.tensor->bytes.size() / quantised_->row_bytes();
+    std::int64_t before = -1;
+    for (std::int64_t const row : values) {
+        if (row <= before || row >= static_cast<std::int64_t>(rows))
+            return corrupt(
+                fmt::format("{}: row {} after {}, of {}", layer.refined.name, row, before, rows));
+        before = row;
+    }
+    return values;
+}
+
+bool TensorCache::unpack(NamedTensor const& tensor,
+                         NamedTensor const& rest,
+                         std::span<std::int32_t const> refined,
+                         std::vector<std::byte>& rows) const {
     auto const packed = tensor.tensor->bytes;
-    rows.resize(packed.size() / quantised_->row_bytes() * facts_.geometry.row_bytes());
-    return quantised_->unpack(packed, facts_.geometry.dtype, rows);
+    auto const dtype = facts_.geometry.dtype;
+    std::size_t const one = quantised_->row_bytes();
+    std::size_t const bytes = facts_.geometry.row_bytes();
+    rows.resize(packed.size() / one * bytes);
+    bool finite = quantised_->unpack(packed, {}, dtype, rows);
+    for (std::size_t at = 0; at < refined.size(); ++at) {
+        auto const row = static_cast<std::size_t>(refined[at]);
+        auto const more = rest.tensor->bytes.subspan(at * one, one);
+        finite = quantised_->unpack(packed.subspan(row * one, one), more, dtype,
+                                    std::span(rows).subspan(row * bytes, bytes)) &&
+                 finite;
+    }
+    return finite;
 }
 
 Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
@@ -109,27 +137,28 @@ Result<SavedLayer> TensorCache::layer(std::uint32_t index) const {
     std::uint32_t const rows = ragged ? layer.head_rows.back() : layer.rows;
     auto found = positions(layer);
     if (!found) return located(file_.path, found.error());
+    auto const finer = refined(layer);
+    if (!finer) return located(file_.path, finer.error());
 
     auto const held = std::make_shared<std::vector<std::vector<std::byte>>>();
     held->reserve(4);  // What is in it stays where it is.
-    auto const view = [&](NamedTensor const& tensor, std::uint32_t tensor_heads,
+    auto const view = [&](NamedTensor const& tensor, NamedTensor const& rest,
                           std::uint32_t tokens) {
-        bool const packed = quantised_ && tensor.tensor != layer.queries.tensor;
-        if (packed) {
-            unpack(tensor, held->emplace_back());
-            return dense_rows(held->back().data(), geometry.dtype, tensor_heads, tokens,
+        if (quantised_) {
+            unpack(tensor, rest, finer.value(), held->emplace_back());
+            return dense_rows(held->back().data(), geometry.dtype, heads, tokens,
                               geometry.head_dim);
         }
-        return rows_in(*tensor.tensor, geometry.dtype, tensor_heads, tokens, geometry.head_dim,
-                       *held);
+        return rows_in(*tensor.tensor, geometry.dtype, heads, tokens, geometry.head_dim, *held);
     };
     SavedLayer saved;
     std::uint32_t const room = layer.room == 0 ? rows : layer.room;
-    saved.keys = view(layer.keys, heads, room);
-    saved.values = view(layer.values, heads, room);
+    saved.keys = view(layer.keys, layer.keys_rest, room);
+    saved.values = view(layer.values, layer.values_rest, room);
     saved.keys.tokens = saved.values.tokens = rows;  // What is behind them are not tokens.
     if (layer.queries.tensor != nullptr)
-        saved.queries = view(layer.queries, geometry.q_heads, facts_.query_rows);
+        saved.queries = rows_in(*layer.queries.tensor, geometry.dtype, geometry.q_heads,
+                                facts_.query_rows, geometry.head_dim, *held);
     saved.sink_logits = facts_.sinks(index);
     if (layer.scores.tensor != nullptr)
         saved.scores = rows_in(*layer.scores.tensor, Dtype::F32, geometry.kv_heads,
@@ -148,14 +177,25 @@ Result<void> TensorCache::verify_tensor(NamedTensor const& tensor, bool numbers)
     return {};
 }
 
+Result<void> TensorCache::verify_scales(LayerTensors const& layer) const {
+    auto const finer = refined(layer);
+    if (!finer) return located(file_.path, finer.error());
+    std::vector<std::byte> rows;
+    auto const finite = [&](NamedTensor const& tensor, NamedTensor const& rest) -> Result<void> {
+        if (unpack(tensor, rest, finer.value(), rows)) return {};
+        return located(file_.path, corrupt(tensor.name + ": a scale is a NaN or an infinity"));
+    };
+    DKV_TRY(finite(layer.keys, layer.keys_rest));
+    return finite(layer.values, layer.values_rest);
+}
+
 Result<void> TensorCache::verify(std::uint32_t index) const {
     LayerTensors const& layer = layers_.at(index);
     for (NamedTensor const* tensor : {&layer.keys, &layer.values, &layer.queries})
         DKV_TRY(verify_tensor(*tensor, true));
-    std::vector<std::byte> rows;
-    for (NamedTensor const* tensor : {&layer.keys, &layer.values})
-        if (quantised_ && !unpack(*tensor, rows))
-            return located(file_.path, corrupt(tensor->name + ": a scale is a NaN or an infinity"));
+    for (NamedTensor const* tensor : {&layer.refined, &layer.keys_rest, &layer.values_rest})
+        DKV_TRY(verify_tensor(*tensor, false));
+    if (quantised_) DKV_TRY(verify_scales(layer));
     DKV_TRY(verify_tensor(layer.positions, false));
     DKV_TRY(verify_tensor(layer.head_offsets, false));
     DKV_TRY(verify_tensor(layer.sink_logits, false));

@@ -41,6 +41,9 @@ struct LayerTensors {
     NamedTensor head_offsets;
     NamedTensor sink_logits;
     NamedTensor scores;
+    NamedTensor refined;                   ///< Which rows are; the next two have as many.
+    NamedTensor keys_rest;                 ///< What refines them.
+    NamedTensor values_rest;               ///< Likewise.
     std::uint32_t rows = 0;                ///< Of every head.
     std::uint32_t room = 0;                ///< Rows that a head has room for; 0: `rows`.
     std::vector<std::uint32_t> head_rows;  ///< As in SavedLayer; `rows` is not read then.
@@ -72,8 +75,13 @@ public:
 private:
     Result<std::vector<std::int32_t>> positions(LayerTensors const& layer) const;
     Result<void> verify_tensor(NamedTensor const& tensor, bool numbers) const;
-    /// Of K or V; false: a scale is not finite.
-    bool unpack(NamedTensor const& tensor, std::vector<std::byte>& rows) const;
+    Result<void> verify_scales(LayerTensors const& layer) const;
+    Result<std::vector<std::int32_t>> refined(LayerTensors const& layer) const;
+    /// Of K or V, with what refines some of its rows; false: a scale is not finite.
+    bool unpack(NamedTensor const& tensor,
+                NamedTensor const& rest,
+                std::span<std::int32_t const> refined,
+                std::vector<std::byte>& rows) const;
 
     TensorFile file_;
     std::vector<LayerTensors> layers_;

@@ -1,6 +1,9 @@
 #include "cli/saved/formats/write_cache.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -17,6 +20,36 @@ template <class T>
 std::span<std::byte const> bytes_in(std::vector<T> const& values) {
     return std::as_bytes(std::span(values));
 }
+
+/// What refines the rows of a layer that are to be, in their order.
+class RestOfRows {
+public:
+    /// `refined` outlives what follows.
+    void begin(std::span<std::int32_t const> refined) {
+        left_ = refined;
+        row_ = 0;
+        packed_.clear();
+    }
+
+    /// The layer's next rows.
+    Result<void> add(QuantisedRows const& form, std::span<std::byte const> rows, Dtype dtype) {
+        std::size_t const bytes = bytes_of(dtype) * form.head_dim;
+        auto const end = row_ + static_cast<std::int64_t>(rows.size() / bytes);
+        for (; !left_.empty() && left_.front() < end; left_ = left_.subspan(1)) {
+            auto const at = static_cast<std::size_t>(left_.front() - row_) * bytes;
+            DKV_TRY(form.pack_rest(rows.subspan(at, bytes), dtype, packed_));
+        }
+        row_ = end;
+        return {};
+    }
+
+    std::vector<std::byte> take() { return std::exchange(packed_, {}); }
+
+private:
+    std::span<std::int32_t const> left_;
+    std::int64_t row_ = 0;
+    std::vector<std::byte> packed_;
+};
 
 /// One file of safetensors, layer by layer.
 class ContainerWriter {
@@ -54,18 +87,39 @@ private:
             std::span(facts.lengths)
                 .subspan(std::size_t{layer} * facts.geometry.kv_heads, facts.geometry.kv_heads);
         auto const heads = DKV_TRY(rows_of_heads(rows, lengths, layer));
+        DKV_TRY(check_refined(rows.refined, lengths, layer));
         auto const shape = layer_shape(lengths, facts.prompt_tokens);
         if (shape == LayerShape::Ragged) DKV_TRY(write_offsets(lengths));
         if (plan_.with_positions && shape != LayerShape::Whole) DKV_TRY(write_positions(heads));
+        rest_.begin(rows.refined);
         for (std::uint32_t head = 0; head < heads.size(); ++head)
             DKV_TRY(write_keys(rows.source.keys_of(head), heads[head]));
+        auto const keys_rest = rest_.take();
+        rest_.begin(rows.refined);
         for (std::uint32_t head = 0; head < heads.size(); ++head)
             DKV_TRY(stream_.send(rows.source.values_of(head), heads[head], rows_));
+        DKV_TRY(writer_.append(bytes_in(rows.refined)));
+        DKV_TRY(writer_.append(keys_rest));
+        DKV_TRY(writer_.append(rest_.take()));
         if (plan_.with_counts) DKV_TRY(write_count(lengths.front()));
         if (!plan_.with_queries) return {};
         DKV_TRY(write_queries(layer, rows.source.queries));
         DKV_TRY(writer_.append(std::as_bytes(facts.sinks(layer))));
         return write_scores(rows.source.scores);
+    }
+
+    /// As many as the header says, ascending, of the layer.
+    Result<void> check_refined(std::span<std::int32_t const> refined,
+                               std::span<std::uint32_t const> lengths,
+                               std::uint32_t layer) const {
+        std::size_t const due = request_.refined.empty() ? 0 : request_.refined[layer];
+        auto const rows = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
+        bool const fits = refined.empty() || (refined.front() >= 0 && refined.back() < rows);
+        if (refined.size() == due && fits &&
+            std::ranges::adjacent_find(refined, std::greater_equal()) == refined.end())
+            return {};
+        return invalid(fmt::format("layer {}: {} rows to refine, not {} ascending ones of {}",
+                                   layer, refined.size(), due, rows));
     }
 
     Result<void> write_scores(RowsView const& scores) {
@@ -128,7 +182,9 @@ private:
     Result<void> append_rows(std::span<std::byte const> rows) {
         if (!plan_.quantised) return writer_.append(rows);
         packed_.clear();
-        DKV_TRY(plan_.quantised->pack(rows, request_.facts.geometry.dtype, packed_));
+        auto const dtype = request_.facts.geometry.dtype;
+        DKV_TRY(plan_.quantised->pack(rows, dtype, packed_));
+        if (plan_.quantised->refined) DKV_TRY(rest_.add(*plan_.quantised, rows, dtype));
         return writer_.append(packed_);
     }
 
@@ -160,6 +216,7 @@ private:
     KeyReorder reorder_;
     std::vector<std::byte> turned_;
     std::vector<std::byte> packed_;
+    RestOfRows rest_;
     RowStream::Sink plain_ = [this](std::span<std::byte const> rows, std::uint32_t /*first*/) {
         return writer_.append(rows);
     };
@@ -245,13 +302,13 @@ Result<WriteRequest> resolved(WriteRequest const& asked) {
 
 }  // namespace
 
-Result<void> check_bits(unsigned bits, FileFormat format, std::uint32_t head_dim) {
-    if (bits == 0) return {};
+Result<void> check_bits(RowBits bits, FileFormat format, std::uint32_t head_dim) {
+    if (bits == RowBits::Own) return {};
     if (format != FileFormat::Dkv)
         return unsupported(
             fmt::format("{} has no place for rows of {} bits, which are dkv's own "
                         "format's (--format dkv): leave --bits out",
-                        name_of(format), bits));
+                        name_of(format), name_of(bits)));
     DKV_TRY(quantised_rows(bits, head_dim));
     return {};
 }

@@ -8,6 +8,7 @@
 #include "cli/saved/formats/saved_cache.h"
 #include "kernels/backend.h"
 #include "protocol/container/links.h"
+#include "protocol/container/quantised_rows.h"
 
 namespace dkv {
 
@@ -17,6 +18,9 @@ struct RowsToWrite {
     /// [Σ lengths] rows of `source` in each head, head after head; empty: every row. Also the
     /// positions, where the source is whole.
     std::vector<std::int32_t> rows;
+    /// The rows to refine, ascending, as the layer's rows will lie: head after head. Where
+    /// WriteRequest::bits is Mixed.
+    std::vector<std::int32_t> refined = {};
 };
 
 struct WriteRequest {
@@ -30,8 +34,8 @@ struct WriteRequest {
     /// Of the keys' dims in the output. Nothing: dkv keeps the source's, hf and mlx-lm have the
     /// model's own (halves, unless facts.rope says otherwise), llama.cpp what it saved.
     std::optional<KeyOrder> key_order = {};
-    /// dkv: of an element of K and V, 8 or 4; 0: rows stay as they are.
-    unsigned bits = 0;
+    RowBits bits = RowBits::Own;              ///< dkv: of an element of K and V.
+    std::vector<std::uint32_t> refined = {};  ///< Mixed: [layers] how many rows.
     /// Called once per layer, 0 … layers-1, in order.
     std::function<Result<RowsToWrite>(std::uint32_t layer)> layer;
     /// Called once all is written; what it refuses does not appear under its name. May be empty.
@@ -49,8 +53,8 @@ struct WriteRequest {
 /// llama.cpp's; rows that may be rotated. Returns the file's size.
 Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
 
-/// Errors: Unsupported where a file of this format cannot have rows of so many bits. 0: any can.
-Result<void> check_bits(unsigned bits, FileFormat format, std::uint32_t head_dim);
+/// Errors: Unsupported where a file of this format cannot have rows of so many bits.
+Result<void> check_bits(RowBits bits, FileFormat format, std::uint32_t head_dim);
 
 /// The order of the keys' dims that write_cache() would write.
 ///

@@ -27,7 +27,7 @@ Result<std::uint32_t> common_length(WriteRequest const& request, std::uint32_t l
 Result<FilePlan> plan_dkv(WriteRequest const& request) {
     CacheFacts const& facts = request.facts;
     std::optional<QuantisedRows> quantised;
-    if (request.bits != 0)
+    if (request.bits != RowBits::Own)
         quantised = DKV_TRY(quantised_rows(request.bits, facts.geometry.head_dim));
     std::vector<bool> with_sinks;
     for (auto const& sinks : facts.sink_logits)
@@ -41,6 +41,7 @@ Result<FilePlan> plan_dkv(WriteRequest const& request) {
                           .with_sinks = std::move(with_sinks),
                           .with_scores = facts.has_scores,
                           .quantised = quantised,
+                          .refined = request.refined,
                           .scale = facts.scale,
                           .softcap = facts.softcap,
                           .rope = facts.rope,

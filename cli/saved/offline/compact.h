@@ -12,6 +12,7 @@
 #include "cli/saved/offline/progress.h"
 #include "kernels/backend.h"
 #include "protocol/container/links.h"
+#include "protocol/container/quantised_rows.h"
 #include "sidecar/policy/params.h"
 
 namespace dkv::offline {
@@ -33,9 +34,9 @@ struct CompactRequest {
     std::optional<FileFormat> format =
         {};  ///< Nothing: the input's, or dkv where that is read only.
     std::optional<KeyOrder> key_order = {};  ///< Of the output, as WriteRequest has it.
-    /// dkv's format: of an element of the output's K and V, 8 or 4; 0: as in the input. The
-    /// policy's capacity and ratio are then the bytes that so many tokens have in the input.
-    unsigned bits = 0;
+    /// dkv's format: of an element of the output's K and V. The policy's capacity and ratio are
+    /// then the bytes that so many tokens have in the input.
+    RowBits bits = RowBits::Own;
     bool verify = true;         ///< Every byte read is checked before an output is committed.
     bool keep_queries = false;  ///< dkv's format: the window's queries go along.
     /// Where the format has no room for unequal budgets, the smaller ones are filled up to the
@@ -59,7 +60,7 @@ struct CompactOutcome {
     std::string model;
     std::uint32_t prompt_tokens = 0;
     PolicyParams params;                 ///< As used.
-    unsigned bits = 0;                   ///< As asked for.
+    RowBits bits = RowBits::Own;         ///< As asked for.
     std::vector<std::uint32_t> lengths;  ///< [layers, kv_heads]
     /// [layers]; empty: unknown, as it is where the policy ranks by anything but attention.
     std::vector<float> mass_kept;

@@ -11,6 +11,7 @@
 #include "cli/saved/offline/pages.h"
 #include "cli/saved/offline/profiles.h"
 #include "cli/saved/offline/provenance.h"
+#include "cli/saved/offline/refined.h"
 #include "cli/saved/offline/source.h"
 #include "cli/saved/offline/walk.h"
 #include "protocol/base/version.h"
@@ -101,7 +102,7 @@ Result<void> Compaction::open() {
     outcome_.geometry = facts().geometry;
     outcome_.model = facts().model;
     outcome_.prompt_tokens = facts().prompt_tokens;
-    outcome_.rows_bytes_before = sum_of(facts().lengths) * facts().stored_bytes();
+    outcome_.rows_bytes_before = facts().rows_bytes();
     outcome_.file_bytes_before = facts().file_bytes;
     if (request_.verify && !facts().has_checksums)
         note("the input has no checksums: all that was verified is that its numbers are finite");
@@ -117,7 +118,7 @@ JobSpec Compaction::spec_of(PolicyParams const& params) const {
 
 Result<void> Compaction::check_certified(Certified const& certified) const {
     auto const& name = certified.name;
-    if (request_.bits != 0)
+    if (request_.bits != RowBits::Own)
         return Error{ErrorCode::Unsupported,
                      fmt::format("'{}' is of rows as the model makes them: leave --bits out, or "
                                  "give a size",
@@ -163,20 +164,58 @@ Result<void> Compaction::resolve_policy() {
 
 /// With fewer bits a capacity is bytes, and more tokens fit in them.
 Result<void> Compaction::count_in_bytes() {
-    if (request_.bits == 0 || bytes_ || params_.keep_mass) return {};
-    auto const fit = params_.capacity * facts().stored_bytes() / written_row_bytes();
+    if (request_.bits == RowBits::Own) return {};
+    if (request_.bits == RowBits::Mixed) {
+        if (params_.name == "fullkv")
+            return Error{ErrorCode::InvalidArgument,
+                         "fullkv ranks no tokens, and mixed bits are more for the best: --bits 8 "
+                         "or 4"};
+        refined_share_ = kRefinedShare;
+    }
+    if (bytes_ || params_.keep_mass) return {};
+    auto const bytes = params_.capacity * facts().rows_bytes() / sum_of(facts().lengths);
+    auto fit = bytes / written_row_bytes();
+    if (request_.bits == RowBits::Mixed) {
+        double const tokens = facts().prompt_tokens;
+        double const rows = static_cast<double>(bytes) / static_cast<double>(written_row_bytes());
+        fit = static_cast<std::uint64_t>(kept_in_bytes_of(rows / tokens) * tokens);
+        refined_share_ = std::clamp(rows / tokens - 1, kRefinedShare, 1.0);
+    }
     if (fit < params_.window)
         return Error{
             ErrorCode::InvalidArgument,
             fmt::format("capacity is {}, whose bytes in the input are those of {} tokens of "
                         "{} bits, fewer than the window of {}",
-                        params_.capacity, fit, request_.bits, params_.window)};
+                        params_.capacity, fit, name_of(request_.bits), params_.window)};
     auto const asked = std::exchange(
         params_.capacity,
         static_cast<std::uint32_t>(std::min<std::uint64_t>(fit, facts().prompt_tokens)));
-    if (asked < facts().prompt_tokens && params_.name != "fullkv")
-        note(fmt::format("with {} bits {} tokens per head have the bytes of {} in the input",
-                         request_.bits, params_.capacity, asked));
+    if (params_.name != "fullkv") note_bits(asked);
+    return {};
+}
+
+void Compaction::note_bits(std::uint32_t asked) {
+    auto const bits = name_of(request_.bits);
+    bool const all = params_.capacity == facts().prompt_tokens;
+    if (all && request_.bits == RowBits::Mixed)
+        note(fmt::format("with {} bits every token fits; {:.0f} % of each head's, the best, have 8",
+                         bits, 100 * refined_share_));
+    else if (!all)
+        note(fmt::format("with {} bits {} tokens per head have the bytes of {} in the input", bits,
+                         params_.capacity, asked));
+}
+
+/// Where every token fits into the file, what is left refines more of them.
+Result<void> Compaction::refine_into(std::uint64_t bytes) {
+    if (params_.capacity < facts().prompt_tokens) return {};
+    double fits = refined_share_;
+    double too_many = 1 + 1.0 / facts().prompt_tokens;
+    while (too_many - fits > 0.5 / facts().prompt_tokens) {
+        refined_share_ = std::min((fits + too_many) / 2, 1.0);
+        (DKV_TRY(size_of(facts().lengths)) <= bytes ? fits : too_many) = (fits + too_many) / 2;
+    }
+    refined_share_ = std::min(fits, 1.0);
+    note_bits(params_.capacity);
     return {};
 }
 
@@ -195,12 +234,13 @@ Result<void> Compaction::describe() {
     provenance_["source_crc32"] = fmt::format("{:08x}", print.crc);
     provenance_["dkv"] = kVersion;
     if (request_.fill) provenance_["fill"] = "on";
-    if (request_.bits != 0) provenance_["bits"] = std::to_string(request_.bits);
+    if (request_.bits != RowBits::Own) provenance_["bits"] = name_of(request_.bits);
     if (bytes_)
         params_ = DKV_TRY(capacity_for_bytes(
             *bytes_, params_, facts().geometry, facts().prompt_tokens, alike() != Alike::Nothing,
             [this](std::vector<std::uint32_t> const& lengths) { return size_of(lengths); }));
     if (bytes_) params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
+    if (bytes_ && request_.bits == RowBits::Mixed) DKV_TRY(refine_into(*bytes_));
     outcome_.params = params_;
     return {};
 }
@@ -241,11 +281,11 @@ Result<void> Compaction::decide() {
         outcome_.kept_whole = true;
         outcome_.lengths = facts().lengths;
         outcome_.mass_kept.assign(facts().geometry.layers, 1.0F);
-        return verify_whole();
+        return request_.bits == RowBits::Mixed ? rank_every_token() : verify_whole();
     }
     DKV_TRY(check_queries_needed(facts(), params_, policy->ranking()));
     DKV_TRY(check_known_lengths(*policy));
-    DKV_TRY(decide_once(request_.verify ? threads_ : 0));
+    DKV_TRY(decide_once(params_, request_.verify ? threads_ : 0));
     if (bytes_ && alike() != Alike::Nothing && filled_.shortest != filled_.longest)
         DKV_TRY(decide_to_fill(*bytes_));
     if (bytes_)
@@ -270,9 +310,22 @@ Result<void> Compaction::check_known_lengths(Policy const& policy) const {
     return {};
 }
 
-Result<void> Compaction::decide_once(unsigned verify_threads) {
-    JobSpec const spec = spec_of(params_);
-    auto const policy = make_policy(params_, shape_of(spec));
+/// No token is dropped, and the policy's ranks say which rows are refined.
+Result<void> Compaction::rank_every_token() {
+    PolicyParams params = params_;
+    params.keep_mass.reset();
+    params.capacity = facts().prompt_tokens - 1;
+    if (params.capacity <= params.window) return verify_whole();
+    params = DKV_TRY(sized(params, facts().geometry, facts().prompt_tokens));
+    auto const policy = make_policy(params, shape_of(spec_of(params)));
+    DKV_TRY(check_queries_needed(facts(), params, policy->ranking()));
+    ranks_alone_ = true;
+    return decide_once(params, request_.verify ? threads_ : 0);
+}
+
+Result<void> Compaction::decide_once(PolicyParams const& params, unsigned verify_threads) {
+    JobSpec const spec = spec_of(params);
+    auto const policy = make_policy(params, shape_of(spec));
     std::uint32_t spare = bytes_ ? 1 : 0;
     if (alike() != Alike::Nothing) spare += spare_to_fill(*policy, spec.geometry.layers);
     plan_.reset();
@@ -287,7 +340,7 @@ Result<void> Compaction::decide_once(unsigned verify_threads) {
                               .bytes_end = bytes,
                               .bytes_total = facts().file_bytes};
     // The mass alone would cost more than all the rest: `dkv sweep` tells it.
-    bool const with_queries = queries_needed(facts(), params_, policy->ranking()) > 0;
+    bool const with_queries = queries_needed(facts(), params, policy->ranking()) > 0;
     DKV_TRY(
         walk(*cache_, options, [&](std::uint32_t index, SavedLayer const& layer) -> Result<void> {
             LayerSource source = source_of(facts(), layer);
@@ -315,7 +368,7 @@ Result<void> Compaction::decide_to_fill(std::uint64_t bytes) {
         params_.capacity = next_capacity(static_cast<double>(bytes) / static_cast<double>(size),
                                          params_.capacity, fits, too_many);
         params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
-        DKV_TRY(decide_once(0));
+        DKV_TRY(decide_once(params_, 0));
     }
 }
 
@@ -338,6 +391,8 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
                          .source = is_llama(facts().format) ? cache_.get() : nullptr};
     request.facts.compacted = std::ranges::any_of(
         lengths, [this](std::uint32_t length) { return length != facts().prompt_tokens; });
+    if (request_.bits == RowBits::Mixed && !lengths.empty())
+        request.refined = refined_counts(refined_share(lengths), lengths, facts().geometry.layers);
     request.facts.lengths = std::move(lengths);
     request.facts.provenance = provenance_;
     if (!request_.keep_queries) request.facts.query_rows = 0;
@@ -348,12 +403,22 @@ WriteRequest Compaction::writing(std::vector<std::uint32_t> lengths) const {
 
 /// K and V, as the output has them.
 std::uint64_t Compaction::bytes_written(std::vector<std::uint32_t> const& lengths) const {
-    return sum_of(lengths) * written_row_bytes();
+    auto rows = sum_of(lengths);
+    if (request_.bits == RowBits::Mixed)
+        rows += sum_of(refined_counts(refined_share(lengths), lengths, facts().geometry.layers));
+    return rows * written_row_bytes();
 }
 
-/// K and V of one token in one head.
+double Compaction::refined_share(std::vector<std::uint32_t> const& lengths) const {
+    auto const all = lengths.size() * std::uint64_t{facts().prompt_tokens};
+    auto const kept = sum_of(lengths);
+    if (kept == all) return refined_share_;
+    return kRefinedShare * static_cast<double>(kept) / static_cast<double>(all);
+}
+
+/// K and V of one token in one head, unless they are refined: that costs the same again.
 std::uint64_t Compaction::written_row_bytes() const {
-    if (request_.bits != 0) {
+    if (request_.bits != RowBits::Own) {
         auto const rows = quantised_rows(request_.bits, facts().geometry.head_dim);
         DKV_ASSERT(rows);  // open() has seen to it.
         return 2 * rows.value().row_bytes();
@@ -383,8 +448,27 @@ Result<RowsToWrite> Compaction::rows_of(std::uint32_t layer) {
     if (layer > 0 && !cache_->mapped().empty())
         drop_pages(*cache_, DKV_TRY(cache_->layer(layer - 1)));
     RowsToWrite rows{.source = DKV_TRY(cache_->layer(layer)), .rows = {}};
-    if (plan_) rows.rows = kept_rows(*plan_, layer);
+    if (plan_ && !ranks_alone_) rows.rows = kept_rows(*plan_, layer);
+    if (request_.bits == RowBits::Mixed) rows.refined = rows_to_refine(layer, rows.rows);
     return rows;
+}
+
+/// `kept`: positions, head after head; empty: every token of each.
+std::vector<std::int32_t> Compaction::rows_to_refine(std::uint32_t layer,
+                                                     std::span<std::int32_t const> kept) const {
+    std::vector<std::int32_t> every(facts().prompt_tokens);
+    std::iota(every.begin(), every.end(), 0);
+    std::vector<HeadToRefine> heads;
+    for (std::uint32_t head = 0; head < facts().geometry.kv_heads; ++head) {
+        HeadToRefine one{.positions = every, .ranked = {}};
+        if (plan_) one.ranked = plan_->layer(layer).heads[head].ids;
+        if (!kept.empty()) {
+            one.positions = kept.first(params_.window + one.ranked.size());
+            kept = kept.subspan(one.positions.size());
+        }
+        heads.push_back(one);
+    }
+    return refined_rows(refined_share(outcome_.lengths), heads);
 }
 
 void Compaction::add_notes(Filled const& filled) {

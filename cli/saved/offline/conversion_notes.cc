@@ -20,15 +20,17 @@ std::vector<std::string> conversion_notes(WriteRequest const& request, FileForma
         notes.push_back(fmt::format("the media were left out: {}; the format has no place for them",
                                     facts.media));
     bool const moved = is_llama(request.format) && is_llama(from);
-    if (facts.stored && request.bits != 0)
+    if (facts.stored && request.bits != RowBits::Own)
         notes.push_back(
             fmt::format("rows were {} already: what that lost stays lost", facts.stored->type));
-    if (facts.stored && request.bits == 0 && !moved)
-        notes.push_back(
-            fmt::format("rows were {}: they are {} now, dequantised, of {} bytes a "
-                        "token and head instead of {}",
-                        facts.stored->type, name_of(facts.geometry.dtype),
-                        2 * facts.geometry.row_bytes(), facts.stored_bytes()));
+    if (facts.stored && request.bits == RowBits::Own && !moved)
+        notes.push_back(fmt::format(
+            "rows were {}: they are {} now, dequantised, of {} bytes a "
+            "token and head instead of {}{}",
+            facts.stored->type, name_of(facts.geometry.dtype), 2 * facts.geometry.row_bytes(),
+            facts.stored_bytes(),
+            facts.stored->rest_bytes.empty() ? ""
+                                             : fmt::format(" or {}", 2 * facts.stored_bytes())));
     if (request.format == FileFormat::MlxLm && !is_mlx_lm(from))
         notes.emplace_back("mlx-lm 0.32 and later read it: --format mlx-lm@0.31 is for older ones");
     auto const order = written_key_order(request);

@@ -80,7 +80,7 @@ Result<CompactOutcome> convert_file(Backend& backend,
     outcome.file_bytes_before = facts.file_bytes;
     outcome.file_bytes_after = DKV_TRY(write_cache(backend, writing));
     auto const rows = std::accumulate(facts.lengths.begin(), facts.lengths.end(), std::uint64_t{0});
-    outcome.rows_bytes_before = rows * facts.stored_bytes();
+    outcome.rows_bytes_before = facts.rows_bytes();
     bool const moved = is_llama(to) && is_llama(facts.format);
     outcome.rows_bytes_after =
         rows * (moved ? facts.stored_bytes() : 2 * facts.geometry.row_bytes());

@@ -60,11 +60,6 @@ bool has_attention(CacheFacts const& facts) {
     return !facts.compacted && facts.query_rows > 0 && facts.query_rows < facts.prompt_tokens;
 }
 
-void set_bytes(LayerDiff& layer, SavedCache const& a, SavedCache const& b) {
-    layer.sides[0].bytes = layer.sides[0].entries * a.facts().stored_bytes();
-    layer.sides[1].bytes = layer.sides[1].entries * b.facts().stored_bytes();
-}
-
 }  // namespace
 
 Result<Diff> compare_files(Backend& backend,
@@ -93,9 +88,12 @@ Result<Diff> compare_files(Backend& backend,
     diff.capacity = 0;
     diff.window = known ? window : 0;
     if (diff.model.empty()) diff.model = (&whole == &a ? b : a).facts().model;
-    for (auto& layer : diff.layers)
-        set_bytes(layer, a, b);
-    set_bytes(diff.total, a, b);
+    for (std::uint32_t layer = 0; layer < diff.layers.size(); ++layer) {
+        diff.layers[layer].sides[0].bytes = a.facts().layer_bytes(layer);
+        diff.layers[layer].sides[1].bytes = b.facts().layer_bytes(layer);
+    }
+    diff.total.sides[0].bytes = a.facts().rows_bytes();
+    diff.total.sides[1].bytes = b.facts().rows_bytes();
     return diff;
 }
 

@@ -23,7 +23,7 @@ from dkv.hf import models, profiles
 from dkv.hf import profile_file as profile
 from dkv.hf.replay import Instruction
 
-from . import bits, decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
+from . import decode, hidden, longbench, needles, policies, progress, ranges, record, ruler, shard, sidecar
 from .needles import FORCED, Row
 from .probe import Outcome, Probe, Prompt, Variant
 from .report import eval_figures, tables
@@ -87,7 +87,7 @@ def _choice(facts: policies.Facts, name: str, capacity: int, loan: sidecar.Loan 
         _note(f"{name} is chosen inline: {error}")
         return Choice(name, capacity, policies.variant(name, facts, capacity), "inline", facts)
     made = sidecar.variant_of(f"{name}@{capacity}", kept, facts.prompt, facts.rankings)
-    return Choice(name, capacity, policies.read_back(name, facts, made), "sidecar", facts)
+    return Choice(name, capacity, policies.read_back(name, facts, made, capacity), "sidecar", facts)
 
 
 def _of_each_window(chosen: list[Choice], run: Callable[[policies.Facts, list[Variant]], list]) -> list:
@@ -217,18 +217,10 @@ def _line(row: Row, choice: Choice) -> dict:
         "policy": choice.policy,
         "capacity": choice.capacity,
         "kept": kept,
-        "bytes": round(kept * _row_bytes(choice)),
+        "bytes": round(kept * policies.row_bytes(choice.policy, choice.facts, choice.capacity)),
         "through": choice.through,
         "question": "shown",
     }
-
-
-def _row_bytes(choice: Choice) -> float:
-    """Of one token's K and V in one KV head."""
-    prompt = choice.facts.prompt
-    layer, found = prompt.layers[prompt.compressed[0]], "" if choice.policy == "fullkv" else policies.bits_of(choice.policy)
-    elements = layer.keys.shape[-1] + layer.values.shape[-1]
-    return bits.bytes_of(found, elements) if found else layer.keys.element_size() * elements
 
 
 def profile_paths(options, described: dict) -> list[Path]:

@@ -234,18 +234,32 @@ def rows_for(text: str, facts: Facts, capacity: int) -> int:
     found = bits_of(text)
     if not found:
         return capacity
-    layer = facts.prompt.layers[facts.prompt.compressed[0]]
-    elements = layer.keys.shape[-1] + layer.values.shape[-1]
+    layer, elements = facts.prompt.layers[facts.prompt.compressed[0]], elements_of(facts)
     if found != "16" and (layer.keys.shape[-1] % bits.BLOCK or layer.values.shape[-1] % bits.BLOCK):
         raise UnknownPolicy(f"{text}: heads of {layer.keys.shape[-1]} dims are not whole blocks of {bits.BLOCK}: leave bits out")
-    return min(int(capacity * bits.bytes_of("16", elements) / bits.bytes_of(found, elements)), facts.prompt.tokens)
+    return bits.in_the_bytes_of(capacity, found, facts.prompt.tokens, elements)[0]
 
 
-def read_back(text: str, facts: Facts, made: Variant) -> Variant:
+def elements_of(facts: Facts) -> int:
+    """Of a row of K and one of V."""
+    layer = facts.prompt.layers[facts.prompt.compressed[0]]
+    return layer.keys.shape[-1] + layer.values.shape[-1]
+
+
+def row_bytes(text: str, facts: Facts, capacity: int) -> float:
+    """Of one token's K and V in one KV head, on the mean."""
+    found, elements = "" if text == "fullkv" else bits_of(text), elements_of(facts)
+    if not found:
+        return facts.prompt.layers[facts.prompt.compressed[0]].keys.element_size() * elements
+    return bits.bytes_of(found, elements) * (1 + bits.in_the_bytes_of(capacity, found, facts.prompt.tokens, elements)[1])
+
+
+def read_back(text: str, facts: Facts, made: Variant, capacity: int) -> Variant:
     """The variant with its rows in the policy's bits."""
     found, facts = bits_of(text), facts_for(text, facts)
     if found == "mixed":
-        made.layers = bits.mixed(facts.prompt, facts.in_bits(8), facts.in_bits(4), facts.rankings.orders[made.ranking], made.budgets)
+        share = bits.in_the_bytes_of(capacity, found, facts.prompt.tokens, elements_of(facts))[1]
+        made.layers = bits.mixed(facts.prompt, facts.in_bits(4), facts.rankings.orders[made.ranking], made.budgets, share)
     elif found:
         made.layers = facts.in_bits(int(found))
     return made
@@ -294,7 +308,7 @@ def variant(text: str, facts: Facts, capacity: int) -> Variant:
     elif ranking == "replay":
         ranking = facts.by_replay()
     shape = facts.shape(rows_for(text, facts, capacity))
-    return read_back(text, facts, Variant(f"{text}@{capacity}", rule.budgets(facts, shape, ranking, **parameters), ranking))
+    return read_back(text, facts, Variant(f"{text}@{capacity}", rule.budgets(facts, shape, ranking, **parameters), ranking), capacity)
 
 
 def wish(text: str, facts: Facts, capacity: int) -> dkv.Policy:

@@ -4,6 +4,8 @@
                                blocks, U8, with a row's bytes for D
     layers.{l}.positions       [Hkv, n] i32, of a compacted cache; heads of unequal length: [rows]
     layers.{l}.head_offsets    [Hkv + 1] i32, heads of unequal length: where each begins in the rows
+    layers.{l}.refined         [m] i32, of version 2 with q4_0+q4_0: which of the layer's rows, head after head, are
+                               refined, ascending; .keys_rest and .values_rest have m rows more
     layers.{l}.q_window        [Hq, rows, D], the last rows' queries; or in no layer
     layers.{l}.sink_logits     [Hq] f32, learned attention sinks; in the layers that have them
     layers.{l}.scores          [Hkv, n_prompt] f32, what the policy scores ranks by; in every layer or in none
@@ -203,11 +205,22 @@ class SavedFile:
         if packed.shape[-1] != self.quantised.row_bytes:
             raise _Wrong(f"{name} is {list(packed.shape)}, not rows of {self.quantised.row_bytes} bytes")
         rows = self.quantised.unpacked(packed)
+        if self.quantised.refined:
+            at = self._refined(name.rpartition(".")[0], packed[..., 0].numel())
+            rest = self._tensor(name + "_rest", (len(at), self.quantised.row_bytes), (torch.uint8,))
+            rows.view(-1, self.head_dim).index_add_(0, at, self.quantised.unpacked(rest))
         if shape is not None and tuple(rows.shape) != shape:
             raise _Wrong(f"{name} is rows {list(rows.shape)}, not {list(shape)}")
         if not bool(torch.isfinite(rows).all()):
             raise _Wrong(f"{name}: a scale is a NaN or an infinity")
         return rows.to(self.dtype)
+
+    def _refined(self, layer: str, rows: int) -> torch.Tensor:
+        """[m] int64: of the layer's rows, head after head."""
+        at = self._tensor(layer + ".refined", None, (torch.int32,)).long()
+        if at.dim() != 1 or bool((at.diff() <= 0).any()) or (len(at) and not 0 <= int(at[0]) <= int(at[-1]) < rows):
+            raise _Wrong(f"{layer}.refined are not ascending within 0 … {rows - 1}")
+        return at
 
     def _sinks(self, name: str) -> torch.Tensor | None:
         if name not in self._file.keys():
@@ -297,7 +310,7 @@ def _quantised(words: dict[str, str], row_bytes: int) -> QuantisedRows:
     try:
         return QuantisedRows.of(words.get("rows", ""), words.get("rows.rotation", ""), row_bytes)
     except KeyError as unknown:
-        raise _Wrong(f"its rows are {unknown}, and only q8_0 and q4_0 are known here", Status.UNSUPPORTED) from None
+        raise _Wrong(f"its rows are {unknown}, and only q8_0, q4_0 and q4_0+q4_0 are known here", Status.UNSUPPORTED) from None
     except ValueError as wrong:
         raise _Wrong(str(wrong)) from None
 

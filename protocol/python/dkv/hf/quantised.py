@@ -1,4 +1,5 @@
 """Rows of fewer bits, as `dkv compact --bits` writes them: each turned by a Hadamard matrix, in ggml's blocks of 32.
+Refined rows (q4_0+q4_0) have what that leaves off in blocks of their own.
 
     q8_0    34 bytes: a scale in f16, 32 signed numbers
     q4_0    18 bytes: a scale in f16, 16 bytes whose low halves are the first 16 numbers, plus 8, and whose high halves
@@ -21,17 +22,22 @@ class QuantisedRows:
     type: str
     rotation: int  # Elements of each run that was turned; divides head_dim.
     head_dim: int
+    refined: bool = False  # Some rows are.
 
     @classmethod
     def of(cls, type: str, rotation: str, row_bytes: int) -> "QuantisedRows":
         """Raises KeyError for an unknown type, ValueError for rows that are not whole blocks or runs."""
+        name, refined = type, type == "q4_0+q4_0"
+        type = "q4_0" if refined else type
+        if type not in _BLOCK_BYTES:
+            raise KeyError(name)
         blocks, rest = divmod(row_bytes, _BLOCK_BYTES[type])
         run = int(rotation) if rotation.isdigit() else 0
         if rest or not blocks:
             raise ValueError(f"rows of {row_bytes} bytes are not blocks of {type}, of {_BLOCK_BYTES[type]} bytes")
         if run < 1 or run & (run - 1) or blocks * _BLOCK % run:
             raise ValueError(f"the metadata's rows.rotation is {rotation or 'missing'}, of rows of {blocks * _BLOCK} dims")
-        return cls(type, run, blocks * _BLOCK)
+        return cls(type, run, blocks * _BLOCK, refined)
 
     @property
     def row_bytes(self) -> int:

@@ -28,10 +28,11 @@ struct Sample {
 
 std::string written(FileFormat format,
                     std::vector<std::vector<std::vector<std::int32_t>>> const& kept,
-                    unsigned bits = 0) {
+                    RowBits bits = RowBits::Own) {
     test::TempDir folder;
-    test::Numbered numbers(6, bits == 0 ? 4 : 32);
+    test::Numbered numbers(6, bits == RowBits::Own ? 4 : 32);
     auto request = numbers.request(folder / "x", format, kept);
+    if (bits == RowBits::Mixed) request = test::with_refined(request, {{1, 3}, {0}});
     request.bits = bits;
     if (format == FileFormat::Dkv) request.facts.tokens = {1, 2, 3, 4, 5, 6};
     auto const backend = make_cpu_backend(1);
@@ -50,7 +51,14 @@ std::vector<Sample> samples() {
          {},
          true},
         {"dkv ragged", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}), {}, true},
-        {"dkv q4_0", written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}, 4), {}, true},
+        {"dkv q4_0",
+         written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}, RowBits::Four),
+         {},
+         true},
+        {"dkv q4_0+q4_0",
+         written(FileFormat::Dkv, {{{0, 2, 5}, {5}}, {{}, {0, 5}}}, RowBits::Mixed),
+         {},
+         true},
         {"hf", written(FileFormat::Hf, {{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}}), {}},
         {"mlx-lm", written(FileFormat::MlxLm, {}), {}},
         {"mlx-lm@0.31", written(FileFormat::MlxLm031, {}), {}},

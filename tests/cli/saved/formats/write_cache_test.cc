@@ -1,4 +1,3 @@
-#include <cmath>
 #include <csignal>
 #include <unistd.h>
 
@@ -6,70 +5,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "tests/cli/saved/formats/written.h"
+#include "tests/cli/saved/formats/write_cache_fixture.h"
 
 using namespace dkv;
-using test::element_of;
-using test::Numbered;
-
-namespace {
-
-using Kept = std::vector<std::vector<std::vector<std::int32_t>>>;
-
-struct WriteCacheFixture {
-    test::TempDir folder;
-    std::string path = folder / "out";
-    std::unique_ptr<Backend> backend = make_cpu_backend(1);
-    Numbered numbers;
-
-    std::unique_ptr<SavedCache> written(WriteRequest const& request) {
-        auto const bytes = write_cache(*backend, request);
-        REQUIRE(bytes);
-        CHECK(bytes.value() == std::filesystem::file_size(path));
-        auto const said = written_bytes(request);
-        REQUIRE(said);
-        CHECK(said.value() == bytes.value());
-        auto opened = open_cache(path);
-        REQUIRE(opened);
-        for (std::uint32_t layer = 0; layer < opened.value()->geometry().layers; ++layer)
-            REQUIRE(opened.value()->verify(layer));
-        return std::move(opened).value();
-    }
-    std::string refused(WriteRequest const& request, ErrorCode code = ErrorCode::Unsupported) {
-        auto const bytes = write_cache(*backend, request);
-        REQUIRE_FALSE(bytes);
-        CHECK(bytes.error().code == code);
-        CHECK(std::filesystem::is_empty(folder.path()));
-        return bytes.error().message;
-    }
-    /// Every kept row is the one of its position.
-    static void check_rows(SavedCache const& cache, Kept const& kept) {
-        for (std::uint32_t layer = 0; layer < kept.size(); ++layer) {
-            auto const saved = cache.layer(layer).value();
-            for (std::uint32_t head = 0; head < kept[layer].size(); ++head) {
-                auto const& rows = kept[layer][head];
-                auto const positions = saved.positions_of(head);
-                REQUIRE(saved.keys_of(head).tokens == rows.size());
-                for (std::uint32_t row = 0; row < rows.size(); ++row) {
-                    auto const at = static_cast<std::uint32_t>(rows[row]);
-                    if (!positions.empty()) CHECK(positions[row] == rows[row]);
-                    for (std::uint32_t dim = 0; dim < 4; ++dim) {
-                        float const wanted = Numbered::number(layer, head, at, dim);
-                        CHECK(element_of(saved.keys_of(head), 0, row, dim) == wanted);
-                        CHECK(element_of(saved.values_of(head), 0, row, dim) == -wanted);
-                    }
-                }
-            }
-        }
-    }
-};
-
-std::vector<std::int32_t> const kAll{0, 1, 2, 3, 4, 5};
-Kept const kWhole{{kAll, kAll}, {kAll, kAll}};
-Kept const kUniform{{{0, 2, 5}, {1, 4, 5}}, {{3, 5}, {0, 5}}};
-Kept const kRagged{{{0, 2, 3, 5}, {5}}, {{}, {1, 2, 5}}};
-
-}  // namespace
+using namespace dkv::test;
 
 TEST_CASE_FIXTURE(WriteCacheFixture,
                   "a whole cache in dkv's own file comes back with all that was said") {
@@ -114,95 +53,6 @@ TEST_CASE_FIXTURE(WriteCacheFixture,
         CHECK(cache->facts().length(1, 1) == kept[1][1].size());
         check_rows(*cache, kept);
     }
-}
-
-TEST_CASE_FIXTURE(WriteCacheFixture,
-                  "rows of fewer bits come back near what they were, of their own dtype") {
-    numbers = Numbered(6, 32);
-    for (Kept const& kept : {kWhole, kUniform, kRagged})
-        for (unsigned const bits : {8U, 4U}) {
-            CAPTURE(bits);
-            auto request = numbers.request(path, FileFormat::Dkv, kept);
-            request.bits = bits;
-            auto const cache = written(request);
-
-            auto const& facts = cache->facts();
-            CHECK(facts.format_words == "dkv 2");
-            CHECK(facts.geometry == numbers.geometry);
-            CHECK(facts.has_checksums);
-            CHECK(facts.stored->type ==
-                  (bits == 8 ? "q8_0, rotated by 32" : "q4_0, rotated by 32"));
-            CHECK(facts.stored_bytes() == (bits == 8 ? 68 : 36));
-            float const most = bits == 8 ? 0.01F : 0.2F;  // Of a row's size.
-            for (std::uint32_t layer = 0; layer < kept.size(); ++layer) {
-                auto const saved = cache->layer(layer).value();
-                CHECK(element_of(saved.queries, 3, 1, 2) == Numbered::number(layer, 3, 1, 2));
-                for (std::uint32_t head = 0; head < kept[layer].size(); ++head)
-                    for (std::uint32_t row = 0; row < kept[layer][head].size(); ++row) {
-                        auto const at = static_cast<std::uint32_t>(kept[layer][head][row]);
-                        float const wanted = Numbered::number(layer, head, at, 5);
-                        CHECK(std::abs(element_of(saved.keys_of(head), 0, row, 5) - wanted) <=
-                              most * (wanted + 4));
-                        CHECK(std::abs(element_of(saved.values_of(head), 0, row, 5) + wanted) <=
-                              most * (wanted + 4));
-                    }
-            }
-        }
-}
-
-TEST_CASE_FIXTURE(WriteCacheFixture, "rows of fewer bits are dkv's alone, of whole blocks") {
-    auto request = numbers.request(path, FileFormat::Hf);
-    request.bits = 8;
-    CHECK(refused(request) ==
-          "hf has no place for rows of 8 bits, which are dkv's own format's (--format dkv): leave "
-          "--bits out");
-    CHECK_FALSE(written_bytes(request));
-    request.format = FileFormat::LlamaSlot;
-    CHECK(refused(request).starts_with("llama-slot has no place for rows of 8 bits"));
-    request.format = FileFormat::Dkv;
-    CHECK(refused(request) ==
-          "a head has 4 dims, and rows of 8 bits are blocks of 32: leave --bits out");
-
-    numbers = Numbered(6, 32);
-    numbers.values[1][40] = INFINITY;
-    request = numbers.request(path, FileFormat::Dkv);
-    request.bits = 4;
-    CHECK(refused(request) ==
-          "a row has an element that is not finite, or too large for q4_0: leave --bits out");
-}
-
-TEST_CASE_FIXTURE(WriteCacheFixture, "a file of quantised rows that says it wrongly is refused") {
-    numbers = Numbered(6, 32);
-    auto request = numbers.request(path, FileFormat::Dkv);
-    request.bits = 8;
-    written(request);
-    auto const good = test::read_text(path);
-    auto const spoiled = [&](std::string const& from, std::string const& to) {
-        std::string text = good;
-        auto const at = text.find(from);
-        REQUIRE(at != std::string::npos);
-        text.replace(at, from.size(), to);
-        // Without checksums, whose header's would speak first.
-        for (std::size_t crc; (crc = text.find("\"crc32")) != std::string::npos;)
-            text[crc + 1] = 'x';
-        test::write_file(path, text);
-        auto const opened = open_cache(path);
-        REQUIRE_FALSE(opened);
-        return opened.error().message.substr(path.size() + 2);
-    };
-    CHECK(spoiled("\"rows\":\"q8_0\"", "\"rows\":\"q6_k\"") ==
-          "rows are \"q6_k\", and this dkv reads q8_0 and q4_0");
-    CHECK(spoiled("\"rows\":\"q8_0\"", "\"rowz\":\"q8_0\"") == "the metadata has no \"rows\"");
-    CHECK(spoiled("\"rows\":\"q8_0\"", "\"rows\":\"q4_0\"") ==
-          "rows of 34 bytes are not blocks of q4_0, of 18 bytes");
-    CHECK(spoiled("\"rows.rotation\":\"32\"", "\"rows.rotation\":\"64\"") ==
-          "rows of 32 dims are rotated by 64");
-    CHECK(spoiled("\"rows.rotation\":\"32\"", "\"rows.rotation\":\"3x\"") ==
-          "the metadata's rows.rotation is \"3x\"");
-    CHECK(spoiled("\"rows.dtype\":\"F32\"", "\"rows.dtype\":\"F64\"") ==
-          "the metadata's rows.dtype is \"F64\"");
-    CHECK(spoiled("\"version\":\"2\"", "\"version\":\"1\"")
-              .starts_with("layers.0.keys is U8, not F32, F16 or BF16"));
 }
 
 TEST_CASE_FIXTURE(WriteCacheFixture,

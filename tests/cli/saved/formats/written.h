@@ -111,4 +111,20 @@ struct Numbered {
     }
 };
 
+/// Mixed bits. `refined` [layers] rows, as a layer's lie head after head.
+inline WriteRequest with_refined(WriteRequest request,
+                                 std::vector<std::vector<std::int32_t>> refined) {
+    request.bits = RowBits::Mixed;
+    request.refined.clear();
+    for (auto const& rows : refined)
+        request.refined.push_back(static_cast<std::uint32_t>(rows.size()));
+    request.layer = [refined = std::move(refined),
+                     plain = request.layer](std::uint32_t index) -> Result<RowsToWrite> {
+        auto rows = plain(index);
+        if (rows) rows.value().refined = refined[index];
+        return rows;
+    };
+    return request;
+}
+
 }  // namespace dkv::test

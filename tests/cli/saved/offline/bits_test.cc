@@ -13,11 +13,38 @@ struct BitsFixture : CompactFixture {
         tokens = 200;
     }
 
-    offline::CompactRequest cut(unsigned bits, PolicyRequest const& policy) {
+    offline::CompactRequest cut(RowBits bits, PolicyRequest const& policy) {
         auto wish = request(policy, make(4));
         wish.bits = bits;
         wish.force = true;
         return wish;
+    }
+
+    /// Positions of a head whose keys in `made` are within a fortieth of those in `from`.
+    std::vector<std::int32_t> near_rows(SavedCache const& from,
+                                        SavedCache const& made,
+                                        std::uint32_t layer,
+                                        std::uint32_t head) const {
+        auto const a = from.layer(layer).value();
+        auto const b = made.layer(layer).value();
+        auto const keys = b.keys_of(head);
+        auto const positions = b.positions_of(head);
+        std::vector<std::int32_t> near;
+        for (std::uint32_t row = 0; row < keys.tokens; ++row) {
+            auto const at = positions.empty() ? static_cast<std::int32_t>(row) : positions[row];
+            double off = 0;
+            double size = 0;
+            for (std::uint32_t dim = 0; dim < geometry.head_dim; ++dim) {
+                auto const number = [&](RowsView const& view, std::uint32_t one, std::uint32_t t) {
+                    return double{reinterpret_cast<float const*>(view.row(one, t))[dim]};
+                };
+                double const wanted = number(a.keys, head, static_cast<std::uint32_t>(at));
+                off += std::pow(number(keys, 0, row) - wanted, 2);
+                size += wanted * wanted;
+            }
+            if (off < size / 1600) near.push_back(at);
+        }
+        return near;
     }
 };
 
@@ -25,16 +52,16 @@ struct BitsFixture : CompactFixture {
 
 TEST_CASE_FIXTURE(BitsFixture, "a capacity is the bytes of so many tokens of the input") {
     PolicyRequest const policy{.name = "snapkv", .capacity = 20, .window = 4};
-    auto const plain = compact(cut(0, policy));
+    auto const plain = compact(cut(RowBits::Own, policy));
     std::uint64_t const bytes = plain.rows_bytes_after;
     CHECK(bytes == 20U * 10 * 2 * 32 * 4);
 
-    auto const eight = compact(cut(8, policy));  // f32: 128 bytes become 34 and 18.
+    auto const eight = compact(cut(RowBits::Eight, policy));  // f32: 128 bytes become 34 and 18.
     CHECK(eight.lengths == std::vector<std::uint32_t>(10, 75));
     CHECK(eight.rows_bytes_after == 75U * 10 * 68);
     CHECK(eight.params.capacity == 75);
     CHECK(eight.notes.back() == "with 8 bits 75 tokens per head have the bytes of 20 in the input");
-    auto const four = compact(cut(4, policy));
+    auto const four = compact(cut(RowBits::Four, policy));
     CHECK(four.lengths == std::vector<std::uint32_t>(10, 142));
     CHECK(four.rows_bytes_after <= bytes);
     CHECK(four.file_bytes_after == std::filesystem::file_size(folder / "out"));
@@ -43,15 +70,16 @@ TEST_CASE_FIXTURE(BitsFixture, "a capacity is the bytes of so many tokens of the
     CHECK(made->facts().provenance.at("bits") == "4");
     CHECK(made->facts().provenance.at("capacity") == "142");
     CHECK(made->geometry().dtype == Dtype::F32);
-    CHECK(compact(cut(4, {.name = "snapkv", .window = 4, .ratio = 0.1})).lengths == four.lengths);
+    CHECK(compact(cut(RowBits::Four, {.name = "snapkv", .window = 4, .ratio = 0.1})).lengths ==
+          four.lengths);
 }
 
 TEST_CASE_FIXTURE(BitsFixture, "positions are those that as many tokens would have as they are") {
     for (char const* policy : {"snapkv", "dynamickv", "keydiff"}) {
         CAPTURE(policy);
-        auto const few = compact(cut(4, {.name = policy, .capacity = 20, .window = 4}));
+        auto const few = compact(cut(RowBits::Four, {.name = policy, .capacity = 20, .window = 4}));
         auto const quantised = open_cache(folder / "out").value();
-        compact(cut(0, {.name = policy, .capacity = few.params.capacity, .window = 4}));
+        compact(cut(RowBits::Own, {.name = policy, .capacity = few.params.capacity, .window = 4}));
         auto const plain = open_cache(folder / "out").value();
 
         for (std::uint32_t layer = 0; layer < geometry.layers; ++layer) {
@@ -64,7 +92,8 @@ TEST_CASE_FIXTURE(BitsFixture, "positions are those that as many tokens would ha
 }
 
 TEST_CASE_FIXTURE(BitsFixture, "a prompt that fits keeps every token, in fewer bits") {
-    auto const outcome = compact(cut(8, {.name = "snapkv", .capacity = 100, .window = 4}));
+    auto const outcome =
+        compact(cut(RowBits::Eight, {.name = "snapkv", .capacity = 100, .window = 4}));
 
     CHECK(outcome.kept_whole);
     CHECK(outcome.rows_bytes_after == 200U * 10 * 68);
@@ -73,21 +102,105 @@ TEST_CASE_FIXTURE(BitsFixture, "a prompt that fits keeps every token, in fewer b
     CHECK(made->facts().stored->type == "q8_0, rotated by 32");
 }
 
+TEST_CASE_FIXTURE(BitsFixture, "mixed: the best rows of each head have 8 bits") {
+    auto const outcome =
+        compact(cut(RowBits::Mixed, {.name = "keydiff", .capacity = 20, .window = 4}));
+
+    // 20 rows of 256 bytes are 123 of 36, and of 18 of them 36 more: of 123 in 200 a quarter.
+    CHECK(outcome.lengths == std::vector<std::uint32_t>(10, 123));
+    CHECK(outcome.rows_bytes_after == (123U + 18) * 10 * 36);
+    CHECK(outcome.file_bytes_after == std::filesystem::file_size(folder / "out"));
+    CHECK(outcome.notes.back() ==
+          "with mixed bits 123 tokens per head have the bytes of 20 in the input");
+    auto const mixed = open_cache(folder / "out").value();
+    CHECK(mixed->facts().provenance.at("bits") == "mixed");
+    CHECK(mixed->facts().rows_bytes() == outcome.rows_bytes_after);
+
+    // The best 18 are those that the policy keeps where it keeps no more.
+    auto const whole = open_cache(folder / "cache").value();
+    compact(cut(RowBits::Own, {.name = "keydiff", .capacity = 18 + 4, .window = 4}));
+    auto const best = open_cache(folder / "out").value();
+    for (std::uint32_t layer = 0; layer < geometry.layers; ++layer)
+        for (std::uint32_t head = 0; head < geometry.kv_heads; ++head) {
+            auto const near = near_rows(*whole, *mixed, layer, head);
+            auto const wanted = best->layer(layer).value();
+            auto const positions = wanted.positions_of(head);
+            CHECK(near == std::vector(positions.begin(), positions.end() - 4));
+        }
+}
+
+TEST_CASE_FIXTURE(BitsFixture,
+                  "mixed: where every token fits, what is left of the bytes refines more") {
+    auto const outcome =
+        compact(cut(RowBits::Mixed, {.name = "snapkv", .capacity = 50, .window = 4}));
+
+    // 50 rows of 256 bytes are 200 of 36 and, of 77 in 100, 36 more.
+    CHECK(outcome.kept_whole);
+    CHECK(outcome.lengths == std::vector<std::uint32_t>(10, 200));
+    CHECK(outcome.rows_bytes_after == (200U + 155) * 10 * 36);
+    CHECK(outcome.notes.back() ==
+          "with mixed bits every token fits; 78 % of each head's, the best, have 8");
+    auto const whole = open_cache(folder / "cache").value();
+    auto const made = open_cache(folder / "out").value();
+    CHECK(made->facts().is_whole());
+    CHECK(near_rows(*whole, *made, 2, 1).size() == 155);
+
+    auto const all = compact(cut(RowBits::Mixed, {.name = "snapkv", .capacity = 150, .window = 4}));
+    CHECK(all.rows_bytes_after == 400U * 10 * 36);
+    auto const by_bytes =
+        compact(cut(RowBits::Mixed, {.name = "snapkv", .window = 4, .bytes = 130'000}));
+    CHECK(by_bytes.kept_whole);
+    CHECK(by_bytes.file_bytes_after <= 130'000);
+    CHECK(by_bytes.file_bytes_after > 129'000);
+
+    tokens = 4;  // The window alone: nothing is ranked, and the newest are refined.
+    make(4);
+    auto const tiny = compact(cut(RowBits::Mixed, {.name = "snapkv", .capacity = 4, .window = 4}));
+    CHECK(tiny.rows_bytes_after == 8U * 10 * 36);
+}
+
+TEST_CASE_FIXTURE(BitsFixture, "mixed: bytes and keep_mass count what is refined") {
+    auto const by_bytes =
+        compact(cut(RowBits::Mixed, {.name = "snapkv", .window = 4, .bytes = 60'000}));
+    CHECK(by_bytes.file_bytes_after <= 60'000);
+    CHECK(by_bytes.file_bytes_after > 58'000);
+    CHECK_FALSE(by_bytes.kept_whole);
+
+    auto const mass =
+        compact(cut(RowBits::Mixed, {.name = "snapkv", .window = 4, .keep_mass = 0.8}));
+    CHECK(mass.lengths ==
+          compact(cut(RowBits::Own, {.name = "snapkv", .window = 4, .keep_mass = 0.8})).lengths);
+    CHECK(refusal(cut(RowBits::Mixed, {.name = "fullkv"})) ==
+          "invalid_argument: cache: fullkv ranks no tokens, and mixed bits are more for the best: "
+          "--bits 8 or 4");
+    CHECK(refusal([&] {
+              auto wish = cut(RowBits::Mixed, {.name = "snapkv", .capacity = 50, .window = 4});
+              wish.input = make(0, 3, "bare");
+              return wish;
+          }()) ==
+          "invalid_argument: bare: snapkv needs the queries of the last 4 tokens, and the file has "
+          "none: `dkv capture MODEL FILE` works them out; reuse, knorm, keydiff and streamingllm "
+          "need none");
+}
+
 TEST_CASE_FIXTURE(BitsFixture, "bytes and keep_mass mean what they mean without") {
     std::uint64_t const most = 60'000;
-    auto const by_bytes = compact(cut(4, {.name = "snapkv", .window = 4, .bytes = most}));
+    auto const by_bytes =
+        compact(cut(RowBits::Four, {.name = "snapkv", .window = 4, .bytes = most}));
     CHECK(by_bytes.file_bytes_after <= most);
     CHECK(by_bytes.file_bytes_after > most - 2000);
 
-    auto const mass = compact(cut(4, {.name = "snapkv", .window = 4, .keep_mass = 0.8}));
-    auto const plain = compact(cut(0, {.name = "snapkv", .window = 4, .keep_mass = 0.8}));
+    auto const mass =
+        compact(cut(RowBits::Four, {.name = "snapkv", .window = 4, .keep_mass = 0.8}));
+    auto const plain =
+        compact(cut(RowBits::Own, {.name = "snapkv", .window = 4, .keep_mass = 0.8}));
     CHECK(mass.lengths == plain.lengths);
     CHECK(mass.mass_kept == plain.mass_kept);
 }
 
 TEST_CASE_FIXTURE(BitsFixture,
                   "a whole file of fewer bits is compacted and converted as its rows") {
-    compact(cut(8, {.name = "fullkv"}));
+    compact(cut(RowBits::Eight, {.name = "fullkv"}));
     std::filesystem::rename(folder / "out", folder / "eight");
     auto wish = request({.name = "keydiff", .capacity = 20, .window = 4}, folder / "eight");
 
@@ -107,14 +220,14 @@ TEST_CASE_FIXTURE(BitsFixture,
     CHECK(converted.value().notes.front().starts_with("rows were q8_0, rotated by 32: they are"));
     CHECK_FALSE(open_cache(folder / "hf").value()->facts().stored);
 
-    wish.bits = 4;
+    wish.bits = RowBits::Four;
     wish.force = true;
     CHECK(compact(wish).lengths == std::vector<std::uint32_t>(10, 37));
-    wish.bits = 8;
+    wish.bits = RowBits::Eight;
     wish.policy.window = 20;
     CHECK(compact(wish).lengths == std::vector<std::uint32_t>(10, 20));
     wish.input = folder / "four";
-    auto four = cut(4, {.name = "fullkv"});
+    auto four = cut(RowBits::Four, {.name = "fullkv"});
     four.output = folder / "four";
     compact(four);
     CHECK(refusal(wish) ==
@@ -123,7 +236,7 @@ TEST_CASE_FIXTURE(BitsFixture,
 }
 
 TEST_CASE_FIXTURE(BitsFixture, "fewer bits are refused by name where they cannot be") {
-    auto wish = cut(8, {.name = "snapkv", .capacity = 20, .window = 4});
+    auto wish = cut(RowBits::Eight, {.name = "snapkv", .capacity = 20, .window = 4});
     wish.format = FileFormat::Hf;
     CHECK(refusal(wish).starts_with("unsupported: cache: hf has no place for rows of 8 bits"));
     wish.format.reset();
@@ -141,13 +254,13 @@ TEST_CASE_FIXTURE(BitsFixture, "fewer bits are refused by name where they cannot
 }
 
 TEST_CASE_FIXTURE(BitsFixture, "the same request is not done twice, and of other bits is another") {
-    auto wish = cut(8, {.name = "snapkv", .capacity = 20, .window = 4});
+    auto wish = cut(RowBits::Eight, {.name = "snapkv", .capacity = 20, .window = 4});
     wish.force = false;
     compact(wish);
 
     auto const again = compact(wish);
     CHECK(again.already_there);
     CHECK(again.rows_bytes_after == 75U * 10 * 68);
-    wish.bits = 4;
+    wish.bits = RowBits::Four;
     CHECK(refusal(wish).starts_with("already_exists: out: "));
 }
