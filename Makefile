@@ -244,9 +244,10 @@ golden: deps deps-test ## dynamickv-ref against recorded outcomes (FILE=one.json
 lint: deps deps-lint deps-bench ## formatting, the shape of the tree, clang-tidy
 	clang-format --dry-run --Werror $(CODE)
 	python3 tools/tidy/tidy.py
-	cmake --preset dev --log-level=WARNING -DDKV_TESTS=ON -DDKV_BENCH=ON
-	cmake --build --preset dev --target dkv_schema_generated
-	run-clang-tidy -quiet -p build/dev '(cli|kernels|protocol|sidecar|tests|tools)/.*\.cc$$'
+	cmake --preset dev -B build/lint --log-level=WARNING -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ \
+		-DDKV_TESTS=ON -DDKV_BENCH=ON
+	cmake --build build/lint --target dkv_schema_generated
+	run-clang-tidy -quiet -p build/lint '(cli|kernels|protocol|sidecar|tests|tools)/.*\.cc$$'
 
 format:       ## rewrite the code in the house format
 	clang-format -i $(CODE)

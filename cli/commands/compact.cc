@@ -89,7 +89,7 @@ Result<Output> convert(Context const& context, ConvertOptions const& options) {
                                : offline::convert(*backend, request, progress, index));
         batch.ended(index, request.input, outcomes.back());
     }
-    return batch.output(std::move(outcomes));
+    return batch.output(outcomes);
 }
 
 template <class Options>

@@ -1,5 +1,6 @@
 #include "cli/commands/all.h"
 #include "cli/ids.h"
+#include "cli/render/text.h"
 
 namespace dkv::cli {
 

@@ -104,8 +104,9 @@ Json Scrubber::clean(Json const& json) const {
 Json variables_json(Variables const& variables) {
     Json out = Json::object();
     for (auto const& [name, value] : variables) {
-        bool const shown = std::ranges::any_of(
-            kNamesShown, [&](std::string_view begin) { return name.starts_with(begin); });
+        bool const shown = std::ranges::any_of(kNamesShown, [&name = name](std::string_view begin) {
+            return name.starts_with(begin);
+        });
         if (shown) out[name] = Scrubber::is_secret(name) ? kRemoved : value;
     }
     return out;

@@ -31,7 +31,7 @@ bool uses(std::string_view policy, Parameter const& parameter) {
 
 std::string policy_brief(wire::PolicyT const* policy) {
     if (policy == nullptr) return "-";
-    auto const name = one_line(policy->name);
+    auto name = one_line(policy->name);
     if (name == "fullkv") return name;
     if (policy->ratio) return fmt::format("{} {}", name, human_share(*policy->ratio));
     if (policy->bytes) return fmt::format("{} {}", name, human_bytes(*policy->bytes));

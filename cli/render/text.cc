@@ -28,7 +28,7 @@ std::string human_duration(std::uint64_t ms) {
     constexpr std::uint64_t kDay = 24 * kHour;
     if (ms < 1000) return fmt::format("{} ms", ms);
     std::uint64_t const s = ms / 1000;
-    if (s < kMinute) return fmt::format("{:.1f} s", static_cast<double>(ms / 100) / 10);
+    if (s < kMinute) return fmt::format("{}.{} s", s, ms % 1000 / 100);
     if (s < kHour) return fmt::format("{} min {} s", s / kMinute, s % kMinute);
     if (s < kDay) return fmt::format("{} h {} min", s / kHour, s % kHour / kMinute);
     return fmt::format("{} d {} h", s / kDay, s % kDay / kHour);

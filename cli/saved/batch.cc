@@ -30,7 +30,7 @@ void Batch::ended(std::size_t file, std::filesystem::path const& input, Outcome 
         bar_.print(*context_.environment.err, "dkv: " + one_line(error.message) + "\n");
 }
 
-Result<Output> Batch::output(std::vector<Outcome> outcomes) {
+Result<Output> Batch::output(std::vector<Outcome> const& outcomes) {
     for (auto const& outcome : outcomes)
         if (!outcome && (single_ || outcome.error().code == ErrorCode::Cancelled))
             return outcome.error();

@@ -23,7 +23,7 @@ public:
     void ended(std::size_t file, std::filesystem::path const& input, Outcome const& outcome);
 
     /// A single file's failure is the command's; else failures have been printed and counted.
-    Result<Output> output(std::vector<Outcome> outcomes);
+    Result<Output> output(std::vector<Outcome> const& outcomes);
 
 private:
     Context const& context_;

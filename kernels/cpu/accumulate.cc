@@ -79,7 +79,7 @@ private:
 
     Result<void> allocate() {
         std::size_t const statistics =
-            round_up(2 * args_.keys.heads * blocks_ * whole_.rows_padded, kLine);
+            round_up(2 * blocks_ * args_.keys.heads * whole_.rows_padded, kLine);
         std::size_t const floats = statistics + workers_.count() * worker_floats();
         memory_ = hwy::AllocateAligned<float>(floats);
         if (!memory_)

@@ -30,9 +30,9 @@ struct Angles {
 
     HWY_INLINE void set(SurrogateArgs const& args, std::uint32_t token) const {
         std::size_t const pairs = args.pairs;
-        float const* const inner = args.turns.data() + token % kTurnBlock * 2 * pairs;
+        float const* const inner = args.turns.data() + token % kTurnBlock * (2 * pairs);
         float const* const outer =
-            args.turns.data() + (kTurnBlock + token / kTurnBlock) * 2 * pairs;
+            args.turns.data() + (kTurnBlock + token / kTurnBlock) * (2 * pairs);
         std::size_t i = 0;
         for (; i + kLanes <= pairs; i += kLanes) {
             Vec const c = hn::LoadU(kF32, inner + i);
@@ -144,7 +144,7 @@ public:
           weights_(weights),
           tokens_(memory),
           angles_(tokens_ + kSurrogateTokens * floats_),
-          norms_(angles_ + kSurrogateTokens * 2 * floats_),
+          norms_(angles_ + kSurrogateTokens * (2 * floats_)),
           sums_(norms_ + kSurrogateTokens * norm_floats_) {}
 
     HWY_INLINE void score(std::uint32_t first, std::uint32_t count) {
@@ -164,7 +164,7 @@ public:
 
 private:
     HWY_INLINE Angles angles(std::uint32_t t) const {
-        float* const cosines = angles_ + t * 2 * floats_;
+        float* const cosines = angles_ + t * (2 * floats_);
         return {cosines, cosines + floats_};
     }
     HWY_INLINE RowsView const& rows(std::size_t of) const {

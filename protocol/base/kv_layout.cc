@@ -20,7 +20,7 @@ std::uint64_t StagingLayout::segment_bytes() const noexcept {
 }
 
 std::uint64_t StagingLayout::slot_bytes() const noexcept {
-    return 2 * geometry.kv_heads * segment_bytes();
+    return std::uint64_t{2} * geometry.kv_heads * segment_bytes();
 }
 
 std::uint64_t StagingLayout::region_bytes() const noexcept {
@@ -55,7 +55,7 @@ PackedLayer packed_layer(Geometry const& geometry,
 
 std::uint64_t packed_bytes_max(Geometry const& geometry, std::uint64_t rows_total) noexcept {
     return rows_total * (2 * geometry.row_bytes() + kPositionBytes) +
-           geometry.layers * 3 * (kAlignment - 1);
+           std::uint64_t{3} * geometry.layers * (kAlignment - 1);
 }
 
 }  // namespace dkv

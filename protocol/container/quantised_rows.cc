@@ -12,8 +12,8 @@
 namespace dkv {
 namespace {
 
-constexpr std::int32_t kQ8_0 = 8;
-constexpr std::int32_t kQ4_0 = 2;
+constexpr std::int32_t kEightBits = 8;
+constexpr std::int32_t kFourBits = 2;
 constexpr std::uint64_t kDimsMax = 1U << 20U;  // Beyond any model.
 
 }  // namespace
@@ -34,7 +34,7 @@ std::string QuantisedRows::name() const {
 
 Result<QuantisedRows> quantised_rows(RowBits bits, std::uint32_t head_dim) {
     DKV_ASSERT(bits != RowBits::Own);
-    auto const* const type = ggml_type(bits == RowBits::Eight ? kQ8_0 : kQ4_0);
+    auto const* const type = ggml_type(bits == RowBits::Eight ? kEightBits : kFourBits);
     if (head_dim == 0 || head_dim % type->block_elements != 0)
         return unsupported(
             fmt::format("a head has {} dims, and rows of {} bits are blocks of {}: "
@@ -50,7 +50,7 @@ Result<QuantisedRows> quantised_rows(std::string_view type,
                                      std::uint32_t rotation,
                                      std::uint64_t row_bytes) {
     for (auto const bits : {RowBits::Eight, RowBits::Four, RowBits::Mixed}) {
-        auto const* const known = ggml_type(bits == RowBits::Eight ? kQ8_0 : kQ4_0);
+        auto const* const known = ggml_type(bits == RowBits::Eight ? kEightBits : kFourBits);
         QuantisedRows rows{.type = known, .refined = bits == RowBits::Mixed, .rotation = rotation};
         if (type != rows.name()) continue;
         std::uint64_t const dims = row_bytes / known->block_bytes * known->block_elements;

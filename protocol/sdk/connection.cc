@@ -135,18 +135,17 @@ Connection::Request Connection::request(std::uint64_t epoch,
 }
 
 void Connection::enqueue(Request request) {
-    bool refused = false;
-    {
-        std::lock_guard const lock(mutex_);
-        refused = stopping_;
-        if (attachment_ && attachment_->epoch == request.epoch && request.on_reply)
-            silence_.ask(Clock::now());
-        if (!refused) outbox_.push_back(std::move(request));
+    std::unique_lock lock(mutex_);
+    if (attachment_ && attachment_->epoch == request.epoch && request.on_reply)
+        silence_.ask(Clock::now());
+    if (stopping_) {
+        lock.unlock();
+        if (request.on_reply) request.on_reply(closed());
+        return;
     }
-    if (!refused)
-        wake();
-    else if (request.on_reply)
-        request.on_reply(closed());
+    outbox_.push_back(std::move(request));
+    lock.unlock();
+    wake();
 }
 
 Reply Connection::call(std::uint64_t epoch,
@@ -155,7 +154,7 @@ Reply Connection::call(std::uint64_t epoch,
                        OnReply on_late) {
     auto const kind = body.type;
     auto const answer = std::make_shared<Answer>();
-    enqueue(request(epoch, std::move(body), [answer, on_late](Reply reply) {
+    enqueue(request(epoch, std::move(body), [answer, on_late = std::move(on_late)](Reply reply) {
         std::unique_lock lock(answer->mutex);
         if (answer->given_up) {
             lock.unlock();

@@ -145,7 +145,8 @@ Result<void> Layers::apply(wire::CommittedT const& committed) {
                               " lengths for " + std::to_string(layers_.size() * kv_heads) +
                               " heads");
     for (std::uint32_t index = 0; index < layers_.size(); ++index) {
-        auto const lengths = std::span(committed.lengths).subspan(index * kv_heads, kv_heads);
+        auto const lengths =
+            std::span(committed.lengths).subspan(std::size_t{index} * kv_heads, kv_heads);
         auto const& layer = layers_[index];
         if (layer.form != DKV_LAYER_PACKED)
             return corrupt_answer("committed without packing " + layer_name(index));

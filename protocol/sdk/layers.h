@@ -57,7 +57,7 @@ public:
     bool has_event() const noexcept { return !events_.empty(); }
 
     /// Errors: InvalidArgument for a layer that the model does not have.
-    Result<dkv_layer_view> view(std::uint32_t layer) const;
+    Result<dkv_layer_view> view(std::uint32_t index) const;
 
 private:
     struct Layer {

@@ -14,7 +14,7 @@ constexpr std::uint32_t kPromptTokensMax = 1U << 26U;
 
 }  // namespace
 
-Result<std::unique_ptr<Session>> Session::open(std::shared_ptr<Engine> engine,
+Result<std::unique_ptr<Session>> Session::open(std::shared_ptr<Engine> const& engine,
                                                dkv_session_options const& options) {
     if (options.prompt_tokens == 0 || options.prompt_tokens > kPromptTokensMax)
         return Error{ErrorCode::InvalidArgument,

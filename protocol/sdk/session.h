@@ -40,7 +40,7 @@ struct Stream {
 class Session {
 public:
     /// Everything within the engine's deadline. Errors: Connection::call's, and the sidecar's.
-    static Result<std::unique_ptr<Session>> open(std::shared_ptr<Engine> engine,
+    static Result<std::unique_ptr<Session>> open(std::shared_ptr<Engine> const& engine,
                                                  dkv_session_options const& options);
     ~Session();
     Session(Session const&) = delete;

@@ -97,9 +97,11 @@ std::optional<float> RankedLayer::mass_kept() const {
 }
 
 RankedLayer best_of(std::shared_ptr<Ranks const> ranks, std::span<std::uint32_t const> limits) {
-    RankedLayer layer{.heads = {}, .mass_known = ranks->mass_known, .ranks = std::move(ranks)};
-    for (double const prefix_mass : layer.ranks->prefix_mass)
+    RankedLayer layer;
+    layer.mass_known = ranks->mass_known;
+    for (double const prefix_mass : ranks->prefix_mass)
         layer.heads.push_back({.ids = {}, .mass = {}, .prefix_mass = prefix_mass});
+    layer.ranks = std::move(ranks);
     layer.resize(limits);
     return layer;
 }

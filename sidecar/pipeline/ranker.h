@@ -87,7 +87,7 @@ private:
     }
     Result<std::size_t> add_scoring(Ranking ranking, PolicyParams const& params);
     std::size_t add_order(RankedBy by);
-    Result<void> make_room(std::size_t by);
+    Result<void> make_room(std::size_t index);
 
     bool has_queries(Scoring const& scoring) const noexcept;
     Result<void> score(Scoring& scoring);

@@ -83,7 +83,7 @@ public:
         for (std::uint32_t layer = 0; layer < layers_seen; ++layer)
             for (std::size_t head = 0; head < budgets_.kv_heads(); ++head)
                 budgets_.layer(layer)[head] =
-                    shares[layer * shares_per_layer_ + head / heads_per_share];
+                    shares[std::size_t{layer} * shares_per_layer_ + head / heads_per_share];
     }
 
     HeadBudgets const& budgets() const noexcept override { return budgets_; }

@@ -221,8 +221,9 @@ bool Session::apply(WorkReport const& report) {
     if (auto const* const progress = std::get_if<LayerProgress>(&report.what)) {
         if (state_ != SessionState::Prefill && state_ != SessionState::Planned) return false;
         DKV_ASSERT(progress->lengths.size() == heads);
-        std::copy(progress->lengths.begin(), progress->lengths.end(),
-                  lengths_.begin() + static_cast<std::ptrdiff_t>(progress->layer * heads));
+        std::copy(
+            progress->lengths.begin(), progress->lengths.end(),
+            lengths_.begin() + static_cast<std::ptrdiff_t>(std::size_t{progress->layer} * heads));
         layers_done_ = std::max(layers_done_, progress->layer + 1);
         return true;
     }

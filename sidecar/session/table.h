@@ -176,9 +176,9 @@ private:
     Result<void> check_queue(Instance const& instance) const;
     Result<void> check_regions_in_all() const;
     std::uint32_t descriptors_left(Instance const& engine) const;
-    void drop_instance(std::uint64_t instance, std::string const& why, Millis now);
+    void drop_instance(std::uint64_t id, std::string const& why, Millis now);
     void end_session(Instance& instance, std::uint64_t session, Millis now);
-    void fail_session(Instance& instance, Session& session, Error const& error, Millis now);
+    void fail_session(Instance& instance, Session& session, Error const& why, Millis now);
     void apply(WorkReport& report, Millis now);
     void apply(RegionOpened& opened, WorkReport const& report);
     void apply(DeviceLost const& lost, std::uint64_t instance, Millis now);

@@ -180,15 +180,15 @@ std::size_t connections_refused() noexcept {
 
 /// In place of the C library's. What is refused looks like a connection that its peer gave up
 /// (ECONNABORTED), which libzmq survives.
-extern "C" int accept4(int socket, sockaddr* address, socklen_t* length, int flags) {
+extern "C" int accept4(int fd, sockaddr* addr, socklen_t* addr_len, int flags) {
     using Accept4 = int (*)(int, sockaddr*, socklen_t*, int);
     static auto const next = reinterpret_cast<Accept4>(::dlsym(RTLD_NEXT, "accept4"));
-    int const connection = next(socket, address, length, flags);
+    int const connection = next(fd, addr, addr_len, flags);
     int const error = errno;
     bool const exhausted =
         connection < 0 && dkv::gate().is_bounded() &&
         (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM);
-    int const family = dkv::family_of(socket);
+    int const family = dkv::family_of(fd);
     bool const is_tcp = family == AF_INET || family == AF_INET6;
     if ((connection < 0 && !exhausted) || (family != AF_UNIX && !is_tcp) ||
         (connection >= 0 && dkv::gate().admit(connection, is_tcp))) {
@@ -197,7 +197,7 @@ extern "C" int accept4(int socket, sockaddr* address, socklen_t* length, int fla
     }
     ++dkv::gate().refused;
     if (exhausted)
-        dkv::gate().turn_away([&] { return next(socket, nullptr, nullptr, flags); });
+        dkv::gate().turn_away([&] { return next(fd, nullptr, nullptr, flags); });
     else
         dkv::UniqueFd(connection).reset();
     errno = ECONNABORTED;
@@ -205,20 +205,20 @@ extern "C" int accept4(int socket, sockaddr* address, socklen_t* length, int fla
 }
 
 /// In place of the C library's: 0, the end of the connection, where too much of it waits.
-extern "C" ssize_t recv(int socket, void* buffer, size_t size, int flags) {
+extern "C" ssize_t recv(int fd, void* buf, size_t n, int flags) {
     using Recv = ssize_t (*)(int, void*, size_t, int);
     static auto const next = reinterpret_cast<Recv>(::dlsym(RTLD_NEXT, "recv"));
-    ssize_t const bytes = next(socket, buffer, size, flags);
-    if (bytes <= 0 || dkv::gate().received(socket, bytes)) return bytes;
+    ssize_t const bytes = next(fd, buf, n, flags);
+    if (bytes <= 0 || dkv::gate().received(fd, bytes)) return bytes;
     ++dkv::gate().refused;
-    ::shutdown(socket, SHUT_RDWR);
+    ::shutdown(fd, SHUT_RDWR);
     return 0;
 }
 
-extern "C" ssize_t send(int socket, void const* buffer, size_t size, int flags) {
+extern "C" ssize_t send(int fd, void const* buf, size_t n, int flags) {
     using Send = ssize_t (*)(int, void const*, size_t, int);
     static auto const next = reinterpret_cast<Send>(::dlsym(RTLD_NEXT, "send"));
-    ssize_t const bytes = next(socket, buffer, size, flags);
-    if (bytes > 0) dkv::gate().sent(socket, bytes);
+    ssize_t const bytes = next(fd, buf, n, flags);
+    if (bytes > 0) dkv::gate().sent(fd, bytes);
     return bytes;
 }

@@ -23,7 +23,7 @@ struct Sender {
 class World final : private rpc::Outbox {
 public:
     World();
-    ~World();
+    ~World() override;
 
     /// Delivers the bytes a millisecond later. The one answer to the sender, with the request's
     /// `id`; what else was sent is in `events`.

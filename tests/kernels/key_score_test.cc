@@ -72,7 +72,8 @@ TEST_CASE("the difference is measured from the mean of directions, the window's 
 
 TEST_CASE("the difference is measured of keys in 16-byte words, however many there are") {
     test::for_each_backend([](Backend& backend) {
-        for (auto const& [dtype, dim] : {std::pair{Dtype::F16, 64u}, std::pair{Dtype::F32, 256u}}) {
+        for (auto const& [type, dim] : {std::pair{Dtype::F16, 64u}, std::pair{Dtype::F32, 256u}}) {
+            Dtype const dtype = type;
             for (std::uint32_t const tokens : {1u, 2u, 9u, 63u, 64u, 65u, 70u, 71u, 600u}) {
                 INFO(name_of(dtype), ", ", tokens, " tokens");
                 // Two directions in turns.
@@ -80,8 +81,8 @@ TEST_CASE("the difference is measured of keys in 16-byte words, however many the
                 call.keys.fill([](auto head, auto token, auto axis) {
                     return axis == 40 * (token % 2) + head ? 3.f : 0.f;
                 });
-                double const even = (tokens + 1) / 2;
-                double const odd = tokens / 2;
+                std::uint32_t const even = (tokens + 1) / 2;
+                std::uint32_t const odd = tokens / 2;
                 REQUIRE(backend.key_score(call.args));
                 double worst = 0;
                 for (std::size_t i = 0; i < call.scores.size(); ++i)

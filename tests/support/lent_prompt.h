@@ -48,9 +48,10 @@ public:
                 std::uint32_t head,
                 std::uint32_t token,
                 void const* row) const {
+        std::size_t const bytes = kDim * sizeof(float);
         auto const* const mine =
-            memory.at<float>(offset) + (std::size_t{head} * kTokens + token) * kDim;
-        return std::memcmp(mine, row, kDim * sizeof(float)) == 0;
+            memory.at<std::byte>(offset) + (std::size_t{head} * kTokens + token) * bytes;
+        return std::memcmp(mine, row, bytes) == 0;
     }
 
     EngineMemory memory;

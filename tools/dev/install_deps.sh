@@ -32,7 +32,7 @@ readonly test_packages=(clang clang-format doctest-dev dpkg-dev git libclang-rt-
 readonly deb_packages=(dpkg-dev gzip)
 readonly deb_test_packages=(lintian mmdebstrap systemd-container)
 readonly image_packages=(aardvark-dns buildah catatonit iptables netavark podman runc)
-readonly lint_packages=(clang-format clang-tidy doctest-dev)
+readonly lint_packages=(clang clang-format clang-tidy doctest-dev)
 readonly bench_packages=(libbenchmark-dev)
 
 install_debian() {

@@ -1,5 +1,6 @@
 #include "cli/saved/formats/layer_files.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <vector>

@@ -234,7 +234,7 @@ private:
                                     std::uint32_t layer) const {
         std::uint64_t const bytes = chunk.tokens * row_bytes();
         return chunk.mapped.bytes().subspan(
-            kHeaderBytes + (kind * facts_.geometry.layers + std::uint64_t{layer}) * bytes, bytes);
+            kHeaderBytes + (std::uint64_t{kind} * facts_.geometry.layers + layer) * bytes, bytes);
     }
 
     RowsView view(std::byte* data) const {

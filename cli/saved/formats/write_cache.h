@@ -51,7 +51,7 @@ struct WriteRequest {
 /// heads of unequal length, any but dkv rows of fewer bits, mlx-lm without a rope theta, or with a
 /// scaling, that keys could be turned back by; keys whose order of dims is not known, or not
 /// llama.cpp's; rows that may be rotated. Returns the file's size.
-Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& request);
+Result<std::uint64_t> write_cache(Backend& backend, WriteRequest const& asked);
 
 /// Errors: Unsupported where a file of this format cannot have rows of so many bits.
 Result<void> check_bits(RowBits bits, FileFormat format, std::uint32_t head_dim);
@@ -61,7 +61,7 @@ Result<void> check_bits(RowBits bits, FileFormat format, std::uint32_t head_dim)
 /// Errors: Unsupported, where it would refuse.
 Result<KeyOrder> written_key_order(WriteRequest const& request);
 
-/// The size of the file that write_cache() would write, exactly; `request.layer` is not called.
-Result<std::uint64_t> written_bytes(WriteRequest const& request);
+/// The size of the file that write_cache() would write, exactly; `asked.layer` is not called.
+Result<std::uint64_t> written_bytes(WriteRequest const& asked);
 
 }  // namespace dkv

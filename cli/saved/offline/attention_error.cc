@@ -168,7 +168,8 @@ private:
         if (args_.sink_logits.empty()) return;
         std::uint32_t const group = args_.queries.heads / args_.keys.heads;
         for (std::size_t row = 0; row < count_; ++row) {
-            float const sink = args_.sink_logits[head * group + (first_row_ + row) / window_];
+            float const sink =
+                args_.sink_logits[std::size_t{head} * group + (first_row_ + row) / window_];
             largest_[row] = std::max(largest_[row], sink);
             sums_[row] = std::exp(sink - largest_[row]);
         }

@@ -33,10 +33,10 @@ void to_shares(std::span<float> scores) {
 
 }  // namespace
 
-Damage::Damage(Backend& backend, CacheFacts const& facts, std::shared_ptr<Profile const> profile)
+Damage::Damage(Backend& backend, CacheFacts const& facts, Profile const& profile)
     : backend_(&backend), geometry_(facts.geometry), tokens_(facts.prompt_tokens) {
-    for (double const weight : profile->weights)
-        weights_.insert(weights_.end(), geometry_.kv_heads / profile->heads, weight);
+    for (double const weight : profile.weights)
+        weights_.insert(weights_.end(), geometry_.kv_heads / profile.heads, weight);
     double const sum = std::accumulate(weights_.begin(), weights_.end(), 0.0);
     for (double& weight : weights_)
         weight *= static_cast<double>(weights_.size()) / sum;
@@ -46,7 +46,7 @@ Result<std::optional<Damage>> Damage::create(Backend& backend,
                                              CacheFacts const& facts,
                                              std::shared_ptr<Profile const> const& profile) {
     if (profile == nullptr || !fits(*profile, facts.geometry)) return std::optional<Damage>();
-    Damage damage(backend, facts, profile);
+    Damage damage(backend, facts, *profile);
     if (profile->surrogate && fits(*profile->surrogate, facts.geometry))
         if (auto const readable = in_order_of(facts, *profile); readable)
             damage.scorer_ =

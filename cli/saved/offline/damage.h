@@ -34,7 +34,7 @@ public:
     std::vector<double> of(Plan const& plan) const;
 
 private:
-    Damage(Backend& backend, CacheFacts const& facts, std::shared_ptr<Profile const> profile);
+    Damage(Backend& backend, CacheFacts const& facts, Profile const& profile);
 
     double lost_later(std::uint32_t layer, std::uint32_t head, Plan const& plan) const;
 

@@ -50,8 +50,7 @@ std::shared_ptr<ProfileFile const> read_once(fs::path const& path) {
     if (!error && known != files.end() && known->second.written == written)
         return known->second.file;
     auto file = read_profile_file(path);
-    auto const shared =
-        file ? std::make_shared<ProfileFile const>(std::move(file.value())) : nullptr;
+    auto shared = file ? std::make_shared<ProfileFile const>(std::move(file.value())) : nullptr;
     files.insert_or_assign(path, Known{written, shared});
     return shared;
 }

@@ -150,7 +150,7 @@ void Attachment::begin_report() {
 
 Result<void> Attachment::compress(dkv_policy const* policy, llama_context* target) {
     begin_report();
-    auto const outcome = try_compress(policy, target);
+    auto outcome = try_compress(policy, target);
     watch_.end();
     if (!outcome) {
         session_.reset();
@@ -338,7 +338,7 @@ Result<void> Attachment::adopt(std::span<std::byte const> whole,
                                std::span<std::byte const> kept,
                                llama_context* target) {
     library_.llama_memory_seq_rm(memory(target), sequence_, -1, -1);
-    auto const put = put_state(target, kept);
+    auto put = put_state(target, kept);
     if (put) return {};
     library_.llama_memory_seq_rm(memory(target), sequence_, -1, -1);
     if (target == context_)

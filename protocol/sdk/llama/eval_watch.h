@@ -38,7 +38,7 @@ public:
     Result<void> check_seen(std::uint32_t tokens) const;
 
     /// The last `rows` rows of a layer as `dtype` in `target` [rows, heads, head_dim].
-    void copy_last(std::uint32_t layer, std::uint32_t rows, Dtype dtype, std::byte* target) const;
+    void copy_last(std::uint32_t index, std::uint32_t rows, Dtype dtype, std::byte* target) const;
 
     /// The layers whose last keys these are [layers, key_heads * head_dim], as a cache has stored
     /// them.
@@ -53,8 +53,8 @@ private:
         std::vector<float> key;   ///< The last token's.
     };
 
-    void take_queries(ggml_tensor const* tensor, std::uint32_t layer);
-    void take_key(ggml_tensor const* tensor, std::uint32_t layer);
+    void take_queries(ggml_tensor const* tensor, std::uint32_t index);
+    void take_key(ggml_tensor const* tensor, std::uint32_t index);
     /// The tensor's rows; 0, and noted as wrong: it is not dense rows of so many f32.
     std::uint64_t rows_of(ggml_tensor const* tensor, std::uint64_t row_elements);
 

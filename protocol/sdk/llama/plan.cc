@@ -8,7 +8,7 @@ namespace {
 constexpr std::uint64_t kAlignment = 64;
 
 std::uint64_t layer_queries_bytes(Geometry const& geometry, std::uint32_t rows) noexcept {
-    std::uint64_t const bytes = rows * geometry.q_heads * geometry.row_bytes();
+    std::uint64_t const bytes = std::uint64_t{rows} * geometry.q_heads * geometry.row_bytes();
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 

@@ -226,14 +226,14 @@ void StateRows::lay_dense(std::byte* base) const {
 dkv_rows StateRows::keys(dkv_arena* arena, std::uint32_t layer) const {
     std::uint64_t const part_bytes = tokens() * geometry.token_bytes() / 2;
     return rows_at(*this, arena,
-                   is_quantised() ? dense_offset + 2 * layer * part_bytes : layout.keys[layer]);
+                   is_quantised() ? dense_offset + layer * (2 * part_bytes) : layout.keys[layer]);
 }
 
 dkv_rows StateRows::values(dkv_arena* arena, std::uint32_t layer) const {
     std::uint64_t const part_bytes = tokens() * geometry.token_bytes() / 2;
-    auto rows = rows_at(
-        *this, arena,
-        is_quantised() ? dense_offset + (2 * layer + 1) * part_bytes : layout.values[layer]);
+    auto rows = rows_at(*this, arena,
+                        is_quantised() ? dense_offset + layer * (2 * part_bytes) + part_bytes
+                                       : layout.values[layer]);
     if (layout.transposed) {
         rows.head_stride = std::uint64_t{geometry.head_dim} * tokens();
         rows.token_stride = 1;

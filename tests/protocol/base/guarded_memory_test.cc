@@ -17,12 +17,12 @@ namespace {
 class CutFile {
 public:
     CutFile() : file_(::memfd_create("dkv-test", MFD_CLOEXEC)) {
-        REQUIRE(::ftruncate(file_.get(), 2 * page()) == 0);
+        REQUIRE(::ftruncate(file_.get(), static_cast<off_t>(2 * page())) == 0);
         data_ = static_cast<char*>(
             ::mmap(nullptr, 2 * page(), PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0));
         REQUIRE(data_ != MAP_FAILED);
         std::memset(data_, 'a', 2 * page());
-        REQUIRE(::ftruncate(file_.get(), page()) == 0);
+        REQUIRE(::ftruncate(file_.get(), static_cast<off_t>(page())) == 0);
     }
     CutFile(CutFile const&) = delete;
     CutFile& operator=(CutFile const&) = delete;

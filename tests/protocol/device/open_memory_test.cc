@@ -22,7 +22,7 @@ constexpr std::chrono::milliseconds kPatience{20'000};
 constexpr std::chrono::milliseconds kBrief{30};
 
 // Before anything looks at the devices.
-[[maybe_unused]] bool const has_two_devices = ::setenv("CUDAEMU_DEVICES", "2", 1) == 0;
+[[maybe_unused]] bool const kHasTwoDevices = ::setenv("CUDAEMU_DEVICES", "2", 1) == 0;
 
 void use_nth_device(std::size_t nth) {
     auto const all = devices();

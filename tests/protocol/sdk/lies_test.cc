@@ -80,13 +80,13 @@ TEST_CASE("lengths, places and positions that cannot be are refused") {
          },
          "the sidecar committed 2 lengths for 4 heads"},
     };
-    for (auto const& [name, act, words] : wild) {
-        CAPTURE(name);
+    for (Wild const& lie : wild) {
+        CAPTURE(lie.name);
         Harness harness;
         REQUIRE(harness.open() == DKV_OK);
         REQUIRE(harness.report(0) == DKV_OK);
-        act(harness);
-        CHECK(harness.event() == std::string("FAILED: ") + words);
+        lie.act(harness);
+        CHECK(harness.event() == std::string("FAILED: ") + lie.words);
         CHECK(dkv_session_failure(harness.session) == DKV_CORRUPT_DATA);
         CHECK(harness.view(0).form == DKV_LAYER_FULL);
     }
@@ -167,16 +167,16 @@ TEST_CASE("shares, byte counts and times that cannot be are refused at the commi
         {[](auto& said) { said.lengths[3] += 1; },
          "committed other lengths than it packed in layer 1"},
     };
-    for (auto const& [change, words] : wild) {
-        CAPTURE(words);
+    for (Wild const& lie : wild) {
+        CAPTURE(lie.words);
         Harness harness;
         pack_all(harness);
-        harness.commit({4, 4, 4, 4}, change);
+        harness.commit({4, 4, 4, 4}, lie.change);
 
         auto result = sized<dkv_result>();
         CHECK(dkv_session_finish(harness.session, 5000, &result) == DKV_CORRUPT_DATA);
 
-        CHECK(why().starts_with("the sidecar " + words));
+        CHECK(why().starts_with("the sidecar " + lie.words));
         CHECK(result.committed == 0);
         // Nothing was released yet, so every layer is as the engine had it.
         CHECK(harness.view(0).form == DKV_LAYER_FULL);

@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include "sidecar/pipeline/layer_source.h"
 #include "tests/sidecar/pipeline/expected.h"
 #include "tests/sidecar/pipeline/job_run.h"
 

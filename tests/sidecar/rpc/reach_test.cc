@@ -74,7 +74,8 @@ TEST_CASE("the tables of requests say who may ask, request by request") {
 TEST_CASE("a controller with a key steers, and touches no memory") {
     ServerFixture s;
     Sender const alice{.key = "alice"};
-    for (auto const& [name, asked] : kWho) {
+    for (auto const& [request, asked] : kWho) {
+        std::string const& name = request;
         CAPTURE(name);
         auto const* const failure = ask_as(s, alice, asked.body());
         bool const is_denied =
@@ -98,7 +99,8 @@ TEST_CASE("a controller with a key steers, and touches no memory") {
 TEST_CASE("without a key a status is all, and it says which sidecar this is, no more") {
     ServerFixture s;
     s.attach();
-    for (auto const& [name, asked] : kWho) {
+    for (auto const& [request, asked] : kWho) {
+        std::string const& name = request;
         if (asked.reach == Reach::Anyone) continue;
         CAPTURE(name);
         auto const* const failure = ask_as(s, {}, asked.body());
@@ -121,7 +123,8 @@ TEST_CASE("without a key a status is all, and it says which sidecar this is, no 
 
 TEST_CASE("a process of another user is refused everything") {
     ServerFixture s;
-    for (auto const& [name, asked] : kWho) {
+    for (auto const& [request, asked] : kWho) {
+        std::string const& name = request;
         CAPTURE(name);
         auto const* const failure = ask_as(s, {.process = PeerCredentials{61001, 1}}, asked.body());
         REQUIRE(failure != nullptr);

@@ -93,9 +93,9 @@ struct Controlled {
 
 class Client {
 public:
-    Client(std::string const& endpoint,
-           keys::KeyPair const* own = nullptr,
-           std::string const& sidecar = {}) {
+    explicit Client(std::string const& endpoint,
+                    keys::KeyPair const* own = nullptr,
+                    std::string const& sidecar = {}) {
         socket_.set(zmq::sockopt::rcvtimeo, kPatienceMs);
         socket_.set(zmq::sockopt::linger, 0);
         if (own != nullptr) {

@@ -192,7 +192,7 @@ TEST_CASE(
     cudaMemPoolProps wish{};
     wish.allocType = cudaMemAllocationTypePinned;
     wish.handleTypes = cudaMemHandleTypePosixFileDescriptor;
-    wish.location = {cudaMemLocationTypeDevice, {0}};
+    wish.location.type = cudaMemLocationTypeDevice;
     cudaMemPool_t pool = nullptr;
     REQUIRE(cudaMemPoolCreate(&pool, &wish) == cudaSuccess);
     void* before = nullptr;

@@ -100,7 +100,7 @@ TEST_CASE("a collective computes once for the warp and gives each lane its own r
 
 static __global__ void copied(float const* in, float* out, bool waits) {
     __shared__ float tile[2][32][4];
-    for (int stage = 0; stage < 2; ++stage) {
+    for (unsigned stage = 0; stage < 2; ++stage) {
         cudaemu::async_copy(tile[stage][threadIdx.x], in + 4 * (32 * stage + threadIdx.x), 16,
                             stage == 0 ? 16 : 8);
         cudaemu::commit_group();

@@ -80,7 +80,7 @@ public:
     std::minstd_rand& random() { return random_; }
 
 private:
-    static void thread_main(void* lane);
+    static void thread_main(void* argument);
     void start_threads();
     void returned(Lane& me);
     void release_barrier();

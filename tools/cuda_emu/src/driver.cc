@@ -1,7 +1,9 @@
 // The driver's functions, handed out by name as cudaGetDriverEntryPointByVersion does: a program
 // that uses them is not linked to a driver.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <span>
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -34,7 +36,7 @@ CUresult address_range(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr addres
 
 template <class T>
 CUresult give(void* result, T value) {
-    std::memcpy(result, &value, sizeof value);
+    std::ranges::copy(std::as_bytes(std::span(&value, 1)), static_cast<std::byte*>(result));
     return CUDA_SUCCESS;
 }
 

@@ -14,8 +14,9 @@
 #include "tools/cuda_emu/src/block.h"
 #include "tools/cuda_emu/src/memory.h"
 
-extern "C" char __start_cudaemu_shared[] __attribute__((weak));
-extern "C" char __stop_cudaemu_shared[] __attribute__((weak));
+// Where the section begins and ends, by the linker's names.
+extern "C" char shared_begin[] __asm__("__start_cudaemu_shared") __attribute__((weak));
+extern "C" char shared_end[] __asm__("__stop_cudaemu_shared") __attribute__((weak));
 
 namespace cudaemu {
 namespace {
@@ -109,8 +110,7 @@ bool is_shared(void const* address, std::size_t bytes) {
         return begin >= reinterpret_cast<std::uintptr_t>(low) &&
                begin + bytes <= reinterpret_cast<std::uintptr_t>(high);
     };
-    return within(dynamic.data, dynamic.data + dynamic.bytes) ||
-           within(__start_cudaemu_shared, __stop_cudaemu_shared);
+    return within(dynamic.data, dynamic.data + dynamic.bytes) || within(shared_begin, shared_end);
 }
 
 // The kernel that asks runs under the device's lock.
@@ -134,7 +134,7 @@ void run_grid(cudaLaunchConfig_t const& config,
     for (std::uint64_t turn = 0; turn < blocks; ++turn) {
         std::uint64_t const index = block_of(turn, blocks, deal);
         if (dynamic.bytes != 0) std::memset(dynamic.data, 0xFF, dynamic.bytes);
-        fill_with_nans(__start_cudaemu_shared, __stop_cudaemu_shared);
+        fill_with_nans(shared_begin, shared_end);
         block().run({static_cast<unsigned>(index % gridDim.x),
                      static_cast<unsigned>(index / gridDim.x % gridDim.y),
                      static_cast<unsigned>(index / gridDim.x / gridDim.y)},

@@ -1,5 +1,6 @@
 #include "tools/cuda_emu/src/vmm.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <unistd.h>
@@ -232,8 +233,10 @@ CUresult map(CUdeviceptr address,
 CUresult unmap(CUdeviceptr address, std::size_t bytes) {
     return drive([&](Lock&) {
         return for_mappings(address, bytes, [](Allocation& part) {
-            ::mmap(part.base, part.bytes, PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+            if (::mmap(part.base, part.bytes, PROT_NONE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+                       0) == MAP_FAILED)
+                std::abort();
             release_allocation(part);
         });
     });
@@ -316,7 +319,8 @@ CUresult import_handle(CUmemGenericAllocationHandle* handle,
         if (home.ordinal < 0) return CUDA_ERROR_INVALID_DEVICE;
         made->device = home.ordinal;
         // As it was made: another process may count its devices in another order.
-        made->properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, {home.ordinal_of_maker}};
+        made->properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+        made->properties.location.id = home.ordinal_of_maker;
         *handle = keep(std::move(made));
         return CUDA_SUCCESS;
     });

@@ -26,7 +26,8 @@ SavedFile good_file(std::uint32_t query_rows = 2) {
         std::size_t const count = part == "q_window" ? 4 * query_rows * 3 : 2 * 5 * 3;
         std::string bytes;
         for (std::size_t i = 0; i < count; ++i) {
-            float const value = static_cast<float>(i + 1000 * layer) * (part == "values" ? -1 : 1);
+            float const value =
+                static_cast<float>(i + 1000 * layer) * (part == "values" ? -1.0F : 1.0F);
             bytes.append(reinterpret_cast<char const*>(&value), sizeof value);
         }
         return bytes;

@@ -44,7 +44,7 @@ inline std::string chunk(std::int32_t layers,
                          std::int32_t tokens,
                          float first,
                          std::int32_t dtype = 4) {
-    auto const count = static_cast<std::size_t>(2 * layers * tokens * 8);
+    auto const count = 16 * static_cast<std::size_t>(layers) * static_cast<std::size_t>(tokens);
     std::array<std::int32_t, 7> const header{
         static_cast<std::int32_t>(4 * count), 1, dtype, 2, layers, tokens, 8};
     return std::string(reinterpret_cast<char const*>(header.data()), sizeof header) +

@@ -367,7 +367,7 @@ TEST_CASE_FIXTURE(LlamaFileFixture, "rotated rows are turned back, each head for
     // The first row of a Hadamard matrix is all ones.
     float sum = 0;
     for (std::uint32_t dim = 0; dim < 32; ++dim)
-        sum += LlamaSample::quant(0, 0, 1, 32 + dim);
+        sum += static_cast<float>(LlamaSample::quant(0, 0, 1, 32 + dim));
     CHECK(number(layer.value().keys, 1, 1, 0) == doctest::Approx(sum / std::sqrt(32.0F)));
     CHECK(number(layer.value().values, 1, 1, 0) == LlamaSample::quant(1, 0, 1, 32));
 }

@@ -73,8 +73,8 @@ TEST_CASE_FIXTURE(ForeignFilesFixture,
          "zeros alone, it begins with 00 00 00 00 00 00 00 00; it may be a copy that was not "
          "finished",
          unsupported);
-    none("ggsq\0\0\0\3",
-         "a llama.cpp slot of a big-endian machine, it begins with 67 67 73 71 \"ggsq\"");
+    none(std::string("ggsq\0\0\0\3", 8),
+         "a llama.cpp slot of a big-endian machine, it begins with 67 67 73 71 00 00 00 03");
     none(std::string("\0\0\0\0\0\0\0\x02{}", 10),
          "safetensors with a big-endian length, which is against the format, it begins with 00 00 "
          "00 00 00 00 00 02");

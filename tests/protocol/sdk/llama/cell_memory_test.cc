@@ -93,7 +93,8 @@ struct Context {
         std::uint64_t count = 0;
         for (std::byte const* const part : {keys, values})
             for (std::uint64_t i = from; i < to; ++i)
-                count += part[i] != static_cast<std::byte>((part - keys + i) % 251 + 1);
+                count += part[i] != static_cast<std::byte>(
+                                        (static_cast<std::uint64_t>(part - keys) + i) % 251 + 1);
         return count;
     }
 

@@ -29,7 +29,7 @@ void push_copy(AsyncCopy const& copy);
 void commit_group();
 /// The copies that are due when at most `pending` groups may stay; `all` takes uncommitted ones,
 /// too. Good until the thread's next push_copy.
-std::span<AsyncCopy const> due_copies(unsigned pending, bool all);
+std::span<AsyncCopy const> due_copies(unsigned pending, bool every_copy);
 
 inline void async_copy(
     void* to, void const* from, unsigned bytes, unsigned read, Place place = Place::current()) {

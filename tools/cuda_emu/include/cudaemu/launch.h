@@ -13,9 +13,9 @@ cudaError_t launch(cudaLaunchConfig_t const& config,
                    void const* kernel,
                    std::function<void()> body);
 cudaError_t set_attribute(void const* kernel, cudaFuncAttribute attribute, int value);
-cudaError_t get_attributes(void const* kernel, cudaFuncAttributes* attributes);
+cudaError_t get_attributes(void const* kernel, cudaFuncAttributes* result);
 cudaError_t occupancy(void const* kernel, int* blocks, int threads, std::size_t shared_bytes);
-cudaError_t copy_symbol(void* to, void const* from, std::size_t bytes, cudaStream_t stream);
+cudaError_t copy_symbol(void* to, void const* from, std::size_t bytes, cudaStream_t handle);
 
 /// What nvcc refuses, or what goes wrong on a device without a word: parameters are copied bytes,
 /// of which drivers take 4 KiB everywhere.

@@ -14,6 +14,7 @@ struct Place {
     static constexpr char const* file_name() { return ""; }
     static constexpr char const* function_name() { return ""; }
     static constexpr unsigned line() { return 0; }
+    static constexpr unsigned column() { return 0; }
 };
 #endif
 
