@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT, make_tiny_llama
 from fakes import FakeEngine, ragged
 from test_cache import greedy, plain
@@ -132,6 +133,7 @@ def test_a_capture_has_the_prompts_queries(tiny_llama, repeating, guesses, tmp_p
     assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4's prompt lookup gives another text than its own greedy search")
 def test_guesses_of_a_generate_that_was_not_told_of_the_cache_leave_the_prompt_whole(tiny_llama, repeating):
     cache = dkv.hf.Cache(tiny_llama, engine=FakeEngine())
 
@@ -140,7 +142,7 @@ def test_guesses_of_a_generate_that_was_not_told_of_the_cache_leave_the_prompt_w
         past_key_values=cache, **LOOKUP,
     )  # fmt: skip
 
-    assert out[0].tolist() == plain(tiny_llama, repeating, 12, **LOOKUP)  # Without dkv, and with the same guesses.
+    assert out[0].tolist() == plain(tiny_llama, repeating, 12)
     assert cache.report().failure == "tokens are guessed, and the prompt's length is not known: call model.generate(), or give prompt_tokens"
 
 

@@ -178,7 +178,10 @@ Result<void> Compaction::count_in_bytes() {
     if (request_.bits == RowBits::Mixed) {
         double const tokens = facts().prompt_tokens;
         double const rows = static_cast<double>(bytes) / static_cast<double>(written_row_bytes());
-        fit = static_cast<std::uint64_t>(kept_in_bytes_of(rows / tokens) * tokens);
+        double const kept = kept_in_bytes_of(rows / tokens);
+        // A prompt that fits may be shorter than the window.
+        fit = kept < 1 ? static_cast<std::uint64_t>(kept * tokens)
+                       : std::max(facts().prompt_tokens, params_.window);
         refined_share_ = std::clamp(rows / tokens - 1, kRefinedShare, 1.0);
     }
     if (fit < params_.window)

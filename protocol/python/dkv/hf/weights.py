@@ -72,7 +72,9 @@ def load_smollm2(dtype: torch.dtype = torch.float32):
     folder = smollm2_folder()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     model.config._name_or_path = "SmolLM2-135M-Instruct"  # For people: not the folder in the cache.
-    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # transformers 4 also makes token_type_ids.
+    return model.eval(), tokenizer
 
 
 def build_once(folder: Path, make: Callable[[Path], tuple]) -> None:

@@ -157,6 +157,12 @@ TEST_CASE_FIXTURE(BitsFixture,
     make(4);
     auto const tiny = compact(cut(RowBits::Mixed, {.name = "snapkv", .capacity = 4, .window = 4}));
     CHECK(tiny.rows_bytes_after == 8U * 10 * 36);
+    tokens = 1;
+    auto wish = request({.name = "snapkv", .capacity = 40, .window = 40}, make(1));
+    wish.bits = RowBits::Mixed;
+    wish.force = true;
+    auto const one = compact(wish);
+    CHECK(one.rows_bytes_after == 2U * 10 * 36);
 }
 
 TEST_CASE_FIXTURE(BitsFixture, "mixed: bytes and keep_mass count what is refined") {
