@@ -52,6 +52,7 @@ def make_tiny_gemma2():
         bos_token_id=1,
         eos_token_id=None,
     )
+    config._attn_implementation = "eager"  # transformers 4 leaves the softcap out otherwise.
     return Gemma2ForCausalLM(config).eval()
 
 
