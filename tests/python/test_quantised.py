@@ -46,6 +46,14 @@ def test_a_rotated_row_is_turned_back_in_its_runs():
     assert rows.tolist() == [*[1.0] * 4, *[0.0] * 28, *[2.0] * 4, *[0.0] * 28]
 
 
+def test_the_longest_run_that_a_file_may_name_takes_no_more_than_its_row():
+    dims = 1 << 20
+
+    rows = QuantisedRows.of("q8_0", str(dims), dims // 32 * 34).unpacked(packed(HALF, bytes([64]), bytes(31 + (dims // 32 - 1) * 34)))
+
+    assert rows.tolist() == [32 / 1024] * dims
+
+
 @pytest.fixture
 def model():
     return make_tiny_llama(head_dim=32)

@@ -11,7 +11,7 @@ import dataclasses
 
 import torch
 
-from dkv.hf.quantised import hadamard
+from dkv.hf.quantised import turned
 
 from .probe import Layer, Prompt
 
@@ -49,8 +49,7 @@ def read_back(rows: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _turned(rows: torch.Tensor) -> torch.Tensor:
     """In runs as long as the largest power of two that divides a row. Its own inverse."""
-    run = rows.shape[-1] & -rows.shape[-1]
-    return (rows.unflatten(-1, (-1, run)) @ hadamard(run).to(rows.device)).flatten(-2)
+    return turned(rows, rows.shape[-1] & -rows.shape[-1])
 
 
 def layers_in(prompt: Prompt, bits: int) -> list[Layer]:

@@ -8,7 +8,6 @@ Refined rows (q4_0+q4_0) have what that leaves off in blocks of their own.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -52,14 +51,15 @@ class QuantisedRows:
             numbers = codes.contiguous().view(torch.int8).float()
         else:
             numbers = torch.cat([codes & 15, codes >> 4], dim=-1).float() - 8
-        runs = (scale * numbers).flatten(-2).unflatten(-1, (-1, self.rotation))
-        return (runs @ hadamard(self.rotation)).flatten(-2)
+        return turned((scale * numbers).flatten(-2), self.rotation)
 
 
-@functools.cache
-def hadamard(order: int) -> torch.Tensor:
-    """[order, order]; its own inverse."""
-    made = torch.ones(1, 1)
-    while made.shape[0] < order:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)], 0)
-    return made / order**0.5
+def turned(rows: torch.Tensor, run: int) -> torch.Tensor:
+    """Each run of `run` elements, a power of two, times a Hadamard matrix, which is its own inverse. Without the matrix: a
+    file says how long a run is."""
+    runs, half = rows.unflatten(-1, (-1, run)), 1
+    while half < run:
+        first, second = runs.unflatten(-1, (-1, 2, half)).unbind(-2)
+        runs = torch.stack([first + second, first - second], -2).flatten(-3)
+        half *= 2
+    return (runs / run**0.5).flatten(-2)
