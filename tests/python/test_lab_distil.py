@@ -37,13 +37,33 @@ def student_of(probe: Probe, prompt, weights) -> distil.Student:
 
 
 def test_a_context_gives_lessons_of_its_facts_a_question_and_what_comes_next():
-    probe, (facts, question, more) = taught_by(make_tiny_llama())
+    _, (facts, question, more, *_) = taught_by(make_tiny_llama())
 
     assert facts.tail.tolist() == [40, 41, 50, 51, 52, 60, 70] and facts.judged.tolist() == [2, 3, 4, 6]
     assert question.tail.numel() - distil.FORCED == len(Bytes()("\n\nQuestion: What?\nAnswer:")["input_ids"])
     assert question.judged.tolist() == list(range(question.tail.numel() - distil.FORCED, question.tail.numel()))
     assert more.tail.tolist() == [5, 6, 7, 8] and more.judged.tolist() == [1, 2, 3]
     assert facts.prompt.window == distil.WINDOW and facts.full.exp().sum(-1).sum() == pytest.approx(4, abs=0.01)
+
+
+def test_a_question_that_has_more_than_a_word_for_an_answer_is_also_shown_in_the_prompt():
+    _, (facts, *_, shown) = taught_by(make_tiny_llama())
+
+    assert [shown.shown, facts.shown] == [True, False]
+    assert shown.prompt.tokens == 90 + 2 and shown.prompt.window == distil.WINDOW
+    assert shown.tail.tolist() == [50, 51, 52] and shown.judged.tolist() == [1, 2]
+
+
+def test_what_is_shown_trains_autos_choice_alone(monkeypatch):
+    probe, taught = taught_by(make_tiny_llama())
+    student = student_of(probe, taught[0].prompt, random_weights(taught[0].prompt))
+    seen, lost = [], distil.lost
+    monkeypatch.setattr(distil, "lost", lambda *given: seen.append((given[2].shown, given[4])) or lost(*given))
+
+    distil.train(probe, student, taught, 40, 0.03, 0.0, (24,), 0)
+
+    assert {joined for shown, joined in seen if shown} == {True}
+    assert {joined for shown, joined in seen if not shown} == {True, False}
 
 
 @pytest.mark.parametrize("make", [make_tiny_llama, make_tiny_gemma])
@@ -103,6 +123,32 @@ def test_training_lowers_what_is_lost_and_weights_mean_the_same_to_a_profile():
     by_profile = [surrogate.predicted(prompt.layers[i], w, student.rope)[:, : prompt.prefix] for i, w in enumerate(student.weights())]
     for ours, theirs in zip(student.scores(prompt, False), by_profile):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_level_changes_what_auto_sees_of_the_window_and_nothing_of_reuse():
+    probe, taught = taught_by(make_tiny_llama())
+    facts = taught[0]
+    student = student_of(probe, facts.prompt, random_weights(facts.prompt))
+
+    def kl(joined: bool) -> float:
+        with torch.no_grad():
+            return distil.lost(probe, student, facts, 24, joined, 0.02).item()
+
+    reuse, auto = kl(False), kl(True)
+    student.level = 20.0
+
+    assert kl(False) == pytest.approx(reuse, rel=1e-4)
+    assert abs(kl(True) - auto) > 1e-3 * auto
+
+
+def test_the_level_is_that_of_the_least_loss_and_none_where_nothing_is_held_out(monkeypatch):
+    probe, taught = taught_by(make_tiny_llama())
+    student = student_of(probe, taught[0].prompt, random_weights(taught[0].prompt))
+    # Hidden lessons want 1, the one shown, which counts as much as all of them, 2.
+    monkeypatch.setattr(distil, "lost", lambda probe, student, lesson, *_: torch.tensor(abs(student.level - (2.0 if lesson.shown else 1.0)) ** 3))
+
+    assert distil.best_level(probe, student, taught, (24,)) == 1.5
+    assert distil.best_level(probe, student, [], (24,)) == 0.0
 
 
 def test_facts_and_text_are_both_among_what_is_not_trained_on(tiny):

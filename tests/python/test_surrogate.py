@@ -173,7 +173,7 @@ def test_calibrate_adds_a_surrogate_to_the_profile_that_is_there(tiny, tmp_path,
     certified = profile_file.load(output)
     certified.figures["certified joined, question both"] = {"flags": {"policy": "auto"}}
     certified.save(output)
-    monkeypatch.setattr(distil, "STEPS", 3)
+    monkeypatch.setattr(distil, "PASSES", 1)
     assert calibrate.main(["tiny", "--tokens", "400", "--surrogate", "12", "--cut", "60", "-o", str(output)]) == 0
     assert set(profile_file.load(output).figures) == set(certified.figures) - {"certified joined, question both"}
 

@@ -1,9 +1,10 @@
 """Trains a surrogate's weights on what is lost when rows are dropped by them.
 
-A lesson is a context and a tail that follows it: questions with their answers, or what the text goes on with. Each of
-the context's rows has a gate in each KV head, the sigmoid of its score less the one that its policy cuts at; the
-logits of attention get the gate's logarithm. KL(full || gated) over the tail's answers is minimised. The cut moves
-with the scores, so that the mean budget stays what it is: a head gains rows only from others.
+A lesson is a prompt and a tail that follows it: a context, and questions with their answers or what the text goes on
+with; or a context with a question, and its answer. Each of the prompt's rows has a gate in each KV head, the sigmoid of
+its score less the one that its policy cuts at; the logits of attention get the gate's logarithm. KL(full || gated) over
+the tail's answers is minimised. The cut moves with the scores, so that the mean budget stays what it is: a head gains
+rows only from others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .needles import FORCED, Row
 from .probe import Probe, Prompt, Rankings, Variant, cap, narrowed, softmax
 
 WINDOW = 16  # As dkvd's default is with a surrogate.
-STEPS, RATE, ANCHOR = 120, 3e-3, 1e-3
+PASSES, RATE, ANCHOR = 5, 3e-3, 1e-3  # Over the lessons.
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # By which all scores may be lowered: reuse does not notice, auto sees more of the window.
 _JOINED = 0.4  # The share of steps that train auto's choice; the others train that of reuse.
 _HELD = 5  # Every so many contexts are not trained on: an odd number, so that facts and text take turns.
 _LEAST_LOSS = 0.05  # Lessons count by the logarithm of their KL; below this there is little to learn.
@@ -37,11 +39,12 @@ class Lesson:
     tail: torch.Tensor  # [T]
     judged: torch.Tensor  # Which of the tail's tokens are judged, ascending, all above 0.
     full: torch.Tensor  # [judged, vocabulary] f16: the full cache's log-probabilities.
+    shown: bool = False  # The question is in the prompt: of no use to reuse, which does not look at the window.
 
 
 def lessons(probe: Probe, tokenizer, row: Row, question: str) -> list[Lesson]:
-    """Of one context: its facts asked for, a question about the text, and how the text goes on."""
-    prompt = _plain(probe.prefill(torch.tensor(row.tokens, device=probe.model.device)))
+    """Of one context: its facts asked for, a question about the text, how the text goes on, and each question shown."""
+    prompt = _prefilled(probe, row.tokens)
     tails = []
     if row.asks:
         tail, judged = [], []
@@ -55,18 +58,25 @@ def lessons(probe: Probe, tokenizer, row: Row, question: str) -> list[Lesson]:
     tails.append((asked + answer, list(range(len(asked), len(asked) + FORCED))))
     if row.continuation:
         tails.append((list(row.continuation), list(range(1, len(row.continuation)))))
-    whole = Variant("full", torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix))
-    out = []
-    for tail, judged in tails:
-        ids, places = torch.tensor(tail), torch.tensor(judged)
-        with torch.inference_mode():
-            full = probe._logprobs(prompt, ids, places, [whole], Rankings({}))[0].half()
-        out.append(Lesson(prompt, ids, places, full.clone()))
+    out = [_lesson(probe, prompt, tail, judged) for tail, judged in tails]
+    for ask in row.asks:
+        if len(ask.answer) > 1:  # The first token is the prefill's, whatever is kept.
+            asking = _prefilled(probe, [*row.tokens, *ask.question])
+            out.append(_lesson(probe, asking, list(ask.answer), list(range(1, len(ask.answer))), shown=True))
     return out
 
 
-def _plain(prompt: Prompt) -> Prompt:
+def _lesson(probe: Probe, prompt: Prompt, tail: list[int], judged: list[int], shown: bool = False) -> Lesson:
+    whole = Variant("full", torch.full((len(prompt.compressed), prompt.kv_heads), prompt.prefix))
+    ids, places = torch.tensor(tail), torch.tensor(judged)
+    with torch.inference_mode():
+        full = probe._logprobs(prompt, ids, places, [whole], Rankings({}))[0].half()
+    return Lesson(prompt, ids, places, full.clone(), shown)
+
+
+def _prefilled(probe: Probe, tokens: list[int]) -> Prompt:
     """Without tensors of inference mode, which no gradient passes."""
+    prompt = probe.prefill(torch.tensor(tokens, device=probe.model.device))
     for layer in prompt.layers:
         layer.keys, layer.values, layer.queries = layer.keys.clone(), layer.values.clone(), layer.queries.clone()
     return narrowed(prompt, min(WINDOW, prompt.window))
@@ -124,7 +134,7 @@ class Student:
     """Weights in the coordinates of features with mean 0 and variance 1."""
 
     def __init__(self, weights: list[torch.Tensor], rope, prompts: list[Prompt], wanted, alpha: float, floor: float, kernel: int):
-        self.before, self.rope, self.kernel = [layer.float() for layer in weights], rope, kernel
+        self.before, self.rope, self.kernel, self.level = [layer.float() for layer in weights], rope, kernel, 0.0
         self.wanted, self.alpha, self.floor = wanted, alpha, floor
         self.means, self.spreads = [], []
         self._peaks: dict[int, list[torch.Tensor]] = {}  # Of a prompt's layers: they do not change.
@@ -138,7 +148,7 @@ class Student:
         out = []
         for before, change, mean, spread in zip(self.before, self.change, self.means, self.spreads):
             slopes = change[:, :-1] / spread
-            out.append(before + torch.cat([slopes, (change[:, -1] * 10 - slopes @ mean)[:, None]], dim=1))
+            out.append(before + torch.cat([slopes, (change[:, -1] * 10 - slopes @ mean - self.level)[:, None]], dim=1))
         return out
 
     def scores(self, prompt: Prompt, joined: bool) -> list[torch.Tensor]:
@@ -180,7 +190,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 10) * (0.55 + 0.45 * math.cos(math.pi * share))
         order = order or rng.sample(range(len(taught)), len(taught))
-        lesson, capacity, joined = taught[order.pop()], rng.choice(sizes), rng.random() < _JOINED
+        lesson, capacity = taught[order.pop()], rng.choice(sizes)
+        joined = lesson.shown or rng.random() < _JOINED
         kl = lost(probe, student, lesson, capacity, joined, 0.6 - 0.35 * share)
         loss = (kl + _LEAST_LOSS).log() + anchor * student.penalty()
         optimizer.zero_grad()
@@ -219,16 +230,38 @@ def improved(probe: Probe, tokenizer, made: Profile, count: int, tokens: int, se
     student = Student(before.weights, before.rope, [group[0].prompt for group in groups], *wanted)
     least = min(WINDOW, probe.window) + 8
     sizes = tuple(max(least, tokens // part) for part in (16, 16, 8, 4))
-    figures = {"contexts": count, "seed": seed, "steps": STEPS, "rate": RATE, "anchor": ANCHOR, "before": _judged(probe, student, held, sizes)}
-    rows = [Row(str(step), "step", "", [0], []) for step in range(STEPS)]
+    steps = PASSES * len(taught)
+    figures = {"contexts": count, "seed": seed, "steps": steps, "rate": RATE, "anchor": ANCHOR, "before": _judged(probe, student, held, sizes)}
+    rows = [Row(str(step), "step", "", [0], []) for step in range(steps)]
     with progress.of("training the surrogate", rows) as done:
-        train(probe, student, taught, STEPS, RATE, ANCHOR, sizes, seed, lambda step, kl: done(rows[step]))
-    figures |= {"after": _judged(probe, student, held, sizes), "seconds": round(time.monotonic() - begun)}
+        train(probe, student, taught, steps, RATE, ANCHOR, sizes, seed, lambda step, kl: done(rows[step]))
+    student.level = best_level(probe, student, held, sizes)
+    figures |= {"level": student.level, "after": _judged(probe, student, held, sizes), "seconds": round(time.monotonic() - begun)}
     return dataclasses.replace(before, weights=[layer.detach() for layer in student.weights()], recipe=before.recipe | {"lessons": figures}).as_json()
+
+
+@torch.no_grad()
+def best_level(probe: Probe, student: Student, held: list[Lesson], sizes: tuple[int, ...]) -> float:
+    """The one of LEVELS under which auto loses least of lessons that are not trained on; shown and hidden count the same."""
+
+    def loss(level: float) -> float:
+        student.level = level
+        found: dict[bool, list[float]] = {}
+        for lesson in held:
+            kls = [lost(probe, student, lesson, size, True, 0.02).item() for size in set(sizes)]
+            found.setdefault(lesson.shown, []).extend(math.log(kl + _LEAST_LOSS) for kl in kls)
+        return sum(sum(logs) / len(logs) for logs in found.values())
+
+    return min(LEVELS, key=loss) if held else 0.0
 
 
 @torch.no_grad()
 def _judged(probe: Probe, student: Student, held: list[Lesson], sizes: tuple[int, ...]) -> float | None:
     """Mean KL of lessons that are not trained on, hardly softened."""
-    kls = [lost(probe, student, lesson, size, joined, 0.02) for lesson in held for size in set(sizes) for joined in (False, True)]
+    kls = [
+        lost(probe, student, lesson, size, joined, 0.02)
+        for lesson in held
+        for size in set(sizes)
+        for joined in ((True,) if lesson.shown else (False, True))
+    ]
     return round(float(torch.stack(kls).mean()), 4) if kls else None
