@@ -72,9 +72,10 @@ function(dkv_vector_code)
 endfunction()
 
 # dkv_unity(NAME [FILES]): several files as one (8), because the headers cost more than the code. Not in
-# debug builds, which are for changing one file at a time. Libraries and tests have it from dkv_library and dkv_test.
+# debug builds, which are for changing one file at a time, nor with -DCMAKE_UNITY_BUILD=OFF. Libraries and tests have it
+# from dkv_library and dkv_test.
 function(dkv_unity name)
-    if(DKV_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL Release)
+    if((DKV_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL Release) AND (CMAKE_UNITY_BUILD OR NOT DEFINED CMAKE_UNITY_BUILD))
         set(files 8 ${ARGN})
         list(GET files -1 files)
         set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${files})

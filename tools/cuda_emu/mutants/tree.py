@@ -31,7 +31,8 @@ class Tree:
     def configure(self):
         # One instruction set for the CPU's kernels, and little debug information: built quickly.
         run(["cmake", "--preset", self.preset, "-B", self.folder, "--log-level=WARNING", "-DDKV_BENCH=OFF",
-             "-DDKV_TESTS=ON", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1", "-DCMAKE_CXX_FLAGS=-DHWY_COMPILE_ONLY_STATIC"], ROOT)
+             "-DDKV_TESTS=ON", "-DCMAKE_UNITY_BUILD=OFF", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1",
+             "-DCMAKE_CXX_FLAGS=-DHWY_COMPILE_ONLY_STATIC"], ROOT)
         if "dkv_cuda_emu" not in (self.folder / "build.ninja").read_text():
             raise BuildError("the emulation was not built: CUDA headers or boost-context are missing")
 
@@ -73,8 +74,8 @@ class Tree:
 
     @staticmethod
     def _test_object(test):
-        folder, stem = test.split("/")
-        return f"tests/{folder}/CMakeFiles/{folder}_test.dir/{stem}.cc.o"
+        path = pathlib.PurePath("tests", test)
+        return f"{path.parent}/CMakeFiles/{path.parent.name}_test.dir/{path.name}.cc.o"
 
     @functools.cached_property
     def _link_words(self):
