@@ -13,6 +13,7 @@ means it names; one that survives is a test that is missing. What is unmutated m
 """
 import concurrent.futures
 import dataclasses
+import fnmatch
 import os
 import pathlib
 import re
@@ -65,6 +66,13 @@ class Mutant:
         return [f"--test-case={self.cases}", "--subcase=*emulated*", "--abort-after=1", "--no-intro=true"]
 
 
+def has_case(test, pattern):
+    if not test.is_file():
+        return False
+    names = [re.sub(r'"\s*"', "", name) for name in re.findall(r'TEST_CASE\w*\(\s*"((?:[^"]|"\s*")+)"', test.read_text())]
+    return any(fnmatch.fnmatch(name.lower(), pattern.lower()) for name in names)
+
+
 def load():
     mutants = []
     for table in ("planted.toml", "shipped.toml"):
@@ -76,6 +84,8 @@ def load():
             raise SystemExit(f"{mutant.name}: its text occurs {count} times in {mutant.file}, not once:\n{mutant.old}")
         if mutant.old == mutant.new or bool(mutant.check) == bool(mutant.test):
             raise SystemExit(f"{mutant.name}: it changes nothing, or has not one of check and test")
+        if mutant.test and not has_case(ROOT / "tests" / f"{mutant.test}.cc", mutant.cases):
+            raise SystemExit(f"{mutant.name}: tests/{mutant.test}.cc has no case {mutant.cases!r}")
         if len(mutant.cases.split(",")) > 1:
             raise SystemExit(f"{mutant.name}: to doctest a comma ends a name; '*' stands for it")
     return mutants
