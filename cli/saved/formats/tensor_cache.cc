@@ -183,7 +183,8 @@ Result<void> TensorCache::verify_scales(LayerTensors const& layer) const {
     std::vector<std::byte> rows;
     auto const finite = [&](NamedTensor const& tensor, NamedTensor const& rest) -> Result<void> {
         if (unpack(tensor, rest, finer.value(), rows)) return {};
-        return located(file_.path, corrupt(tensor.name + ": a scale is a NaN or an infinity"));
+        return located(file_.path, corrupt(tensor.name +
+                                           ": an element is a NaN or an infinity once it is read"));
     };
     DKV_TRY(finite(layer.keys, layer.keys_rest));
     return finite(layer.values, layer.values_rest);

@@ -173,7 +173,9 @@ Result<void> Compaction::count_in_bytes() {
         refined_share_ = kRefinedShare;
     }
     if (bytes_ || params_.keep_mass) return {};
-    auto const bytes = params_.capacity * facts().rows_bytes() / sum_of(facts().lengths);
+    auto const bytes = static_cast<std::uint64_t>(static_cast<double>(params_.capacity) *
+                                                  static_cast<double>(facts().rows_bytes()) /
+                                                  static_cast<double>(sum_of(facts().lengths)));
     auto fit = bytes / written_row_bytes();
     if (request_.bits == RowBits::Mixed) {
         double const tokens = facts().prompt_tokens;
@@ -199,7 +201,7 @@ Result<void> Compaction::count_in_bytes() {
 
 void Compaction::note_bits(std::uint32_t asked) {
     auto const bits = name_of(request_.bits);
-    bool const all = params_.capacity == facts().prompt_tokens;
+    bool const all = params_.capacity >= facts().prompt_tokens;
     if (all && request_.bits == RowBits::Mixed)
         note(fmt::format("with {} bits every token fits; {:.0f} % of each head's, the best, have 8",
                          bits, 100 * refined_share_));
@@ -244,6 +246,9 @@ Result<void> Compaction::describe() {
             [this](std::vector<std::uint32_t> const& lengths) { return size_of(lengths); }));
     if (bytes_) params_ = DKV_TRY(sized(params_, facts().geometry, facts().prompt_tokens));
     if (bytes_ && request_.bits == RowBits::Mixed) DKV_TRY(refine_into(*bytes_));
+    // Where every token fits, requests of unlike sizes differ in nothing else.
+    if (request_.bits == RowBits::Mixed)
+        provenance_["refined"] = fmt::format("{:.6f}", refined_share_);
     outcome_.params = params_;
     return {};
 }

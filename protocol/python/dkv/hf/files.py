@@ -202,7 +202,7 @@ class SavedFile:
         if self.quantised is None:
             return self._tensor(name, shape, (self.dtype,))
         packed = self._tensor(name, None, (torch.uint8,))
-        if packed.shape[-1] != self.quantised.row_bytes:
+        if packed.dim() < 2 or packed.shape[-1] != self.quantised.row_bytes:
             raise _Wrong(f"{name} is {list(packed.shape)}, not rows of {self.quantised.row_bytes} bytes")
         rows = self.quantised.unpacked(packed)
         if self.quantised.refined:
@@ -211,9 +211,10 @@ class SavedFile:
             rows.view(-1, self.head_dim).index_add_(0, at, self.quantised.unpacked(rest))
         if shape is not None and tuple(rows.shape) != shape:
             raise _Wrong(f"{name} is rows {list(rows.shape)}, not {list(shape)}")
+        rows = rows.to(self.dtype)
         if not bool(torch.isfinite(rows).all()):
-            raise _Wrong(f"{name}: a scale is a NaN or an infinity")
-        return rows.to(self.dtype)
+            raise _Wrong(f"{name}: an element is a NaN, or beyond {self.dtype}")
+        return rows
 
     def _refined(self, layer: str, rows: int) -> torch.Tensor:
         """[m] int64: of the layer's rows, head after head."""

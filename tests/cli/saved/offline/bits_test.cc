@@ -270,3 +270,19 @@ TEST_CASE_FIXTURE(BitsFixture, "the same request is not done twice, and of other
     wish.bits = RowBits::Four;
     CHECK(refusal(wish).starts_with("already_exists: out: "));
 }
+
+TEST_CASE_FIXTURE(BitsFixture, "mixed: more bytes are another request where every token fits") {
+    auto wish = cut(RowBits::Mixed, {.name = "snapkv", .capacity = 44, .window = 4});
+    wish.force = false;
+    compact(wish);
+    CHECK(compact(wish).already_there);
+
+    wish.policy.capacity = 50;
+    CHECK(refusal(wish).starts_with("already_exists: out: "));
+}
+
+TEST_CASE_FIXTURE(BitsFixture, "a capacity beyond any prompt keeps every token") {
+    auto const outcome =
+        compact(cut(RowBits::Four, {.name = "snapkv", .capacity = 4294967295, .window = 4}));
+    CHECK(outcome.lengths == std::vector<std::uint32_t>(10, 200));
+}
